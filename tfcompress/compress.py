@@ -1,0 +1,300 @@
+"""compress, quantize_aware and finalize: a model in, a new model out."""
+
+import logging
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from keras import KerasTensor, layers, tree
+
+from tfcompress import primitives
+from tfcompress.graph import Graph, Node, call_node, copy_operation, copy_weights, flatten
+from tfcompress.layers import TARGETS, Compressed, FakeQuant, FreezableBatchNorm
+from tfcompress.placement import LINEAR, Placement, has_kernel, kind_of, place
+from tfcompress.recipe import Recipe, Rule, quantize_of
+from tfcompress.techniques import Quantize, Technique
+
+logger = logging.getLogger("tfcompress")
+
+# Layers whose weights are quantized: LiteRT has integer kernels for them.
+_QUANTIZABLE_WEIGHTS = LINEAR | {"Embedding"}
+
+
+def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
+    """A copy of a model that trains under a recipe's techniques.
+
+    Args:
+        model: any Keras 3 model that `flatten` takes; it is left untouched.
+        recipe: a `Recipe`, or a list of `Rule`s.
+        inputs: see `flatten`.
+
+    Returns:
+        A Functional `keras.Model` with the same inputs and outputs, not compiled. Train it with
+        your own `compile` and `fit`, then `convert` it.
+
+    Raises:
+        TypeError, ValueError: if the model cannot be flattened or the recipe is not one.
+
+    Example:
+        >>> small = compress(model, Recipe([Rule("*", [Quantize(bits=8)])]))  # doctest: +SKIP
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
+    flat = flatten(model, inputs=inputs)
+    _warn_unmatched(recipe, flat)
+    graph, origin = _open_layers(flat, recipe)
+
+    def technique_of(node: Node) -> Quantize | None:
+        return quantize_of(recipe.techniques_of(origin(node)))
+
+    placement = place(graph, technique_of)
+    _warn_left_float(placement)
+    wrapped: dict[int, Any] = {}
+    for node in graph.nodes:
+        _detach(node.operation)
+
+    def call(node: Node, *args, **kwargs):
+        if node.is_input:
+            y = args[0]
+        elif id(node) in placement.absorbed:
+            y = args[0]
+        else:
+            techniques = recipe.techniques_of(origin(node))
+            y = _wrap(node, techniques, placement, wrapped)(*args, **kwargs)
+        return _quantize_outputs(node, y, placement)
+
+    return graph.rebuild(call)
+
+
+def quantize_aware(
+    model: keras.Model, *, skip: Iterable[str] = (), inputs=None, **settings
+) -> keras.Model:
+    """A copy of a model for quantization-aware training.
+
+    Weights and activations are rounded in the forward pass as LiteRT's integer kernels do, and
+    gradients pass straight through (Jacob et al. 2018, arXiv:1712.05877).
+
+    Args:
+        model: any Keras 3 model that `flatten` takes; it is left untouched.
+        skip: names (or shell patterns) of layers to leave float.
+        inputs: see `flatten`.
+        **settings: arguments of `Quantize`: bits, activation_bits, dense, momentum, delay, freeze.
+
+    Returns:
+        A Functional `keras.Model`, not compiled.
+
+    Raises:
+        TypeError, ValueError: as `compress` and `Quantize`.
+
+    Example:
+        >>> qat = quantize_aware(model)  # doctest: +SKIP
+        >>> qat.compile("adam", "mse"); qat.fit(x, y); convert(qat, "model.tflite")
+    """
+    names = [skip] if isinstance(skip, str) else list(skip)
+    rules = [Rule("*", [Quantize(**settings)])] + [Rule(name, []) for name in names]
+    return compress(model, Recipe(rules), inputs=inputs)
+
+
+def finalize(model: keras.Model) -> keras.Model:
+    """A copy of a compressed model with its techniques baked into plain weights.
+
+    Quantization is carried out by the converted file itself, so that layers and activations
+    trained with `Quantize` keep its simulation; the outputs of the two models are equal.
+
+    Args:
+        model: a model from `compress` or `quantize_aware`, trained; it is left untouched.
+
+    Returns:
+        A Functional `keras.Model`.
+
+    Raises:
+        ValueError: if a schedule was never advanced, because `UpdateCompression()` was not among
+            the callbacks of `fit`.
+    """
+    require_advanced(model)
+    return rebuild_copy(model, _bake)
+
+
+def rebuild_copy(model: keras.Model, replace, batch_size: int | None = None) -> keras.Model:
+    """A copy of a flat model in which `replace` may exchange operations.
+
+    Args:
+        model: a Functional model without nested models.
+        replace: `replace(operation) -> (new operation, function that fills its weights)`, or None
+            for a plain copy, or a function of the new tensors to call in its place.
+        batch_size: fixed batch size of the inputs.
+
+    Returns:
+        A Functional model with weights of its own.
+    """
+    copies: dict[int, Any] = {}
+    fill = []
+
+    def call(node: Node, *args, **kwargs):
+        operation = node.operation
+        if node.is_input:
+            return args[0]
+        if id(operation) not in copies:
+            new = replace(operation)
+            if new is None:
+                twin = copy_operation(operation)
+                new = (twin, lambda: copy_weights([(operation, twin)]))
+            copies[id(operation)], filler = new
+            fill.append(filler)
+        return copies[id(operation)](*args, **kwargs)
+
+    copied = Graph.of(model).rebuild(call, batch_size)
+    for filler in fill:
+        filler()
+    return copied
+
+
+def require_advanced(model: keras.Model) -> None:
+    """Raises if a layer has a schedule that no callback ever advanced."""
+    for layer in model._flatten_layers():
+        if getattr(layer, "scheduled", False) and int(layer.last_step) < 0:
+            raise ValueError(
+                f"layer '{layer.name}' follows a schedule that never advanced: its techniques are "
+                "as before the first step. Train with "
+                "fit(..., callbacks=[tfcompress.UpdateCompression()])."
+            )
+
+
+def is_compressed(model: keras.Model) -> bool:
+    """Whether a model comes from `compress`, trained or not."""
+    kinds = (Compressed, FakeQuant, FreezableBatchNorm)
+    return any(isinstance(layer, kinds) for layer in model._flatten_layers())
+
+
+def _bake(operation):
+    if isinstance(operation, FreezableBatchNorm):
+        twin = copy_operation(operation.layer)
+        return twin, lambda: copy_weights([(operation.layer, twin)])
+    if not isinstance(operation, Compressed):
+        return None
+    kept = [t for t in operation.techniques if isinstance(t, Quantize)]
+    inner = copy_operation(operation.layer)
+    twin = Compressed(inner, kept, operation.targets) if kept else inner
+
+    def fill():
+        copy_weights([(operation.layer, inner)])
+        for variable in operation._variables:
+            target = next(v for v in inner.variables if v.name == variable.name)
+            target.assign(operation.effective(variable, stop=Quantize))
+        for name, states in getattr(operation, "_states", {}).items():
+            pairs = zip(operation.techniques, states, strict=True)
+            quantized = [state for t, state in pairs if isinstance(t, Quantize)]
+            for old, new in zip(quantized, getattr(twin, "_states", {}).get(name, ()), strict=False):
+                for key, value in old.items():
+                    new[key].assign(value)
+        if kept and twin.scheduled:
+            twin.last_step.assign(operation.last_step)
+
+    return twin, fill
+
+
+def _open_layers(flat: keras.Model, recipe: Recipe):
+    """The graph with layers opened where activations are quantized, and who came from whom."""
+    origins: dict[int, Any] = {}
+    opened: dict[int, tuple] = {}
+    graph = Graph.of(flat)
+
+    def call(node: Node, *args, **kwargs):
+        operation = node.operation
+        technique = quantize_of(recipe.techniques_of(operation))
+        function = primitives.opener(operation) if technique else None
+        if node.is_input or function is None or technique.activation_bits is None:
+            return call_node(node, *args, **kwargs)
+        tensors = [x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)]
+        if id(operation) in opened:  # a shared layer: the same pieces on other tensors
+            return opened[id(operation)][0].run(tensors, call_node)
+        outputs = function(operation, *args, **kwargs)
+        pieces = Graph(tensors, outputs)
+        opened[id(operation)] = (pieces,)
+        origins.update({id(part.operation): operation for part in pieces.nodes})
+        return outputs
+
+    for node in graph.nodes:
+        if not node.is_input:
+            _detach(node.operation)
+    opened_graph = Graph.of(graph.rebuild(call))
+    starts = {id(node.operation) for node in graph.nodes}
+
+    def origin(node: Node):
+        operation = node.operation
+        return operation if id(operation) in starts else origins.get(id(operation), operation)
+
+    return opened_graph, origin
+
+
+def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, wrapped: dict):
+    """The layer that a node calls: wrapped once, however often it is called."""
+    operation = node.operation
+    if id(operation) in wrapped:
+        return wrapped[id(operation)]
+    new = operation
+    quantize = quantize_of(techniques)
+    if isinstance(operation, keras.Layer) and has_target(operation):
+        bound = []
+        for technique in techniques:
+            if isinstance(technique, Quantize):
+                if kind_of(operation) not in _QUANTIZABLE_WEIGHTS:
+                    continue
+                if id(node) in placement.per_channel:
+                    technique = Quantize(**{**technique.get_config(), "dense": "per_channel"})
+            bound.append(technique.bind(operation, _target_name(operation)))
+        new = Compressed(operation, bound) if bound else operation
+    elif isinstance(operation, layers.BatchNormalization) and quantize and quantize.freeze:
+        new = FreezableBatchNorm(operation, quantize.freeze)
+    wrapped[id(operation)] = new
+    return new
+
+
+def has_target(layer: keras.Layer) -> bool:
+    """Whether a layer holds one of the weights that techniques are meant for."""
+    return any(v.name in TARGETS for v in layer.variables) and not layer._layers
+
+
+def _target_name(layer) -> str:
+    return next(v.name for v in layer.variables if v.name in TARGETS)
+
+
+def _quantize_outputs(node: Node, outputs, placement: Placement):
+    flat = tree.flatten(outputs)
+    new = []
+    for tensor, value in zip(node.outputs, flat, strict=True):
+        quantizer, row = placement.quantizers.get(id(tensor), (None, None))
+        if quantizer is not None:
+            value = quantizer(value) if quantizer.sources == 1 and row == 0 else quantizer(
+                value, source=row
+            )
+        new.append(value)
+    return tree.pack_sequence_as(outputs, new) if len(new) > 1 or tree.is_nested(outputs) else new[0]
+
+
+def _detach(operation) -> None:
+    """Forgets the calls of an operation of ours in a graph that is being replaced."""
+    operation._inbound_nodes.clear()
+    operation._outbound_nodes.clear()
+
+
+def _warn_unmatched(recipe: Recipe, flat: keras.Model) -> None:
+    for rule in recipe.unmatched(flat.operations):
+        names = ", ".join(layer.name for layer in flat.layers[:8])
+        warnings.warn(
+            f"the rule {rule.layers!r} matches no layer of '{flat.name}', whose layers are {names}"
+            f"{', ...' if len(flat.layers) > 8 else ''}.",
+            stacklevel=4,
+        )
+
+
+def _warn_left_float(placement: Placement) -> None:
+    if not placement.left_float:
+        return
+    listed = ", ".join(f"'{name}' ({kind})" for name, kind in placement.left_float[:10])
+    more = len(placement.left_float) - 10
+    warnings.warn(
+        f"these operations stay float, as LiteRT has no integer kernel for them: {listed}"
+        f"{f' and {more} more' if more > 0 else ''}. Name them in skip= to silence this warning.",
+        stacklevel=4,
+    )

@@ -1,0 +1,358 @@
+"""The layers that compression adds to a model: Compressed, FakeQuant and two small helpers."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfcompress.techniques.quantize import moving_range, quantize_activation, round_activation
+
+_register = keras.saving.register_keras_serializable("tfcompress")
+
+# The names under which Keras keeps the weights that compression is meant for.
+TARGETS = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
+
+
+@_register
+class Parameter(keras.layers.Layer):
+    """A lone weight as a layer: what an opened layer added for itself by `add_weight`.
+
+    It ignores the value of its input, which only gives it a place in the graph.
+    """
+
+    def __init__(self, shape, **kwargs):
+        super().__init__(**kwargs)
+        self.shape = tuple(shape)
+
+    def build(self, input_shape):
+        dtype = self.dtype_policy.variable_dtype
+        self.value = self.add_weight(shape=self.shape, dtype=dtype, initializer="zeros", name="value")
+
+    def call(self, anchor):
+        return ops.convert_to_tensor(self.value)
+
+    def compute_output_spec(self, anchor):
+        return keras.KerasTensor(self.shape, self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "shape": self.shape}
+
+
+@_register
+class Compressed(keras.layers.Layer):
+    """A layer that computes with its effective weights: techniques applied one after the other.
+
+    Args:
+        layer: the wrapped `keras.Layer`; any type, it is called through `stateless_call`.
+        techniques: list of bound `Technique`s, applied in order to each target weight.
+        targets: names of the layer's weights that they apply to; by default its kernels.
+
+    Raises:
+        ValueError: at build, if the layer has none of the targets.
+
+    Example:
+        >>> dense = Compressed(keras.layers.Dense(3), [Quantize(bits=8)])  # doctest: +SKIP
+    """
+
+    def __init__(self, layer, techniques, targets=TARGETS, **kwargs):
+        kwargs.setdefault("name", layer.name)
+        # Casts are the wrapped layer's own business.
+        super().__init__(autocast=False, **kwargs)
+        self.layer = layer
+        self.techniques = list(techniques)
+        self.targets = tuple(targets)
+        self.supports_masking = layer.supports_masking
+
+    def build(self, input_shape=None):
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        self._variables = [v for v in self.layer.trainable_variables if v.name in self.targets] or [
+            v for v in self.layer.non_trainable_variables if v.name in self.targets
+        ]
+        if not self._variables:
+            names = ", ".join(v.name for v in self.layer.variables) or "none"
+            raise ValueError(
+                f"layer '{self.layer.name}' ({type(self.layer).__name__}) must have one of the "
+                f"weights {', '.join(self.targets)}; it has: {names}. Leave it out of the recipe."
+            )
+        self._states = {v.name: self._make_states(v) for v in self._variables}
+        if self.scheduled:
+            self.last_step = self.add_weight(
+                name="last_step", shape=(), dtype="int32", initializer=_constant(-1), trainable=False
+            )
+
+    def _make_states(self, variable) -> list[dict[str, Any]]:
+        """The state of each technique as weights of this layer."""
+        states, weight = [], ops.convert_to_tensor(variable)
+        for technique in self.techniques:
+            initial = technique.init(weight)
+            states.append({
+                name: self.add_weight(
+                    name=f"{variable.name}_{type(technique).__name__.lower()}_{name}",
+                    shape=value.shape,
+                    initializer=_constant(value),
+                    trainable=False,
+                )
+                for name, value in initial.items()
+            })
+            weight = technique.apply(weight, initial)
+        return states
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether `UpdateCompression` must advance this layer during `fit`."""
+        return any(technique.scheduled for technique in self.techniques)
+
+    def effective(self, variable, stop: type | None = None):
+        """The effective value of one target variable; techniques from type `stop` on left out."""
+        weight = ops.convert_to_tensor(variable)
+        for technique, state in zip(self.techniques, self._states[variable.name], strict=True):
+            if stop is not None and isinstance(technique, stop):
+                break
+            weight = technique.apply(weight, _tensors(state))
+        return weight
+
+    def advance(self, step) -> None:
+        """Updates the state of every technique to the optimizer step `step`."""
+        if not self.scheduled:
+            return
+        self.last_step.assign(ops.cast(step, "int32"))
+        for variable in self._variables:
+            weight = ops.convert_to_tensor(variable)
+            for technique, state in zip(self.techniques, self._states[variable.name], strict=True):
+                new = technique.update(weight, _tensors(state), step)
+                for name, holder in state.items():
+                    holder.assign(new[name])
+                weight = technique.apply(weight, new)
+
+    def call(self, inputs, **kwargs):
+        effective = {v.path: self.effective(v) for v in self._variables}
+        trainable, fixed = (
+            [effective[v.path] if v.path in effective else ops.convert_to_tensor(v) for v in group]
+            for group in (self.layer.trainable_variables, self.layer.non_trainable_variables)
+        )
+        outputs, _ = self.layer.stateless_call(trainable, fixed, inputs, **kwargs)
+        return outputs
+
+    def compute_output_spec(self, inputs, **kwargs):
+        return self.layer.compute_output_spec(inputs, **kwargs)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "techniques": [keras.saving.serialize_keras_object(t) for t in self.techniques],
+            "targets": list(self.targets),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        load = keras.saving.deserialize_keras_object
+        config = dict(config)
+        layer = load(config.pop("layer"))
+        return cls(layer, [load(t) for t in config.pop("techniques")], **config)
+
+    def get_build_config(self):
+        return self.layer.get_build_config()
+
+    def build_from_config(self, config):
+        if not self.layer.built:
+            self.layer.build_from_config(config)
+        self.build()
+
+
+@_register
+class FakeQuant(keras.layers.Layer):
+    """Rounds activations to the integer grid that the converted model will use.
+
+    The range is a moving average in training and frozen in inference; until the first batch has
+    been seen, inference passes through. Tensors that must share one scale on the device (the
+    inputs of a Concatenate, say) share one layer, each with a row of its own in `range`, and are
+    quantized by the union of the rows.
+
+    Args:
+        bits: 8 or 16.
+        momentum: of the moving average, in [0, 1).
+        activation: name of an activation ("relu", "relu6") that comes before rounding, as LiteRT
+            fuses it; None for none.
+        sources: how many tensors share the range.
+        fixed: (minimum, maximum) where the device fixes the range (softmax, sigmoid, tanh).
+        delay, freeze: see `Quantize`.
+        float_source: the tensor comes from an operation that is to stay float.
+    """
+
+    def __init__(
+        self,
+        bits=8,
+        momentum=0.99,
+        activation=None,
+        sources=1,
+        fixed=None,
+        delay=0,
+        freeze=None,
+        float_source=False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.bits, self.momentum, self.activation = bits, momentum, activation
+        self.sources, self.delay, self.freeze = sources, delay, freeze
+        self.fixed = tuple(fixed) if fixed is not None else None
+        self.float_source = float_source
+        self.supports_masking = True
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether `UpdateCompression` must advance this layer during `fit`."""
+        return self.fixed is None and (self.delay > 0 or self.freeze is not None)
+
+    def build(self, input_shape=None):
+        if self.fixed is None:
+            self.range = self.add_weight(
+                name="range",
+                shape=(self.sources, 2),
+                dtype="float32",
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+                aggregation="mean",
+            )
+        if self.scheduled:
+            # phase 0: observe only; 1: observe and quantize; 2: quantize by frozen ranges
+            self.phase = self._integer("phase", 0 if self.delay else 1)
+            self.last_step = self._integer("last_step", -1)
+
+    def _integer(self, name: str, value: int):
+        return self.add_weight(
+            name=name, shape=(), dtype="int32", initializer=_constant(value), trainable=False
+        )
+
+    def advance(self, step) -> None:
+        """Enters the phase that belongs to the optimizer step `step`."""
+        if not self.scheduled:
+            return
+        frozen = self.freeze is not None and step >= self.freeze
+        self.phase.assign(2 if frozen else int(step >= self.delay))
+        self.last_step.assign(step)
+
+    def call(self, x, source=0, training=False):
+        if self.fixed is not None:
+            return quantize_activation(self._activate(x), *self.fixed, self.bits)
+        if not training:
+            return self._infer(x, source)
+        clips = self.activation in _CLIPS and self.sources == 1
+        y = x if clips else self._activate(x)
+        if source is not None:
+            self._observe(y, source, clips)
+        low, high = self.limits()
+        quantized = quantize_activation(y, low, high, self.bits)
+        if self.delay == 0:
+            return quantized
+        return ops.where(ops.convert_to_tensor(self.phase) > 0, quantized, self._activate(x))
+
+    def _infer(self, x, source):
+        low, high = self.limits()
+        y = self._activate(x)
+        seen = high > low
+        rounded = round_activation(y, low, ops.where(seen, high, 1.0), self.bits)
+        if self.delay:
+            seen = ops.logical_and(seen, ops.convert_to_tensor(self.phase) > 0)
+        return ops.where(seen, rounded, y)
+
+    def _observe(self, x, source: int, clips: bool) -> None:
+        high = ops.max(x)
+        if clips:  # the range starts at 0, so that rounding clips as the activation would
+            low, high = ops.zeros_like(high), ops.clip(high, 0.0, _CLIPS[self.activation])
+        else:
+            low = ops.min(x)
+        batch = ops.cast(ops.stack([ops.minimum(low, 0.0), ops.maximum(high, 0.0)]), "float32")
+        old = ops.convert_to_tensor(self.range)
+        new = moving_range(old[source], ops.stop_gradient(batch), self.momentum)
+        if self.sources > 1:
+            row = ops.cast(ops.arange(self.sources) == source, "float32")[:, None]
+            new = old + row * (new[None] - old)
+        else:
+            new = new[None]
+        if self.freeze is not None:
+            new = ops.where(ops.convert_to_tensor(self.phase) < 2, new, old)
+        self.range.assign(new)
+
+    def limits(self):
+        """The range in use: scalars (minimum, maximum), the union over all sources."""
+        if self.fixed is not None:
+            return self.fixed
+        rows = ops.convert_to_tensor(self.range)
+        return ops.min(rows[:, 0]), ops.max(rows[:, 1])
+
+    def _activate(self, x):
+        return keras.activations.get(self.activation)(x) if self.activation else x
+
+    def compute_output_shape(self, input_shape, *args, **kwargs):
+        return input_shape
+
+    def get_config(self):
+        names = "bits momentum activation sources fixed delay freeze float_source".split()
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+# Activations that a range starting at zero carries out, with where they clip from above.
+_CLIPS = {"relu": float("inf"), "relu6": 6.0}
+
+
+@_register
+class FreezableBatchNorm(keras.layers.Layer):
+    """BatchNormalization whose statistics stop moving at an optimizer step, for `Quantize(freeze=)`.
+
+    Args:
+        layer: a `keras.layers.BatchNormalization`.
+        freeze: optimizer step from which it normalizes by its moving statistics.
+    """
+
+    def __init__(self, layer, freeze, **kwargs):
+        kwargs.setdefault("name", layer.name)
+        super().__init__(**kwargs)
+        self.layer, self.freeze = layer, freeze
+        self.scheduled = True
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        if not self.layer.built:
+            self.layer.build(input_shape)
+        make = {"shape": (), "dtype": "int32", "initializer": _constant(-1), "trainable": False}
+        self.last_step = self.add_weight(name="last_step", **make)
+
+    def advance(self, step) -> None:
+        """Tells the layer the optimizer step."""
+        self.last_step.assign(step)
+
+    def call(self, x, training=False):
+        if not training:
+            return self.layer(x, training=False)
+        frozen = ops.convert_to_tensor(self.last_step) >= self.freeze
+        return ops.cond(
+            frozen, lambda: self.layer(x, training=False), lambda: self.layer(x, training=True)
+        )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer, "freeze": self.freeze}
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer, **config)
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: ops.convert_to_tensor(value) for name, value in state.items()}
+
+
+def _constant(value):
+    """An initializer that gives one value, which may be a tensor."""
+    return lambda shape, dtype=None: ops.broadcast_to(ops.cast(value, dtype or "float32"), shape)

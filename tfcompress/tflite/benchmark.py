@@ -1,0 +1,381 @@
+"""How fast .tflite files run here, compared in pairs, and what they take."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.inspect import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SEED = 0
+# Their output is their input under another shape: LiteRT lets both share memory.
+_RELABEL = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "BITCAST")
+# They read an element of the input after they have written others, so they never run in place;
+# LiteRT lets some of the rest (ADD, MUL, SOFTMAX, ...) overwrite an input.
+_NOT_IN_PLACE = (
+    *("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE"),
+    *("FULLY_CONNECTED", "BATCH_MATMUL", "AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "SUM"),
+    *("CONCATENATION", "PACK", "PAD", "PADV2", "MIRROR_PAD", "TRANSPOSE", "REDUCE_MAX"),
+    *("SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"),
+    *("GATHER", "TILE", "REVERSE_V2", "CUMSUM"),
+)
+_SUBGRAPH_OPTIONS = (
+    *("condSubgraphIndex", "bodySubgraphIndex"),
+    *("thenSubgraphIndex", "elseSubgraphIndex", "initSubgraphIndex"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileBenchmark:
+    """One file: latencies of one invocation in milliseconds, sizes in bytes."""
+
+    path: str
+    median_ms: float
+    p90_ms: float
+    min_ms: float
+    ratio: float  # latency over the first file's: median of the rounds' paired ratios
+    file_bytes: int
+    zipped_bytes: int
+    activation_bytes: int  # peak of live activations, a lower bound of the arena
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """What `benchmark` measured, in the order of the files."""
+
+    files: tuple[FileBenchmark, ...]
+    runs: int
+    warmup: int
+    threads: int
+    rounds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, dicts and numbers, ready for `json.dumps`."""
+        plain = dataclasses.asdict(self)
+        return {**plain, "files": list(plain["files"])}
+
+    def render(self, console: Console | None = None) -> None:
+        """Print a table.
+
+        Args:
+            console: a rich console; standard output if None.
+        """
+        from rich.console import Console
+
+        rows: list[tuple[Any, ...]] = []
+        for f in self.files:
+            times = (f"{ms:.3f}" for ms in (f.median_ms, f.p90_ms, f.min_ms))
+            sizes = (f.file_bytes, f.zipped_bytes, f.activation_bytes)
+            rows.append((f.path, *times, f"{f.ratio:.2f}x", *sizes))
+        columns = "file,median ms >,p90 ms >,min ms >,latency >,bytes >,zipped >,activations >"
+        title = f"{self.rounds} rounds of {self.runs} runs, {self.threads} thread(s)"
+        print_table(console or Console(), title, columns, rows)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        target = io.StringIO()
+        self.render(Console(file=target, width=120, color_system=None))
+        return target.getvalue()
+
+
+def benchmark(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    runs: int = 50,
+    warmup: int = 5,
+    threads: int = 1,
+    rounds: int = 5,
+    data: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Benchmark:
+    """Measure latency and size of one or more .tflite files on this machine.
+
+    The files take turns (A B C A B C ...), so that a busy or throttled moment hits all of them.
+    LiteRT runs them with its default kernels, XNNPACK where it can.
+
+    Args:
+        paths: the files; the first is the one that the others are compared with.
+        runs: timed invocations per file and round.
+        warmup: invocations per file that are not timed, once at the start.
+        threads: CPU threads of the interpreter.
+        rounds: the ratio is the median over this many rounds.
+        data: inputs for every file: an array, a list in the order of the inputs, or a dict by
+            input name. Each has the input's shape, or more rows of which the first are taken;
+            float values are quantized for files with integer inputs. None draws random values
+            from a fixed seed: normal for floats, the full range for quantized integers, 0 or 1
+            for other integers, which are mostly indices.
+        progress: called as `progress(done, total)` after each turn of the files.
+
+    Returns:
+        A `Benchmark`: milliseconds, bytes, and the peak of live activations as a lower bound of
+        the arena.
+
+    Raises:
+        ValueError: no file, a file that cannot be read or run, a count below 1, unfit data.
+
+    Example:
+        >>> print(benchmark(["float.tflite", "int8.tflite"], runs=20))  # doctest: +SKIP
+    """
+    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not files:
+        raise ValueError("expected one or more .tflite files; received none. Name a file.")
+    for name, value, least in (
+        ("runs", runs, 1),
+        ("rounds", rounds, 1),
+        ("threads", threads, 1),
+        ("warmup", warmup, 0),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"{name} must be a whole number of at least {least}; received {value!r}. "
+                f"Try {name}={max(least, 1)}."
+            )
+    contents = [flatbuffer.load(file) for file in files]
+    models = [
+        flatbuffer.read(content, name=flatbuffer.describe(file))
+        for file, content in zip(files, contents, strict=True)
+    ]
+    runners = [
+        _Runner(os.fspath(file), content, threads, data)
+        for file, content in zip(files, contents, strict=True)
+    ]
+    times = _measure(runners, runs, warmup, rounds, progress)
+    medians = np.median(times, axis=2)  # (files, rounds)
+    ratios = np.median(medians / medians[:1], axis=1)
+    results = tuple(
+        FileBenchmark(
+            path=os.fspath(file),
+            median_ms=float(np.median(times[i])),
+            p90_ms=float(np.percentile(times[i], 90)),
+            min_ms=float(times[i].min()),
+            ratio=float(ratios[i]),
+            file_bytes=len(contents[i]),
+            zipped_bytes=flatbuffer.zipped_size(contents[i]),
+            activation_bytes=activation_bytes(models[i]),
+        )
+        for i, file in enumerate(files)
+    )
+    return Benchmark(results, runs, warmup, threads, rounds)
+
+
+def activation_bytes(model: Any) -> int:
+    """Return the most bytes of activations that are live at once, a lower bound of the arena.
+
+    A tensor lives from the operator that makes it to the last one that reads it, variables for
+    ever. RESHAPE and the like take no memory of their own, and an operator that could overwrite
+    an input nobody reads later is taken to do so. The bodies of WHILE and IF come on top of the
+    operator that runs them. The arena of an interpreter without delegates (LiteRT, LiteRT for
+    Microcontrollers) is larger by alignment, gaps and the kernels' scratch memory.
+
+    Args:
+        model: a `ModelT`, as from `flatbuffer.read`. Dynamic dimensions count as they stand in
+            the tensor's shape, mostly as 1.
+
+    Returns:
+        The number of bytes.
+
+    Example:
+        >>> activation_bytes(flatbuffer.read("model.tflite"))  # doctest: +SKIP
+    """
+    return _peak(model, 0, ())
+
+
+def _peak(model: Any, subgraph: int, callers: tuple[int, ...]) -> int:
+    graph = model.subgraphs[subgraph]
+    owner = _owners(model, graph)
+    sizes = [_activation_size(model, tensor) for tensor in graph.tensors]
+    first, last = _lifetimes(graph, owner)
+    # Python integers: the shapes of a damaged file may overflow others.
+    changes = [0] * (len(graph.operators) + 2)
+    for i in first:
+        changes[first[i]] += sizes[i]
+        changes[last[i] + 1] -= sizes[i]
+    live = list(itertools.accumulate(changes))
+    peak = 0 if graph.operators else live[0]
+    for step, op in enumerate(graph.operators):
+        if flatbuffer.op_name(model, op) not in (*_NOT_IN_PLACE, *_RELABEL) and op.outputs[
+            :1
+        ] not in ([], [-1]):
+            output = sizes[owner[op.outputs[0]]]
+            dying = [sizes[owner[i]] for i in op.inputs if i != -1 and last[owner[i]] == step]
+            live[step] -= output if output <= max(dying, default=0) else 0
+        bodies = {getattr(op.builtinOptions, name, -1) for name in _SUBGRAPH_OPTIONS}
+        # A damaged file may call itself.
+        inside = [
+            _peak(model, body, (*callers, subgraph))
+            for body in bodies
+            if 0 < body < len(model.subgraphs) and body not in (*callers, subgraph)
+        ]
+        peak = max(peak, live[step] + sum(inside))
+    return peak
+
+
+def _lifetimes(graph: Any, owner: list[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return for each tensor that owns memory the first and the last step that need it."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    # Outputs live beyond the last operator.
+    end = len(graph.operators)
+    variables = [i for i, tensor in enumerate(graph.tensors) if tensor.isVariable]
+    spans = [(step, [*op.inputs, *op.outputs]) for step, op in enumerate(graph.operators)]
+    spans += [(0, [*graph.inputs, *variables]), (end, [*graph.outputs, *variables])]
+    for step, used in spans:
+        for i in (owner[i] for i in used if i != -1):
+            first[i] = min(step, first.get(i, step))
+            last[i] = max(step, last.get(i, step))
+    return first, last
+
+
+def _activation_size(model: Any, tensor: Any) -> int:
+    if flatbuffer.is_constant(model, tensor):
+        return 0
+    return flatbuffer.stored_size(tensor.shape, flatbuffer.dtype_name(tensor))
+
+
+def _owners(model: Any, graph: Any) -> list[int]:
+    """Return for each tensor the one whose memory it uses: mostly itself."""
+    owner = list(range(len(graph.tensors)))
+    constants = [flatbuffer.is_constant(model, tensor) for tensor in graph.tensors]
+    for op in graph.operators:
+        if flatbuffer.op_name(model, op) in _RELABEL and op.inputs and op.outputs:
+            source, target = op.inputs[0], op.outputs[0]
+            if -1 not in (source, target) and not constants[source]:
+                owner[target] = owner[source]
+    return owner
+
+
+class _Runner:
+    """A file that is loaded and has its inputs at hand."""
+
+    def __init__(self, path: str, content: bytes, threads: int, data: Any):
+        from ai_edge_litert.interpreter import Interpreter
+
+        try:
+            self.interpreter = Interpreter(model_content=content, num_threads=threads)
+            self.interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"LiteRT cannot run '{path}': {str(error).strip()}. Expected built-in operators "
+                "only; convert again without SELECT_TF_OPS and custom operators."
+            ) from error
+        self.path = path
+        details = self.interpreter.get_input_details()
+        names = _signature_names(self.interpreter)
+        self.inputs = [
+            (d["index"], _input(path, d, names.get(d["name"]), i, len(details), data))
+            for i, d in enumerate(details)
+        ]
+
+    def run(self) -> float:
+        """Invoke once; return the milliseconds that took."""
+        # The arena reuses the memory of inputs; leftovers there could be slow denormals.
+        for index, value in self.inputs:
+            self.interpreter.set_tensor(index, value)
+        start = time.perf_counter_ns()
+        self.interpreter.invoke()
+        return (time.perf_counter_ns() - start) / 1e6
+
+
+def _measure(
+    runners: list[_Runner],
+    runs: int,
+    warmup: int,
+    rounds: int,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray:
+    """Return milliseconds of shape (files, rounds, runs)."""
+    times = np.zeros((len(runners), rounds, runs))
+    total = warmup + rounds * runs
+    for turn in range(total):
+        for i, runner in enumerate(runners):
+            try:
+                elapsed = runner.run()
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"LiteRT failed on '{runner.path}': {str(error).strip()}. Expected a model "
+                    "that runs on the given inputs; pass fitting ones as `data`."
+                ) from error
+            if turn >= warmup:
+                times[i, (turn - warmup) // runs, (turn - warmup) % runs] = elapsed
+        if progress is not None:
+            progress(turn + 1, total)
+    return times
+
+
+def _signature_names(interpreter: Any) -> dict[str, str]:
+    """Return tensor name -> input name, if the file has one signature that tells."""
+    signatures = interpreter.get_signature_list()
+    if len(signatures) != 1:
+        return {}
+    (key,) = signatures
+    found = interpreter.get_signature_runner(key).get_input_details()
+    return {detail["name"]: name for name, detail in found.items()}
+
+
+def _input(
+    path: str, detail: dict[str, Any], name: str | None, position: int, count: int, data: Any
+) -> np.ndarray:
+    """Return the value of one input, of its shape and dtype."""
+    if data is None:
+        return _random(path, detail)
+    where = f"input '{name or detail['name']}' of '{path}'"
+    if isinstance(data, Mapping):
+        key = name if name in data else detail["name"]
+        if key not in data:
+            raise ValueError(f"no data for {where}; received {sorted(data)}. Add it by that name.")
+        value = data[key]
+    elif isinstance(data, (list, tuple)):
+        if len(data) != count:
+            raise ValueError(
+                f"'{path}' has {count} inputs; received {len(data)} arrays. Pass one per input."
+            )
+        value = data[position]
+    elif count == 1:
+        value = data
+    else:
+        raise ValueError(
+            f"'{path}' has {count} inputs; received one array. Pass a list or a dict of arrays."
+        )
+    value, shape = np.asarray(value), tuple(map(int, detail["shape"]))
+    if value.ndim != len(shape) or value.shape[1:] != shape[1:] or value.shape[:1] < shape[:1]:
+        raise ValueError(f"{where} has shape {shape}; received {value.shape}. Reshape the data.")
+    return _cast(where, value[: shape[0]] if shape else value, detail)
+
+
+def _cast(where: str, value: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    dtype, (scale, zero_point) = np.dtype(detail["dtype"]), detail["quantization"]
+    if value.dtype == dtype:
+        return value
+    if value.dtype.kind == "f" and dtype.kind in "iu" and scale:
+        limits = np.iinfo(dtype)
+        return np.clip(np.round(value / scale) + zero_point, limits.min, limits.max).astype(dtype)
+    if not np.can_cast(value.dtype, dtype, "same_kind"):
+        raise ValueError(f"{where} is {dtype}; received {value.dtype}. Convert the data first.")
+    return value.astype(dtype)
+
+
+def _random(path: str, detail: dict[str, Any]) -> np.ndarray:
+    rng = np.random.default_rng(SEED)
+    dtype, shape = np.dtype(detail["dtype"]), tuple(detail["shape"])
+    if dtype.kind in "fc":
+        return rng.standard_normal(shape).astype(dtype)
+    if dtype.kind in "iu" and detail["quantization"][0]:
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    if dtype.kind in "iub":
+        return rng.integers(0, 2, shape).astype(dtype)
+    raise ValueError(
+        f"input '{detail['name']}' of '{path}' is {dtype}; expected numbers. Pass it as `data`."
+    )

@@ -1,0 +1,1 @@
+"""Target files: what each device or runtime asks of a .tflite file, as data."""
