@@ -62,7 +62,7 @@ $(READY): requirements.lock setup.cfg pyproject.toml
 	if [ -e $(BUILDING) ] || [ "$$($(BIN)/python -c "$$version" 2>&1)" != "$$($(PYTHON) -c "$$version")" ]; \
 	then rm -rf $(VENV); fi; \
 	mkdir -p $(VENV); touch $(BUILDING); \
-	echo "Setting up $(VENV): about a minute, this once"; \
+	echo "Setting up $(VENV) from requirements.lock: about a minute the first time"; \
 	$(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \

@@ -1,0 +1,292 @@
+"""A Keras model as a float .tflite: fixed batch, stable names, activation ranges marked in it."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers, tree
+
+from tfcompress.compression import rebuild_copy
+from tfcompress.graph import Graph, Node, call_node, copy_operation, copy_weights, flatten
+from tfcompress.layers import Compressed, FakeQuant, FreezableBatchNorm
+from tfcompress.placement import LINEAR, kind_of
+
+
+class Marker(layers.Layer):
+    """A fake-quantization op with constant range, which tells the range to whoever reads the file."""
+
+    def __init__(self, quantizer: FakeQuant, low: float, high: float):
+        super().__init__(name=quantizer.name)
+        self.quantizer, self.low, self.high = quantizer, low, high
+
+    def call(self, x, source=0):
+        x = self.quantizer._activate(x)
+        marked = _fake_quant(x, self.low, self.high, self.quantizer.bits)
+        if not self.quantizer.float_source:
+            return marked
+        # Two in a row, the second one wider, say: what gives this tensor is to stay float.
+        return _fake_quant(marked, 2 * self.low, 2 * self.high, self.quantizer.bits)
+
+    def compute_output_shape(self, input_shape, source=0):
+        return input_shape
+
+
+class Affine(layers.Layer):
+    """scale * x + offset by channel, as a 1x1 depthwise convolution: one exactly quantizable op."""
+
+    def __init__(self, scale, offset, **kwargs):
+        super().__init__(**kwargs)
+        self.scale, self.offset = scale, offset
+
+    def call(self, x):
+        channels = x.shape[-1]
+        scale = tf.broadcast_to(tf.cast(self.scale, x.dtype), (channels,))
+        offset = tf.broadcast_to(tf.cast(self.offset, x.dtype), (channels,))
+        shape = tuple(x.shape)
+        image = x if len(shape) == 4 else tf.reshape(x, (shape[0], 1, -1, channels))
+        kernel = tf.reshape(scale, (1, 1, channels, 1))
+        y = tf.nn.bias_add(tf.nn.depthwise_conv2d(image, kernel, (1, 1, 1, 1), "SAME"), offset)
+        return y if len(shape) == 4 else tf.reshape(y, shape)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class Nearest(layers.Layer):
+    """UpSampling2D as the one op that LiteRT has for it."""
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.factors = size
+
+    def call(self, x):
+        size = (x.shape[1] * self.factors[0], x.shape[2] * self.factors[1])
+        return tf.raw_ops.ResizeNearestNeighbor(images=x, size=size, half_pixel_centers=False)
+
+    def compute_output_shape(self, shape):
+        return (shape[0], shape[1] * self.factors[0], shape[2] * self.factors[1], shape[3])
+
+
+def to_float(
+    model: keras.Model, *, batch_size: int, marked: bool, integer: bool, select_tf_ops: bool
+) -> "tf.lite.TFLiteConverter":
+    """A TFLiteConverter set up for a model; its `convert()` gives the float file.
+
+    Args:
+        model: any Keras 3 model that `flatten` takes.
+        batch_size: fixed batch size of the file.
+        marked: whether the ranges of FakeQuant layers are written into the file.
+        integer: whether the file is to be quantized, so that forms with integer kernels are chosen.
+        select_tf_ops: whether ops that LiteRT lacks may be taken from TensorFlow.
+
+    Returns:
+        The converter, and the names of the model's inputs and outputs.
+    """
+    flat = model if _is_flat(model) else flatten(model)
+    check_shapes(flat)
+    outputs = output_names(flat)
+    exported = _plain_copy(flat, batch_size, marked, integer)
+    specs = [
+        tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=t.name)
+        for t in tree.flatten(exported._inputs_struct)
+    ]
+
+    def serve(*inputs):
+        packed = tree.pack_sequence_as(exported._inputs_struct, list(inputs))
+        values = tree.flatten(exported(packed, training=False))
+        return dict(zip(outputs, values, strict=True))
+
+    folder = tempfile.TemporaryDirectory(prefix="tfcompress_")
+    archive = keras.export.ExportArchive()
+    archive.track(exported)
+    archive.add_endpoint("serve", serve, specs)
+    archive.write_out(folder.name, verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder.name, signature_keys=["serve"])
+    converter._tfcompress_folder = folder  # lives as long as the converter
+    if select_tf_ops:
+        ops = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
+    return converter
+
+
+def run_converter(converter) -> bytes:
+    """Runs a converter with its chatter kept back; an error says what may be done.
+
+    Raises:
+        ValueError: if the model holds operations that LiteRT does not have.
+    """
+    try:
+        with quiet():
+            return converter.convert()
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        custom = next((line for line in lines if "Ops:" in line), lines[0] if lines else "")
+        raise ValueError(
+            f"the TensorFlow Lite converter failed: {custom.strip()[:300]} If operations are "
+            "missing in LiteRT, rewrite the layer with others, or allow them with "
+            "select_tf_ops=True (the file then needs the Flex delegate, which most devices lack)."
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keeps back what the TensorFlow converter writes to file descriptor 2, Python and C++ alike."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+        logger.setLevel(level)
+
+
+def check_shapes(model: keras.Model) -> None:
+    """Raises if an input has a dynamic dimension other than the batch."""
+    for tensor in tree.flatten(model._inputs_struct):
+        if any(size is None for size in tensor.shape[1:]):
+            raise ValueError(
+                f"input '{tensor.name}' must have fixed sizes but for the batch; received shape "
+                f"{tuple(tensor.shape)}. Rebuild the model with keras.Input of the size it will "
+                "run at and load the weights into it."
+            )
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """The names of a model's outputs: dict keys, or the user's own output layers."""
+    struct = model._outputs_struct
+    if isinstance(struct, dict):
+        return [str(key) for key in sorted(struct)]
+    names = []
+    for tensor in tree.flatten(struct):
+        operation = tensor._keras_history.operation
+        name = getattr(operation, "output_name", None) or operation.name
+        while name in names:
+            name = f"{name}_1"
+        names.append(name)
+    return names
+
+
+def _is_flat(model) -> bool:
+    return hasattr(model, "_inputs_struct") and not any(
+        isinstance(layer, keras.Model) for layer in model.layers
+    )
+
+
+def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool) -> keras.Model:
+    """The flat model with every layer of ours, and what LiteRT has no good form for, exchanged."""
+    graph = Graph.of(flat)
+    copies: dict[int, Any] = {}
+    fill = []
+    with _policy("float32"):
+
+        def call(node: Node, *args, **kwargs):
+            operation = node.operation
+            if node.is_input:
+                return args[0]
+            if isinstance(operation, FakeQuant):
+                return _mark(operation, marked, copies)(*args)
+            if id(operation) not in copies:
+                special = _canonical(graph, node) if integer else None
+                twin, source = (special, None) if special else _plain_layer(operation)
+                copies[id(operation)] = twin
+                if source is not None:
+                    fill.append((source, twin))
+            return copies[id(operation)](*args, **kwargs)
+
+        exported = graph.rebuild(call, batch_size)
+    for source, twin in fill:
+        if isinstance(source, Compressed):
+            copy_weights([(source.layer, twin)])
+            for variable in source._variables:
+                target = next(v for v in twin.variables if v.name == variable.name)
+                target.assign(source.effective(variable))
+        else:
+            copy_weights([(source, twin)])
+    return exported
+
+
+def _plain_layer(operation):
+    """A float32 copy of an operation without our wrappers, and where its weights come from."""
+    source = operation
+    if isinstance(operation, FreezableBatchNorm):
+        source = operation.layer
+    inner = operation.layer if isinstance(operation, Compressed) else source
+    twin = copy_operation(inner)
+    if isinstance(twin, keras.Layer):
+        twin.dtype_policy = "float32"
+        return twin, source
+    return twin, None
+
+
+def _mark(quantizer: FakeQuant, marked: bool, copies: dict):
+    if id(quantizer) not in copies:
+        if marked:
+            low, high = (float(limit) for limit in quantizer.limits())
+            copies[id(quantizer)] = Marker(quantizer, low, high)
+        else:
+            name = quantizer.activation or "linear"
+            copies[id(quantizer)] = layers.Activation(name, name=quantizer.name)
+    return copies[id(quantizer)]
+
+
+def _canonical(graph: Graph, node: Node):
+    """The form with an integer kernel that stands for an operation; None if it is fine itself."""
+    operation = node.operation
+    if isinstance(operation, FreezableBatchNorm):
+        operation = operation.layer
+    if isinstance(operation, layers.BatchNormalization) and not _folds(graph, node):
+        if operation.axis not in (-1, len(node.outputs[0].shape) - 1):
+            return None
+        gamma = operation.gamma if operation.scale else 1.0
+        beta = operation.beta if operation.center else 0.0
+        deviation = keras.ops.sqrt(operation.moving_variance + operation.epsilon)
+        scale = keras.ops.convert_to_numpy(gamma / deviation)
+        offset = keras.ops.convert_to_numpy(beta - operation.moving_mean * scale)
+        return Affine(scale, offset, name=operation.name)
+    if isinstance(operation, layers.Normalization) and not operation.invert:
+        mean, variance = (
+            keras.ops.convert_to_numpy(v).reshape(-1) for v in (operation.mean, operation.variance)
+        )
+        scale = 1.0 / (variance**0.5).clip(min=keras.backend.epsilon())
+        if len(scale) in (1, node.outputs[0].shape[-1]):
+            return Affine(scale, -mean * scale, name=operation.name)
+    if isinstance(operation, layers.Rescaling):
+        return Affine(operation.scale, operation.offset, name=operation.name)
+    if isinstance(operation, layers.UpSampling2D) and operation.interpolation == "nearest":
+        return Nearest(operation.size, name=operation.name)
+    return None
+
+
+def _folds(graph: Graph, node: Node) -> bool:
+    """Whether the converter folds a BatchNormalization into what comes before it."""
+    tensor = node.inputs[0]
+    before = graph.producer(tensor)
+    if before is None or graph.only_consumer(tensor) is not node:
+        return False
+    operation = before.operation
+    operation = operation.layer if isinstance(operation, Compressed) else operation
+    return kind_of(operation) in LINEAR
+
+
+def _fake_quant(x, low: float, high: float, bits: int):
+    return tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, min=low, max=high, num_bits=bits)
+
+
+@contextlib.contextmanager
+def _policy(name: str):
+    old = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(old)

@@ -1,0 +1,161 @@
+"""Activation ranges read from the markers of a float .tflite, and spread to where they hold too.
+
+A converted fake-quantization op is a QUANTIZE -> DEQUANTIZE pair around nothing. Each pair tells
+the range of the tensor before it; the pairs are then taken out again, which leaves a float file.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from tfcompress.tflite.flatbuffer import op_name
+
+# Ops whose outputs have the scale of their (first) input, and which tensors of them take part.
+SAME_SCALE = set(
+    "MAX_POOL_2D AVERAGE_POOL_2D RESHAPE PAD PADV2 MIRROR_PAD TRANSPOSE SLICE STRIDED_SLICE SPLIT "
+    "SPLIT_V UNPACK PACK CONCATENATION GATHER GATHER_ND RESIZE_NEAREST_NEIGHBOR RESIZE_BILINEAR "
+    "EXPAND_DIMS SQUEEZE TILE BROADCAST_TO SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND "
+    "BATCH_TO_SPACE_ND REVERSE_V2 REDUCE_MAX REDUCE_MIN MAXIMUM MINIMUM DYNAMIC_UPDATE_SLICE "
+    "SELECT SELECT_V2 CUMSUM".split()
+)
+FIXED = {
+    "SOFTMAX": (0.0, 255 / 256),
+    "LOGISTIC": (0.0, 255 / 256),
+    "TANH": (-1.0, 127 / 128),
+}
+
+
+@dataclasses.dataclass
+class Range:
+    """The range of an activation: minimum, maximum in real units, and its bits (8 or 16)."""
+
+    minimum: float
+    maximum: float
+    bits: int = 8
+
+
+def take_markers(model) -> tuple[dict[int, Range], set[int]]:
+    """Takes the markers out of a float model and tells what they said. Changes `model`.
+
+    Args:
+        model: a `ModelT` of one subgraph, as the converter writes it without optimizations.
+
+    Returns:
+        Ranges by tensor index, and the indices of tensors whose op is to stay float.
+    """
+    graph = model.subgraphs[0]
+    alias: dict[int, int] = {}
+    ranges: dict[int, Range] = {}
+    floats: set[int] = set()
+    kept = []
+    for op in graph.operators:
+        name = op_name(model, op)
+        if name not in ("QUANTIZE", "DEQUANTIZE"):
+            kept.append(op)
+            continue
+        source = alias.get(op.inputs[0], op.inputs[0])
+        alias[op.outputs[0]] = source
+        if name == "QUANTIZE":
+            if source in ranges:
+                floats.add(source)  # the second of two in a row
+            else:
+                ranges[source] = _range_of(graph.tensors[op.outputs[0]])
+    graph.operators = kept
+    for op in graph.operators:
+        op.inputs = [alias.get(i, i) for i in op.inputs]
+    _move_outputs(model, alias)
+    return ranges, floats
+
+
+def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
+    """Ranges for all tensors that must have the same one as a tensor whose range is known.
+
+    Args:
+        model: a float `ModelT` without markers.
+        ranges: known ranges by tensor index.
+
+    Returns:
+        A larger dict; a tensor that stays unknown belongs to an op that stays float.
+    """
+    graph, known = model.subgraphs[0], dict(ranges)
+    groups = [_same_scale(model, op) for op in graph.operators]
+    for op in graph.operators:
+        fixed = FIXED.get(op_name(model, op))
+        bits = next((known[i].bits for i in op.inputs if i in known), 8)
+        if fixed and bits == 8:
+            known[op.outputs[0]] = Range(*fixed)
+    changed = True
+    while changed:
+        changed = False
+        for group in groups + groups[::-1]:
+            found = next((known[i] for i in group if i in known), None)
+            missing = [i for i in group if i not in known] if found else []
+            known.update((i, found) for i in missing)
+            changed = changed or bool(missing)
+    return known
+
+
+def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
+    """Takes out a ReLU that the range of its output carries out. Changes both arguments.
+
+    A tensor with range [0, m] saturates at 0 and m, so that the op before can write it directly.
+    """
+    graph = model.subgraphs[0]
+    readers: dict[int, int] = {}
+    for op in graph.operators:
+        for index in op.inputs:
+            readers[index] = readers.get(index, 0) + 1
+    producer = {index: op for op in graph.operators for index in op.outputs}
+    kept = []
+    for op in graph.operators:
+        source, target = op.inputs[0] if op.inputs else -1, op.outputs[0]
+        clips = op_name(model, op) in ("RELU", "RELU6") and source not in ranges
+        alone = readers.get(source) == 1 and source in producer and source not in graph.outputs
+        if clips and alone and target in ranges and ranges[target].minimum >= 0:
+            before = producer[source]
+            before.outputs = [target if i == source else i for i in before.outputs]
+        else:
+            kept.append(op)
+    graph.operators = kept
+
+
+def floats_of(model, op) -> list[int]:
+    """The float activations that an op reads and writes (constants and -1 left out)."""
+    graph = model.subgraphs[0]
+    indices = [i for i in (*op.inputs, *op.outputs) if i >= 0]
+    return [i for i in indices if graph.tensors[i].type == 0 and not is_constant(model, i)]
+
+
+def is_constant(model, index: int) -> bool:
+    """Whether a tensor holds data in the file."""
+    data = model.buffers[model.subgraphs[0].tensors[index].buffer].data
+    return data is not None and len(data) > 0
+
+
+def constant(model, index: int) -> np.ndarray:
+    """A float32 constant of the file as an array."""
+    tensor = model.subgraphs[0].tensors[index]
+    raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8).tobytes()
+    shape = tuple(tensor.shape if tensor.shape is not None else ())
+    return np.frombuffer(raw, np.float32).reshape(shape)
+
+
+def _same_scale(model, op) -> list[int]:
+    return floats_of(model, op) if op_name(model, op) in SAME_SCALE else []
+
+
+def _range_of(tensor) -> Range:
+    scale = float(tensor.quantization.scale[0])
+    zero = int(tensor.quantization.zeroPoint[0]) if tensor.quantization.zeroPoint is not None else 0
+    bits, signed = {3: (8, False), 9: (8, True), 7: (16, True), 16: (16, False)}[tensor.type]
+    lowest = -(2 ** (bits - 1)) if signed else 0
+    return Range((lowest - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
+
+
+def _move_outputs(model, alias: dict[int, Any]) -> None:
+    graph = model.subgraphs[0]
+    graph.outputs = [alias.get(i, i) for i in graph.outputs]
+    for signature in model.signatureDefs or []:
+        for entry in signature.outputs or []:
+            entry.tensorIndex = alias.get(entry.tensorIndex, entry.tensorIndex)
