@@ -17,6 +17,9 @@ from tfcompress.techniques import Quantize, Technique
 
 logger = logging.getLogger("tfcompress")
 
+# What the last layer of a compressed model is called after: the output that it gives.
+OUTPUT_SUFFIX = "__output"
+
 # Layers whose weights are quantized: LiteRT has integer kernels for them.
 _QUANTIZABLE_WEIGHTS = LINEAR | {"Embedding"}
 
@@ -48,6 +51,7 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
         return quantize_of(recipe.techniques_of(origin(node)))
 
     placement = place(graph, technique_of)
+    _name_outputs(flat, graph, placement)
     _warn_left_float(placement)
     wrapped: dict[int, Any] = {}
     for node in graph.nodes:
@@ -149,6 +153,13 @@ def rebuild_copy(model: keras.Model, replace, batch_size: int | None = None) -> 
     return copied
 
 
+def open_layers(model: keras.Model) -> keras.Model:
+    """A flat copy of a plain model, its layers opened into operations with integer kernels."""
+    graph, _ = _open_layers(flatten(model), Recipe([Rule("*", [Quantize()])]))
+    _name_outputs(flatten(model), graph, None)
+    return graph.rebuild()
+
+
 def require_advanced(model: keras.Model) -> None:
     """Raises if a layer has a schedule that no callback ever advanced."""
     for layer in model._flatten_layers():
@@ -225,6 +236,29 @@ def _open_layers(flat: keras.Model, recipe: Recipe):
         return operation if id(operation) in starts else origins.get(id(operation), operation)
 
     return opened_graph, origin
+
+
+def _name_outputs(flat: keras.Model, graph: Graph, placement: Placement | None) -> None:
+    """Keeps the names of the outputs: the last operation of each is called after it.
+
+    Keras names the outputs of a model after their last layers, and losses refer to these names
+    where there are several; so there the last layer takes the name and the user's gives way.
+    """
+    if isinstance(flat._outputs_struct, dict):
+        return
+    old = [t._keras_history.operation for t in tree.flatten(flat._outputs_struct)]
+    several = len(old) > 1
+    named = {node.operation.name: node.operation for node in graph.nodes}
+    for operation, tensor in zip(old, tree.flatten(graph.outputs), strict=True):
+        last = graph.producer(tensor).operation
+        if placement is not None and id(tensor) in placement.quantizers:
+            last = placement.quantizers[id(tensor)][0]
+        if last is operation or last.name == operation.name:
+            continue
+        name = operation.name
+        if several and name in named:
+            named[name].name = f"{name}__layer"
+        last.name = name if several else f"{name}{OUTPUT_SUFFIX}"
 
 
 def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, wrapped: dict):

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 from keras import layers, tree
 
-from tfcompress.compression import rebuild_copy
-from tfcompress.graph import Graph, Node, call_node, copy_operation, copy_weights, flatten
+from tfcompress.compression import OUTPUT_SUFFIX
+from tfcompress.graph import Graph, Node, copy_operation, copy_weights, flatten
 from tfcompress.layers import Compressed, FakeQuant, FreezableBatchNorm
 from tfcompress.placement import LINEAR, kind_of
 
@@ -23,7 +23,7 @@ class Marker(layers.Layer):
         super().__init__(name=quantizer.name)
         self.quantizer, self.low, self.high = quantizer, low, high
 
-    def call(self, x, source=0):
+    def call(self, x):
         x = self.quantizer._activate(x)
         marked = _fake_quant(x, self.low, self.high, self.quantizer.bits)
         if not self.quantizer.float_source:
@@ -31,7 +31,7 @@ class Marker(layers.Layer):
         # Two in a row, the second one wider, say: what gives this tensor is to stay float.
         return _fake_quant(marked, 2 * self.low, 2 * self.high, self.quantizer.bits)
 
-    def compute_output_shape(self, input_shape, source=0):
+    def compute_output_shape(self, input_shape):
         return input_shape
 
 
@@ -84,7 +84,7 @@ def to_float(
         select_tf_ops: whether ops that LiteRT lacks may be taken from TensorFlow.
 
     Returns:
-        The converter, and the names of the model's inputs and outputs.
+        The converter.
     """
     flat = model if _is_flat(model) else flatten(model)
     check_shapes(flat)
@@ -169,11 +169,39 @@ def output_names(model: keras.Model) -> list[str]:
     names = []
     for tensor in tree.flatten(struct):
         operation = tensor._keras_history.operation
-        name = getattr(operation, "output_name", None) or operation.name
+        name = operation.name.removesuffix(OUTPUT_SUFFIX)
         while name in names:
             name = f"{name}_1"
         names.append(name)
     return names
+
+
+def io_names(model: keras.Model) -> tuple[list[str], list[str]]:
+    """The names of a model's inputs and outputs."""
+    flat = model if _is_flat(model) else flatten(model)
+    return [t.name for t in tree.flatten(flat._inputs_struct)], output_names(flat)
+
+
+def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> None:
+    """Gives the input and output tensors of a file the names of the Keras model's.
+
+    The signature tells which is which; an output that is an input too keeps the input's name.
+    """
+    graph = model.subgraphs[0]
+    for signature in model.signatureDefs or []:
+        for entries, names in ((signature.outputs, outputs), (signature.inputs, inputs)):
+            for entry in entries or []:
+                if entry.name.decode() in names:
+                    graph.tensors[entry.tensorIndex].name = entry.name
+    taken: set[bytes] = set()
+    kept = {*graph.inputs, *graph.outputs}
+    for index in kept:
+        taken.add(bytes(graph.tensors[index].name))
+    for index, tensor in enumerate(graph.tensors):
+        if index not in kept:
+            while bytes(tensor.name) in taken:
+                tensor.name = bytes(tensor.name) + b"_"
+            taken.add(bytes(tensor.name))
 
 
 def _is_flat(model) -> bool:

@@ -65,7 +65,8 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     for op in graph.operators:
         op.inputs = [alias.get(i, i) for i in op.inputs]
     _move_outputs(model, alias)
-    return ranges, floats
+    new = _drop_unused_tensors(model)
+    return {new[i]: known for i, known in ranges.items()}, {new[i] for i in floats}
 
 
 def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
@@ -151,6 +152,23 @@ def _range_of(tensor) -> Range:
     bits, signed = {3: (8, False), 9: (8, True), 7: (16, True), 16: (16, False)}[tensor.type]
     lowest = -(2 ** (bits - 1)) if signed else 0
     return Range((lowest - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
+
+
+def _drop_unused_tensors(model) -> dict[int, int]:
+    """Takes out tensors that nothing refers to; returns old index -> new index."""
+    graph = model.subgraphs[0]
+    used = {i for op in graph.operators for i in (*op.inputs, *op.outputs) if i >= 0}
+    used |= {*graph.inputs, *graph.outputs}
+    new = {old: position for position, old in enumerate(sorted(used))}
+    new[-1] = -1
+    graph.tensors = [graph.tensors[i] for i in sorted(used)]
+    for op in graph.operators:
+        op.inputs, op.outputs = [new[i] for i in op.inputs], [new[i] for i in op.outputs]
+    graph.inputs, graph.outputs = [new[i] for i in graph.inputs], [new[i] for i in graph.outputs]
+    for signature in model.signatureDefs or []:
+        for entry in (*(signature.inputs or []), *(signature.outputs or [])):
+            entry.tensorIndex = new[entry.tensorIndex]
+    return new
 
 
 def _move_outputs(model, alias: dict[int, Any]) -> None:

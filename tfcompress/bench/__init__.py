@@ -1,0 +1,1 @@
+"""What compression costs, measured: run by `make bench`."""

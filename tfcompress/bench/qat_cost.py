@@ -1,0 +1,209 @@
+"""What quantization-aware training costs: its step against the same model's plain Keras step.
+
+Variants take turns in one process, so that a slow spell of the machine hits all of them, and each
+round gives one ratio per variant; the table shows their medians. Run it on an idle machine:
+
+    python -m tfcompress.bench.qat_cost --rounds 7
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+BATCH = 32
+WARM_UP = 5  # steps of each round that do not count
+VARIANTS = ("plain", "qat", "weights", "activations")
+
+
+def mobile_net(keras: Any, width: int = 1) -> Any:
+    """The MobileNet-like network: 11 convolutions with BatchNormalization and ReLU6.
+
+    Args:
+        keras: the `keras` module or `tf_keras`.
+        width: multiplies the channels; 1 gives 39 thousand parameters, 4 gives 0.53 million.
+
+    Returns:
+        A model from (batch, 32, 32, 3) images to (batch, 10) logits.
+    """
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+
+    def block(x, convolution):
+        return layers.ReLU(6.0)(layers.BatchNormalization()(convolution(x)))
+
+    inputs = layers.Input((32, 32, 3))
+    x = block(inputs, layers.Conv2D(16 * width, 3, padding="same", use_bias=False))
+    for filters, strides in ((32, 1), (64, 2), (64, 1), (128, 2), (128, 1)):
+        depthwise = layers.DepthwiseConv2D(3, strides=strides, padding="same", use_bias=False)
+        x = block(x, depthwise)
+        x = block(x, layers.Conv2D(filters * width, 1, use_bias=False))
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def build(variant: str, width: int) -> Any:
+    """A compiled Keras 3 model of one of the `VARIANTS`."""
+    import keras
+
+    from tfcompress.compression import quantize_aware, rebuild_copy
+    from tfcompress.graph import copy_operation
+    from tfcompress.layers import Compressed
+
+    def plain_weights(operation):
+        if isinstance(operation, Compressed):
+            return copy_operation(operation.layer), lambda: None
+        return None
+
+    model = mobile_net(keras, width)
+    if variant != "plain":
+        model = quantize_aware(model, activation_bits=None if variant == "weights" else 8)
+    if variant == "activations":
+        model = rebuild_copy(model, plain_weights)
+    return _compile(keras, model, jit_compile=False)
+
+
+def build_tfmot(variant: str, width: int) -> Any:
+    """The same network on tf_keras, as it is or with TFMOT's quantization-aware training."""
+    import tf_keras
+    from tensorflow_model_optimization.quantization.keras import quantize_model
+
+    model = mobile_net(tf_keras, width)
+    return _compile(tf_keras, quantize_model(model) if variant == "qat" else model)
+
+
+def _compile(keras: Any, model: Any, **kwargs) -> Any:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, **kwargs)
+    return model
+
+
+def measure(
+    models: dict[str, Any], keras: Any, rounds: int, steps: int, progress: Callable = lambda _: None
+) -> dict[str, list[tuple[float, float]]]:
+    """Trains the models in turns.
+
+    Args:
+        models: name -> compiled model.
+        keras: the module that the models come from.
+        rounds: how often each model has its turn.
+        steps: optimizer steps of a turn, of which the first ones are not counted.
+        progress: called with one line of text after each round.
+
+    Returns:
+        name -> for each round, (CPU milliseconds of all threads, wall milliseconds) per step.
+    """
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == WARM_UP - 1:
+                self.start = time.process_time(), time.perf_counter()
+            if batch == steps - 1:
+                ends = time.process_time(), time.perf_counter()
+                count = (steps - WARM_UP) / 1000
+                self.spent = tuple((b - a) / count for a, b in zip(self.start, ends, strict=True))
+
+    random = np.random.default_rng(0)
+    x = random.random((steps * BATCH, 32, 32, 3), "float32")
+    y = random.integers(0, 10, steps * BATCH)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    for number in range(rounds + 1):
+        # The order is turned, so that no variant always follows the same one.
+        names = list(models)[number % len(models) :] + list(models)[: number % len(models)]
+        for name in names:
+            clock = Clock()
+            models[name].fit(x, y, batch_size=BATCH, verbose=0, shuffle=False, callbacks=[clock])
+            if number > 0:  # the first round traces
+                found[name].append(clock.spent)
+        progress(f"round {number} of {rounds}, load {os.getloadavg()[0]:.1f}")
+    return found
+
+
+def summarize(found: dict[str, list[tuple[float, float]]], baseline: str) -> dict[str, dict]:
+    """Medians per variant: cpu_ms and wall_ms of a step, and their paired ratios to a baseline."""
+    summary = {}
+    for name, rounds in found.items():
+        row = {}
+        for index, clock in enumerate(("cpu", "wall")):
+            row[f"{clock}_ms"] = statistics.median(spent[index] for spent in rounds)
+            pairs = zip(rounds, found[baseline], strict=True)
+            row[f"{clock}_ratio"] = statistics.median(a[index] / b[index] for a, b in pairs)
+        summary[name] = {key: round(value, 3) for key, value in row.items()}
+    return summary
+
+
+def run_tfmot(width: int, rounds: int, steps: int) -> dict[str, dict]:
+    """Measures TFMOT in a process of its own; {} if it or tf_keras is not installed."""
+    if not all(map(importlib.util.find_spec, ("tf_keras", "tensorflow_model_optimization"))):
+        return {}
+    command = [sys.executable, "-m", "tfcompress.bench.qat_cost", "--only-tfmot", "--json"]
+    command += ["--width", str(width), "--rounds", str(rounds), "--steps", str(steps)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=3600)
+    return json.loads(done.stdout.splitlines()[-1])["variants"] if done.returncode == 0 else {}
+
+
+def _measure_tfmot(width: int, rounds: int, steps: int) -> dict[str, dict]:
+    import tf_keras
+
+    models = {f"tfmot_{name}": build_tfmot(name, width) for name in ("plain", "qat")}
+    return summarize(measure(models, tf_keras, rounds, steps), "tfmot_plain")
+
+
+def _measure_own(width: int, rounds: int, steps: int, variants: tuple[str, ...]) -> dict[str, dict]:
+    import keras
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    models = {name: build(name, width) for name in variants}
+    return summarize(measure(models, keras, rounds, steps, progress), "plain")
+
+
+def _print_table(summary: dict[str, dict]) -> None:
+    print(f"{'variant':14s} {'CPU ms':>8s} {'wall ms':>8s} {'CPU ratio':>10s} {'wall ratio':>10s}")
+    for name, row in summary.items():
+        numbers = f"{row['cpu_ms']:8.1f} {row['wall_ms']:8.1f}"
+        print(f"{name:14s} {numbers} {row['cpu_ratio']:10.3f} {row['wall_ratio']:10.3f}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, and prints a table or, with --json, one line of JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tfcompress.bench.qat_cost", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--width", type=int, default=1, help="multiplies the channels (1)")
+    parser.add_argument("--rounds", type=int, default=7, help="paired rounds (7)")
+    parser.add_argument("--steps", type=int, default=60, help="steps of a round (60)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--no-tfmot", action="store_true", help="leave TFMOT out")
+    parser.add_argument("--only-tfmot", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    options = parser.parse_args(arguments)
+    if options.steps <= WARM_UP or options.rounds < 1:
+        parser.error(f"--steps must be more than {WARM_UP} and --rounds at least 1")
+    size = options.width, options.rounds, options.steps
+    if options.only_tfmot:
+        summary = _measure_tfmot(*size)
+    else:
+        variants = ("plain", *(name for name in options.variants if name != "plain"))
+        summary = _measure_own(*size, variants)
+        if not options.no_tfmot:
+            summary.update(run_tfmot(*size))
+    if options.json:
+        settings = {"width": size[0], "rounds": size[1], "steps": size[2], "batch": BATCH}
+        print(json.dumps({**settings, "variants": summary}))
+    else:
+        _print_table(summary)
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""A float .tflite with known ranges -> an integer one, through ai-edge-quantizer.
+
+Every operation is told by a tag in the names of its outputs how it is to be quantized, so that one
+short recipe serves a model of any size; the names are given back afterwards.
+"""
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+from ai_edge_quantizer import qtyping, quantizer
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+from tfcompress.tflite import flatbuffer, islands
+from tfcompress.tflite.flatbuffer import op_name
+from tfcompress.tflite.ranges import Range, constant, floats_of, is_constant
+
+# Which operand holds the weights, and along which of its axes the output channels lie.
+WEIGHTS = {
+    "FULLY_CONNECTED": (1, 0),
+    "CONV_2D": (1, 0),
+    "DEPTHWISE_CONV_2D": (1, 3),
+    "TRANSPOSE_CONV": (1, 0),
+}
+INT4_OPS = ("FULLY_CONNECTED", "CONV_2D")
+_GRANULARITY = {
+    "c": qtyping.QuantGranularity.CHANNELWISE,
+    "t": qtyping.QuantGranularity.TENSORWISE,
+}
+_UNTOUCHED = "keep"
+
+
+def static(
+    model,
+    ranges: dict[int, Range],
+    *,
+    io_dtype: str,
+    weight_bits: set[int] | None,
+    int4: bool = False,
+    floats: set[int] | frozenset[int] = frozenset(),
+) -> bytes:
+    """Quantizes weights and activations of a float model.
+
+    Args:
+        model: a float `ModelT` without markers; it is changed.
+        ranges: ranges by tensor index; an op with a tensor that has none stays float.
+        io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs.
+        weight_bits: the widths that weights were trained for (a layer whose weights lie on no such
+            grid stays float); None for a model trained without quantization, all of it quantized.
+        int4: whether weights of a model trained without quantization take 4 bits where they can.
+        floats: indices of tensors whose op is to stay float.
+
+    Returns:
+        The bytes of the quantized file.
+    """
+    graph = model.subgraphs[0]
+    original = _rename(model)
+    qsv: dict[str, dict[str, np.ndarray]] = {}
+    tags: set[str] = set()
+    qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
+    for op in graph.operators:
+        tag = _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight)
+        tags.add(tag)
+        for index in op.outputs:
+            name = f"{tag}_{index}"
+            original[name.encode()] = original.pop(bytes(graph.tensors[index].name))
+            graph.tensors[index].name = name.encode()
+    for index, known in ranges.items():
+        qsv[graph.tensors[index].name.decode()] = _qsv(known, len(graph.tensors[index].shape))
+    qsv.update((graph.tensors[i].name.decode(), entry) for i, entry in qsv_of_weight.items())
+    for op in graph.operators:
+        for index in _plain_constants(model, op):
+            name = graph.tensors[index].name.decode()
+            qsv.setdefault(name, _constant_qsv(constant(model, index)))
+    data = _run(flatbuffer.write(model), _recipe(tags, ranges, io_dtype), qsv)
+    quantized = flatbuffer.read(data)
+    islands.fold(quantized, {n.decode(): r for n, r in _by_name(graph, ranges).items()})
+    _restore(quantized, original)
+    return flatbuffer.write(quantized)
+
+
+def weight_only(model, bits: int) -> bytes:
+    """Stores weights as integers; the arithmetic stays float.
+
+    Args:
+        model: a float `ModelT`; it is changed.
+        bits: 8 or 4; operations without a 4-bit kernel take 8.
+
+    Returns:
+        The bytes of the file.
+    """
+    original = _rename(model)
+    config = [_entry(".*", _op_config(None, 8, "c"))]
+    if bits == 4:
+        names = ("FULLY_CONNECTED", "CONV_2D", "EMBEDDING_LOOKUP", "BATCH_MATMUL")
+        config += [_entry(".*", _op_config(None, 4, "c"), name) for name in names]
+    quantized = flatbuffer.read(_run(flatbuffer.write(model), config, None))
+    _restore(quantized, original)
+    return flatbuffer.write(quantized)
+
+
+def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, float]]:
+    """Ranges of all activations over calibration samples, by ai-edge-quantizer's moving average.
+
+    Args:
+        data: bytes of a float .tflite.
+        batches: iterable of dicts input name -> array, shaped as the file's inputs.
+        signature: the signature to run.
+
+    Returns:
+        Tensor name -> (minimum, maximum).
+    """
+    tool = quantizer.Quantizer(data)
+    tool.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = tool.calibrate({signature: batches}, num_threads=2)
+    return {
+        name: (float(np.min(entry["min"])), float(np.max(entry["max"])))
+        for name, entry in result.items()
+        if "min" in entry and np.size(entry["min"])
+    }
+
+
+def _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight) -> str:
+    """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'."""
+    activations = floats_of(model, op)
+    if not activations or any(i not in ranges for i in activations):
+        return _UNTOUCHED
+    if any(i in floats for i in op.outputs):
+        return _UNTOUCHED
+    bits = max(ranges[i].bits for i in activations)
+    name = op_name(model, op)
+    operand, axis = WEIGHTS.get(name, (0, 0))
+    index = op.inputs[operand]
+    if name not in WEIGHTS or not is_constant(model, index):
+        return f"a{bits}w8c"
+    narrow = int4 and name in INT4_OPS
+    if weight_bits is None:
+        return f"a{bits}w{4 if narrow else 8}c"
+    weight = constant(model, index)
+    grid = find_grid(weight, axis, sorted(weight_bits))
+    if grid is None:
+        return _UNTOUCHED
+    trained, kind = grid
+    stored = 4 if narrow and (trained == 4 or 4 not in weight_bits) else 8
+    if trained < stored:  # the same few values, as int8: the scale stays the trained one
+        qsv_of_weight[index] = _wide_range(weight, axis, kind, trained)
+    return f"a{bits}w{stored}{kind}"
+
+
+def _wide_range(weight: np.ndarray, axis: int, kind: str, bits: int) -> dict[str, np.ndarray]:
+    others = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
+    largest = np.abs(weight).max(axis=others, keepdims=True)
+    limit = largest * np.float32(127 / (2 ** (bits - 1) - 1))
+    return {"min": -limit, "max": limit}
+
+
+def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> tuple[int, str] | None:
+    """The coarsest symmetric integer grid that holds all values of a weight.
+
+    Args:
+        weight: float array.
+        axis: its axis of output channels.
+        widths: bit widths to try, in this order.
+
+    Returns:
+        (bits, "t" for one scale or "c" for one a channel), None if no grid holds the values.
+
+    Example:
+        >>> find_grid(np.array([[-1.0, 64 / 127]]), 0, [4, 8])
+        (8, 't')
+    """
+    for bits in widths:
+        levels = 2 ** (bits - 1) - 1
+        for kind in "tc":
+            others = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
+            largest = np.abs(weight).max(axis=others, keepdims=True, initial=0.0)
+            codes = weight / np.where(largest > 0, largest, 1.0) * levels
+            if np.abs(codes - np.rint(codes)).max(initial=0.0) < 5e-3:
+                return bits, kind
+    return None
+
+
+def _recipe(tags: set[str], ranges: dict[int, Range], io_dtype: str) -> list[dict[str, Any]]:
+    recipe = []
+    for tag in sorted(tags - {_UNTOUCHED}):
+        activations, rest = tag[1:].split("w")
+        config = _op_config(int(activations), int(rest[:-1]), rest[-1])
+        recipe.append(_entry(f"^{tag}_", config))
+    if io_dtype == "float32":
+        return recipe
+    bits = 16 if io_dtype == "int16" else 8
+    config = _op_config(bits, 8, "c", unsigned=io_dtype == "uint8")
+    return recipe + [_entry(".*", config, name) for name in ("INPUT", "OUTPUT")]
+
+
+def _entry(regex: str, config: dict[str, Any], operation: str = "*") -> dict[str, Any]:
+    return {
+        "regex": regex,
+        "operation": operation,
+        "algorithm_key": AlgorithmName.MIN_MAX_UNIFORM_QUANT,
+        "op_config": config,
+    }
+
+
+def _op_config(activations: int | None, weights: int, kind: str, unsigned: bool = False):
+    integer = qtyping.TensorDataType.UINT if unsigned else qtyping.TensorDataType.INT
+    config = qtyping.OpQuantizationConfig(
+        activation_tensor_config=activations
+        and qtyping.TensorQuantizationConfig(
+            num_bits=activations, symmetric=activations == 16, dtype=integer
+        ),
+        weight_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=weights, symmetric=True, granularity=_GRANULARITY[kind]
+        ),
+        compute_precision=qtyping.ComputePrecision.INTEGER
+        if activations
+        else qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=activations is None,
+    )
+    return config.to_dict()
+
+
+def _run(data: bytes, recipe: list[dict[str, Any]], qsv) -> bytes:
+    tool = quantizer.Quantizer(data, recipe)
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = tool.quantize(qsv, enable_progress_report=False)
+    return bytes(result.quantized_model)
+
+
+def _qsv(known: Range, rank: int) -> dict[str, np.ndarray]:
+    low, high = known.minimum, known.maximum
+    if known.bits == 16:
+        high = max(-low, high)
+        low = -high
+    shape = (1,) * rank
+    return {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32)}
+
+
+def _plain_constants(model, op) -> list[int]:
+    """The float constants that an op reads which are neither weights nor a bias."""
+    operands = op.inputs[:1] if op_name(model, op) in WEIGHTS else op.inputs
+    tensors = model.subgraphs[0].tensors
+    return [i for i in operands if i >= 0 and tensors[i].type == 0 and is_constant(model, i)]
+
+
+def _constant_qsv(values: np.ndarray) -> dict[str, np.ndarray]:
+    """The range of a constant operand: all of it, and zero."""
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    return _qsv(Range(low, high if high > low else low + 1.0), values.ndim)
+
+
+def _rename(model) -> dict[bytes, bytes]:
+    """Gives every tensor a short unique name; returns new -> original."""
+    original = {}
+    for graph_number, graph in enumerate(model.subgraphs):
+        for index, tensor in enumerate(graph.tensors):
+            name = f"t{graph_number}x{index}".encode()
+            original[name] = bytes(tensor.name or b"")
+            tensor.name = name
+    return original
+
+
+def _restore(model, original: dict[bytes, bytes]) -> None:
+    """Gives tensors their names back; those that quantization added keep their suffix."""
+    used: set[bytes] = set()
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            name = bytes(tensor.name)
+            base = name if name in original else max(
+                (key for key in original if name.startswith(key + b"_")), key=len, default=None
+            )
+            new = original[base] + name[len(base) :] if base is not None else name
+            while new in used:
+                new += b"_"
+            used.add(new)
+            tensor.name = new
+
+
+def _by_name(graph, ranges: dict[int, Range]) -> dict[bytes, Range]:
+    return {bytes(graph.tensors[index].name): known for index, known in ranges.items()}
