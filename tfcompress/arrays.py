@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,48 @@ def load_arrays(
     return _load_file(file)
 
 
+def load_inputs(
+    path: PathLike,
+    shapes: Sequence[tuple[int | None, ...]],
+    *,
+    size: tuple[int, int] | None = None,
+    scaling: str = "none",
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Arrays:
+    """Load the inputs of a model, images with the size and channels that it takes.
+
+    Args:
+        path: a `.npy` or `.npz` file, or a folder of images.
+        shapes: of the model's inputs, batch first; empty if they are not known.
+        size: (height, width) in pixels instead of the model's.
+        scaling, limit, progress: as of `load_arrays`.
+
+    Returns:
+        As `load_arrays`.
+
+    Raises:
+        ValueError: as `load_arrays`, or the model's input is not one image.
+
+    Example:
+        >>> load_inputs("photos", [(None, 224, 224, 3)], limit=100)  # doctest: +SKIP
+    """
+    if not Path(path).is_dir():
+        return load_arrays(path)
+    if shapes and (len(shapes) != 1 or len(shapes[0]) != 4):
+        raise ValueError(
+            f"a folder of images fits a model with one image as its input; this one takes "
+            f"{', '.join(map(str, shapes))}. Save the inputs as a .npz file."
+        )
+    _, height, width, channels = shapes[0] if shapes else (None, None, None, 3)
+    if size is None and height and width:
+        size = (height, width)
+    channels = channels or 3
+    return load_arrays(
+        path, size=size, scaling=scaling, channels=channels, limit=limit, progress=progress
+    )
+
+
 def _load_file(file: Path) -> Arrays:
     if not file.exists():
         raise ValueError(f"no file at '{file}'; {_EXPECTED}. Check the path.")
@@ -86,7 +128,9 @@ def _load_file(file: Path) -> Arrays:
         if start[:2] == b"PK":
             return _load_npz(file)
     except PermissionError as error:
-        raise ValueError(f"cannot read '{file}': {error.strerror}. Check its permissions.") from error
+        raise ValueError(
+            f"cannot read '{file}': {error.strerror}. Check its permissions."
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds for damaged files.

@@ -55,7 +55,8 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
     _warn_left_float(placement)
     wrapped: dict[int, Any] = {}
     for node in graph.nodes:
-        _detach(node.operation)
+        if not node.is_input:
+            _detach(node.operation)
 
     def call(node: Node, *args, **kwargs):
         if node.is_input:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -12,14 +13,19 @@ import numpy as np
 _FORMS = (
     "Pass an array, a list of arrays, a dict of arrays, a generator of batches or a tf.data.Dataset"
 )
+# What a model takes -> kinds of NumPy dtypes that can be turned into it.
+_KINDS = {"float": "fiub", "bfloat": "fiub", "int": "iub", "uint": "iub", "bool": "iub"}
 
 
 class Input(Protocol):
     """What must be known of a model's input; a `keras.KerasTensor` will do."""
 
-    name: str
-    shape: tuple[int | None, ...]  # The batch comes first.
-    dtype: str
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int | None, ...]: ...  # The batch comes first.
+    @property
+    def dtype(self) -> str: ...
 
 
 def batches(
@@ -226,7 +232,7 @@ def _shape_mend(received: tuple[int, ...], expected: tuple[int | None, ...]) -> 
         if len(shape) == len(expected) == 3 and _matches((*shape[1:], shape[0]), expected):
             return "move the channels last with np.moveaxis(x, -3, -1)"
     sample = received[1:]
-    if None not in expected and received and np.prod(sample) == np.prod(expected):
+    if received and math.prod(sample) == math.prod(size or 0 for size in expected):
         return f"reshape with x.reshape({known})"
     if len(sample) == len(expected) == 3 and sample[-1] == expected[-1]:
         return f"resize the images to {expected[0]}x{expected[1]}"
@@ -236,14 +242,13 @@ def _shape_mend(received: tuple[int, ...], expected: tuple[int | None, ...]) -> 
 
 
 def _check_kind(where: str, array: np.ndarray, wanted: str) -> None:
-    kind = "f" if array.dtype.name in ("bfloat16", "float8_e4m3fn") else array.dtype.kind
-    accepted = {"f": "fiub", "b": "f", "i": "iub", "u": "iub"}.get(wanted[:1], "")
-    accepted = "iub" if wanted == "bool" else "fiub" if wanted[:2] == "bf" else accepted
+    accepted = _KINDS.get(wanted.rstrip("0123456789"), "")
     if not accepted:
         raise ValueError(f"{where}: the model takes {wanted}, which cannot be converted to LiteRT.")
+    kind = "f" if array.dtype.name == "bfloat16" else array.dtype.kind
     if kind in accepted:
         return
-    if kind in "fc" and array.size and kind == "f":
+    if kind == "f":
         mend = f"convert it with x.astype('{wanted}')"
     elif kind == "O":
         mend = "it may hold samples of different shapes, or None; make it an array of numbers"

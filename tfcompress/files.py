@@ -156,6 +156,8 @@ def _unwritable(error: OSError, path: PathLike, what: str) -> OSError:
 def load_model(path: PathLike) -> keras.Model | SavedModel:
     """Load a model from disk, uncompiled, with Keras's safe mode on: no code in it is run.
 
+    Only a program that calls `keras.config.enable_unsafe_deserialization()` itself lifts that.
+
     Args:
         path: a `.keras` or `.h5` (`.hdf5`) file of a whole model, or a SavedModel folder.
 
@@ -294,7 +296,7 @@ def _explain(error: Exception, path: PathLike, version: str | None) -> str:
     text = " ".join(str(link) for link in chain)
     # The config of the whole model is in the message, and may name anything.
     custom = next((m for m in (_CUSTOM.search(str(e)) for e in reversed(chain)) if m), None)
-    if "safe_mode" in text or "`Lambda`" in text and "arbitrary code" in text:
+    if "safe_mode" in text or "arbitrary code" in text:
         return (
             f"'{path}' holds Python code (a Lambda layer), which is not run; expected layers only. "
             "Replace it by keras.ops calls or a layer class of your own, or load the model in "

@@ -1,175 +1,46 @@
 """A Keras model as a flat graph of operations: flatten, neighbours, rebuild."""
 
-import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import keras
-from keras import KerasTensor, layers, tree
+from keras import KerasTensor, layers, ops, tree
 
+from tfcompress.copying import copy_operation, copy_weights
+from tfcompress.flat_layers import RepeatBatch, fix_training
 from tfcompress.layers import Parameter
+from tfcompress.model_inputs import inputs_of, require_model
+from tfcompress.nodes import Graph, Node, call_node, has_own_call, tensors_in, unique
+from tfcompress.tracing import is_composite, parameter_of, source_of, trace
 
-# Keras's own layers are the leaves of the graph, whatever they hold inside.
-_LEAF_MODULES = ("keras.src.layers.", "keras.layers.", "tfcompress.")
+__all__ = [
+    "Graph",
+    "Node",
+    "call_node",
+    "copy_operation",
+    "copy_weights",
+    "flatten",
+    "is_composite",
+    "trace",
+]
 
-
-@dataclasses.dataclass(eq=False)
-class Node:
-    """One call of one operation.
-
-    `operation` is a Keras layer or a `keras.ops` operation, `args` and `kwargs` are what it was
-    called with (the `KerasTensor`s in them are `inputs`), `outputs` the `KerasTensor`s it gave.
-    """
-
-    operation: Any
-    args: tuple
-    kwargs: dict
-    outputs: list
-
-    @property
-    def name(self) -> str:
-        return self.operation.name
-
-    @property
-    def inputs(self) -> list:
-        leaves = tree.flatten((self.args, self.kwargs))
-        return [leaf for leaf in leaves if isinstance(leaf, KerasTensor)]
-
-    @property
-    def is_input(self) -> bool:
-        return isinstance(self.operation, layers.InputLayer)
-
-
-class Graph:
-    """The nodes of a Functional model in topological order, with neighbour look-ups.
-
-    Args:
-        inputs: structure of `KerasTensor`s that the graph starts from.
-        outputs: structure of `KerasTensor`s that the graph computes.
-        name: name of the model that `rebuild` makes.
-    """
-
-    def __init__(self, inputs, outputs, name: str | None = None):
-        self.inputs, self.outputs, self.name = inputs, outputs, name
-        self.nodes = [_to_node(node) for node in _sorted_nodes(inputs, outputs)]
-        self._producer = {id(t): node for node in self.nodes for t in node.outputs}
-        self._consumers: dict[int, list[Node]] = {}
-        for node in self.nodes:
-            for key in {id(tensor) for tensor in node.inputs}:
-                self._consumers.setdefault(key, []).append(node)
-        self._outputs = {id(tensor) for tensor in tree.flatten(outputs)}
-
-    @classmethod
-    def of(cls, model: keras.Model) -> "Graph":
-        """The graph of a Functional model (`flatten` makes one of any other)."""
-        return cls(model._inputs_struct, model._outputs_struct, model.name)
-
-    def producer(self, tensor) -> Node | None:
-        """The node that computes `tensor`."""
-        return self._producer.get(id(tensor))
-
-    def consumers(self, tensor) -> list[Node]:
-        """The nodes that read `tensor`, in topological order."""
-        return self._consumers.get(id(tensor), [])
-
-    def is_output(self, tensor) -> bool:
-        """Whether `tensor` is an output of the whole graph."""
-        return id(tensor) in self._outputs
-
-    def only_consumer(self, tensor) -> Node | None:
-        """The node that alone reads `tensor`; None if several do or it leaves the graph."""
-        consumers = self.consumers(tensor)
-        return consumers[0] if len(consumers) == 1 and not self.is_output(tensor) else None
-
-    def run(self, inputs: Iterable, call: Callable) -> Any:
-        """Carries the graph out on new tensors.
-
-        Args:
-            inputs: new tensors, in the order of the flattened `inputs`.
-            call: `call(node, *args, **kwargs) -> outputs`, where args hold the new tensors.
-
-        Returns:
-            The new tensors in the structure of `outputs`.
-        """
-        values = {id(t): new for t, new in zip(tree.flatten(self.inputs), inputs, strict=True)}
-        for node in self.nodes:
-            if node.is_input:
-                new = call(node, values[id(node.outputs[0])])
-            else:
-                args, kwargs = tree.map_structure(
-                    lambda x: values[id(x)] if isinstance(x, KerasTensor) else x,
-                    (node.args, node.kwargs),
-                )
-                new = call(node, *args, **kwargs)
-            for tensor, value in zip(node.outputs, tree.flatten(new), strict=True):
-                values[id(tensor)] = value
-        return tree.map_structure(lambda x: values[id(x)], self.outputs)
-
-    def rebuild(self, call: Callable | None = None, batch_size: int | None = None) -> keras.Model:
-        """A new Functional model of this graph, with nodes replaced or inserted by `call`.
-
-        Args:
-            call: `call(node, *args, **kwargs) -> outputs`; by default each node's own operation is
-                called, so that the new model shares its layers. Input nodes are passed too, with
-                their new `KerasTensor`.
-            batch_size: fixed batch size of the inputs; None leaves them as they are.
-
-        Returns:
-            A Functional `keras.Model` with inputs of the same names and structure.
-        """
-        new_inputs = tree.map_structure(lambda t: _new_input(t, batch_size), self.inputs)
-        outputs = self.run(tree.flatten(new_inputs), call or call_node)
-        return keras.Model(new_inputs, outputs, name=self.name)
-
-
-def call_node(node: Node, *args, **kwargs):
-    """Calls the node's own operation on new tensors; an input stays what it is."""
-    return args[0] if node.is_input else node.operation(*args, **kwargs)
-
-
-def copy_operation(operation):
-    """A copy of a layer or operation, without its place in a graph; weights come later.
-
-    Args:
-        operation: a `keras.Layer` or `keras.Operation`.
-
-    Returns:
-        A new, unbuilt layer of the same configuration and name, or a new operation.
-
-    Raises:
-        ValueError: if the layer cannot be made anew from its `get_config`.
-    """
-    if not isinstance(operation, keras.Layer):
-        twin = copy.copy(operation)
-        twin._inbound_nodes, twin._outbound_nodes = [], []
-        return twin
-    if isinstance(operation, layers.Lambda):  # its from_config refuses Python functions
-        return layers.Lambda(
-            operation.function, arguments=dict(operation.arguments or {}), name=operation.name
-        )
-    try:
-        return type(operation).from_config(operation.get_config())
-    except Exception as error:
-        raise ValueError(
-            f"layer '{operation.name}' ({type(operation).__name__}) cannot be copied: its "
-            f"get_config/from_config failed with {type(error).__name__}: {error}. Return every "
-            "argument of __init__ from get_config(), as keras.saving needs it too."
-        ) from error
-
-
-def copy_weights(pairs: Iterable[tuple[Any, Any]]) -> None:
-    """Copies all variables (weights, metrics of state, random seeds) between layers of one kind."""
-    for source, target in pairs:
-        ours, theirs = getattr(target, "variables", []), getattr(source, "variables", [])
-        if len(ours) != len(theirs):
-            raise ValueError(
-                f"layer '{source.name}' ({type(source).__name__}) has {len(theirs)} variables, its "
-                f"copy {len(ours)}. Create all of them in __init__ or build()."
-            )
-        for new, old in zip(ours, theirs, strict=True):
-            new.assign(old)
+# Layers that do nothing but in training.
+_DROPOUTS = (
+    layers.Dropout,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.AlphaDropout,
+)
+# What a class of the user's own may change in how `fit` works.
+_LOOPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
 def flatten(model: keras.Model, *, inputs=None, keep: Iterable[str] = ()) -> keras.Model:
@@ -178,7 +49,8 @@ def flatten(model: keras.Model, *, inputs=None, keep: Iterable[str] = ()) -> ker
     Nested models, `Sequential`s and subclassed models and layers are opened; the layers of Keras
     itself (RNNs and MultiHeadAttention among them) and `keras.ops` calls become the nodes.
     Outputs equal the original's exactly in inference; Dropout and BatchNormalization keep obeying
-    `training`. The user's model is left untouched.
+    `training`, and frozen layers stay frozen. The user's model is left untouched. Layers keep
+    their names; where a name occurs twice, the nested layer takes its model's name in front.
 
     Args:
         model: Sequential, Functional, nested or subclassed `keras.Model`, built.
@@ -187,225 +59,225 @@ def flatten(model: keras.Model, *, inputs=None, keep: Iterable[str] = ()) -> ker
         keep: names of composite layers to leave as one node each.
 
     Returns:
-        A Functional `keras.Model`, not compiled.
+        A Functional `keras.Model`, not compiled; of the user's own class if that can be made from
+        (inputs, outputs, name).
 
     Raises:
-        ValueError: if the model is not built, or a layer cannot be traced symbolically.
+        TypeError: if the model is not a Keras 3 model.
+        ValueError: if the model is not built, a layer cannot be traced symbolically, or it cannot
+            be copied from its `get_config`.
 
     Example:
-        >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-        >>> model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Softmax()])
-        >>> [layer.name for layer in flatten(model).layers]  # doctest: +SKIP
-        ['input_layer_1', 'dense', 'softmax']
+        >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden")])
+        >>> model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Softmax(name="top")])
+        >>> [layer.name for layer in flatten(model).layers[1:]]
+        ['hidden', 'top']
     """
-    _require_model(model)
-    keep, copies = set(keep), {}
+    require_model(model)
+    keep = {keep} if isinstance(keep, str) else set(keep)
     with _restored_nodes(model):
         graph = _root_graph(model, inputs)
-        flat = graph.rebuild(lambda node, *a, **k: _expand(node, a, k, copies, keep, ()))
-    copy_weights(copies.values())
+        _warn_lost_loops(model, graph)
+        flattener = _Flattener(model, keep)
+        flat = graph.rebuild(flattener.call)
+    copy_weights(flattener.copies.values())
     return flat
 
 
-def is_composite(operation) -> bool:
-    """Whether an operation is opened by `flatten`: a model, or a user's layer made of layers."""
-    if isinstance(operation, keras.Model):
-        return True
-    own = type(operation).__module__.startswith(_LEAF_MODULES)
-    return isinstance(operation, keras.Layer) and not own and bool(operation._layers)
+@dataclasses.dataclass(frozen=True)
+class _Scope:
+    """Where in the model a node is.
 
-
-def trace(layer: keras.Layer, args: tuple, kwargs: dict) -> Graph:
-    """The graph of what a layer's `call` computes.
-
-    Args:
-        layer: a built layer whose `call` uses Keras layers and `keras.ops`.
-        args, kwargs: structures holding the `KerasTensor`s it is called with.
-
-    Returns:
-        A `Graph` whose inputs are the flat list of new tensors in place of those in args, kwargs.
-
-    Raises:
-        ValueError: naming the layer and the ways out, if it cannot be traced.
+    `path` holds the names of the models around it. `fixed` is the `training` that one of them
+    fixed in its `call`; `default` is the one that a Functional model gives where `fit` says none.
     """
-    leaves = [x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)]
-    fresh = {id(t): _new_input(t) for t in leaves}
-    args, kwargs = tree.map_structure(
-        lambda x: fresh[id(x)] if isinstance(x, KerasTensor) else x, (args, kwargs)
-    )
-    accepted = inspect.signature(layer.call).parameters
-    kwargs = {name: value for name, value in kwargs.items() if name in accepted}
-    try:
-        outputs = layer.call(*args, **kwargs)
-        if not all(isinstance(t, KerasTensor) for t in tree.flatten(outputs)):
-            raise TypeError("it returned something that is not a symbolic tensor")
-    except Exception as error:
-        if isinstance(error, ValueError) and "Ways out:" in str(error):
-            raise
-        reason = str(error).strip().splitlines() or [""]
-        raise ValueError(
-            f"layer '{layer.name}' ({type(layer).__name__}) cannot be traced symbolically: "
-            f"{type(error).__name__}: {reason[0][:300]} Ways out: write its call() with keras.ops "
-            "in place of raw tf. functions and without Python control flow on tensor values; or, "
-            f"if it is a layer inside of a model, leave it as one node with keep=['{layer.name}']."
-        ) from error
-    return Graph([fresh[id(t)] for t in _unique(leaves)], outputs, layer.name)
+
+    owner: keras.Layer
+    path: tuple[str, ...] = ()
+    fixed: bool | None = None
+    default: bool | None = None
 
 
-def _expand(node: Node, args, kwargs, copies: dict, keep: set, path: tuple):
-    """Calls a copy of the node's operation, or runs what is inside of a composite."""
-    operation = node.operation
-    if node.is_input:
-        return args[0]
-    if is_composite(operation) and operation.name not in keep:
-        training = kwargs.get("training")
+class _Flattener:
+    """Calls copies of a model's leaf operations, in the order of a graph.
+
+    `copies` maps the identity of an operation or variable to (it, its copy).
+    """
+
+    def __init__(self, model: keras.Model, keep: set[str]):
+        self.keep = keep
+        self.copies: dict[int, tuple[Any, Any]] = {}
+        self.fixed: dict[int, bool | None] = {}
+        self.anchor: Any = None
+        self.scope = _Scope(model)
+        self.counts = Counter(_leaf_names(model, keep))
+        self.taken: set[str] = set()
+
+    def call(self, node: Node, *args, **kwargs):
+        """Calls a copy of the node's operation, or runs what is inside of a composite."""
+        operation = node.operation
+        if node.is_input:
+            if self.anchor is None:
+                self.anchor = args[0]
+            self.taken.add(args[0].name)
+            return args[0]
+        scope = self.scope
+        fixed = node.training if scope.fixed is None else scope.fixed
+        given = kwargs.pop("training", None)
+        default = given if scope.default is None else scope.default
+        if is_composite(operation) and operation.name not in self.keep:
+            self.scope = _Scope(operation, (*scope.path, operation.name), fixed, default)
+            try:
+                return self._run_inside(operation, args, kwargs)
+            finally:
+                self.scope = scope
+        return self._call_leaf(operation, args, kwargs, fixed, default)
+
+    def _run_inside(self, operation, args, kwargs):
         functional = _functional(operation)
         if functional is not None:
-            graph = Graph.of(functional)
-            inner = [x for x in tree.flatten(args) if isinstance(x, KerasTensor)]
+            graph, tensors = Graph.of(functional), _inputs_of_call(functional, args, kwargs)
         else:
-            graph = trace(operation, args, kwargs)
-            inner = _unique(
-                x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)
+            kwargs = _with_mask(operation, args, kwargs)
+            graph, tensors = trace(operation, args, kwargs), unique(tensors_in((args, kwargs)))
+
+        def call(inner, *a, **k):
+            return a[0] if inner.is_input else self.call(inner, *a, **k)
+
+        return graph.run(tensors, call)
+
+    def _call_leaf(self, operation, args, kwargs, fixed, default):
+        if isinstance(operation, Parameter) and "source" in vars(operation):
+            args = (self.anchor,)
+        args, kwargs = tree.map_structure(self._parameter_for_variable, (args, kwargs))
+        if not _takes_training(operation):
+            fixed = None
+        elif fixed is None and default is not None:
+            kwargs["training"] = default
+        if fixed is False and isinstance(operation, _DROPOUTS):
+            return args[0]
+        key = source_of(operation)
+        if key not in self.copies:
+            twin = copy_operation(operation)
+            twin.name = self._unique_name(operation)
+            if fixed is not None:
+                twin = fix_training(twin, fixed)
+            self.copies[key], self.fixed[key] = (operation, twin), fixed
+        if self.fixed[key] != fixed:
+            raise ValueError(
+                f"layer '{operation.name}' ({type(operation).__name__}) is called with training="
+                f"{self.fixed[key]} in one place and training={fixed} in another, which a flat "
+                "model cannot keep. Expected: the same in all calls (None follows fit). Ways out: "
+                "use two layers, or leave the layer around it as one node with keep=[name]."
             )
-        here = (*path, node.name)
+        return self.copies[key][1](*args, **kwargs)
 
-        def call(inner_node, *a, **k):
-            if training is not None and isinstance(inner_node.operation, keras.Layer):
-                k["training"] = training
-            return _expand(inner_node, a, k, copies, keep, here)
+    def _unique_name(self, operation) -> str:
+        """The operation's own name, if need be behind the names of the models around it."""
+        name, path = operation.name, list(self.scope.path)
+        is_layer = isinstance(operation, keras.Layer) and not isinstance(operation, RepeatBatch)
+        if not is_layer and not _functional(self.scope.owner):
+            # Tracing numbered it by what else was ever made in this process.
+            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(operation).__name__).lower()
+            name, path = "_".join([*path[-1:], name]), []
+        elif is_layer and self.counts[name] > 1 and path:
+            name = f"{path.pop()}_{name}"
+        while name in self.taken and path:
+            name = f"{path.pop()}_{name}"
+        number, base = 1, name
+        while name in self.taken:
+            name, number = f"{base}_{number}", number + 1
+        self.taken.add(name)
+        return name
 
-        return graph.run(inner, call)
-    args, kwargs = _parameters_for_variables(args, kwargs, copies)
-    if id(operation) not in copies:
-        copies[id(operation)] = (operation, _named_copy(operation, path, copies))
-    return copies[id(operation)][1](*args, **kwargs)
-
-
-def _named_copy(operation, path: tuple, copies: dict):
-    """A copy whose name is made unique by the names of the models around it."""
-    twin = copy_operation(operation)
-    taken = {pair[1].name for pair in copies.values()}
-    parts = list(path)
-    while twin.name in taken and parts:
-        twin.name = f"{parts.pop()}_{twin.name}"
-    number, base = 1, twin.name
-    while twin.name in taken:
-        twin.name, number = f"{base}_{number}", number + 1
-    return twin
-
-
-def _parameters_for_variables(args, kwargs, copies: dict):
-    """Weights that an opened layer uses directly become `Parameter` layers, so that they are kept.
-
-    A `Parameter` needs a tensor to hang on in the graph; any input of the same node serves.
-    """
-    anchor = next((x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)), None)
-
-    def convert(x):
-        if not isinstance(x, keras.Variable) or anchor is None:
+    def _parameter_for_variable(self, x):
+        """A weight handed to an operation directly, as from a list of weights, is kept too."""
+        if not isinstance(x, keras.Variable):
             return x
-        if id(x) not in copies:
-            layer = Parameter(x.shape, dtype=x.dtype, trainable=x.trainable, name=_slug(x.path))
-            copies[id(x)] = (_Holder(x), layer)
-        return copies[id(x)][1](anchor)
-
-    return tree.map_structure(convert, (args, kwargs))
+        parameter = parameter_of(x, self.scope.owner)
+        return self._call_leaf(parameter, (self.anchor,), {}, None, None)
 
 
-class _Holder:
-    """Gives a lone variable the face of a layer, for `copy_weights`."""
+def _takes_training(operation) -> bool:
+    if isinstance(operation, layers.Lambda):
+        return operation._fn_expects_training_arg
+    is_layer = isinstance(operation, keras.Layer)
+    return is_layer and "training" in inspect.signature(operation.call).parameters
 
-    def __init__(self, variable):
-        self.name, self.variables = variable.name, [variable]
+
+def _with_mask(layer, args, kwargs) -> dict:
+    """The mask that `Layer.__call__` would hand to `call`."""
+    if "mask" not in inspect.signature(layer.call).parameters or kwargs.get("mask") is not None:
+        return kwargs
+    if not args or len(tensors_in((args, kwargs))) != len(tensors_in(args[0])):
+        return kwargs
+    masks = tree.map_structure(lambda x: getattr(x, "_keras_mask", None), args[0])
+    return {**kwargs, "mask": masks} if tensors_in(masks) else kwargs
+
+
+def _inputs_of_call(functional, args, kwargs) -> list:
+    """The tensors that a nested Functional model is called with, as it would convert them."""
+    given = args[0] if args else kwargs.get("inputs")
+    mask = kwargs.get("mask")
+    own = tree.map_structure(lambda x: getattr(x, "_keras_mask", None), given)
+    if any(a is not b for a, b in zip(tree.flatten(mask), tree.flatten(own), strict=False) if a):
+        raise ValueError(
+            f"model '{functional.name}' is called with a mask= of its own, which a flat model "
+            f"cannot keep. Ways out: a Masking layer, or keep=['{functional.name}']."
+        )
+    expected = functional._inputs_struct
+    if isinstance(given, dict) and not isinstance(expected, dict):
+        given = [given[t.name] for t in tree.flatten(expected)]
+    pairs = zip(tree.flatten(given), functional.inputs, strict=True)
+    return [_converted(x, like) for x, like in pairs]
+
+
+def _converted(x, like):
+    if not isinstance(x, KerasTensor):
+        return x
+    if x.dtype != like.dtype:
+        x = ops.cast(x, like.dtype)
+    if len(x.shape) == len(like.shape) + 1:
+        return ops.squeeze(x, axis=-1)
+    return ops.expand_dims(x, axis=-1) if len(x.shape) == len(like.shape) - 1 else x
+
+
+def _leaf_names(layer, keep: set[str]) -> list[str]:
+    """The names of the layers that become nodes, each layer once."""
+    names, seen, stack = [], set(), [layer]
+    while stack:
+        layer = stack.pop()
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        if is_composite(layer) and (len(seen) == 1 or layer.name not in keep):
+            stack.extend(layer._layers)
+        elif not isinstance(layer, layers.InputLayer):
+            names.append(layer.name)
+    return names
 
 
 def _root_graph(model, inputs) -> Graph:
     functional = _functional(model)
     if functional is not None:
-        return Graph(functional._inputs_struct, functional._outputs_struct, model.name)
-    inputs = inputs if inputs is not None else _inputs_as_built(model)
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    accepted = inspect.signature(model.call).parameters
-    kwargs = {"training": None} if "training" in accepted else {}
+        graph = Graph.of(functional)
+        graph.name = model.name
+        return graph
+    structure, args, kwargs = inputs_of(model, inputs)
     traced = trace(model, args, kwargs)
-    flat = _unique(x for x in tree.flatten(args) if isinstance(x, KerasTensor))
-    names = [t.name for t in flat]
-    for tensor, name in zip(traced.inputs, names, strict=True):
-        tensor.name = name
-    structure = inputs if not isinstance(inputs, tuple) else list(inputs)
-    renamed = {id(old): new for old, new in zip(flat, traced.inputs, strict=True)}
-    traced.inputs = tree.map_structure(lambda t: renamed[id(t)], structure)
+    given = unique(tensors_in((args, kwargs)))
+    new = {id(old): fresh for old, fresh in zip(given, traced.inputs, strict=True)}
+    traced.inputs = tree.map_structure(lambda t: new[id(t)], structure)
     return traced
 
 
 def _functional(model):
-    """The Functional model behind a model, if there is one (a built Sequential holds one)."""
+    """The Functional model that a model runs, if there is one (a built Sequential holds one)."""
+    if not isinstance(model, keras.Model) or has_own_call(type(model)):
+        return None
     if isinstance(model, keras.Sequential):
         return model._functional
     return model if hasattr(model, "_inputs_struct") else None
-
-
-def _inputs_as_built(model):
-    config = model.get_build_config() or {}
-    shapes = config.get("shapes_dict") or config.get("input_shape")
-    if not model.built or not shapes:
-        raise ValueError(
-            f"model '{model.name}' ({type(model).__name__}) is not built, so its inputs are not "
-            "known. Call it once on a batch of data, or pass inputs=keras.Input(shape)."
-        )
-    if isinstance(shapes, dict):
-        made = {
-            name: _input_of(shape, name.removesuffix("_shape")) for name, shape in shapes.items()
-        }
-        return next(iter(made.values())) if len(made) == 1 else tuple(made.values())
-    return _input_of(shapes, "inputs")
-
-
-def _input_of(shape, name: str):
-    if isinstance(shape, dict):
-        return {key: _input_of(value, key) for key, value in shape.items()}
-    if shape and isinstance(shape[0], list | tuple):
-        return [_input_of(part, f"{name}_{i}") for i, part in enumerate(shape)]
-    return keras.Input(batch_shape=(None, *shape[1:]), name=name)
-
-
-def _new_input(tensor, batch_size: int | None = None):
-    shape = tuple(tensor.shape)
-    if batch_size is not None:
-        shape = (batch_size, *shape[1:])
-    return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
-
-
-def _to_node(node) -> Node:
-    return Node(node.operation, node.arguments.args, node.arguments.kwargs, node.outputs)
-
-
-def _sorted_nodes(inputs, outputs) -> Iterator:
-    """Keras nodes between inputs and outputs, every node after those it depends on."""
-    starts = {id(t) for t in tree.flatten(inputs)}
-    done: set[int] = set()
-    ordered = []
-    stack = [(_node_of(t), False) for t in reversed(tree.flatten([inputs, outputs]))]
-    while stack:
-        node, ready = stack.pop()
-        if node is None or id(node) in done:
-            continue
-        if ready:
-            done.add(id(node))
-            ordered.append(node)
-            continue
-        stack.append((node, True))
-        if not all(id(t) in starts for t in node.outputs):
-            stack.extend((_node_of(t), False) for t in reversed(node.input_tensors))
-    return iter(ordered)
-
-
-def _node_of(tensor):
-    history = getattr(tensor, "_keras_history", None)
-    if history is None or history.operation is None:
-        return None
-    return history.operation._inbound_nodes[history.node_index]
 
 
 class _restored_nodes:
@@ -423,20 +295,19 @@ class _restored_nodes:
             del layer._outbound_nodes[outbound:]
 
 
-def _require_model(model) -> None:
-    if not isinstance(model, keras.Model):
-        kind = f"{type(model).__module__}.{type(model).__name__}"
-        hint = (
-            "tf_keras (Keras 2) models are not supported here yet: rebuild it with Keras 3."
-            if kind.startswith("tf_keras")
-            else "Pass a keras.Model, or load one with keras.saving.load_model(path)."
+def _warn_lost_loops(model, graph: Graph) -> None:
+    if graph.model_class is type(model):
+        return
+    lost = [name for name in _LOOPS if not _is_from_keras(getattr(type(model), name))]
+    if lost:
+        warnings.warn(
+            f"model '{model.name}' has its own {', '.join(lost)}, which its flat copy has not: "
+            f"class {type(model).__name__} cannot be made from (inputs, outputs, name). To train "
+            "the copy so, give a Functional keras.Model class the same methods and make it from "
+            "the copy's inputs and outputs.",
+            stacklevel=3,
         )
-        raise TypeError(f"model must be a keras.Model of Keras 3; received {kind}. {hint}")
 
 
-def _unique(tensors) -> list:
-    return list({id(t): t for t in tensors}.values())
-
-
-def _slug(path: str) -> str:
-    return path.replace("/", "_")
+def _is_from_keras(function) -> bool:
+    return function.__module__.startswith("keras.")

@@ -5,10 +5,18 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.techniques.quantize import moving_range, quantize_activation, round_activation
+from tfcompress.techniques.quantize import (
+    as_tensor,
+    moving_range,
+    quantize_activation,
+    round_activation,
+)
 
 _register = keras.saving.register_keras_serializable("tfcompress")
 
+_LOWEST, _HIGHEST = float("-inf"), float("inf")
+# Activations that a range starting at zero carries out, with where they clip from above.
+_CLIPS = {"relu": _HIGHEST, "relu6": 6.0}
 # The names under which Keras keeps the weights that compression is meant for.
 TARGETS = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
 
@@ -29,7 +37,7 @@ class Parameter(keras.layers.Layer):
         self.value = self.add_weight(shape=self.shape, dtype=dtype, initializer="zeros", name="value")
 
     def call(self, anchor):
-        return ops.convert_to_tensor(self.value)
+        return as_tensor(self.value)
 
     def compute_output_spec(self, anchor):
         return keras.KerasTensor(self.shape, self.compute_dtype)
@@ -83,7 +91,7 @@ class Compressed(keras.layers.Layer):
 
     def _make_states(self, variable) -> list[dict[str, Any]]:
         """The state of each technique as weights of this layer."""
-        states, weight = [], ops.convert_to_tensor(variable)
+        states, weight = [], as_tensor(variable)
         for technique in self.techniques:
             initial = technique.init(weight)
             states.append({
@@ -105,7 +113,7 @@ class Compressed(keras.layers.Layer):
 
     def effective(self, variable, stop: type | None = None):
         """The effective value of one target variable; techniques from type `stop` on left out."""
-        weight = ops.convert_to_tensor(variable)
+        weight = as_tensor(variable)
         for technique, state in zip(self.techniques, self._states[variable.name], strict=True):
             if stop is not None and isinstance(technique, stop):
                 break
@@ -118,7 +126,7 @@ class Compressed(keras.layers.Layer):
             return
         self.last_step.assign(ops.cast(step, "int32"))
         for variable in self._variables:
-            weight = ops.convert_to_tensor(variable)
+            weight = as_tensor(variable)
             for technique, state in zip(self.techniques, self._states[variable.name], strict=True):
                 new = technique.update(weight, _tensors(state), step)
                 for name, holder in state.items():
@@ -128,7 +136,7 @@ class Compressed(keras.layers.Layer):
     def call(self, inputs, **kwargs):
         effective = {v.path: self.effective(v) for v in self._variables}
         trainable, fixed = (
-            [effective[v.path] if v.path in effective else ops.convert_to_tensor(v) for v in group]
+            [effective[v.path] if v.path in effective else as_tensor(v) for v in group]
             for group in (self.layer.trainable_variables, self.layer.non_trainable_variables)
         )
         outputs, _ = self.layer.stateless_call(trainable, fixed, inputs, **kwargs)
@@ -244,13 +252,16 @@ class FakeQuant(keras.layers.Layer):
             return self._infer(x, source)
         clips = self.activation in _CLIPS and self.sources == 1
         y = x if clips else self._activate(x)
-        if source is not None:
-            self._observe(y, source, clips)
-        low, high = self.limits()
-        quantized = quantize_activation(y, low, high, self.bits)
+        low, high = self._union(self._observe(y, source, clips))
+        if clips:  # a range from 0 clips as the activation would: one op instead of two
+            low = 0.0
         if self.delay == 0:
-            return quantized
-        return ops.where(ops.convert_to_tensor(self.phase) > 0, quantized, self._activate(x))
+            return quantize_activation(y, low, high, self.bits)
+        return ops.cond(
+            as_tensor(self.phase) > 0,
+            lambda: quantize_activation(y, low, high, self.bits),
+            lambda: self._activate(x),
+        )
 
     def _infer(self, x, source):
         low, high = self.limits()
@@ -258,32 +269,41 @@ class FakeQuant(keras.layers.Layer):
         seen = high > low
         rounded = round_activation(y, low, ops.where(seen, high, 1.0), self.bits)
         if self.delay:
-            seen = ops.logical_and(seen, ops.convert_to_tensor(self.phase) > 0)
+            seen = ops.logical_and(seen, as_tensor(self.phase) > 0)
         return ops.where(seen, rounded, y)
 
-    def _observe(self, x, source: int, clips: bool) -> None:
+    def _observe(self, x, source, clips: bool):
+        """Moves the range towards that of `x`, if it is a source; returns the range."""
+        old = as_tensor(self.range)
+        if source is None:
+            return old
+        x = ops.stop_gradient(x)
         high = ops.max(x)
-        if clips:  # the range starts at 0, so that rounding clips as the activation would
-            low, high = ops.zeros_like(high), ops.clip(high, 0.0, _CLIPS[self.activation])
+        low = ops.zeros_like(high) if clips else ops.min(x)
+        batch = ops.cast(ops.stack([low, high]), "float32")
+        batch = ops.clip(batch, [_LOWEST, 0.0], [0.0, _CLIPS[self.activation] if clips else _HIGHEST])
+        if self.sources == 1:
+            new = moving_range(old, batch[None], self.momentum)
         else:
-            low = ops.min(x)
-        batch = ops.cast(ops.stack([ops.minimum(low, 0.0), ops.maximum(high, 0.0)]), "float32")
-        old = ops.convert_to_tensor(self.range)
-        new = moving_range(old[source], ops.stop_gradient(batch), self.momentum)
-        if self.sources > 1:
-            row = ops.cast(ops.arange(self.sources) == source, "float32")[:, None]
-            new = old + row * (new[None] - old)
-        else:
-            new = new[None]
+            new = ops.where(
+                ops.arange(self.sources)[:, None] == source,
+                moving_range(old, batch, self.momentum),
+                old,
+            )
         if self.freeze is not None:
-            new = ops.where(ops.convert_to_tensor(self.phase) < 2, new, old)
+            new = ops.where(as_tensor(self.phase) < 2, new, old)
         self.range.assign(new)
+        return new
 
     def limits(self):
         """The range in use: scalars (minimum, maximum), the union over all sources."""
         if self.fixed is not None:
             return self.fixed
-        rows = ops.convert_to_tensor(self.range)
+        return self._union(as_tensor(self.range))
+
+    def _union(self, rows):
+        if self.sources == 1:
+            return rows[0, 0], rows[0, 1]
         return ops.min(rows[:, 0]), ops.max(rows[:, 1])
 
     def _activate(self, x):
@@ -295,10 +315,6 @@ class FakeQuant(keras.layers.Layer):
     def get_config(self):
         names = "bits momentum activation sources fixed delay freeze float_source".split()
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-# Activations that a range starting at zero carries out, with where they clip from above.
-_CLIPS = {"relu": float("inf"), "relu6": 6.0}
 
 
 @_register
@@ -330,7 +346,7 @@ class FreezableBatchNorm(keras.layers.Layer):
     def call(self, x, training=False):
         if not training:
             return self.layer(x, training=False)
-        frozen = ops.convert_to_tensor(self.last_step) >= self.freeze
+        frozen = as_tensor(self.last_step) >= self.freeze
         return ops.cond(
             frozen, lambda: self.layer(x, training=False), lambda: self.layer(x, training=True)
         )
@@ -350,7 +366,7 @@ class FreezableBatchNorm(keras.layers.Layer):
 
 
 def _tensors(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: ops.convert_to_tensor(value) for name, value in state.items()}
+    return {name: as_tensor(value) for name, value in state.items()}
 
 
 def _constant(value):

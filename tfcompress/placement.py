@@ -128,6 +128,7 @@ class _Placer:
         self.graph, self.technique_of = graph, technique_of
         self.placement = Placement({}, set(), set(), [])
         self.parent: dict[int, int] = {}
+        self.names: dict[str, int] = {}
         # id of a tensor -> (technique, None if its operation stays float; activation; node)
         self.sources: dict[int, tuple[Quantize | None, str | None, Node]] = {}
 
@@ -230,8 +231,13 @@ class _Placer:
             delay=technique.delay,
             freeze=technique.freeze,
             float_source=is_float,
-            name=f"{node.name}_range",
+            name=self._unique_name(f"{node.name}_range"),
         )
+
+    def _unique_name(self, name: str) -> str:
+        """A layer that is called several times has a quantizer for each call."""
+        count = self.names[name] = self.names.get(name, 0) + 1
+        return name if count == 1 else f"{name}_{count}"
 
     def _round_again(self, shared: dict[int, FakeQuant]) -> None:
         """Averages of values on a grid lie between its steps: round them by the same range."""

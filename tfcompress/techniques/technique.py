@@ -17,6 +17,10 @@ class Technique:
         """Whether the state changes with the training step (`UpdateCompression` is needed)."""
         return False
 
+    def next_step(self, step: int) -> int | None:
+        """The first optimizer step after `step` at which `update` changes something; None: never."""
+        return step + 1 if self.scheduled else None
+
     def bind(self, layer, weight: str) -> "Technique":
         """This technique with what it must know of one layer filled in, such as its axes."""
         return self

@@ -43,7 +43,7 @@ def convert(
     batch_size: int = 1,
     strict: bool = False,
     select_tf_ops: bool = False,
-    samples: int | None = None,
+    samples: int | None = 500,
     progress: Progress | None = None,
 ) -> Report:
     """Writes a Keras model as a .tflite file.
@@ -62,7 +62,7 @@ def convert(
         batch_size: fixed batch size of the file.
         strict: raise if an operation stays float although integers were asked for.
         select_tf_ops: allow operations of TensorFlow that LiteRT lacks (needs the Flex delegate).
-        samples: how many calibration samples to use; all by default.
+        samples: how many calibration samples to use, the first ones; None uses all.
         progress: called as `progress(stage, done, total)`.
 
     Returns:
@@ -197,6 +197,7 @@ class _Job:
         else:
             weight_bits = _weight_bits(model)
             self._check_bits(known)
+            known = {**quantize.table_ranges(parsed, weight_bits), **known}
         known = ranges.spread(parsed, known)
         if self.precision == "int16x8":
             known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}

@@ -3,17 +3,21 @@
 import contextlib
 import logging
 import os
-import tempfile
 from typing import Any
 
 import keras
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from keras import layers, tree
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_v2,
+)
 
 from tfcompress.compression import OUTPUT_SUFFIX
 from tfcompress.graph import Graph, Node, copy_operation, copy_weights, flatten
 from tfcompress.layers import Compressed, FakeQuant, FreezableBatchNorm
 from tfcompress.placement import LINEAR, kind_of
+from tfcompress.primitives import Rsqrt
 
 
 class Marker(layers.Layer):
@@ -56,6 +60,16 @@ class Affine(layers.Layer):
         return input_shape
 
 
+class PlainRsqrt(layers.Layer):
+    """1 / sqrt(x): the kernel itself gives its largest value at 0."""
+
+    def call(self, x):
+        return tf.math.rsqrt(x)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
 class Nearest(layers.Layer):
     """UpSampling2D as the one op that LiteRT has for it."""
 
@@ -74,7 +88,7 @@ class Nearest(layers.Layer):
 def to_float(
     model: keras.Model, *, batch_size: int, marked: bool, integer: bool, select_tf_ops: bool
 ) -> "tf.lite.TFLiteConverter":
-    """A TFLiteConverter set up for a model; its `convert()` gives the float file.
+    """A TFLiteConverter set up for a model; `run_converter` on it gives the float file.
 
     Args:
         model: any Keras 3 model that `flatten` takes.
@@ -88,7 +102,6 @@ def to_float(
     """
     flat = model if _is_flat(model) else flatten(model)
     check_shapes(flat)
-    outputs = output_names(flat)
     exported = _plain_copy(flat, batch_size, marked, integer)
     specs = [
         tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=t.name)
@@ -97,16 +110,15 @@ def to_float(
 
     def serve(*inputs):
         packed = tree.pack_sequence_as(exported._inputs_struct, list(inputs))
-        values = tree.flatten(exported(packed, training=False))
-        return dict(zip(outputs, values, strict=True))
+        return tree.flatten(exported(packed, training=False))
 
-    folder = tempfile.TemporaryDirectory(prefix="tfcompress_")
-    archive = keras.export.ExportArchive()
-    archive.track(exported)
-    archive.add_endpoint("serve", serve, specs)
-    archive.write_out(folder.name, verbose=False)
-    converter = tf.lite.TFLiteConverter.from_saved_model(folder.name, signature_keys=["serve"])
-    converter._tfcompress_folder = folder  # lives as long as the converter
+    function = tf.function(serve, input_signature=specs, autograph=False, jit_compile=False)
+    # Frozen first: a SavedModel takes four times as long, and a function with variables loses them.
+    frozen = convert_variables_to_constants_v2(
+        function.get_concrete_function(), lower_control_flow=False
+    )
+    with quiet():
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
     if select_tf_ops:
         ops = tf.lite.OpsSet
         converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
@@ -183,25 +195,39 @@ def io_names(model: keras.Model) -> tuple[list[str], list[str]]:
 
 
 def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> None:
-    """Gives the input and output tensors of a file the names of the Keras model's.
+    """Gives a file the signature "serve" and its tensors the names of the Keras model's.
 
-    The signature tells which is which; an output that is an input too keeps the input's name.
+    Args:
+        model: a `ModelT`; it is changed.
+        inputs, outputs: names, in the order of the file's inputs and outputs (a file with a
+            signature already has names of its own: they stay).
     """
     graph = model.subgraphs[0]
-    for signature in model.signatureDefs or []:
-        for entries, names in ((signature.outputs, outputs), (signature.inputs, inputs)):
-            for entry in entries or []:
-                if entry.name.decode() in names:
-                    graph.tensors[entry.tensorIndex].name = entry.name
-    taken: set[bytes] = set()
+    if not model.signatureDefs:
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = b"serve", 0
+        signature.inputs = _tensor_maps(inputs, graph.inputs)
+        signature.outputs = _tensor_maps(outputs, graph.outputs)
+        model.signatureDefs = [signature]
+    signature = model.signatureDefs[0]
+    for entry in (*(signature.outputs or []), *(signature.inputs or [])):
+        graph.tensors[entry.tensorIndex].name = entry.name
     kept = {*graph.inputs, *graph.outputs}
-    for index in kept:
-        taken.add(bytes(graph.tensors[index].name))
+    taken = {bytes(graph.tensors[index].name) for index in kept}
     for index, tensor in enumerate(graph.tensors):
         if index not in kept:
-            while bytes(tensor.name) in taken:
-                tensor.name = bytes(tensor.name) + b"_"
+            while bytes(tensor.name or b"") in taken:
+                tensor.name = bytes(tensor.name or b"") + b"_"
             taken.add(bytes(tensor.name))
+
+
+def _tensor_maps(names: list[str], indices) -> list:
+    maps = []
+    for name, index in zip(names, indices, strict=True):
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = name.encode(), int(index)
+        maps.append(entry)
+    return maps
 
 
 def _is_flat(model) -> bool:
@@ -229,6 +255,8 @@ def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool)
                 copies[id(operation)] = twin
                 if source is not None:
                     fill.append((source, twin))
+            if isinstance(copies[id(operation)], Affine | Nearest | PlainRsqrt):
+                return copies[id(operation)](args[0])
             return copies[id(operation)](*args, **kwargs)
 
         exported = graph.rebuild(call, batch_size)
@@ -290,6 +318,8 @@ def _canonical(graph: Graph, node: Node):
             return Affine(scale, -mean * scale, name=operation.name)
     if isinstance(operation, layers.Rescaling):
         return Affine(operation.scale, operation.offset, name=operation.name)
+    if isinstance(operation, Rsqrt):
+        return PlainRsqrt(name=operation.name)
     if isinstance(operation, layers.UpSampling2D) and operation.interpolation == "nearest":
         return Nearest(operation.size, name=operation.name)
     return None

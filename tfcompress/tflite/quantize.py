@@ -6,6 +6,7 @@ short recipe serves a model of any size; the names are given back afterwards.
 
 import contextlib
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -113,8 +114,9 @@ def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, fl
     """
     tool = quantizer.Quantizer(data)
     tool.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
-    with contextlib.redirect_stdout(io.StringIO()):
-        result = tool.calibrate({signature: batches}, num_threads=2)
+    samples = list(batches)  # a generator would be used up by its count of the samples
+    with _hushed():
+        result = tool.calibrate({signature: samples}, num_threads=2)
     return {
         name: (float(np.min(entry["min"])), float(np.max(entry["max"])))
         for name, entry in result.items()
@@ -154,6 +156,33 @@ def _wide_range(weight: np.ndarray, axis: int, kind: str, bits: int) -> dict[str
     largest = np.abs(weight).max(axis=others, keepdims=True)
     limit = largest * np.float32(127 / (2 ** (bits - 1) - 1))
     return {"min": -limit, "max": limit}
+
+
+def table_ranges(model, weight_bits: set[int]) -> dict[int, Range]:
+    """Ranges of embedding tables on a trained grid, and of the rows gathered from them.
+
+    Args:
+        model: a float `ModelT` without markers.
+        weight_bits: the widths that weights were trained for.
+
+    Returns:
+        Ranges by tensor index, which make the scale of the activations the trained one.
+    """
+    found = {}
+    for op in model.subgraphs[0].operators:
+        if op_name(model, op) not in ("GATHER", "EMBEDDING_LOOKUP"):
+            continue
+        index = next((i for i in op.inputs if i >= 0 and _is_float_constant(model, i)), None)
+        grid = index is not None and find_grid(constant(model, index), 0, sorted(weight_bits))
+        if grid and grid[1] == "t":
+            scale = float(np.abs(constant(model, index)).max()) / (2 ** (grid[0] - 1) - 1)
+            known = Range(-128 * scale, 127 * scale)
+            found.update({index: known, op.outputs[0]: known})
+    return found
+
+
+def _is_float_constant(model, index: int) -> bool:
+    return model.subgraphs[0].tensors[index].type == 0 and is_constant(model, index)
 
 
 def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> tuple[int, str] | None:
@@ -222,10 +251,25 @@ def _op_config(activations: int | None, weights: int, kind: str, unsigned: bool 
     return config.to_dict()
 
 
+@contextlib.contextmanager
+def _hushed():
+    """Keeps back ai-edge-quantizer's reports, progress bars and warnings."""
+    text = io.StringIO()
+    with (
+        contextlib.redirect_stdout(text),
+        contextlib.redirect_stderr(text),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _run(data: bytes, recipe: list[dict[str, Any]], qsv) -> bytes:
     tool = quantizer.Quantizer(data, recipe)
-    with contextlib.redirect_stdout(io.StringIO()):
-        result = tool.quantize(qsv, enable_progress_report=False)
+    with _hushed():
+        result = tool.quantize(
+            qsv, enable_progress_report=False, enable_progress_bar=False
+        )
     return bytes(result.quantized_model)
 
 
@@ -241,8 +285,7 @@ def _qsv(known: Range, rank: int) -> dict[str, np.ndarray]:
 def _plain_constants(model, op) -> list[int]:
     """The float constants that an op reads which are neither weights nor a bias."""
     operands = op.inputs[:1] if op_name(model, op) in WEIGHTS else op.inputs
-    tensors = model.subgraphs[0].tensors
-    return [i for i in operands if i >= 0 and tensors[i].type == 0 and is_constant(model, i)]
+    return [i for i in operands if i >= 0 and _is_float_constant(model, i)]
 
 
 def _constant_qsv(values: np.ndarray) -> dict[str, np.ndarray]:

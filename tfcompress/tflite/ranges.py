@@ -57,10 +57,13 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
         source = alias.get(op.inputs[0], op.inputs[0])
         alias[op.outputs[0]] = source
         if name == "QUANTIZE":
-            if source in ranges:
-                floats.add(source)  # the second of two in a row
-            else:
-                ranges[source] = _range_of(graph.tensors[op.outputs[0]])
+            told = _range_of(graph.tensors[op.outputs[0]])
+            if source not in ranges:
+                ranges[source] = told
+            elif op.inputs[0] in alias and told.maximum - told.minimum > 1.5 * (
+                ranges[source].maximum - ranges[source].minimum
+            ):
+                floats.add(source)  # the second, wider one of two in a row
     graph.operators = kept
     for op in graph.operators:
         op.inputs = [alias.get(i, i) for i in op.inputs]

@@ -1,0 +1,326 @@
+"""The command line: what it prints, where, and with which exit status."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import types
+import warnings
+
+import numpy as np
+import pytest
+
+from tfcompress import __version__, cli, options
+from tfcompress.cli import main
+
+COMMANDS = ["convert", "inspect", "verify", "benchmark", "targets", "demo"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A float model, data for it, and its .tflite file."""
+    keras = pytest.importorskip("keras")
+    folder = tmp_path_factory.mktemp("cli")
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    body = [layers.Conv2D(2, 3, activation="relu"), layers.Flatten(), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((8, 8, 1), name="image"), *body])
+    model.save(folder / "model.keras")
+    x = np.random.default_rng(0).random((20, 8, 8, 1), np.float32)
+    np.save(folder / "x.npy", x)
+    from PIL import Image
+
+    (folder / "photos").mkdir()
+    for i, pixels in enumerate(x[:4, ..., 0]):
+        pixels = (255 * pixels).astype(np.uint8).repeat(2, 0)
+        Image.fromarray(pixels).save(folder / "photos" / f"{i}.png")
+    command = ["convert", folder / "model.keras", "-o", folder / "model.tflite", "-q", "--json"]
+    assert main([*map(str, command), "--precision", "float32"]) == 0
+    return folder
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_options_name_what_the_library_knows():
+    from tfcompress import arrays
+    from tfcompress.tflite import convert
+
+    assert convert.PRECISIONS == options.PRECISIONS
+    assert set().union(*convert.IO_DTYPES.values()) == set(options.IO_DTYPES)
+    assert tuple(arrays.SCALINGS) == options.SCALINGS
+
+
+def test_help_has_examples_that_parse(capsys, monkeypatch):
+    assert main([]) == 0
+    assert capsys.readouterr().out.count("\n") > 20
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", text, re.M)
+        assert main([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        examples = re.findall(r"^ +tfcompress (.+(?:\\\n.+)?)$", text, re.M)
+        assert examples
+        for example in examples:
+            words = re.split(r"[\s\\]+", example.split(">")[0].strip())
+            assert words[0] == command
+            # Options are known and take their values: it is the missing file that is missed.
+            status = 0 if command in ("targets", "demo") else 2
+            if command == "demo":
+                continue
+            assert main(words) == status
+            assert "--help" not in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tfcompress {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["convert", "--help"], ["targets"], ["inspect"], ["benchmark", "--runs", "3"]],
+)
+def test_quick_commands_import_no_tensorflow(folder, arguments):
+    file = [str(folder / "model.tflite")] if arguments[0] in ("inspect", "benchmark") else []
+    code = (
+        "import sys\nfrom tfcompress.cli import main\n"
+        f"assert main({arguments + file}) == 0\n"
+        "found = {'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # A tenth of a second for --help alone; TensorFlow takes several.
+    assert time.perf_counter() - start < 3
+
+
+def test_convert_writes_a_file_and_reports(folder, tmp_path, capsys):
+    out = tmp_path / "out.tflite"
+    command = ["convert", folder / "model.keras", "-o", out]
+    assert run(*command, "--precision", "float16") == 0
+    shown = capsys.readouterr()
+    assert out.read_bytes()[4:8] == b"TFL3"
+    assert "CONV_2D" in shown.out
+    assert "convert ..." in shown.err
+    assert run(*command, "--calibration", folder / "x.npy", "--samples", 5, "--json", "-q") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["file_bytes"] == out.stat().st_size
+    assert shown.err == ""
+
+
+def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
+    received = {}
+
+    def convert(model, path, **settings):
+        received.update(settings, model=model, path=path)
+        return types.SimpleNamespace(render=lambda console: None)
+
+    from tfcompress.tflite import convert as module
+
+    monkeypatch.setattr(module, "convert", convert)
+    command = ["convert", folder / "model.keras", "-o", tmp_path / "a.tflite"]
+    extra = ["--precision", "int16x8", "--io-dtype", "int16", "--strict", "--select-tf-ops"]
+    images = ["--calibration", folder / "photos", "--scaling", "-1_1", "--samples", 3]
+    assert run(*command, *extra, *images, "--batch-size", 2) == 0
+    data, model = received.pop("calibration"), received.pop("model")
+    assert model.input_shape == (None, 8, 8, 1)
+    assert data.shape == (3, 8, 8, 1)
+    assert -1 <= data.min() < 0 < data.max() <= 1
+    del received["progress"]
+    assert received == {
+        "path": tmp_path / "a.tflite",
+        "precision": "int16x8",
+        "io_dtype": "int16",
+        "strict": True,
+        "select_tf_ops": True,
+        "samples": 3,
+        "batch_size": 2,
+    }
+
+
+def test_the_model_itself_is_not_overwritten(folder, capsys):
+    before = (folder / "model.keras").read_bytes()
+    assert run("convert", folder / "model.keras", "-o", folder / "model.keras") == 2
+    assert "--output is the model itself" in capsys.readouterr().err
+    assert (folder / "model.keras").read_bytes() == before
+
+
+def test_inspect(folder, capsys):
+    assert run("inspect", folder / "model.tflite", "--details") == 0
+    assert "All tensors" in capsys.readouterr().out
+    assert run("inspect", folder / "model.tflite", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["inputs"][0]["shape"] == [1, 8, 8, 1]
+
+
+def test_verify_tells_pass_and_fail(folder, tmp_path, capsys):
+    command = ["verify", folder / "model.keras", folder / "model.tflite", "--data"]
+    assert run(*command, folder / "x.npy", "--json", "-q") == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+    assert run(*command, folder / "photos", "--scaling", "0_1", "--layers") == 0
+    import keras
+
+    model = keras.models.load_model(folder / "model.keras")
+    model.layers[-1].bias.assign([9, 9, 9])
+    model.save(tmp_path / "other.keras")
+    command[1] = tmp_path / "other.keras"
+    capsys.readouterr()
+    assert run(*command, folder / "x.npy", "-q") == 1
+    shown = capsys.readouterr()
+    assert "failed" in shown.out
+    assert shown.err == ""
+
+
+def test_benchmark(folder, capsys):
+    files = [folder / "model.tflite"] * 2
+    brief = ["--runs", 3, "--rounds", 2]
+    assert run("benchmark", *files, *brief, "--json", "--data", folder / "x.npy") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (len(found["files"]), found["runs"], found["rounds"]) == (2, 3, 2)
+    assert run("benchmark", *files, *brief, "-q", "--data", folder / "photos") == 0
+    shown = capsys.readouterr()
+    assert "median ms" in shown.out
+    assert shown.err == ""
+
+
+def test_targets(capsys):
+    assert main(["targets"]) == 0
+    assert "edge_tpu" in capsys.readouterr().out
+    assert main(["targets", "--json"]) == 0
+    assert {row["name"] for row in json.loads(capsys.readouterr().out)} >= {"mobile_cpu"}
+    assert main(["targets", "edge_tpu"]) == 0
+    assert "weights.bits: 8\n" in capsys.readouterr().out
+    assert main(["targets", "edge_tpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"]["bits"] == 8
+
+
+def test_demo_gets_folder_and_epochs(tmp_path, capsys, monkeypatch):
+    received = {}
+
+    def demo(folder, epochs=9, progress=None):
+        received.update(folder=folder, epochs=epochs)
+        progress("train", 1, 2)
+        print("chatter of a library")
+        return types.SimpleNamespace(
+            to_dict=lambda: {"inf": float("inf"), "array": np.float32([1])},
+            render=lambda console: console.print("[bold]table[/]"),
+        )
+
+    monkeypatch.setitem(sys.modules, "tfcompress.demo", types.SimpleNamespace(demo=demo))
+    assert main(["demo", "--out", str(tmp_path), "--epochs", "3"]) == 0
+    assert received == {"folder": tmp_path, "epochs": 3}
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("table\n", "load TensorFlow ...\ntrain ...\n")
+    assert main(["demo", "--json", "--quiet"]) == 0
+    assert received["epochs"] == 9
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"inf": None, "array": [1.0]}
+    assert shown.err == ""
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """`targets` as a command that raises what it is told to."""
+
+    def fail(error):
+        def raises():
+            raise error
+
+        monkeypatch.setattr("tfcompress.targets.list_targets", raises)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ValueError("two\n lines"), 2, "two lines"),
+        (TypeError("wrong"), 2, "wrong"),
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (PermissionError(13, "Permission denied", "a.txt"), 2, "a.txt: Permission denied"),
+        (MemoryError(), 2, "not enough memory: MemoryError. Take fewer --samples, or a smaller"),
+        (ImportError("install x"), 2, "install x"),
+        (EOFError("no more"), 3, "EOFError: no more This should not happen; run again with --d"),
+        (KeyError("name"), 3, "KeyError: 'name' This should not happen; run again with --debug"),
+        (RuntimeError("x" * 999), 3, "RuntimeError: xxx"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_every_error_is_one_line(failing, capsys, error, status, message):
+    failing(error)
+    assert main(["targets"]) == status
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"Error: {message}")
+    assert shown.err.count("\n") == 1
+    assert len(shown.err) < 450
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "targets"], ["targets", "--debug"]])
+def test_debug_shows_where(failing, capsys, arguments):
+    failing(RuntimeError("deep inside"))
+    assert main(arguments) == 3
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "in raises" in shown
+    assert shown.splitlines()[-1] == "Error: RuntimeError: deep inside"
+
+
+def test_our_warnings_are_shown_and_the_noise_is_not(monkeypatch, capfd):
+    import logging
+    import os
+
+    def noisy():
+        warnings.warn("layer 'odd' stays float", stacklevel=2)
+        exec("import warnings; warnings.warn('of a library')", {"__name__": "library"})
+        logging.getLogger("absl").warning("chatter")
+        print("chatter", file=sys.stderr)
+        os.write(2, b"chatter from C++\n")
+        return []
+
+    monkeypatch.setattr("tfcompress.targets.list_targets", noisy)
+    main(["targets", "--json"])
+    shown = capfd.readouterr()
+    assert shown.out == "[]\n"
+    assert shown.err == "Warning: layer 'odd' stays float\n"
+    os.write(2, b"restored")
+    print(" too", file=sys.stderr)
+    assert capfd.readouterr().err == "restored too\n"
+
+
+def test_the_keras_backend_is_tensorflow(monkeypatch, capsys):
+    import os
+
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    main(["--version"])
+    assert os.environ["KERAS_BACKEND"] == "tensorflow"
+
+
+@pytest.mark.parametrize("value", ["224", "224x224", "224X224", "224×224"])
+def test_image_sizes(value):
+    assert options.parse_size(value) == (224, 224)
+    assert options.parse_size("2x3") == (2, 3)
+
+
+def test_a_closed_pipe_and_a_full_disk_are_no_drama(folder):
+    python = [sys.executable, "-c", "import sys; from tfcompress.cli import main; sys.exit(main())"]
+    command = [*python, "inspect", str(folder / "model.tflite"), "--json"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "Error: No space left on device\n")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+def test_the_console_script_calls_main():
+    (script,) = __import__("importlib.metadata").metadata.entry_points(
+        group="console_scripts", name="tfcompress"
+    )
+    assert script.load() is cli.main

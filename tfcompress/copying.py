@@ -1,0 +1,145 @@
+"""Copies of layers and operations, and of what they hold."""
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from keras import layers
+
+
+def copy_operation(operation):
+    """A copy of a layer or operation, without its place in a graph; weights come later.
+
+    Args:
+        operation: a `keras.Layer` or `keras.Operation`.
+
+    Returns:
+        A new, unbuilt layer of the same configuration and name, or a new operation.
+
+    Raises:
+        ValueError: if the layer cannot be made anew from its `get_config`.
+
+    Example:
+        >>> copy_operation(keras.layers.Dense(3, name="head")).name
+        'head'
+    """
+    if not isinstance(operation, keras.Layer):
+        twin = copy.copy(operation)
+        twin._inbound_nodes, twin._outbound_nodes = [], []
+        return twin
+    if isinstance(operation, layers.Lambda):
+        twin = _copy_lambda(operation)
+    else:
+        twin = _copy_layer(operation)
+    twin.name = operation.name
+    if twin.dtype_policy != operation.dtype_policy:
+        twin.dtype_policy = operation.dtype_policy
+    return twin
+
+
+def copy_weights(pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Copies all variables between layers of one kind, and which of them train.
+
+    Args:
+        pairs: (source, target) built layers; variables are weights, metrics and random seeds.
+
+    Raises:
+        ValueError: if the layers do not have the same variables, or the target was made by an
+            incomplete `get_config`.
+    """
+    for source, target in pairs:
+        old, new = getattr(source, "variables", []), getattr(target, "variables", [])
+        if len(old) != len(new) and isinstance(source, keras.Layer):
+            old, new = source.weights, target.weights  # random seeds may differ, weights may not
+        _require_alike(source, target, old, new)
+        _copy_trainable(source, target)
+        for ours, theirs in zip(new, old, strict=True):
+            ours.assign(theirs)
+            if ours.trainable != theirs.trainable:
+                ours.trainable = theirs.trainable
+        if isinstance(target, layers.Normalization):
+            target.finalize_state()
+
+
+def _copy_layer(layer):
+    try:
+        config = layer.get_config()
+        for key, value in config.items():
+            # Python functions, as in Dense(activation=f), do not survive serialization.
+            if value is not None and inspect.isfunction(getattr(layer, key, None)):
+                config[key] = getattr(layer, key)
+        with keras.saving.custom_object_scope(_classes_in(layer)):
+            return type(layer).from_config(config)
+    except Exception as error:
+        raise ValueError(
+            f"layer '{layer.name}' ({type(layer).__name__}) cannot be copied: its "
+            f"get_config/from_config failed with {type(error).__name__}: {error}. Return every "
+            "argument of __init__ from get_config(), as keras.saving needs it too."
+        ) from error
+
+
+def _copy_lambda(layer):
+    """Its from_config refuses Python functions."""
+    return layers.Lambda(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=dict(layer.arguments),
+        name=layer.name,
+        dtype=layer.dtype_policy,
+        trainable=layer.trainable,
+    )
+
+
+def _classes_in(layer) -> dict[str, type]:
+    """The user's classes that a layer's configuration may speak of, by name."""
+    parts = [value for x in layer._flatten_layers() for value in (x, *vars(x).values())]
+    kinds = {type(part) for part in parts if hasattr(part, "get_config")}
+    return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith("keras.")}
+
+
+def _require_alike(source, target, old: list, new: list) -> None:
+    kind = f"layer '{source.name}' ({type(source).__name__})"
+    shapes = [tuple(v.shape) for v in old], [tuple(v.shape) for v in new]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{kind} has {len(old)} variables of shapes {shapes[0]}, its copy made by get_config() "
+            f"has {len(new)} of shapes {shapes[1]}. Return every argument of __init__ from "
+            "get_config(), and create all variables in __init__ or build()."
+        )
+    if type(source) is not type(target) or not isinstance(source, keras.Layer):
+        return
+    if type(source).__module__.startswith(("keras.", "tfcompress.")):
+        return
+    for name, value in vars(source).items():
+        other = vars(target).get(name, value)
+        if name not in _OWN_NAMES and name[0] != "_" and _is_plain(value) and other != value:
+            raise ValueError(
+                f"{kind} has {name}={value!r}, but its copy made by get_config() has "
+                f"{name}={other!r}. Return every argument of __init__ from get_config()."
+            )
+
+
+# Attributes of a layer that are set by Keras, or that need not be equal.
+_OWN_NAMES = {"name", "built", "trainable", "seed", "autocast", "supports_masking"}
+
+
+def _is_plain(value) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(part) for part in value)
+    return isinstance(value, bool | int | float | str)
+
+
+def _copy_trainable(source, target) -> None:
+    """Copies the `trainable` flag of a layer and of the layers inside of it."""
+    if not isinstance(source, keras.Layer) or type(source) is not type(target):
+        with contextlib.suppress(AttributeError):
+            if target.trainable != source.trainable:
+                target.trainable = source.trainable
+        return
+    for old, new in zip(source._flatten_layers(), target._flatten_layers(), strict=False):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable

@@ -1,0 +1,79 @@
+"""The inputs of a model that `call` alone describes."""
+
+import inspect
+from typing import Any
+
+import keras
+
+
+def require_model(model) -> None:
+    """Raises a TypeError unless this is a Keras 3 model."""
+    if isinstance(model, keras.Model):
+        return
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    if "keras" in type(model).__module__.split(".")[0]:
+        hint = "tf_keras (Keras 2) models are not supported here: rebuild it with Keras 3."
+    elif isinstance(model, str) or hasattr(model, "__fspath__"):
+        hint = f"Load it first: keras.saving.load_model({str(model)!r})."
+    else:
+        hint = "Pass a keras.Model, or load one with keras.saving.load_model(path)."
+    raise TypeError(f"model must be a keras.Model of Keras 3; received {kind}. {hint}")
+
+
+def inputs_of(model, inputs=None) -> tuple[Any, tuple, dict]:
+    """The symbolic inputs of a subclassed model.
+
+    Args:
+        model: a built `keras.Model`.
+        inputs: structure of `keras.Input`s to use; by default those of the shapes that the model
+            was built with, in float32. A tuple stands for several arguments of `call`.
+
+    Returns:
+        (structure of inputs for a Functional model, args of `call`, kwargs of `call`).
+
+    Raises:
+        ValueError: if the model is not built, or the shapes are not known.
+    """
+    if not model.built:
+        raise _not_built(model)
+    if inputs is not None:
+        return _spread(model, inputs)
+    config = model.get_build_config() or {}
+    if config.get("shapes_dict"):
+        names = {key: key.removesuffix("_shape") for key in config["shapes_dict"]}
+        made = {names[key]: _input(x, names[key]) for key, x in config["shapes_dict"].items()}
+        return list(made.values()), (), made
+    if not config.get("input_shape"):
+        raise _not_built(model)
+    made = _input(config["input_shape"], "inputs")
+    return made, (made,), {}
+
+
+def _spread(model, inputs) -> tuple[Any, tuple, dict]:
+    """Inputs given by the user, as one argument of `call` or as several."""
+    wanted = [
+        name
+        for name, p in inspect.signature(model.call).parameters.items()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    wanted = [name for name in wanted if name not in ("training", "mask")]
+    if isinstance(inputs, tuple) and len(wanted) > 1:
+        return list(inputs), inputs, {}
+    if isinstance(inputs, dict) and len(wanted) > 1 and set(wanted) <= set(inputs):
+        return inputs, (), dict(inputs)
+    return inputs, (inputs,), {}
+
+
+def _input(shape, name: str):
+    if isinstance(shape, dict):
+        return {key: _input(part, key) for key, part in shape.items()}
+    if shape and isinstance(shape[0], list | tuple | dict):
+        return [_input(part, f"{name}_{i}") for i, part in enumerate(shape)]
+    return keras.Input(batch_shape=(None, *shape[1:]), name=name)
+
+
+def _not_built(model) -> ValueError:
+    return ValueError(
+        f"model '{model.name}' ({type(model).__name__}) is not built, so its inputs and weights "
+        "are not known. Call it once on a batch of data, model(x), or model.build(shape)."
+    )

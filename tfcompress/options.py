@@ -1,0 +1,130 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Known here, too, so that a slip costs no seconds of importing TensorFlow.
+PRECISIONS = ("float32", "float16", "dynamic_int8", "int8", "int16x8", "int4")
+IO_DTYPES = ("float32", "int8", "uint8", "int16")
+SCALINGS = ("none", "0_1", "-1_1")
+
+
+def one_of(option: str, choices: tuple[str, ...]) -> Callable[[str], str]:
+    """Return the check of an option that takes one of a few values.
+
+    Args:
+        option: its name, with dashes.
+        choices: the values.
+
+    Returns:
+        What typer calls with a value: it returns the value, or raises ValueError.
+
+    Example:
+        >>> one_of("--scaling", SCALINGS)("0_1")
+        '0_1'
+    """
+
+    def check(value: str) -> str:
+        if value in choices:
+            return value
+        close = difflib.get_close_matches(value, choices, n=1)
+        mend = f"Did you mean {close[0]}?" if close else "Choose one of them."
+        raise ValueError(
+            f"{option} must be one of {', '.join(choices)}; received {value!r}. {mend}"
+        )
+
+    return check
+
+
+def parse_size(value: str | None) -> tuple[int, int] | None:
+    """Parse "224x192", or "224" for a square.
+
+    Args:
+        value: height and width in pixels, or None.
+
+    Returns:
+        (height, width), or None if there is no value.
+
+    Raises:
+        ValueError: the value is something else.
+
+    Example:
+        >>> parse_size("224x192")
+        (224, 192)
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:[xX×]([1-9]\d{0,4}))?", value)
+    if match is None:
+        raise ValueError(
+            f"--image-size must be HEIGHTxWIDTH in pixels; received {value!r}. Try 224x224."
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _check_size(value: str | None) -> str | None:
+    parse_size(value)
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW",
+        callback=_check_size,
+        help="Resize images to this; by default to what the model takes.",
+    ),
+]
+Scaling = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SCALINGS),
+        callback=one_of("--scaling", SCALINGS),
+        help="Range of the pixels that the model was trained with: none is 0 to 255.",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Use at most so many samples; by default all, of a folder of images 500."
+    ),
+]
+Model = Annotated[
+    Path, typer.Argument(help="A .keras or .h5 file, or a SavedModel folder.", show_default=False)
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="The .tflite file to write.", show_default=False)
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(PRECISIONS),
+        callback=one_of("--precision", PRECISIONS),
+        help="What the file computes in; int4 means the weights.",
+    ),
+]
+IoDtype = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(IO_DTYPES),
+        callback=one_of("--io-dtype", IO_DTYPES),
+        help="Type of inputs and outputs.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        help="Typical inputs, for int8 and the like of a model trained without quantization: "
+        "a .npy or .npz file, or a folder of images.",
+        show_default=False,
+    ),
+]

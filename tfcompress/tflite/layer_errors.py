@@ -1,0 +1,143 @@
+"""Which layer of a .tflite file the error comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.graph import flatten
+from tfcompress.layers import TARGETS, FakeQuant
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.convert import float_file
+from tfcompress.tflite.differences import sqnr_db
+from tfcompress.tflite.runner import INTEGERS, Runner, port
+
+_EDGES = ("QUANTIZE", "DEQUANTIZE")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerError:
+    """How far the output of one operation is from that of the float model.
+
+    Attributes:
+        layer: the Keras layer where the tensor's name tells it, else ''.
+        op: the operation in LiteRT.
+        tensor: the name of its output in the file.
+        sqnr_db: of that tensor; errors from layers before are in it.
+        input_sqnr_db: the worst of the tensors that the operation reads; where `sqnr_db` lies far
+            below, the operation itself adds the error. Infinite at the model's inputs.
+    """
+
+    layer: str
+    op: str
+    tensor: str
+    sqnr_db: float
+    input_sqnr_db: float
+
+
+def layer_errors(
+    model: keras.Model, file: Any, content: bytes, batches: list[dict[str, np.ndarray]]
+) -> tuple[LayerError, ...]:
+    """Compares each operation's output with that of the float file of the same model.
+
+    Args:
+        model: the `keras.Model` that was converted.
+        file: the `ModelT` of the file.
+        content: the bytes of the file.
+        batches: values by the file's input names, of the shapes of its inputs.
+
+    Returns:
+        One entry for each operation whose tensor the float file has too, worst first.
+
+    Raises:
+        ValueError: if the file has no tensor in common with the float file.
+    """
+    tensors = file.subgraphs[0].tensors
+    is_integer = any(
+        flatbuffer.dtype_name(t) in INTEGERS and not flatbuffer.is_constant(file, t)
+        for t in tensors
+    )
+    batch_size = int(tensors[file.subgraphs[0].inputs[0]].shape[0])
+    exact, _, _ = float_file(model, batch_size=batch_size, integer=is_integer, select_tf_ops=True)
+    pairs = _pairs(file, exact)
+    if not pairs:
+        raise ValueError(
+            "no tensor of the file has the name of one of the float model's; expected a file that "
+            "tfcompress.convert made from this model. Verify it without layers."
+        )
+    ratios = _measure(file, content, exact, pairs, batches)
+    names = _LayerNames(model)
+    found = []
+    for op in file.subgraphs[0].operators:
+        if op.outputs and op.outputs[0] in pairs and flatbuffer.op_name(file, op) not in _EDGES:
+            index = op.outputs[0]
+            before = [ratios.get(i, math.inf) for i in op.inputs]
+            name = flatbuffer.text(tensors[index].name)
+            worst = min(before, default=math.inf)
+            kind = flatbuffer.op_name(file, op)
+            found.append(LayerError(names.of(name), kind, name, ratios[index], worst))
+    # NaN is worse than anything.
+    return tuple(sorted(found, key=lambda e: -math.inf if math.isnan(e.sqnr_db) else e.sqnr_db))
+
+
+def _pairs(file: Any, exact: Any) -> dict[int, int]:
+    """Index of an activation in the file -> index of the float tensor of the same name."""
+    numbers = {
+        flatbuffer.text(t.name): i
+        for i, t in enumerate(exact.subgraphs[0].tensors)
+        if not flatbuffer.is_constant(exact, t)
+    }
+    pairs = {}
+    for index, tensor in enumerate(file.subgraphs[0].tensors):
+        other = numbers.get(flatbuffer.text(tensor.name))
+        if other is None or flatbuffer.is_constant(file, tensor):
+            continue
+        if list(exact.subgraphs[0].tensors[other].shape) == list(tensor.shape):
+            pairs[index] = other
+    for op in file.subgraphs[0].operators:
+        if flatbuffer.op_name(file, op) == "QUANTIZE" and op.inputs[0] in pairs:
+            pairs.setdefault(op.outputs[0], pairs[op.inputs[0]])
+    return pairs
+
+
+def _measure(file, content, exact, pairs, batches) -> dict[int, float]:
+    """SQNR in dB by tensor index."""
+    ours = Runner(file, content, "the file", reference=True, keep=True)
+    theirs = Runner(exact, flatbuffer.write(exact), "the float file", reference=True, keep=True)
+    signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
+    for batch in batches:
+        ours.run(batch)
+        theirs.run(batch)
+        for index, other in pairs.items():
+            wanted = theirs.tensor(port(exact, other)).astype(np.float64)
+            got = ours.tensor(port(file, index)).astype(np.float64)
+            signal[index] += float(np.square(wanted).sum())
+            noise[index] += float(np.square(wanted - got).sum())
+    return {index: sqnr_db(signal[index], noise[index]) for index in pairs}
+
+
+class _LayerNames:
+    """Finds the Keras layer in a tensor's name: 'functional_1/r1_1/Relu;functional_1/c1_1/...'."""
+
+    def __init__(self, model: keras.Model):
+        layers = [layer for m in (model, flatten(model)) for layer in m._flatten_layers()]
+        others = (FakeQuant, keras.Model)
+        self.known = {layer.name for layer in layers if not isinstance(layer, others)}
+        self.weighted = {
+            layer.name
+            for layer in layers
+            if not layer._layers and any(v.name in TARGETS for v in layer.variables)
+        }
+
+    def of(self, tensor: str) -> str:
+        parts = [part for part in re.split("[/;]", tensor) if part]
+        # The exported copy of a layer has a number behind its name.
+        names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]
+        names += [n.removesuffix("_range") for n in names if n.endswith("_range")]
+        found = [name for name in names if name in self.known]
+        return next((name for name in found if name in self.weighted), found[0] if found else "")

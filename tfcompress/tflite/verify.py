@@ -1,0 +1,326 @@
+"""verify: does a .tflite file compute what its Keras model computes?"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfcompress import data as samples_of
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.differences import Difference, Tally
+from tfcompress.tflite.inspect import print_table
+from tfcompress.tflite.layer_errors import LayerError, layer_errors
+from tfcompress.tflite.reference import Reference, is_simulated
+from tfcompress.tflite.runner import Port, Runner, port
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_TOLERANCE = 1.0
+# What is asked of a file whose quantization the Keras model did not simulate.
+LEAST_SQNR_DB, LEAST_AGREEMENT = 10.0, 0.9
+# Dequantized codes differ by whole steps, but for the rounding of float32.
+_SLACK = 0.01
+_CHUNK = 32
+LAYER_SAMPLES = 16
+
+Progress = Callable[[str, int, int | None], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputCheck:
+    """One output: how the file's values differ from the Keras model's.
+
+    Attributes:
+        name: of the output in the signature.
+        dtype: of the output in the file.
+        lsb: the real difference that counts as one LSB: the scale of the output's integers; 1 for
+            whole numbers; 1/255 of the range of the Keras model's outputs where there are none.
+        has_scale: whether `lsb` is a scale of the file.
+        keras: Keras against LiteRT's reference kernels (BUILTIN_REF).
+        xnnpack: the reference kernels against the default ones, XNNPACK where it can.
+        passed: whether both are within the tolerance.
+    """
+
+    name: str
+    dtype: str
+    lsb: float
+    has_scale: bool
+    keras: Difference
+    xnnpack: Difference
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        path: the file.
+        samples: how many samples were run.
+        tolerance: the most LSB that were let pass; None if SQNR and agreement decided.
+        outputs: in the order of the Keras model's outputs.
+        layers: the error of each layer, worst first, if it was asked for.
+    """
+
+    path: str
+    samples: int
+    tolerance: float | None
+    outputs: tuple[OutputCheck, ...]
+    layers: tuple[LayerError, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within the tolerance."""
+        return all(output.passed for output in self.outputs)
+
+    @property
+    def rule(self) -> str:
+        """What was asked of the outputs, in words."""
+        if self.tolerance is None:
+            least = f"SQNR at least {LEAST_SQNR_DB:g} dB"
+            return f"{least}, argmax agreement at least {LEAST_AGREEMENT:.0%}"
+        return f"at most {self.tolerance:g} LSB"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`; NaN and infinity (no error at all) become None."""
+        return {"passed": self.passed, "rule": self.rule, **_plain(dataclasses.asdict(self))}
+
+    def render(self, console: Console | None = None) -> None:
+        """Prints the verdict and a table.
+
+        Args:
+            console: a rich console; standard output if None.
+        """
+        from rich.console import Console
+
+        console = console or Console()
+        rows: list[tuple[Any, ...]] = []
+        for output in self.outputs:
+            for pair, found in (("Keras, REF", output.keras), ("REF, XNNPACK", output.xnnpack)):
+                agreement = "" if found.agreement is None else f"{found.agreement:.2%}"
+                numbers = (f"{found.max_lsb:.2f}", f"{found.mean_lsb:.4f}", f"{found.max_abs:.3g}")
+                rows.append((output.name, pair, *numbers, agreement, f"{found.sqnr_db:.1f}"))
+        columns = "output,compared,max LSB >,mean LSB >,max diff >,argmax equal >,SQNR dB >"
+        print_table(console, f"{self.path}: {self.samples} samples", columns, rows)
+        if self.layers:
+            columns = "layer,operator,SQNR dB >,of its inputs >"
+            rows = [
+                (e.layer or e.tensor[:60], e.op, f"{e.sqnr_db:.1f}", f"{e.input_sqnr_db:.1f}")
+                for e in self.layers
+            ]
+            print_table(console, "Error by layer, worst first", columns, rows)
+        verdict = "[green]passed[/]" if self.passed else "[red]failed[/]"
+        console.print(f"{verdict}: {self.rule}")
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        target = io.StringIO()
+        self.render(Console(file=target, width=120, color_system=None))
+        return target.getvalue()
+
+
+def verify(
+    model: Any,
+    path: str | os.PathLike[str],
+    data: Any,
+    *,
+    layers: bool = False,
+    tolerance: float | None = None,
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compares a .tflite file with its Keras model, on the same samples.
+
+    The file runs twice: on LiteRT's reference kernels, whose integers are the same on every
+    machine, and on the default kernels (XNNPACK). Values for integer inputs are quantized by the
+    file's own scales, and integer outputs dequantized.
+
+    Args:
+        model: the `keras.Model` that was converted, from `quantize_aware` or plain, or the path
+            of a .keras, .h5 or SavedModel.
+        path: the .tflite file.
+        data: samples of the inputs, as real values: a NumPy array, a list or dict of arrays, a
+            generator or a `tf.data.Dataset`, as for `convert`.
+        layers: also find the error of each layer, over at most 16 samples.
+        tolerance: how many LSB an output may differ from Keras (the kernels may differ from one
+            another by as much, and by 1). None asks for 1 LSB if the model simulates the file's
+            quantization or the file is float; of a file quantized after training, where the
+            difference is the price of quantization, it asks for an SQNR of 10 dB and an argmax
+            agreement of 90%; whole-number outputs are judged by that agreement in both cases.
+        samples: at most so many samples; all by default.
+        progress: called as `progress("verify", done, total)`.
+
+    Returns:
+        A `Verification`; `.passed` tells the verdict.
+
+    Raises:
+        ValueError: the file or the data cannot be read, do not belong to the model, the data is
+            empty, or Keras itself gives NaN.
+
+    Example:
+        >>> verify(qat, "model.tflite", x_test).passed  # doctest: +SKIP
+        True
+    """
+    if tolerance is not None and not (isinstance(tolerance, int | float) and tolerance >= 0):
+        raise ValueError(f"tolerance must be 0 LSB or more; received {tolerance!r}. Try 1.")
+    where, content = flatbuffer.describe(path), flatbuffer.load(path)
+    file = flatbuffer.read(content, name=where)
+    reference = Reference(model)
+    runners = [Runner(file, content, where, reference=kind) for kind in (True, False)]
+    match = _Match(reference, runners[0], where)
+    tallies = [(Tally(), Tally()) for _ in match.outputs]
+    first: list[dict[str, np.ndarray]] = []
+    done = 0
+    batches = samples_of.batches(data, reference.inputs, limit=samples)
+    for count, chunk in _chunks(batches, match.batch_size):
+        parts = match.split(chunk, count)
+        first += parts[: max(0, math.ceil(LAYER_SAMPLES / match.batch_size) - len(first))]
+        _compare(reference(chunk), runners, match, parts, count, tallies)
+        done += count
+        if progress is not None:
+            progress("verify", done, samples)
+    rule = _Rule.of(tolerance, reference, file)
+    checks = tuple(
+        _check(file, entry, pair, rule) for entry, pair in zip(match.outputs, tallies, strict=True)
+    )
+    errors = layer_errors(reference.model, file, content, first) if layers else ()
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else where
+    return Verification(name, done, rule.tolerance, checks, errors)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """What is asked: a tolerance in LSB, or (None) a least SQNR and agreement."""
+
+    tolerance: float | None
+    given: bool
+
+    @classmethod
+    def of(cls, tolerance: float | None, reference: Reference, file: Any) -> _Rule:
+        if tolerance is not None:
+            return cls(tolerance, True)
+        return cls(DEFAULT_TOLERANCE if is_simulated(reference.model, file) else None, False)
+
+    def holds(self, found: Difference, least: float, whole: bool) -> bool:
+        """Whether a difference is small enough; `least` is a tolerance that is always granted."""
+        agrees = found.agreement is None or found.agreement >= LEAST_AGREEMENT
+        if whole and not self.given:
+            return agrees
+        if self.tolerance is None:
+            return found.sqnr_db >= LEAST_SQNR_DB and agrees
+        return found.max_lsb <= max(self.tolerance, least) + _SLACK
+
+
+class _Match:
+    """Which input and output of the file is which of the model's.
+
+    By name where the file has the model's names, else by position.
+    """
+
+    def __init__(self, reference: Reference, runner: Runner, where: str):
+        self.inputs = _pair([e.name for e in reference.inputs], runner.inputs, "input", where)
+        self.outputs = _pair(reference.outputs, runner.outputs, "output", where)
+        self.order = [runner.outputs.index(entry) for entry in self.outputs]
+        for wanted, entry in zip(reference.inputs, self.inputs, strict=True):
+            fits = len(wanted.shape) == len(entry.shape) and all(
+                a in (None, b) for a, b in zip(wanted.shape[1:], entry.shape[1:], strict=True)
+            )
+            if not fits or not entry.shape:
+                raise ValueError(
+                    f"input '{entry.name}' of {where} has shape {entry.shape}, the model's "
+                    f"{tuple(wanted.shape)}; expected a file that was made from this model. "
+                    "Convert the model again, or name the model that the file came from."
+                )
+        self.names = [e.name for e in reference.inputs]
+        self.batch_size = self.inputs[0].shape[0]
+
+    def split(self, chunk: dict[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+        """A chunk as batches for the file, by the file's input names."""
+        pairs = list(zip(self.names, self.inputs, strict=True))
+        return [
+            {entry.name: chunk[name][i : i + self.batch_size] for name, entry in pairs}
+            for i in range(0, count, self.batch_size)
+        ]
+
+
+def _pair(names: list[str], entries: list[Port], what: str, where: str) -> list[Port]:
+    if len(names) != len(entries):
+        raise ValueError(
+            f"{where} has {len(entries)} {what}(s), the model {len(names)}; expected a file that "
+            "was made from this model. Convert the model again, or name the model that the file "
+            "came from."
+        )
+    by_name = {entry.name: entry for entry in entries}
+    return [by_name[n] for n in names] if set(names) == set(by_name) else entries
+
+
+def _chunks(
+    samples: Iterator[dict[str, np.ndarray]], batch_size: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yields (samples, arrays by name), filled up by the last sample to a whole number of batches.
+
+    All chunks have one size, so that the Keras model is traced once.
+    """
+    size = batch_size * max(1, _CHUNK // batch_size)
+    while rows := list(itertools.islice(samples, size)):
+        count = len(rows)
+        rows += [rows[-1]] * (size - count)
+        yield count, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _compare(
+    expected: list[np.ndarray],
+    runners: list[Runner],
+    match: _Match,
+    parts: list[dict[str, np.ndarray]],
+    count: int,
+    tallies: list[tuple[Tally, Tally]],
+) -> None:
+    found = [list(zip(*(runner.run(part) for part in parts), strict=True)) for runner in runners]
+    for position, wanted, tally in zip(match.order, expected, tallies, strict=True):
+        golden, fast = (np.concatenate(outputs[position])[:count] for outputs in found)
+        if golden.shape != wanted[:count].shape:
+            name = match.outputs[tallies.index(tally)].name
+            raise ValueError(
+                f"output '{name}' of the file has shape {golden.shape[1:]} for a sample, the "
+                f"model's {wanted.shape[1:]}; expected a file that was made from this model. "
+                "Convert the model again, or name the model that the file came from."
+            )
+        tally[0].add(wanted[:count], golden)
+        tally[1].add(golden, fast)
+
+
+def _check(file: Any, entry: Port, tallies: tuple[Tally, Tally], rule: _Rule) -> OutputCheck:
+    scale, whole = _scale(file, entry), entry.scale is None and entry.dtype[:1] in "iub"
+    width = tallies[0].high - tallies[0].low
+    lsb = scale or (1.0 if whole else width / 255 if width > 0 else 1 / 255)
+    keras, xnnpack = (tally.result(lsb) for tally in tallies)
+    passed = rule.holds(keras, 0.0, whole) and rule.holds(xnnpack, 1.0, whole)
+    return OutputCheck(entry.name, entry.dtype, lsb, scale is not None, keras, xnnpack, passed)
+
+
+def _scale(file: Any, entry: Port) -> float | None:
+    """The scale of an output's integers: its own, or that of what the last op dequantizes."""
+    if entry.scale is not None:
+        return entry.scale
+    for op in file.subgraphs[0].operators:
+        if entry.index in op.outputs and flatbuffer.op_name(file, op) == "DEQUANTIZE":
+            return port(file, op.inputs[0]).scale
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
