@@ -43,7 +43,7 @@ def names(model):
 
 
 def flat_and_equal(model, x, tmp_path=None, **settings):
-    """The flat copy, after checks that it, and it reloaded, equal a model that is left as it was."""
+    """The flat copy, after checks that it equals the model, which is left as it was."""
     wanted = model(x, training=False)
     before = [v.numpy() for v in model.variables]
     nodes = [len(layer._inbound_nodes) for layer in model._flatten_layers()]
@@ -110,7 +110,9 @@ def subclassed(call, parts, x, **kwargs):
 
 
 def test_sequential(tmp_path):
-    model = shake(sequential(layers.Dense(5, "relu", name="a"), layers.BatchNormalization(name="b")))
+    model = shake(
+        sequential(layers.Dense(5, "relu", name="a"), layers.BatchNormalization(name="b"))
+    )
     flat = flat_and_equal(model, normal(4, 8), tmp_path)
     assert names(flat) == ["a", "b"]
 
@@ -198,7 +200,8 @@ def test_subclassed_with_several_arguments():
     model = Two()
     a, b = normal(4, 8), 2 * normal(4, 8)
     wanted = model(a, b)
-    assert difference(wanted, flatten(model)([a, b])) == 0.0
+    with pytest.raises(ValueError, match=r"takes left, right.*inputs=\(keras.Input\(shape"):
+        flatten(model)
     inputs = keras.Input((8,), name="left"), keras.Input((8,), name="right")
     flat = flatten(model, inputs=inputs)
     assert [t.name for t in flat.inputs] == ["left", "right"]
@@ -317,7 +320,7 @@ def test_masks_and_rnns(tmp_path):
     data = normal(2, 4, 5)
     data[:, 2:] = 0.0
     flat = flat_and_equal(sums, data, tmp_path)
-    assert difference(flat(data), flat(data[:, :2])) == 0.0
+    assert difference(flat(data), sums.lstm(data[:, :2])) < 1e-6
 
 
 def test_layers_that_read_their_mask():
@@ -432,10 +435,10 @@ def test_trainable_flags_of_layers_inner_layers_and_weights_are_kept():
 @pytest.mark.parametrize("place", ["layer", "model"])
 def test_training_fixed_by_a_call_stays_fixed_after_reloading(place, tmp_path):
     inner = sequential(
-        layers.Dense(8, name="dense"),
+        layers.Dense(8, name="first"),
         layers.BatchNormalization(name="norm"),
         layers.Dropout(0.9, name="drop"),
-        layers.Dense(8),
+        layers.Dense(8, name="second"),
         name="inner",
     )
     parts = {
@@ -457,7 +460,7 @@ def test_training_fixed_by_a_call_stays_fixed_after_reloading(place, tmp_path):
     flat.save(path)
     again = keras.saving.load_model(path)
     for copy in (flat, again):
-        copy.compile(keras.optimizers.SGD(0.05), "mse", jit_compile=False)
+        copy.compile(keras.optimizers.SGD(1e-4), "mse", jit_compile=False)
         copy.fit(normal(8, 8), normal(8, 2), verbose=0, epochs=2)
         norm, outer = copy.get_layer("norm"), copy.get_layer("outer_norm")
         assert isinstance(norm, layers.BatchNormalization)
@@ -475,9 +478,11 @@ def test_training_default_of_a_functional_model_is_overridden_by_fit_as_in_keras
     model = keras.Model(x, layers.Dropout(0.5)(layers.Dense(3)(y)))
     flat = flatten(model)
     data = 5.0 + normal(6, 8)
-    assert difference(model(data), flat(data)) == 0.0
-    assert difference(model(data), model(data, training=False)) > 0
-    assert difference(model(data, training=False), flat(data, training=False)) == 0.0
+    trained = model(data), flat(data)  # both move the statistics
+    assert difference(*trained) == 0.0
+    wanted = model(data, training=False)
+    assert difference(trained[0], wanted) > 0
+    assert difference(wanted, flat(data, training=False)) == 0.0
 
 
 def test_one_layer_with_two_fixed_trainings_is_refused():
@@ -574,14 +579,14 @@ def test_not_a_model():
 
 
 def test_not_built():
-    with pytest.raises(ValueError, match="'empty'.*is not built.*Call it once on a batch"):
+    with pytest.raises(ValueError, match=r"'empty'.*is not built.*Call it once on a batch"):
         flatten(keras.Sequential([layers.Dense(3)], name="empty"))
 
     class Unbuilt(keras.Model):
         def call(self, x):
             return x
 
-    with pytest.raises(ValueError, match="Unbuilt.*is not built"):
+    with pytest.raises(ValueError, match=r"Unbuilt.*is not built"):
         flatten(Unbuilt(), inputs=keras.Input((3,)))
 
 
@@ -621,8 +626,8 @@ def test_keep_leaves_an_untraceable_layer_as_one_node(tmp_path):
 
 
 class Incomplete(layers.Layer):
-    def __init__(self, units, factor=1.0, size=8):
-        super().__init__()
+    def __init__(self, units, factor=1.0, size=8, **kwargs):
+        super().__init__(**kwargs)
         self.units, self.factor, self.size = units, factor, size
 
     def build(self, shape):
@@ -636,8 +641,8 @@ class Incomplete(layers.Layer):
 
 
 class Defaults(Incomplete):
-    def __init__(self, factor=1.0, size=8):
-        super().__init__(3, factor, size)
+    def __init__(self, factor=1.0, size=8, **kwargs):
+        super().__init__(3, factor, size, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -695,12 +700,25 @@ def test_neighbours_and_rebuild():
     assert difference(new(normal(4, 8)), [h + ops.relu(h), ops.relu(h)]) == 0.0
 
 
+def test_rebuilding_numbers_new_operations_whose_names_are_taken():
+    x = keras.Input((8,))
+    model = keras.Model(x, layers.ReLU(name="multiply")(x))
+    keras.backend.clear_session()  # as in a new process: names are given from the start
+
+    def scaled(node, *args):
+        return args[0] if node.is_input else ops.multiply(node.operation(*args) * 2.0, 3.0)
+
+    new = Graph.of(model).rebuild(scaled)
+    assert names(new) == ["multiply", "multiply_2", "multiply_1"]
+    assert difference(new(normal(4, 8)), 6.0 * np.maximum(normal(4, 8), 0.0)) == 0.0
+
+
 def test_a_graph_between_inner_tensors_starts_there():
     x = keras.Input((8,))
     a = layers.Dense(8, name="a")(x)
     b = layers.Dense(8, name="b")(a)
     piece = Graph([a], ops.relu(b) + a)
-    assert [node.name for node in piece.nodes][0] == "b"
+    assert next(node.name for node in piece.nodes) == "b"
     other = layers.Dense(8)(x)
     again = piece.run([other], lambda node, *args, **kwargs: node.operation(*args, **kwargs))
     assert again.shape == (None, 8)
@@ -711,7 +729,16 @@ def test_trace_and_copies():
     block(normal(4, 8))
     graph = trace(block, (keras.Input((8,)),), {})
     kinds = [type(node.operation).__name__ for node in graph.nodes if not node.is_input]
-    assert kinds == "Parameter Dense BatchNormalization Add Relu Multiply Subtract Dropout".split()
+    assert kinds == [
+        "Parameter",
+        "Dense",
+        "BatchNormalization",
+        "Add",
+        "Relu",
+        "Multiply",
+        "Subtract",
+        "Dropout",
+    ]
     dense = layers.Dense(3, name="head")
     dense.build((None, 8))
     twin = copy_operation(dense)
@@ -726,9 +753,7 @@ def test_trace_and_copies():
 
 
 def application(name, size):
-    return getattr(keras.applications, name)(
-        weights=None, input_shape=(size, size, 3), classes=7
-    )
+    return getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classes=7)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def check_installed(venv, keras_file, cwd):
         assert command in run(venv / "bin/tfcompress", "--help", cwd=cwd)
     listed = run(venv / "bin/tfcompress", "targets", cwd=cwd)
     assert all(name in listed for name in NAMES)
-    convert = ["convert", keras_file, "tiny.tflite", "--precision", "float16"]
+    convert = ["convert", keras_file, "-o", "tiny.tflite", "--precision", "float16"]
     run(venv / "bin/tfcompress", *convert, cwd=cwd)
     assert (cwd / "tiny.tflite").read_bytes()[4:8] == b"TFL3"
 

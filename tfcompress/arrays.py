@@ -12,7 +12,7 @@ import numpy as np
 
 from tfcompress.files import PathLike, _first
 
-Arrays = np.ndarray | list[np.ndarray] | dict[str, np.ndarray]
+Arrays = np.ndarray | tuple[np.ndarray, ...] | dict[str, np.ndarray]
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 SCALINGS: dict[str, tuple[float, float]] = {  # name -> value = byte * factor + offset
@@ -46,7 +46,7 @@ def load_arrays(
 
     Returns:
         np.ndarray: of a `.npy`, of a `.npz` of one array, or float32 images of shape
-        (images, height, width, channels). A `.npz` of several gives a dict by name, or a list if
+        (images, height, width, channels). A `.npz` of several gives a dict by name, or a tuple if
         `np.savez` named them itself (`arr_0`, `arr_1`, ...). A `.npy` is read when it is used.
 
     Raises:
@@ -160,7 +160,7 @@ def _load_npz(file: Path) -> Arrays:
     if len(arrays) == 1:
         return next(iter(arrays.values()))
     counted = [f"arr_{i}" for i in range(len(arrays))]
-    return [arrays[name] for name in counted] if sorted(arrays) == sorted(counted) else arrays
+    return tuple(arrays[name] for name in counted) if set(arrays) == set(counted) else arrays
 
 
 def _load_images(

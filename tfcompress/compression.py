@@ -11,7 +11,7 @@ from keras import KerasTensor, layers, tree
 from tfcompress import primitives
 from tfcompress.graph import Graph, Node, call_node, copy_operation, copy_weights, flatten
 from tfcompress.layers import TARGETS, Compressed, FakeQuant, FreezableBatchNorm
-from tfcompress.placement import LINEAR, Placement, has_kernel, kind_of, place
+from tfcompress.placement import LINEAR, Placement, kind_of, place
 from tfcompress.recipe import Recipe, Rule, quantize_of
 from tfcompress.techniques import Quantize, Technique
 
@@ -59,9 +59,7 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
             _detach(node.operation)
 
     def call(node: Node, *args, **kwargs):
-        if node.is_input:
-            y = args[0]
-        elif id(node) in placement.absorbed:
+        if node.is_input or id(node) in placement.absorbed:
             y = args[0]
         else:
             techniques = recipe.techniques_of(origin(node))
@@ -196,7 +194,9 @@ def _bake(operation):
         for name, states in getattr(operation, "_states", {}).items():
             pairs = zip(operation.techniques, states, strict=True)
             quantized = [state for t, state in pairs if isinstance(t, Quantize)]
-            for old, new in zip(quantized, getattr(twin, "_states", {}).get(name, ()), strict=False):
+            for old, new in zip(
+                quantized, getattr(twin, "_states", {}).get(name, ()), strict=False
+            ):
                 for key, value in old.items():
                     new[key].assign(value)
         if kept and twin.scheduled:
@@ -214,8 +214,9 @@ def _open_layers(flat: keras.Model, recipe: Recipe):
     def call(node: Node, *args, **kwargs):
         operation = node.operation
         technique = quantize_of(recipe.techniques_of(operation))
-        function = primitives.opener(operation) if technique else None
-        if node.is_input or function is None or technique.activation_bits is None:
+        quantized = technique is not None and technique.activation_bits is not None
+        function = primitives.opener(operation) if quantized else None
+        if node.is_input or function is None:
             return call_node(node, *args, **kwargs)
         tensors = [x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)]
         if id(operation) in opened:  # a shared layer: the same pieces on other tensors
@@ -251,7 +252,7 @@ def _name_outputs(flat: keras.Model, graph: Graph, placement: Placement | None) 
     several = len(old) > 1
     named = {node.operation.name: node.operation for node in graph.nodes}
     for operation, tensor in zip(old, tree.flatten(graph.outputs), strict=True):
-        last = graph.producer(tensor).operation
+        last = tensor._keras_history.operation
         if placement is not None and id(tensor) in placement.quantizers:
             last = placement.quantizers[id(tensor)][0]
         if last is operation or last.name == operation.name:
@@ -300,11 +301,15 @@ def _quantize_outputs(node: Node, outputs, placement: Placement):
     for tensor, value in zip(node.outputs, flat, strict=True):
         quantizer, row = placement.quantizers.get(id(tensor), (None, None))
         if quantizer is not None:
-            value = quantizer(value) if quantizer.sources == 1 and row == 0 else quantizer(
-                value, source=row
+            value = (
+                quantizer(value)
+                if quantizer.sources == 1 and row == 0
+                else quantizer(value, source=row)
             )
         new.append(value)
-    return tree.pack_sequence_as(outputs, new) if len(new) > 1 or tree.is_nested(outputs) else new[0]
+    return (
+        tree.pack_sequence_as(outputs, new) if len(new) > 1 or tree.is_nested(outputs) else new[0]
+    )
 
 
 def _detach(operation) -> None:

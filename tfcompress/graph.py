@@ -39,6 +39,8 @@ _DROPOUTS = (
     layers.GaussianNoise,
     layers.AlphaDropout,
 )
+# Layers whose `call` takes `training` for Keras's own quantization alone.
+_SAME_IN_TRAINING = (layers.Dense, layers.EinsumDense)
 # What a class of the user's own may change in how `fit` works.
 _LOOPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
@@ -150,7 +152,7 @@ class _Flattener:
         if isinstance(operation, Parameter) and "source" in vars(operation):
             args = (self.anchor,)
         args, kwargs = tree.map_structure(self._parameter_for_variable, (args, kwargs))
-        if not _takes_training(operation):
+        if not _obeys_training(operation):
             fixed = None
         elif fixed is None and default is not None:
             kwargs["training"] = default
@@ -198,11 +200,17 @@ class _Flattener:
         return self._call_leaf(parameter, (self.anchor,), {}, None, None)
 
 
-def _takes_training(operation) -> bool:
+def _obeys_training(operation) -> bool:
+    """Whether an operation does something else in training."""
+    if not isinstance(operation, keras.Layer) or isinstance(operation, _SAME_IN_TRAINING):
+        return False
     if isinstance(operation, layers.Lambda):
         return operation._fn_expects_training_arg
-    is_layer = isinstance(operation, keras.Layer)
-    return is_layer and "training" in inspect.signature(operation.call).parameters
+    if isinstance(operation, layers.RNN | layers.MultiHeadAttention):
+        config = operation.get_config()
+        if not any(config.get(name) for name in ("dropout", "recurrent_dropout", "cell")):
+            return False
+    return "training" in inspect.signature(operation.call).parameters
 
 
 def _with_mask(layer, args, kwargs) -> dict:

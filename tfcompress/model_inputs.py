@@ -45,23 +45,32 @@ def inputs_of(model, inputs=None) -> tuple[Any, tuple, dict]:
         return list(made.values()), (), made
     if not config.get("input_shape"):
         raise _not_built(model)
+    if len(wanted := _required(model)) > 1:
+        raise ValueError(
+            f"call() of model '{model.name}' ({type(model).__name__}) takes {', '.join(wanted)}, "
+            "but Keras knows the shape of the first alone. Pass "
+            f"inputs=({', '.join(f'keras.Input(shape, name={x!r})' for x in wanted)})."
+        )
     made = _input(config["input_shape"], "inputs")
     return made, (made,), {}
 
 
 def _spread(model, inputs) -> tuple[Any, tuple, dict]:
     """Inputs given by the user, as one argument of `call` or as several."""
-    wanted = [
-        name
-        for name, p in inspect.signature(model.call).parameters.items()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-    ]
-    wanted = [name for name in wanted if name not in ("training", "mask")]
+    wanted = _required(model)
     if isinstance(inputs, tuple) and len(wanted) > 1:
         return list(inputs), inputs, {}
     if isinstance(inputs, dict) and len(wanted) > 1 and set(wanted) <= set(inputs):
         return inputs, (), dict(inputs)
     return inputs, (inputs,), {}
+
+
+def _required(model) -> list[str]:
+    """The arguments of `call` that have no default."""
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(model.call).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is plain]
+    return [name for name in required if name not in ("training", "mask")]
 
 
 def _input(shape, name: str):

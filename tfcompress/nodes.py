@@ -135,7 +135,9 @@ class Graph:
         """
         new_inputs = tree.map_structure(lambda t: new_input(t, batch_size), self.inputs)
         outputs = self.run(tree.flatten(new_inputs), call or call_node)
-        with _deep_recursion(len(_sorted_nodes(new_inputs, outputs))):
+        nodes = _sorted_nodes(new_inputs, outputs)
+        _make_names_unique([node.operation for node in nodes])
+        with _deep_recursion(len(nodes)):
             if self.model_class is not keras.Model:
                 try:
                     return self.model_class(new_inputs, outputs, name=self.name)
@@ -236,6 +238,21 @@ def _node_of(tensor):
     if history is None or history.operation is None:
         return None
     return history.operation._inbound_nodes[history.node_index]
+
+
+def _make_names_unique(operations: list) -> None:
+    """Numbers names that occur twice: those of operations are given anew in every process."""
+    different = list({id(operation): operation for operation in operations}.values())
+    different.sort(key=lambda operation: not isinstance(operation, keras.Layer))
+    taken = {operation.name for operation in different}
+    if len(taken) == len(different):
+        return
+    seen: set[str] = set()
+    for operation in different:
+        number, base = 1, operation.name
+        while operation.name in seen or (number > 1 and operation.name in taken):
+            operation.name, number = f"{base}_{number}", number + 1
+        seen.add(operation.name)
 
 
 @contextlib.contextmanager

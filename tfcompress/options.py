@@ -102,7 +102,10 @@ Model = Annotated[
     Path, typer.Argument(help="A .keras or .h5 file, or a SavedModel folder.", show_default=False)
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The .tflite file to write.", show_default=False)
+    Path,
+    typer.Option(
+        "--output", "-o", help="The .tflite file to write.", readable=False, show_default=False
+    ),
 ]
 Precision = Annotated[
     str,

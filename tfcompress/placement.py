@@ -113,7 +113,9 @@ def passes_through(operation) -> bool:
     kind = kind_of(operation)
     if isinstance(operation, layers.UpSampling2D | layers.UpSampling1D):
         return True
-    return kind in SAME_SCALE or kind in ROUNDING or kind in TRANSPARENT or kind == "Activation:linear"
+    return (
+        kind in SAME_SCALE or kind in ROUNDING or kind in TRANSPARENT or kind == "Activation:linear"
+    )
 
 
 def rounds(operation) -> bool:
@@ -190,8 +192,8 @@ class _Placer:
                 self.placement.per_channel.add(id(node))
         if technique is not None and kind in FUSES_RELU:
             follower = self.graph.only_consumer(unit[-1].outputs[0])
-            activation = relu_name(follower.operation) if follower is not None else None
-            if activation:
+            if follower is not None and relu_name(follower.operation):
+                activation = relu_name(follower.operation)
                 unit.append(follower)
                 self.placement.absorbed.add(id(follower))
         done.update(id(part) for part in unit)

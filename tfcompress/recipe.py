@@ -107,9 +107,7 @@ class Recipe:
     def from_config(cls, config: dict[str, Any]) -> "Recipe":
         """The recipe that `get_config` told."""
         load = keras.saving.deserialize_keras_object
-        return cls(
-            [Rule(r["layers"], [load(t) for t in r["techniques"]]) for r in config["rules"]]
-        )
+        return cls([Rule(r["layers"], [load(t) for t in r["techniques"]]) for r in config["rules"]])
 
 
 def quantize_of(techniques: Sequence[Technique]) -> Quantize | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 
+INTERRUPTED = 130  # What shells say of Ctrl-C.
 # What bad input raises; anything else is a defect of tfcompress.
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ImportError)
 
@@ -42,6 +43,8 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
             command = typer.main.get_command(app)
             status = command.main(arguments, prog_name="tfcompress", standalone_mode=False)
             sys.stdout.flush()
+            if status == INTERRUPTED:  # typer's own way to say it; older versions raise Abort.
+                raise KeyboardInterrupt
             return status if isinstance(status, int) else 0
         except BrokenPipeError:
             # The reader (head, less) has seen enough; nothing may be written at exit either.
@@ -60,7 +63,7 @@ def _explain(error: BaseException, debug: bool) -> tuple[int, str]:
     # typer turns Ctrl-C and the end of a file that is read into the same.
     cause = error.__cause__ if isinstance(error, typer.Abort) else None
     if isinstance(error, KeyboardInterrupt) or isinstance(cause, KeyboardInterrupt):
-        return 130, "interrupted; nothing half-written is left."
+        return INTERRUPTED, "interrupted; nothing half-written is left."
     if hasattr(error, "format_message"):  # Of typer, or of click in older versions of typer.
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "tfcompress"
@@ -72,7 +75,7 @@ def _explain(error: BaseException, debug: bool) -> tuple[int, str]:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, EXPECTED):
         return 2, message
-    hint = "" if debug else " This should not happen; run again with --debug to see where."
+    hint = "" if debug else " (This should not happen; run again with --debug to see where.)"
     return 3, f"{type(cause or error).__name__}: {message[:300]}{hint}"
 
 

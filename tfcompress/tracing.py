@@ -2,6 +2,8 @@
 
 import contextlib
 import inspect
+import re
+import traceback
 import warnings
 from typing import Any
 
@@ -171,10 +173,9 @@ def parameter_of(variable, owner: keras.Layer) -> Parameter:
 
 def _identities(graph: Graph) -> list:
     """What tells two graphs apart: their layers, weights and kinds of operations, in order."""
-    return [
-        source_of(x) if isinstance(x := n.operation, layers.Layer) else type(x)
-        for n in (node for node in graph.nodes if not node.is_input)
-    ]
+    operations = [node.operation for node in graph.nodes if not node.is_input]
+    made = [not isinstance(x, layers.Layer) or isinstance(x, RepeatBatch) for x in operations]
+    return [type(x) if new else source_of(x) for x, new in zip(operations, made, strict=True)]
 
 
 def source_of(operation) -> int:
@@ -271,10 +272,11 @@ def _equal(a, b) -> bool:
 
 
 def _untraceable(layer, error: Exception) -> ValueError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    reason = lines[0][:300]
-    if "Error encountered:" in lines:
-        reason += " " + lines[lines.index("Error encountered:") + 1 :][0][:300]
+    layer = _innermost(error, layer)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = ("Exception encountered", "Could not automatically infer", "Error encountered")
+    reason = next((line for line in lines if not line.startswith(told)), text)[:300]
     return ValueError(
         f"layer '{layer.name}' ({type(layer).__name__}) cannot be traced symbolically: "
         f"{type(error).__name__}: {reason} Expected: a call() made of Keras layers and keras.ops, "
@@ -282,3 +284,12 @@ def _untraceable(layer, error: Exception) -> ValueError:
         "Ways out: write it so; or, if it is a layer inside of a model, leave it as one node with "
         f"keep=['{layer.name}']."
     )
+
+
+def _innermost(error: Exception, layer):
+    """The user's layer whose `call` the error comes from, which may be inside of `layer`."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if frame.f_code.co_name == "call" and isinstance(owner, keras.Layer):
+            layer = owner if has_own_call(type(owner)) else layer
+    return layer

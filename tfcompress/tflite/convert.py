@@ -15,7 +15,7 @@ from tfcompress.compression import is_compressed, require_advanced
 from tfcompress.graph import flatten
 from tfcompress.layers import Compressed, FakeQuant
 from tfcompress.techniques import Quantize
-from tfcompress.tflite import flatbuffer, lower, quantize, ranges, saved_model
+from tfcompress.tflite import flatbuffer, lower, quantize, ranges, saved_model, signature
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tflite.report import FloatOp, Report
 
@@ -108,7 +108,7 @@ def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integ
     )
     parsed = flatbuffer.read(lower.run_converter(converter))
     known, floats = ranges.take_markers(parsed)
-    lower.name_inputs_and_outputs(parsed, *names)
+    signature.name_inputs_and_outputs(parsed, *names)
     return parsed, known, floats
 
 
@@ -154,8 +154,8 @@ class _Job:
             return self.timed("quantize", quantize.weight_only, parsed, 4)
         raise ValueError(
             f"precision '{self.precision}' needs the ranges of activations: received a plain float "
-            "model and no calibration data. Pass calibration= a few hundred samples of the "
-            "training inputs, or train a model from tfcompress.quantize_aware(model)."
+            "model and no calibration data. Pass calibration= (--calibration) a few hundred "
+            "samples of the training inputs, or train a model from tfcompress.quantize_aware(model)."
         )
 
     def _by_converter(self, model) -> bytes:
@@ -167,7 +167,7 @@ class _Job:
             converter.target_spec.supported_types = [tf.float16]
         data = self.timed("convert", lower.run_converter, converter)
         parsed = flatbuffer.read(data)
-        lower.name_inputs_and_outputs(parsed, *names)
+        signature.name_inputs_and_outputs(parsed, *names)
         return flatbuffer.write(parsed)
 
     def _converter(self, model):
@@ -183,7 +183,7 @@ class _Job:
             converter, names = self._converter(model)
             parsed = flatbuffer.read(lower.run_converter(converter))
             known, floats = ranges.take_markers(parsed)
-            lower.name_inputs_and_outputs(parsed, *names)
+            signature.name_inputs_and_outputs(parsed, *names)
             return parsed, known, floats
         return float_file(
             model, batch_size=self.batch_size, select_tf_ops=self.select_tf_ops, integer=integer
@@ -232,13 +232,13 @@ class _Job:
         if self.batch_size != 1:
             data = _stacked(data, self.batch_size)
         found = quantize.calibrate(flatbuffer.write(parsed), data, "serve")
-        tensors = parsed.subgraphs[0].tensors
-        return {
-            index: ranges.Range(min(low, 0.0), max(high, 0.0, 1e-6 + min(low, 0.0)))
-            for index, tensor in enumerate(tensors)
-            for low, high in [found.get(tensor.name.decode(), (None, None))]
-            if low is not None and tensor.type == 0 and not ranges.is_constant(parsed, index)
-        }
+        known = {}
+        for index, tensor in enumerate(parsed.subgraphs[0].tensors):
+            name = tensor.name.decode()
+            if name in found and tensor.type == 0 and not ranges.is_constant(parsed, index):
+                low, high = min(found[name][0], 0.0), max(found[name][1], 0.0)
+                known[index] = ranges.Range(low, max(high, low + 1e-6))
+        return known
 
     def _counted(self, batches: Iterable):
         for number, batch in enumerate(batches):
@@ -267,7 +267,9 @@ class _Job:
                 if op.name in ("QUANTIZE", "DEQUANTIZE") or "float" not in op.dtype:
                     continue
                 tensor = names.get((op.subgraph, op.outputs[0]), "") if op.outputs else ""
-                reason = self.reasons.get(tensor, "LiteRT has no integer kernel that is used for it")
+                reason = self.reasons.get(
+                    tensor, "LiteRT has no integer kernel that is used for it"
+                )
                 float_ops.append(FloatOp(op.name, tensor, reason))
         if float_ops and self.strict:
             listed = "; ".join(f"{f.op} at '{f.tensor[:60]}' ({f.reason})" for f in float_ops[:5])

@@ -31,7 +31,7 @@ class Tally:
     """Adds up differences batch by batch, so that outputs need not be kept."""
 
     def __init__(self) -> None:
-        self.low, self.high = np.inf, -np.inf
+        self.low, self.high = math.inf, -math.inf
         self._largest = self._sum = self._signal = self._noise = 0.0
         self._count = self._equal = self._compared = 0
 
@@ -51,7 +51,8 @@ class Tally:
         self._count += error.size
         self._signal += float(np.square(wanted).sum())
         self._noise += float(np.square(error).sum())
-        self.low, self.high = min(self.low, wanted.min()), max(self.high, wanted.max())
+        self.low = min(self.low, float(wanted.min()))
+        self.high = max(self.high, float(wanted.max()))
         if expected.dtype.kind in "iub":
             self._equal += int((wanted == got).sum())
             self._compared += wanted.size

@@ -114,9 +114,7 @@ def _drop_unread(model, graph) -> None:
     """Takes out DEQUANTIZE ops that nobody reads any more."""
     read = {i for op in graph.operators for i in op.inputs} | set(graph.outputs)
     graph.operators = [
-        op
-        for op in graph.operators
-        if op_name(model, op) != "DEQUANTIZE" or op.outputs[0] in read
+        op for op in graph.operators if op_name(model, op) != "DEQUANTIZE" or op.outputs[0] in read
     ]
 
 

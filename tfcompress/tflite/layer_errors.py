@@ -87,14 +87,16 @@ def layer_errors(
 
 def _pairs(file: Any, exact: Any) -> dict[int, int]:
     """Index of an activation in the file -> index of the float tensor of the same name."""
-    numbers = {
-        flatbuffer.text(t.name): i
-        for i, t in enumerate(exact.subgraphs[0].tensors)
-        if not flatbuffer.is_constant(exact, t)
+    by_name = {
+        name: index
+        for index, tensor in enumerate(exact.subgraphs[0].tensors)
+        if not flatbuffer.is_constant(exact, tensor)
+        # The converter's own modes number some tensors anew.
+        for name in (flatbuffer.text(tensor.name), _unnumbered(tensor))
     }
     pairs = {}
     for index, tensor in enumerate(file.subgraphs[0].tensors):
-        other = numbers.get(flatbuffer.text(tensor.name))
+        other = by_name.get(flatbuffer.text(tensor.name), by_name.get(_unnumbered(tensor)))
         if other is None or flatbuffer.is_constant(file, tensor):
             continue
         if list(exact.subgraphs[0].tensors[other].shape) == list(tensor.shape):
@@ -103,6 +105,10 @@ def _pairs(file: Any, exact: Any) -> dict[int, int]:
         if flatbuffer.op_name(file, op) == "QUANTIZE" and op.inputs[0] in pairs:
             pairs.setdefault(op.outputs[0], pairs[op.inputs[0]])
     return pairs
+
+
+def _unnumbered(tensor: Any) -> str:
+    return re.sub(r"[\d_]+$", "", flatbuffer.text(tensor.name))
 
 
 def _measure(file, content, exact, pairs, batches) -> dict[int, float]:

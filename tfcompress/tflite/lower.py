@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from ai_edge_litert import schema_py_generated as schema
 from keras import layers, tree
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
@@ -21,7 +20,7 @@ from tfcompress.primitives import Rsqrt
 
 
 class Marker(layers.Layer):
-    """A fake-quantization op with constant range, which tells the range to whoever reads the file."""
+    """A fake-quantization op of constant range, which tells the range to the file's reader."""
 
     def __init__(self, quantizer: FakeQuant, low: float, high: float):
         super().__init__(name=quantizer.name)
@@ -146,10 +145,11 @@ def run_converter(converter) -> bytes:
 
 @contextlib.contextmanager
 def quiet():
-    """Keeps back what the TensorFlow converter writes to file descriptor 2, Python and C++ alike."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps back what TensorFlow's converter writes to file descriptor 2, from Python and C++."""
+    loggers = [tf.get_logger(), logging.getLogger("absl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     saved = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -159,7 +159,8 @@ def quiet():
         os.dup2(saved, 2)
         os.close(saved)
         os.close(null)
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def check_shapes(model: keras.Model) -> None:
@@ -192,42 +193,6 @@ def io_names(model: keras.Model) -> tuple[list[str], list[str]]:
     """The names of a model's inputs and outputs."""
     flat = model if _is_flat(model) else flatten(model)
     return [t.name for t in tree.flatten(flat._inputs_struct)], output_names(flat)
-
-
-def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> None:
-    """Gives a file the signature "serve" and its tensors the names of the Keras model's.
-
-    Args:
-        model: a `ModelT`; it is changed.
-        inputs, outputs: names, in the order of the file's inputs and outputs (a file with a
-            signature already has names of its own: they stay).
-    """
-    graph = model.subgraphs[0]
-    if not model.signatureDefs:
-        signature = schema.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = b"serve", 0
-        signature.inputs = _tensor_maps(inputs, graph.inputs)
-        signature.outputs = _tensor_maps(outputs, graph.outputs)
-        model.signatureDefs = [signature]
-    signature = model.signatureDefs[0]
-    for entry in (*(signature.outputs or []), *(signature.inputs or [])):
-        graph.tensors[entry.tensorIndex].name = entry.name
-    kept = {*graph.inputs, *graph.outputs}
-    taken = {bytes(graph.tensors[index].name) for index in kept}
-    for index, tensor in enumerate(graph.tensors):
-        if index not in kept:
-            while bytes(tensor.name or b"") in taken:
-                tensor.name = bytes(tensor.name or b"") + b"_"
-            taken.add(bytes(tensor.name))
-
-
-def _tensor_maps(names: list[str], indices) -> list:
-    maps = []
-    for name, index in zip(names, indices, strict=True):
-        entry = schema.TensorMapT()
-        entry.name, entry.tensorIndex = name.encode(), int(index)
-        maps.append(entry)
-    return maps
 
 
 def _is_flat(model) -> bool:

@@ -94,7 +94,9 @@ def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
         changed = False
         for group in groups + groups[::-1]:
             found = next((known[i] for i in group if i in known), None)
-            missing = [i for i in group if i not in known] if found else []
+            if found is None:
+                continue
+            missing = [i for i in group if i not in known]
             known.update((i, found) for i in missing)
             changed = changed or bool(missing)
     return known

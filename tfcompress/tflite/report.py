@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -48,16 +49,18 @@ class Report:
     def render(self, console: Console | None = None) -> None:
         """Prints the report as a table."""
         console = console or Console()
-        table = Table(title=f"{self.path}: {self.precision}, {self.io_dtype} in and out")
+        table = Table(title=escape(f"{self.path}: {self.precision}, {self.io_dtype} in and out"))
         table.add_column("what")
         table.add_column("value")
         table.add_row("size", f"{self.file_bytes:,} bytes, {self.zipped_bytes:,} zipped")
         for op, dtype, count in self.ops:
             table.add_row(f"{count} x {op}", dtype)
         for entry in self.float_ops:
-            table.add_row(f"[yellow]float: {entry.op}[/]", f"{entry.tensor[:60]}: {entry.reason}")
+            table.add_row(
+                f"[yellow]float: {entry.op}[/]", escape(f"{entry.tensor[:60]}: {entry.reason}")
+            )
         for note in self.notes:
-            table.add_row("[yellow]note[/]", note)
+            table.add_row("[yellow]note[/]", escape(note))
         stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
         table.add_row("seconds", stages)
         console.print(table)

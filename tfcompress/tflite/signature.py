@@ -1,0 +1,39 @@
+"""Names that a file bears outside: its signature, its inputs and outputs."""
+
+from ai_edge_litert import schema_py_generated as schema
+
+
+def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> None:
+    """Gives a file the signature "serve" and its tensors the names of the Keras model's.
+
+    Args:
+        model: a `ModelT`; it is changed.
+        inputs, outputs: names, in the order of the file's inputs and outputs (a file with a
+            signature already has names of its own: they stay).
+    """
+    graph = model.subgraphs[0]
+    if not model.signatureDefs:
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = b"serve", 0
+        signature.inputs = _tensor_maps(inputs, graph.inputs)
+        signature.outputs = _tensor_maps(outputs, graph.outputs)
+        model.signatureDefs = [signature]
+    signature = model.signatureDefs[0]
+    for entry in (*(signature.outputs or []), *(signature.inputs or [])):
+        graph.tensors[entry.tensorIndex].name = entry.name
+    kept = {*graph.inputs, *graph.outputs}
+    taken = {bytes(graph.tensors[index].name) for index in kept}
+    for index, tensor in enumerate(graph.tensors):
+        if index not in kept:
+            while bytes(tensor.name or b"") in taken:
+                tensor.name = bytes(tensor.name or b"") + b"_"
+            taken.add(bytes(tensor.name))
+
+
+def _tensor_maps(names: list[str], indices) -> list:
+    maps = []
+    for name, index in zip(names, indices, strict=True):
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = name.encode(), int(index)
+        maps.append(entry)
+    return maps
