@@ -323,6 +323,20 @@ def test_masks_and_rnns(tmp_path):
     assert difference(flat(data), sums.lstm(data[:, :2])) < 1e-6
 
 
+def test_masks_of_nested_models(tmp_path):
+    tokens = np.array([[3, 4, 0, 0], [5, 6, 7, 0]])
+    x, words = keras.Input((4,), dtype="int32"), keras.Input((4, 5))
+    inner = keras.Model(words, layers.LSTM(3)(words), name="inner")
+    embedded = layers.Embedding(9, 5, mask_zero=True)(x)
+    model = shake(keras.Model(x, inner(layers.Dropout(0.1)(embedded))))
+    flat = flat_and_equal(model, tokens, tmp_path)
+    table, lstm = flat.get_layer(index=1), flat.layers[-1]
+    assert difference(flat(tokens)[:1], lstm(table(tokens)[:1, :2])) < 1e-6
+    other = keras.Model(x, inner(embedded, mask=ops.greater(x, 3)))
+    with pytest.raises(ValueError, match=r"'inner' is called with a mask= of its own"):
+        flatten(other)
+
+
 def test_layers_that_read_their_mask():
     @register
     class Pool(layers.Layer):
@@ -330,6 +344,9 @@ def test_layers_that_read_their_mask():
             super().__init__(**kwargs)
             self.dense = layers.Dense(2)
             self.supports_masking = True
+
+        def build(self, shape):
+            self.dense.build(shape)
 
         def call(self, x, mask=None):
             weight = ops.cast(mask, "float32")[..., None]
@@ -505,6 +522,32 @@ def test_code_that_branches_on_training_warns_and_follows_inference():
     with pytest.warns(UserWarning, match="'brancher'.*if `training` is true"):
         flat = flatten(model)
     assert difference(model(normal(4, 8)), flat(normal(4, 8))) == 0.0
+
+
+@pytest.mark.parametrize("transpose", [ops.transpose, lambda x: x])
+def test_weights_tied_by_code_warn(transpose):
+    tokens = np.arange(8).reshape(2, 4)
+    model = subclassed(
+        lambda self, x, training: ops.matmul(self.table(x), transpose(self.table.embeddings)),
+        {"table": layers.Embedding(8, 8, name="table")},
+        tokens,
+    )
+    with pytest.warns(UserWarning, match=r"table/embeddings, a weight of another layer"):
+        flat = flatten(model, inputs=keras.Input((4,), dtype="int32"))
+    assert difference(flat(tokens), model(tokens)) == 0.0
+
+
+@register
+class Doubled(keras.Model):
+    def call(self, inputs, training=None, mask=None):
+        return 2.0 * super().call(inputs, training=training)
+
+
+def test_functional_class_with_its_own_call(tmp_path):
+    x = keras.Input((8,), name="x")
+    flat = flat_and_equal(Doubled(x, layers.Dense(3)(x)), normal(4, 8), tmp_path)
+    assert type(flat) is not Doubled
+    assert flat.input.name == "x"
 
 
 @register

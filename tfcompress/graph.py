@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
-from keras import KerasTensor, layers, ops, tree
+from keras import layers, tree
 
 from tfcompress.copying import copy_operation, copy_weights
 from tfcompress.flat_layers import RepeatBatch, fix_training
 from tfcompress.layers import Parameter
-from tfcompress.model_inputs import inputs_of, require_model
+from tfcompress.model_inputs import inputs_of, nested_inputs, require_model, with_mask
 from tfcompress.nodes import Graph, Node, call_node, has_own_call, tensors_in, unique
 from tfcompress.tracing import is_composite, parameter_of, source_of, trace
 
@@ -130,17 +130,18 @@ class _Flattener:
         if is_composite(operation) and operation.name not in self.keep:
             self.scope = _Scope(operation, (*scope.path, operation.name), fixed, default)
             try:
-                return self._run_inside(operation, args, kwargs)
+                return self._run_inside(node, args, kwargs)
             finally:
                 self.scope = scope
         return self._call_leaf(operation, args, kwargs, fixed, default)
 
-    def _run_inside(self, operation, args, kwargs):
+    def _run_inside(self, node: Node, args, kwargs):
+        operation = node.operation
         functional = _functional(operation)
         if functional is not None:
-            graph, tensors = Graph.of(functional), _inputs_of_call(functional, args, kwargs)
+            graph, tensors = Graph.of(functional), nested_inputs(functional, node, args, kwargs)
         else:
-            kwargs = _with_mask(operation, args, kwargs)
+            kwargs = with_mask(operation, args, kwargs)
             graph, tensors = trace(operation, args, kwargs), unique(tensors_in((args, kwargs)))
 
         def call(inner, *a, **k):
@@ -211,43 +212,6 @@ def _obeys_training(operation) -> bool:
         if not any(config.get(name) for name in ("dropout", "recurrent_dropout", "cell")):
             return False
     return "training" in inspect.signature(operation.call).parameters
-
-
-def _with_mask(layer, args, kwargs) -> dict:
-    """The mask that `Layer.__call__` would hand to `call`."""
-    if "mask" not in inspect.signature(layer.call).parameters or kwargs.get("mask") is not None:
-        return kwargs
-    if not args or len(tensors_in((args, kwargs))) != len(tensors_in(args[0])):
-        return kwargs
-    masks = tree.map_structure(lambda x: getattr(x, "_keras_mask", None), args[0])
-    return {**kwargs, "mask": masks} if tensors_in(masks) else kwargs
-
-
-def _inputs_of_call(functional, args, kwargs) -> list:
-    """The tensors that a nested Functional model is called with, as it would convert them."""
-    given = args[0] if args else kwargs.get("inputs")
-    mask = kwargs.get("mask")
-    own = tree.map_structure(lambda x: getattr(x, "_keras_mask", None), given)
-    if any(a is not b for a, b in zip(tree.flatten(mask), tree.flatten(own), strict=False) if a):
-        raise ValueError(
-            f"model '{functional.name}' is called with a mask= of its own, which a flat model "
-            f"cannot keep. Ways out: a Masking layer, or keep=['{functional.name}']."
-        )
-    expected = functional._inputs_struct
-    if isinstance(given, dict) and not isinstance(expected, dict):
-        given = [given[t.name] for t in tree.flatten(expected)]
-    pairs = zip(tree.flatten(given), functional.inputs, strict=True)
-    return [_converted(x, like) for x, like in pairs]
-
-
-def _converted(x, like):
-    if not isinstance(x, KerasTensor):
-        return x
-    if x.dtype != like.dtype:
-        x = ops.cast(x, like.dtype)
-    if len(x.shape) == len(like.shape) + 1:
-        return ops.squeeze(x, axis=-1)
-    return ops.expand_dims(x, axis=-1) if len(x.shape) == len(like.shape) - 1 else x
 
 
 def _leaf_names(layer, keep: set[str]) -> list[str]:

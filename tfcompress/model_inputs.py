@@ -1,9 +1,12 @@
-"""The inputs of a model that `call` alone describes."""
+"""What models and layers are called with."""
 
 import inspect
 from typing import Any
 
 import keras
+from keras import KerasTensor, ops, tree
+
+from tfcompress.nodes import Node, tensors_in
 
 
 def require_model(model) -> None:
@@ -36,6 +39,8 @@ def inputs_of(model, inputs=None) -> tuple[Any, tuple, dict]:
     """
     if not model.built:
         raise _not_built(model)
+    if inputs is None:  # a Functional class with a `call` of its own has them
+        inputs = getattr(model, "_inputs_struct", None)
     if inputs is not None:
         return _spread(model, inputs)
     config = model.get_build_config() or {}
@@ -86,3 +91,53 @@ def _not_built(model) -> ValueError:
         f"model '{model.name}' ({type(model).__name__}) is not built, so its inputs and weights "
         "are not known. Call it once on a batch of data, model(x), or model.build(shape)."
     )
+
+
+def with_mask(layer, args, kwargs) -> dict:
+    """The mask that `Layer.__call__` would hand to `call`."""
+    if "mask" not in inspect.signature(layer.call).parameters or kwargs.get("mask") is not None:
+        return kwargs
+    if not args or len(tensors_in((args, kwargs))) != len(tensors_in(args[0])):
+        return kwargs
+    masks = tree.map_structure(lambda x: getattr(x, "_keras_mask", None), args[0])
+    return {**kwargs, "mask": masks} if tensors_in(masks) else kwargs
+
+
+def nested_inputs(functional, node: Node, args, kwargs) -> list:
+    """The tensors that a nested Functional model is called with, as it would convert them.
+
+    Args:
+        functional: the nested model.
+        node: its call in the model around it, whose masks come with the tensors.
+        args, kwargs: the call's arguments in the flat model.
+
+    Returns:
+        Tensors in the order of the nested model's inputs.
+
+    Raises:
+        ValueError: if the call hands over a mask that is not the one of its input.
+    """
+    mask = node.kwargs.get("mask")
+    if mask is not None and node.args:
+        own = [getattr(x, "_keras_mask", None) for x in tree.flatten(node.args[0])]
+        if any(a is not b for a, b in zip(tree.flatten(mask), own, strict=False)):
+            raise ValueError(
+                f"model '{functional.name}' is called with a mask= of its own, which a flat model "
+                f"cannot keep. Ways out: a Masking layer, or keep=['{functional.name}']."
+            )
+    given = args[0] if args else kwargs.get("inputs")
+    expected = functional._inputs_struct
+    if isinstance(given, dict) and not isinstance(expected, dict):
+        given = [given[t.name] for t in tree.flatten(expected)]
+    pairs = zip(tree.flatten(given), functional.inputs, strict=True)
+    return [_converted(x, like) for x, like in pairs]
+
+
+def _converted(x, like):
+    if not isinstance(x, KerasTensor):
+        return x
+    if x.dtype != like.dtype:
+        x = ops.cast(x, like.dtype)
+    if len(x.shape) == len(like.shape) + 1:
+        return ops.squeeze(x, axis=-1)
+    return ops.expand_dims(x, axis=-1) if len(x.shape) == len(like.shape) - 1 else x

@@ -2,12 +2,14 @@
 
 import contextlib
 import inspect
+import math
 import re
 import traceback
 import warnings
 from typing import Any
 
 import keras
+import numpy as np
 from keras import KerasTensor, layers, ops, tree
 
 from tfcompress.flat_layers import RepeatBatch
@@ -69,6 +71,7 @@ def trace(layer: keras.Layer, args: tuple, kwargs: dict) -> Graph:
         if dynamic is None:
             raise _untraceable(layer, error) from error
         graph = dynamic
+    _warn_tied(layer, graph)
     if not _takes_training(layer):
         _fix_training(graph.nodes, graph.nodes)
         return graph
@@ -269,6 +272,26 @@ def _equal(a, b) -> bool:
         same = tuple(a.shape) == tuple(b.shape)
         return same and bool(ops.all(ops.equal(a, b)))
     return type(a) is type(b) and bool(a == b)
+
+
+def _warn_tied(layer, graph: Graph) -> None:
+    """Warns of weights of an inner layer that `call` itself computes with."""
+    values = [x for node in graph.nodes for x in _constants(node) if hasattr(x, "shape")]
+    sizes = {math.prod(x.shape) for x in values} - {0, 1}
+    own = {id(v) for v in layer._trainable_variables + layer._non_trainable_variables}
+    for variable in layer.weights:
+        if id(variable) in own or math.prod(variable.shape) not in sizes:
+            continue
+        sorted_weight = np.sort(np.ravel(variable))
+        same = [x for x in values if math.prod(x.shape) == sorted_weight.size]
+        if any(np.array_equal(np.sort(np.ravel(x)), sorted_weight) for x in same):
+            warnings.warn(
+                f"call() of '{layer.name}' ({type(layer).__name__}) uses {variable.path}, a weight "
+                "of another layer. The flat copy keeps its present value there, which no longer "
+                "follows that layer in training. Tie them in one layer, as "
+                "keras.layers.ReversibleEmbedding does.",
+                stacklevel=3,
+            )
 
 
 def _untraceable(layer, error: Exception) -> ValueError:

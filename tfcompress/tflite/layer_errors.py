@@ -41,12 +41,12 @@ class LayerError:
 
 
 def layer_errors(
-    model: keras.Model, file: Any, content: bytes, batches: list[dict[str, np.ndarray]]
+    model: keras.Model | None, file: Any, content: bytes, batches: list[dict[str, np.ndarray]]
 ) -> tuple[LayerError, ...]:
     """Compares each operation's output with that of the float file of the same model.
 
     Args:
-        model: the `keras.Model` that was converted.
+        model: the `keras.Model` that was converted; None for a SavedModel, which has no layers.
         file: the `ModelT` of the file.
         content: the bytes of the file.
         batches: values by the file's input names, of the shapes of its inputs.
@@ -55,8 +55,14 @@ def layer_errors(
         One entry for each operation whose tensor the float file has too, worst first.
 
     Raises:
-        ValueError: if the file has no tensor in common with the float file.
+        ValueError: without a Keras model, or if the file has no tensor in common with the float
+            file.
     """
+    if model is None:
+        raise ValueError(
+            "the layers of a SavedModel are not known; expected a Keras model for layers=True. "
+            "Name the .keras file that it was exported from."
+        )
     tensors = file.subgraphs[0].tensors
     is_integer = any(
         flatbuffer.dtype_name(t) in INTEGERS and not flatbuffer.is_constant(file, t)
