@@ -185,7 +185,7 @@ class TestCompressed:
         np.testing.assert_array_equal(y._keras_mask, [[True, False]])
 
     def test_no_target(self):
-        with pytest.raises(ValueError, match="layer 'plain'.*must have one of the weights kernel"):
+        with pytest.raises(ValueError, match=r"layer 'plain'.*must have one of the weights kernel"):
             Compressed(layers.BatchNormalization(name="plain"), [Quantize()]).build((None, 4))
 
 

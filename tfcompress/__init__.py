@@ -1,6 +1,9 @@
 """tfcompress: Keras 3 models made small and fast for phones, accelerators and microcontrollers."""
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,6 +52,34 @@ __all__ = [
     "quantize_aware",
     "verify",
 ]
+
+
+class _RegisterWithKeras(importlib.abc.MetaPathFinder):
+    """Makes our layers known to Keras once Keras is imported, not before.
+
+    `import tfcompress` then is enough to load a saved model, and costs no import of TensorFlow.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("keras")
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module):
+                execute(module)
+                importlib.import_module("tfcompress.registered")
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "keras" in sys.modules:
+    importlib.import_module("tfcompress.registered")
+else:
+    sys.meta_path.insert(0, _RegisterWithKeras())
 
 
 def __getattr__(name: str):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import keras
 from keras import layers
 
+from tfcompress.flat_layers import FixedTraining, RepeatBatch
 from tfcompress.graph import Graph, Node
 from tfcompress.layers import FakeQuant, Parameter
 from tfcompress.techniques.quantize import Quantize
@@ -21,7 +22,7 @@ SAME_SCALE = set(
     "Cropping3D MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
     "RepeatVector Concatenate Maximum Minimum Transpose Pad Squeeze ExpandDims GetItem Stack Split "
     "Unstack Take Repeat Tile Flip BroadcastTo SwapAxes Swapaxes Moveaxis Ravel Max Amax MaxPool "
-    "Slice Copy ConvertToTensor DepthToSpace SpaceToDepth".split()
+    "Slice Copy ConvertToTensor RepeatBatch DepthToSpace SpaceToDepth".split()
 )
 ROUNDING = set("AveragePooling1D AveragePooling2D AveragePool Resizing Resize".split())
 TRANSPARENT = set(
@@ -76,6 +77,10 @@ def place(graph: Graph, technique_of: Callable[[Node], Quantize | None]) -> Plac
 
 def kind_of(operation) -> str:
     """The name of an operation's kind: its class, or its activation for an Activation layer."""
+    if isinstance(operation, FixedTraining):
+        operation = operation.layer
+    if isinstance(operation, layers.BatchNormalization):
+        return "BatchNormalization"
     if isinstance(operation, layers.Activation):
         name = keras.activations.serialize(operation.activation)
         return f"Activation:{name}"
@@ -167,7 +172,9 @@ class _Placer:
         return technique if quantizes and has_kernel(node.operation) else None
 
     def _tie(self, node: Node) -> None:
-        tensors = [t for t in (*node.inputs, *node.outputs) if _is_float(t)]
+        # RepeatBatch reads its second input only for the size of the batch.
+        inputs = node.inputs[:1] if isinstance(node.operation, RepeatBatch) else node.inputs
+        tensors = [t for t in (*inputs, *node.outputs) if _is_float(t)]
         for tensor in tensors[1:]:
             self.parent[self._root(id(tensor))] = self._root(id(tensors[0]))
 
@@ -226,7 +233,8 @@ class _Placer:
         is_float = own is None and not isinstance(node.operation, layers.InputLayer | Parameter)
         return FakeQuant(
             bits=technique.activation_bits,
-            momentum=technique.momentum,
+            # A weight's range is what it is now.
+            momentum=0.0 if isinstance(node.operation, Parameter) else technique.momentum,
             activation=activation if alone else None,
             sources=len(keys),
             fixed=fixed_range(node.operation) if alone and not is_float else None,

@@ -202,6 +202,31 @@ def open_average(layer, inputs):
     return ops.multiply(total, 1.0 / len(inputs))
 
 
+def open_square(operation, x):
+    """Square -> multiply."""
+    return ops.multiply(x, x)
+
+
+def open_negative(operation, x):
+    """Negative -> multiply."""
+    return ops.multiply(x, -1.0)
+
+
+def open_sum(operation, x):
+    """Sum -> mean, multiply: LiteRT's reference kernel of SUM is wrong in int8."""
+    axes = operation.axis if operation.axis is not None else range(len(x.shape))
+    axes = [axes] if isinstance(axes, int) else list(axes)
+    sizes = [x.shape[axis] for axis in axes]
+    if None in sizes:
+        return operation(x)
+    mean = ops.mean(x, axis=axes, keepdims=operation.keepdims)
+    return ops.multiply(mean, float(math.prod(sizes)))
+
+
+def _is_operation(name: str) -> Callable[[object], bool]:
+    return lambda x: type(x).__name__ == name and not isinstance(x, keras.Layer)
+
+
 def is_simple_user_layer(layer) -> bool:
     """Whether a user's leaf layer can be opened without losing what it does in training."""
     if not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model) or layer._layers:
@@ -250,5 +275,8 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (lambda x: is_plain_rnn(x) and type(x) is layers.LSTM, open_lstm),
     (lambda x: is_plain_rnn(x) and type(x) is layers.GRU, open_gru),
     (lambda x: type(x) is layers.Average, open_average),
+    (_is_operation("Square"), open_square),
+    (_is_operation("Negative"), open_negative),
+    (_is_operation("Sum"), open_sum),
     (is_simple_user_layer, open_user_layer),
 ]

@@ -31,7 +31,7 @@ _CHANNEL_AXES: dict[str, tuple[int, ...]] = {
 
 
 def quantize_weight(weight, bits: int = 8, channel_axes: tuple[int, ...] = ()):
-    """The weight rounded to a symmetric, narrow-range integer grid, with a straight-through gradient.
+    """The weight on a symmetric, narrow-range integer grid; its gradient passes straight through.
 
     Args:
         weight: float tensor of any shape.

@@ -1,6 +1,7 @@
 """What every technique is: three pure functions on a weight and its state."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -18,7 +19,7 @@ class Technique:
         return False
 
     def next_step(self, step: int) -> int | None:
-        """The first optimizer step after `step` at which `update` changes something; None: never."""
+        """The next optimizer step, after `step`, at which `update` changes something."""
         return step + 1 if self.scheduled else None
 
     def bind(self, layer, weight: str) -> "Technique":
@@ -44,3 +45,8 @@ class Technique:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Technique":
         return cls(**config)
+
+
+def first_step(steps: Iterable[int | None]) -> int | None:
+    """The first of some steps, where None stands for never."""
+    return min((step for step in steps if step is not None), default=None)

@@ -4,6 +4,7 @@ What it leaves as DEQUANTIZE -> float op -> QUANTIZE becomes the op itself on in
 """
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.ranges import Range
@@ -58,7 +59,7 @@ def _fold_op(model, graph, op, source, targets, readers) -> bool:
     constants = [i for i in inputs if i not in activations]
     if not activations or any(model.buffers[tensors[i].buffer].data is None for i in constants):
         return False
-    if constants and op_name(model, op) != "PRELU":
+    if constants and op_name(model, op) not in ("PRELU", "MINIMUM"):
         return False
     quantizes = [targets.get(o, []) for o in op.outputs]
     for output, ops in zip(op.outputs, quantizes, strict=True):
@@ -69,7 +70,8 @@ def _fold_op(model, graph, op, source, targets, readers) -> bool:
             return False
     op.inputs = [source[i] if i in activations else i for i in op.inputs]
     for index in constants:
-        _quantize_constant(model, tensors[index])
+        same = op_name(model, op) == "MINIMUM"
+        _quantize_constant(model, tensors[index], tensors[op.inputs[0]] if same else None)
     op.outputs = [ops[0].outputs[0] for ops in quantizes]
     gone = {id(q) for ops in quantizes for q in ops}
     graph.operators = [other for other in graph.operators if id(other) not in gone]
@@ -77,25 +79,22 @@ def _fold_op(model, graph, op, source, targets, readers) -> bool:
     return True
 
 
-def _quantize_constant(model, tensor) -> None:
+def _quantize_constant(model, tensor, like) -> None:
+    """Makes a constant int8: symmetric by its own range, or on the grid of another tensor."""
     raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8).tobytes()
     values = np.frombuffer(raw, np.float32)
-    scale = max(float(np.abs(values).max(initial=0.0)), 1e-9) / 127
-    codes = np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
-    buffer = type(model.buffers[0])()
+    if like is None:
+        scale, zero, lowest = max(float(np.abs(values).max(initial=0.0)), 1e-9) / 127, 0, -127
+    else:
+        scale, zero = float(like.quantization.scale[0]), int(like.quantization.zeroPoint[0])
+        lowest = -128
+    codes = np.clip(np.rint(values / scale) + zero, lowest, 127).astype(np.int8)
+    buffer = schema.BufferT()
     buffer.data = np.frombuffer(codes.tobytes(), np.uint8)
     model.buffers.append(buffer)
     tensor.buffer, tensor.type = len(model.buffers) - 1, _INT8
-    parameters = _parameters(scale)
-    tensor.quantization = parameters
-
-
-def _parameters(scale: float):
-    from ai_edge_litert import schema_py_generated as schema
-
-    parameters = schema.QuantizationParametersT()
-    parameters.scale, parameters.zeroPoint = [scale], [0]
-    return parameters
+    tensor.quantization = schema.QuantizationParametersT()
+    tensor.quantization.scale, tensor.quantization.zeroPoint = [scale], [zero]
 
 
 def _raise_version(model, op) -> None:

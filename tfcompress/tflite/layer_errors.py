@@ -147,7 +147,7 @@ class _LayerNames:
         }
 
     def of(self, tensor: str) -> str:
-        parts = [part for part in re.split("[/;]", tensor) if part]
+        parts = [part.rstrip("_") for part in re.split("[/;]", tensor) if part]
         # The exported copy of a layer has a number behind its name.
         names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]
         names += [n.removesuffix("_range") for n in names if n.endswith("_range")]

@@ -68,6 +68,7 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     for op in graph.operators:
         op.inputs = [alias.get(i, i) for i in op.inputs]
     _move_outputs(model, alias)
+    _fold_reshapes(model, ranges)
     new = _drop_unused_tensors(model)
     return {new[i]: known for i, known in ranges.items()}, {new[i] for i in floats}
 
@@ -148,7 +149,11 @@ def constant(model, index: int) -> np.ndarray:
 
 
 def _same_scale(model, op) -> list[int]:
-    return floats_of(model, op) if op_name(model, op) in SAME_SCALE else []
+    """The float tensors, constants among them, that an op keeps on one scale."""
+    if op_name(model, op) not in SAME_SCALE:
+        return []
+    tensors = model.subgraphs[0].tensors
+    return [i for i in (*op.inputs, *op.outputs) if i >= 0 and tensors[i].type == 0]
 
 
 def _range_of(tensor) -> Range:
@@ -157,6 +162,20 @@ def _range_of(tensor) -> Range:
     bits, signed = {3: (8, False), 9: (8, True), 7: (16, True), 16: (16, False)}[tensor.type]
     lowest = -(2 ** (bits - 1)) if signed else 0
     return Range((lowest - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
+
+
+def _fold_reshapes(model, ranges: dict[int, Range]) -> None:
+    """Carries out RESHAPE of constants, which their markers kept the converter from folding."""
+    graph, kept = model.subgraphs[0], []
+    for op in graph.operators:
+        source, target = op.inputs[0] if op.inputs else -1, op.outputs[0]
+        if op_name(model, op) != "RESHAPE" or not is_constant(model, source):
+            kept.append(op)
+            continue
+        graph.tensors[target].buffer = graph.tensors[source].buffer
+        if source in ranges:
+            ranges[target] = ranges[source]
+    graph.operators = kept
 
 
 def _drop_unused_tensors(model) -> dict[int, int]:

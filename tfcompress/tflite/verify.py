@@ -28,7 +28,7 @@ DEFAULT_TOLERANCE = 1.0
 LEAST_SQNR_DB, LEAST_AGREEMENT = 10.0, 0.9
 # Enough where it did, even if single values are off by more than the default tolerance: roundings
 # that fall to the other side add up in deep models, and softmax makes several LSB of one.
-GOOD_SQNR_DB, GOOD_AGREEMENT = 30.0, 0.99
+GOOD_MEAN_LSB, GOOD_SQNR_DB, GOOD_AGREEMENT = 0.5, 30.0, 0.99
 # Dequantized codes differ by whole steps, but for the rounding of float32.
 _SLACK = 0.01
 _CHUNK = 32
@@ -89,13 +89,14 @@ class Verification:
     @property
     def rule(self) -> str:
         """What was asked of the outputs, in words."""
-        enough = "SQNR at least {:g} dB and argmax agreement at least {:.0%}"
+        enough = "SQNR of {:g} dB and argmax agreement of {:.0%}"
         if self.tolerance is None:
-            return enough.format(LEAST_SQNR_DB, LEAST_AGREEMENT)
+            return f"at least an {enough.format(LEAST_SQNR_DB, LEAST_AGREEMENT)}"
         within = f"at most {self.tolerance:g} LSB"
-        return (
-            within if self.strict else f"{within}, or {enough.format(GOOD_SQNR_DB, GOOD_AGREEMENT)}"
-        )
+        if self.strict:
+            return within
+        good = enough.format(GOOD_SQNR_DB, GOOD_AGREEMENT)
+        return f"{within}, or a mean of {GOOD_MEAN_LSB:g} LSB, an {good}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`; NaN and infinity (no error at all) become None."""
@@ -160,10 +161,11 @@ def verify(
             generator or a `tf.data.Dataset`, as for `convert`.
         layers: also find the error of each layer, over at most 16 samples.
         tolerance: how many LSB an output may differ from Keras (the kernels may differ from one
-            another by as much, and by 1). None asks for 1 LSB, or an SQNR of 30 dB and an argmax
-            agreement of 99%, if the model simulates the file's quantization or the file is float;
-            of a file quantized after training, where the difference is the price of quantization,
-            it asks for 10 dB and 90%. Outputs of whole numbers are judged by 90% in both cases.
+            another by as much, and by 1). None asks for 1 LSB, or a mean of 0.5 LSB with an SQNR
+            of 30 dB and an argmax agreement of 99%, if the model simulates the file's quantization
+            or the file is float; of a file quantized after training, where the difference is the
+            price of quantization, it asks for 10 dB and 90%. Outputs of whole numbers are judged
+            by 90% in both cases.
         samples: at most so many samples; all by default.
         progress: called as `progress("verify", done, total)`.
 
@@ -228,7 +230,7 @@ class _Rule:
         if found.max_lsb <= max(self.tolerance, least) + _SLACK:
             return True
         good = found.sqnr_db >= GOOD_SQNR_DB and agreement >= GOOD_AGREEMENT
-        return good and not self.strict
+        return good and found.mean_lsb <= GOOD_MEAN_LSB and not self.strict
 
 
 class _Match:
