@@ -122,7 +122,8 @@ def is_simulated(model: keras.Model | None, file: Any) -> bool:
     Returns:
         The answer.
     """
-    activations, constants = set(), set()
+    activations: set[str] = set()
+    constants: set[str] = set()
     for tensor in (t for graph in file.subgraphs for t in graph.tensors):
         quantized = tensor.quantization is not None and tensor.quantization.scale is not None
         if quantized and len(tensor.quantization.scale):

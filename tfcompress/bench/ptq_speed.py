@@ -1,0 +1,167 @@
+"""How long post-training quantization to int8 takes, against TensorFlow's own converter.
+
+Both get the same model and the same calibration samples and take turns, so that a slow spell of
+the machine hits both; the table shows medians over the rounds. Run it on an idle machine:
+
+    python -m tfcompress.bench.ptq_speed --rounds 3
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.tflite import flatbuffer, lower
+from tfcompress.tflite.convert import convert
+from tfcompress.tflite.differences import Tally
+from tfcompress.tflite.runner import Runner
+
+SIZE = 96
+TESTED = 64
+
+
+def build(alpha: float) -> keras.Model:
+    """MobileNetV2 for images of 96x96, with random weights.
+
+    The statistics of BatchNormalization are set from random images, so that activations have the
+    ranges that they have in a trained model.
+
+    Args:
+        alpha: its width multiplier.
+
+    Returns:
+        A model from (batch, 96, 96, 3) images to (batch, 1000) probabilities.
+    """
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV2((SIZE, SIZE, 3), alpha, weights=None)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.5
+    for batch in np.split(images(64, 1), 4):
+        model(batch, training=True)
+    return model
+
+
+def images(count: int, seed: int) -> np.ndarray:
+    """Random images, float32 (count, 96, 96, 3) in [0, 1], whose pixels differ from image to image."""
+    random = np.random.default_rng(seed)
+    coarse = random.uniform(size=(count, 12, 12, 3)).astype(np.float32)
+    return coarse.repeat(SIZE // 12, axis=1).repeat(SIZE // 12, axis=2)
+
+
+def by_tfcompress(model: keras.Model, samples: np.ndarray, path: Path) -> None:
+    """Writes an int8 file by `tfcompress.convert`."""
+    convert(model, path, precision="int8", io_dtype="int8", calibration=samples)
+
+
+def by_tensorflow(model: keras.Model, samples: np.ndarray, path: Path) -> None:
+    """Writes an int8 file by `TFLiteConverter` from an exported SavedModel."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        specs = [tf.TensorSpec((1, SIZE, SIZE, 3), tf.float32, name="image")]
+        archive.add_endpoint("serve", lambda x: model(x, training=False), specs)
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serve"])
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ({"image": x[None]} for x in samples)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+        with lower.quiet():
+            path.write_bytes(converter.convert())
+
+
+TOOLS = {"tfcompress": by_tfcompress, "TFLiteConverter": by_tensorflow}
+
+
+def agreement(model: keras.Model, path: Path) -> tuple[float, float]:
+    """How near a file is to the float model, on images that calibration has not seen.
+
+    Args:
+        model: the float model.
+        path: the file.
+
+    Returns:
+        Share of images with the same argmax, and SQNR of the probabilities in dB.
+    """
+    content = path.read_bytes()
+    runner = Runner(flatbuffer.read(content), content, path.name, reference=False)
+    (entry,) = runner.inputs
+    samples, tally = images(TESTED, 2), Tally()
+    # The same for all images, and large, is what random weights give: judge what differs.
+    wanted = np.asarray(model.predict(samples, verbose=0))
+    got = np.concatenate([runner.run({entry.name: x[None]})[0] for x in samples])
+    tally.add(wanted, got)
+    found = tally.result(1.0)
+    return found.agreement or 0.0, found.sqnr_db
+
+
+def measure(alpha: float, rounds: int, samples: int, folder: Path) -> dict[str, Any]:
+    """Converts one model several times with both tools.
+
+    Args:
+        alpha: width of the MobileNetV2.
+        rounds: how often.
+        samples: how many images to calibrate with.
+        folder: where the files go.
+
+    Returns:
+        For each tool the median seconds, agreement and SQNR, and the median ratio of the times.
+    """
+    model, calibration = build(alpha), images(samples, 0)
+    times: dict[str, list[float]] = {name: [] for name in TOOLS}
+    for _ in range(rounds):
+        for name, tool in TOOLS.items():
+            start = time.perf_counter()
+            tool(model, calibration, folder / f"{name}.tflite")
+            times[name].append(time.perf_counter() - start)
+    pairs = zip(times["TFLiteConverter"], times["tfcompress"], strict=True)
+    result: dict[str, Any] = {"alpha": alpha}
+    for name in TOOLS:
+        equal, sqnr = agreement(model, folder / f"{name}.tflite")
+        result[name] = {
+            "seconds": round(statistics.median(times[name]), 3),
+            "agreement": equal,
+            "sqnr_db": round(sqnr, 1),
+        }
+    return {**result, "speedup": round(statistics.median(a / b for a, b in pairs), 2)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table, or one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=64, help="images to calibrate with")
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.35, 1.0])
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.samples < 1:
+        parser.error("--rounds and --samples must be at least 1")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            measure(alpha, options.rounds, options.samples, Path(folder))
+            for alpha in options.alphas
+        ]
+    if options.json:
+        settings = {"rounds": options.rounds, "samples": options.samples}
+        print(json.dumps({**settings, "models": rows}))
+        return 0
+    print(f"{'MobileNetV2':<12}{'tool':<18}{'seconds':>9}{'argmax equal':>14}{'SQNR dB':>9}")
+    for row in rows:
+        for name in TOOLS:
+            found = row[name]
+            numbers = f"{found['seconds']:>9.2f}{found['agreement']:>14.1%}{found['sqnr_db']:>9.1f}"
+            print(f"{row['alpha']:<12}{name:<18}{numbers}")
+        print(f"{'':<12}{row['speedup']} times as fast")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
