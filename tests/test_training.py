@@ -17,7 +17,8 @@ from tfcompress.layers import Compressed, FakeQuant
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 8, 8, 2)).astype("float32")
-Y = (X[:, :4].mean((1, 2, 3)) > X[:, 4:].mean((1, 2, 3))).astype("int64")
+Y = RANDOM.integers(0, 2, 64)
+X[Y == 1, 2:6, 2:6] += 1.5
 
 
 def make_float(**first):
@@ -32,8 +33,8 @@ def make_float(**first):
 
 def compiled(model, **kwargs):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    settings = {"jit_compile": False, **kwargs}
-    model.compile(keras.optimizers.Adam(0.01), loss, weighted_metrics=["accuracy"], **settings)
+    settings = {"weighted_metrics": ["accuracy"], "jit_compile": False, **kwargs}
+    model.compile(keras.optimizers.Adam(0.01), loss, **settings)
     return model
 
 
@@ -106,7 +107,7 @@ def test_train_step_of_a_subclass(reference):
             return {"loss": loss}
 
     inner = tfc.quantize_aware(make_float())
-    fit(compiled(Trainer(inner)), callbacks=[tfc.UpdateCompression()])
+    fit(compiled(Trainer(inner), weighted_metrics=None), callbacks=[tfc.UpdateCompression()])
     assert_same(inner, reference, 1e-6)
 
 
@@ -157,7 +158,8 @@ def test_mirrored_strategy_on_two_devices():
         import os, sys
         import numpy as np, tensorflow as tf
         cpus = tf.config.list_physical_devices("CPU")
-        tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+        halves = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(cpus[0], halves)
         import keras, tfcompress as tfc
         from test_training import X, Y, compiled, make_float
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
@@ -167,7 +169,8 @@ def test_mirrored_strategy_on_two_devices():
         assert history[-1] < history[0], history
         copy = keras.models.clone_model(model)
         copy.set_weights(model.get_weights())
-        np.testing.assert_allclose(copy.predict(X, verbose=0), model.predict(X, verbose=0), atol=0.02)
+        outputs = [m.predict(X, verbose=0) for m in (copy, model)]
+        np.testing.assert_allclose(*outputs, atol=0.02)
         assert all(float(r.limits()[1]) > 0 for r in model.layers if hasattr(r, "limits"))
     """
     folder = os.path.dirname(__file__)
@@ -196,11 +199,11 @@ def test_frozen_base():
 
 def test_another_optimizer_midway():
     model = fit(make())
-    before = [np.array(v) for v in model.variables]
-    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
-    model.evaluate(X, np.eye(2)[Y], verbose=0)
-    for value, variable in zip(before, model.variables, strict=True):
-        np.testing.assert_array_equal(value, variable)
+    loss, before = model.loss, model.predict(X, verbose=0)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss, jit_compile=False)
+    np.testing.assert_array_equal(model.predict(X, verbose=0), before)
+    history = model.fit(X, Y, batch_size=8, epochs=4, verbose=0).history["loss"]
+    assert history[-1] < history[0]
 
 
 def test_save_midway_and_continue(tmp_path):

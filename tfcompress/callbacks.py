@@ -4,6 +4,8 @@ from typing import Any
 
 import keras
 
+from tfcompress.techniques.quantize import as_tensor
+
 
 class UpdateCompression(keras.callbacks.Callback):
     """Advances the schedules of a compressed model to the optimizer's step.
@@ -35,7 +37,7 @@ class UpdateCompression(keras.callbacks.Callback):
                 "the model that tfcompress.compress or quantize_aware returned."
             )
         scheduled = _scheduled(self.model)
-        told = max((int(layer.last_step) for layer in scheduled), default=0)
+        told = max((_int(layer.last_step) for layer in scheduled), default=0)
         self._offset = max(0, told - self._iterations()) if scheduled else 0
         self._due, self._dues = 0 if scheduled else float("inf"), [0] * len(scheduled)
         self._advance()
@@ -56,7 +58,7 @@ class UpdateCompression(keras.callbacks.Callback):
                 f"UpdateCompression needs the step of an optimizer; model '{self.model.name}' has "
                 "none. Compile it: model.compile(optimizer, loss)."
             )
-        return int(optimizer.iterations)
+        return _int(optimizer.iterations)
 
     def _advance(self) -> None:
         if self._due == float("inf"):  # nothing changes any more: not even the step is read
@@ -78,6 +80,10 @@ class UpdateCompression(keras.callbacks.Callback):
             step = self._offset + self._iterations()
             for layer in scheduled:
                 layer.last_step.assign(step)
+
+
+def _int(variable: Any) -> int:
+    return int(as_tensor(variable))  # `int` alone fails on the variables of a MirroredStrategy
 
 
 def _layers(model: Any) -> list[Any]:
