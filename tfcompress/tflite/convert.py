@@ -155,7 +155,7 @@ class _Job:
         raise ValueError(
             f"precision '{self.precision}' needs the ranges of activations: received a plain float "
             "model and no calibration data. Pass calibration= (--calibration) a few hundred "
-            "samples of the training inputs, or train a model from tfcompress.quantize_aware(model)."
+            "samples of the training inputs, or train tfcompress.quantize_aware(model) first."
         )
 
     def _by_converter(self, model) -> bytes:
