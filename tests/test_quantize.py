@@ -155,6 +155,8 @@ def test_moving_range():
     np.testing.assert_allclose(second, [-0.000999, 0.000999], rtol=1e-6)
     rows = moving_range(ops.array([[0.0, 0.0], [-1.0, 2.0]]), ops.array([-3.0, 4.0]), 0.5)
     np.testing.assert_allclose(rows, [[-3, 4], [-2, 3]])
+    grown = moving_range(ops.array([-1.0, 4.0]), ops.array([-2.0, 3.0]), 0.99)
+    np.testing.assert_allclose(grown, [-1.1, 3.99], rtol=1e-6)  # outwards faster than inwards
 
 
 @pytest.mark.parametrize(

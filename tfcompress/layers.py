@@ -64,6 +64,7 @@ class Compressed(keras.layers.Layer):
 
     def __init__(self, layer, techniques, targets=TARGETS, **kwargs):
         kwargs.setdefault("name", layer.name)
+        kwargs.setdefault("trainable", layer.trainable)
         # Casts are the wrapped layer's own business; techniques see weights in full precision.
         kwargs.setdefault("dtype", "float32")
         super().__init__(autocast=False, **kwargs)
@@ -194,6 +195,7 @@ class FreezableBatchNorm(keras.layers.Layer):
 
     def __init__(self, layer, freeze=None, **kwargs):
         kwargs.setdefault("name", layer.name)
+        kwargs.setdefault("trainable", layer.trainable)
         kwargs.setdefault("dtype", "float32")
         super().__init__(autocast=False, **kwargs)
         self.layer, self.freeze = layer, freeze

@@ -192,8 +192,14 @@ def is_functional_class(model_class: Any) -> bool:
 
 
 def has_own_call(layer_class: Any) -> bool:
-    """Whether a class has a `call` written outside of Keras (and of this package)."""
-    return not layer_class.call.__module__.startswith(("keras.", "tfcompress."))
+    """Whether a class has a `call` written outside of Keras (and of this package).
+
+    The layers of keras.applications are written as users write theirs, with operations inside.
+    """
+    home = layer_class.call.__module__
+    return home.startswith("keras.src.applications.") or not home.startswith(
+        ("keras.", "tfcompress.")
+    )
 
 
 def _functional_class() -> type:

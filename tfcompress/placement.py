@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
-from keras import layers
+from keras import layers, tree
 
 from tfcompress.flat_layers import FixedTraining, RepeatBatch
 from tfcompress.graph import Graph, Node
@@ -31,7 +31,10 @@ TRANSPARENT = set(
     "RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom RandomErasing Masking "
     "StopGradient".split()
 )
+# Operations that keep the scale of their inputs, and may put constants among their values.
+FILLING = set("Maximum Minimum Concatenate Stack Pad".split())
 FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
+_FIXED_16 = (-1.0, 32767 / 32768)
 LINEAR = set(
     "Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose Conv2DTranspose Dense".split()
 )
@@ -87,10 +90,10 @@ def kind_of(operation) -> str:
     return type(operation).__name__
 
 
-def fixed_range(operation) -> tuple[float, float] | None:
+def fixed_range(operation, bits: int = 8) -> tuple[float, float] | None:
     """The output range that LiteRT fixes for an operation, if it does."""
     name = kind_of(operation).removeprefix("Activation:").lower()
-    return FIXED.get(name)
+    return _FIXED_16 if bits == 16 and name in FIXED else FIXED.get(name)
 
 
 def relu_name(operation) -> str | None:
@@ -109,7 +112,8 @@ def has_kernel(operation) -> bool:
     if kind.startswith("Activation:"):
         return kind.removeprefix("Activation:") in _ACTIVATIONS
     if isinstance(operation, layers.ReLU):
-        return operation.threshold == 0 and operation.max_value in (None, 6.0)
+        leaky = operation.negative_slope != 0 and operation.max_value is not None
+        return operation.threshold == 0 and operation.max_value in (None, 6.0) and not leaky
     return kind in QUANTIZABLE or kind in SAME_SCALE or kind in ROUNDING or kind in TRANSPARENT
 
 
@@ -130,6 +134,13 @@ def rounds(operation) -> bool:
     return kind_of(operation) in ROUNDING
 
 
+def fills(node: Node) -> bool:
+    """Whether a node that keeps the scale of its inputs puts constants among their values."""
+    leaves = tree.flatten((node.args, node.kwargs))
+    known = (keras.KerasTensor, str, bool, type(None))
+    return kind_of(node.operation) in FILLING and not all(isinstance(x, known) for x in leaves)
+
+
 class _Placer:
     def __init__(self, graph: Graph, technique_of):
         self.graph, self.technique_of = graph, technique_of
@@ -147,6 +158,8 @@ class _Placer:
                 continue
             if not node.is_input and passes_through(node.operation):
                 self._tie(node)
+                if fills(node) and (technique := self._quantized(node)) is not None:
+                    self.sources[id(node.outputs[0])] = (technique, None, node)
             else:
                 self._add_unit(node, done)
         self._make_quantizers()
@@ -204,8 +217,6 @@ class _Placer:
                 unit.append(follower)
                 self.placement.absorbed.add(id(follower))
         done.update(id(part) for part in unit)
-        if kind == "Embedding" and technique is not None:
-            return  # its rows lie on the grid of its weights already
         for tensor in unit[-1].outputs:
             if _is_float(tensor) and (technique is not None or id(tensor) in self.wanted):
                 self.sources[id(tensor)] = (technique, activation, unit[-1])
@@ -216,7 +227,12 @@ class _Placer:
             groups.setdefault(self._root(key), []).append(key)
         own = [technique for technique, _, _ in self.sources.values() if technique is not None]
         shared: dict[int, FakeQuant] = {}
+        rounded = {self._root(id(t)) for n in self._rounding() for t in n.outputs}
         for root, keys in groups.items():
+            technique, _, node = self.sources[keys[0]]
+            embedded = kind_of(node.operation) == "Embedding" and technique is not None
+            if embedded and len(keys) == 1 and root not in rounded:
+                continue  # its rows lie on the grid of its weights already
             # A float operation's output takes the settings of those that read it.
             techniques = [self.sources[key][0] for key in keys] + own + [Quantize()]
             technique = next(t for t in techniques if t is not None)
@@ -231,13 +247,15 @@ class _Placer:
         if not alone:  # a shared range need not start at 0, so that each ReLU does its own work
             self.placement.absorbed -= {id(self.sources[key][2]) for key in keys}
         is_float = own is None and not isinstance(node.operation, layers.InputLayer | Parameter)
+        bits = technique.activation_bits or 8
+        fixed = {fixed_range(self.sources[key][2].operation, bits) for key in keys}
         return FakeQuant(
-            bits=technique.activation_bits,
+            bits=bits,
             # A weight's range is what it is now.
             momentum=0.0 if isinstance(node.operation, Parameter) else technique.momentum,
             activation=activation if alone else None,
             sources=len(keys),
-            fixed=fixed_range(node.operation) if alone and not is_float else None,
+            fixed=fixed.pop() if len(fixed) == 1 and not is_float else None,
             delay=technique.delay,
             freeze=technique.freeze,
             float_source=is_float,
@@ -251,13 +269,15 @@ class _Placer:
 
     def _round_again(self, shared: dict[int, FakeQuant]) -> None:
         """Averages of values on a grid lie between its steps: round them by the same range."""
-        for node in self.graph.nodes:
-            if node.is_input or not rounds(node.operation):
-                continue
+        for node in self._rounding():
             for tensor in node.outputs:
                 layer = shared.get(self._root(id(tensor)))
                 if layer is not None:
                     self.placement.quantizers[id(tensor)] = (layer, None)
+
+
+    def _rounding(self) -> list[Node]:
+        return [n for n in self.graph.nodes if not n.is_input and rounds(n.operation)]
 
 
 def _is_foldable(node: Node) -> bool:

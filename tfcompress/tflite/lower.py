@@ -46,6 +46,7 @@ class Affine(layers.Layer):
         self.scale, self.offset = scale, offset
 
     def call(self, x):
+        x = tf.cast(x, "float32")  # images may come in as integers
         channels = x.shape[-1]
         scale = tf.broadcast_to(tf.cast(self.scale, x.dtype), (channels,))
         offset = tf.broadcast_to(tf.cast(self.offset, x.dtype), (channels,))

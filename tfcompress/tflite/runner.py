@@ -56,8 +56,8 @@ def port(model: Any, index: int, name: str | None = None) -> Port:
     tensor = model.subgraphs[0].tensors[index]
     dtype, quantization = flatbuffer.dtype_name(tensor), tensor.quantization
     scale, zero_point = None, 0
-    scales = () if quantization is None or quantization.scale is None else quantization.scale
-    if dtype in INTEGERS and len(scales) == 1:
+    scales: Any = None if quantization is None else quantization.scale
+    if dtype in INTEGERS and scales is not None and len(scales) == 1:
         scale = float(scales[0])
         points = quantization.zeroPoint
         zero_point = 0 if points is None or len(points) == 0 else int(points[0])

@@ -1,0 +1,44 @@
+"""Every tutorial runs from top to bottom, and is stored without outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.ipynb"))
+
+
+def test_there_are_tutorials():
+    assert [path.name for path in TUTORIALS if path.name == "1_quantize.ipynb"]
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_is_stored_without_outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs(path, tmp_path, monkeypatch):
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    errors = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error"
+    ]
+    assert not errors
+    if path.stem == "1_quantize":
+        printed = "".join(
+            output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+        )
+        accuracy = float(printed.split("int8 file: ")[1].split("%")[0])
+        assert accuracy >= 96
+        assert (tmp_path / "digits_int8.tflite").exists()
