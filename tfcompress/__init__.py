@@ -72,7 +72,7 @@ class _RegisterWithKeras(importlib.abc.MetaPathFinder):
                 execute(module)
                 importlib.import_module("tfcompress.registered")
 
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_register
         return spec
 
 

@@ -45,7 +45,7 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
     recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
     flat = flatten(model, inputs=inputs)
     _warn_unmatched(recipe, flat)
-    graph, origin = _open_layers(flat, recipe)
+    _, graph, origin = _open_layers(flat, recipe)
 
     def technique_of(node: Node) -> Quantize | None:
         return quantize_of(recipe.techniques_of(origin(node)))
@@ -154,9 +154,10 @@ def rebuild_copy(model: keras.Model, replace, batch_size: int | None = None) -> 
 
 def open_layers(model: keras.Model) -> keras.Model:
     """A flat copy of a plain model, its layers opened into operations with integer kernels."""
-    graph, _ = _open_layers(flatten(model), Recipe([Rule("*", [Quantize()])]))
-    _name_outputs(flatten(model), graph, None)
-    return graph.rebuild()
+    flat = flatten(model)
+    opened, graph, _ = _open_layers(flat, Recipe([Rule("*", [Quantize()])]))
+    _name_outputs(flat, graph, None)
+    return opened
 
 
 def require_advanced(model: keras.Model) -> None:
@@ -206,7 +207,9 @@ def _bake(operation):
 
 
 def _open_layers(flat: keras.Model, recipe: Recipe):
-    """The graph with layers opened where activations are quantized, and who came from whom."""
+    """The model with layers opened where activations are quantized, its graph, and a function
+    that tells from which layer of `flat` a node came.
+    """
     origins: dict[int, Any] = {}
     opened: dict[int, tuple] = {}
     graph = Graph.of(flat)
@@ -230,14 +233,14 @@ def _open_layers(flat: keras.Model, recipe: Recipe):
     for node in graph.nodes:
         if not node.is_input:
             _detach(node.operation)
-    opened_graph = Graph.of(graph.rebuild(call))
+    opened_model = graph.rebuild(call)
     starts = {id(node.operation) for node in graph.nodes}
 
     def origin(node: Node):
         operation = node.operation
         return operation if id(operation) in starts else origins.get(id(operation), operation)
 
-    return opened_graph, origin
+    return opened_model, Graph.of(opened_model), origin
 
 
 def _name_outputs(flat: keras.Model, graph: Graph, placement: Placement | None) -> None:

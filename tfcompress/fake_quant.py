@@ -33,7 +33,8 @@ class FakeQuant(keras.layers.Layer):
         sources: how many tensors share the range.
         fixed: (minimum, maximum) where the device fixes the range (softmax, sigmoid, tanh).
         delay, freeze: see `Quantize`.
-        float_source: the tensor comes from an operation that is to stay float.
+        float_source: which of the sources come from operations that are to stay float: a list of
+            rows, or True for all of them.
     """
 
     def __init__(

@@ -242,11 +242,11 @@ class _Placer:
         self._round_again(shared)
 
     def _make(self, keys: list[int], technique: Quantize) -> FakeQuant:
-        own, activation, node = self.sources[keys[0]]
+        _, activation, node = self.sources[keys[0]]
         alone = len(keys) == 1
         if not alone:  # a shared range need not start at 0, so that each ReLU does its own work
             self.placement.absorbed -= {id(self.sources[key][2]) for key in keys}
-        is_float = own is None and not isinstance(node.operation, layers.InputLayer | Parameter)
+        floats = [row for row, key in enumerate(keys) if self._stays_float(*self.sources[key])]
         bits = technique.activation_bits or 8
         fixed = {fixed_range(self.sources[key][2].operation, bits) for key in keys}
         return FakeQuant(
@@ -255,12 +255,17 @@ class _Placer:
             momentum=0.0 if isinstance(node.operation, Parameter) else technique.momentum,
             activation=activation if alone else None,
             sources=len(keys),
-            fixed=fixed.pop() if len(fixed) == 1 and not is_float else None,
+            fixed=fixed.pop() if len(fixed) == 1 and not floats else None,
             delay=technique.delay,
             freeze=technique.freeze,
-            float_source=is_float,
+            float_source=floats or False,
             name=self._unique_name(f"{node.name}_range"),
         )
+
+    @staticmethod
+    def _stays_float(technique: Quantize | None, activation: str | None, node: Node) -> bool:
+        given = isinstance(node.operation, layers.InputLayer | Parameter)
+        return technique is None and not given
 
     def _unique_name(self, name: str) -> str:
         """A layer that is called several times has a quantizer for each call."""
@@ -274,7 +279,6 @@ class _Placer:
                 layer = shared.get(self._root(id(tensor)))
                 if layer is not None:
                     self.placement.quantizers[id(tensor)] = (layer, None)
-
 
     def _rounding(self) -> list[Node]:
         return [n for n in self.graph.nodes if not n.is_input and rounds(n.operation)]

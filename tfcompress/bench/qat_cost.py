@@ -21,7 +21,9 @@ import numpy as np
 
 BATCH = 32
 WARM_UP = 5  # steps of each round that do not count
-VARIANTS = ("plain", "qat", "weights", "activations")
+# "fused" is the float model with the BatchNormalization of QAT models: what rounding alone costs is
+# "qat" over "fused".
+VARIANTS = ("plain", "fused", "qat", "weights", "activations")
 
 
 def mobile_net(keras: Any, width: int = 1) -> Any:
@@ -55,15 +57,22 @@ def build(variant: str, width: int) -> Any:
 
     from tfcompress.compression import quantize_aware, rebuild_copy
     from tfcompress.graph import copy_operation
-    from tfcompress.layers import Compressed
+    from tfcompress.layers import Compressed, FreezableBatchNorm
 
     def plain_weights(operation):
         if isinstance(operation, Compressed):
             return copy_operation(operation.layer), lambda: None
         return None
 
+    def fused_statistics(operation):
+        if isinstance(operation, keras.layers.BatchNormalization):
+            return FreezableBatchNorm(copy_operation(operation)), lambda: None
+        return None
+
     model = mobile_net(keras, width)
-    if variant != "plain":
+    if variant == "fused":
+        model = rebuild_copy(model, fused_statistics)
+    elif variant != "plain":
         model = quantize_aware(model, activation_bits=None if variant == "weights" else 8)
     if variant == "activations":
         model = rebuild_copy(model, plain_weights)

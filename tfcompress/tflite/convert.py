@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import tree
 
 from tfcompress import data as samples_of
 from tfcompress import files
@@ -193,7 +192,7 @@ class _Job:
         parsed, known, floats = self.timed("lower", self._float_file, model)
         weight_bits = None
         if calibration is not None:
-            known = self.timed("calibrate", self._calibrate, model, parsed, calibration, samples)
+            known = self.timed("calibrate", self._calibrate, parsed, calibration, samples)
         else:
             weight_bits = _weight_bits(model)
             self._check_bits(known)
@@ -222,12 +221,8 @@ class _Job:
                 f"'{self.precision}'. Convert it with precision='int16x8'."
             )
 
-    def _calibrate(self, model, parsed, calibration, samples) -> dict[int, ranges.Range]:
-        inputs = (
-            saved_model.inputs(parsed)
-            if isinstance(model, files.SavedModel)
-            else tree.flatten(flatten(model)._inputs_struct)
-        )
+    def _calibrate(self, parsed, calibration, samples) -> dict[int, ranges.Range]:
+        inputs = signature.inputs(parsed)
         data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
         if self.batch_size != 1:
             data = _stacked(data, self.batch_size)

@@ -11,12 +11,17 @@ from tfcompress.tflite.ranges import Range
 
 # Ops with int8 kernels (and the version from which they have them).
 KERNELS = {
-    "LEAKY_RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 2, "PRELU": 1, "ELU": 1, "EXPAND_DIMS": 1,
+    "LEAKY_RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1, "PRELU": 1, "ELU": 1, "EXPAND_DIMS": 1,
     "SQUEEZE": 1, "TILE": 2, "REDUCE_MAX": 2, "MINIMUM": 2, "ABS": 2, "EXP": 2, "LOG": 2,
     "DEPTH_TO_SPACE": 1, "SPACE_TO_BATCH_ND": 2, "BATCH_TO_SPACE_ND": 2, "REVERSE_V2": 1,
     "SPLIT_V": 2,
 }  # fmt: skip
-_INT8 = 9
+# Those that move codes about and never look at scales: all of their tensors must have the same.
+SAME_SCALE = set(
+    "EXPAND_DIMS SQUEEZE TILE REDUCE_MAX MINIMUM DEPTH_TO_SPACE SPACE_TO_BATCH_ND "
+    "BATCH_TO_SPACE_ND REVERSE_V2 SPLIT_V".split()
+)
+_FLOAT, _INT8 = 0, 9
 
 
 def fold(model, ranges: dict[str, Range]) -> None:
@@ -24,77 +29,154 @@ def fold(model, ranges: dict[str, Range]) -> None:
 
     Args:
         model: a quantized `ModelT`.
-        ranges: ranges by tensor name, for what is known of the tensors.
+        ranges: ranges by name of the tensors whose ops may be integer ones.
     """
     for graph in model.subgraphs:
-        _fold_graph(model, graph)
+        _Folder(model, graph, ranges).run()
 
 
-def _fold_graph(model, graph) -> None:
-    source = {op.outputs[0]: op.inputs[0] for op in _ops(model, graph, "DEQUANTIZE")}
-    changed = True
-    while changed:
-        changed = False
-        targets: dict[int, list] = {}
-        readers: dict[int, int] = {}
+class _Folder:
+    """Folds the ops of a graph in their order, so that chains of them are folded too."""
+
+    def __init__(self, model, graph, ranges: dict[str, Range]):
+        self.model, self.graph, self.ranges = model, graph, ranges
+        self.operators: list = []
+        self.gone: set[int] = set()
+        # float tensor -> the int8 tensor that it is read from
+        self.source: dict[int, int] = {}
+        self.quantizes: dict[int, list] = {}
         for op in graph.operators:
-            for index in op.inputs:
-                readers[index] = readers.get(index, 0) + 1
             if op_name(model, op) == "QUANTIZE":
-                targets.setdefault(op.inputs[0], []).append(op)
-        for op in graph.operators:
-            if op_name(model, op) in KERNELS and _fold_op(
-                model, graph, op, source, targets, readers
-            ):
-                changed = True
-                break
-    _drop_unread(model, graph)
+                self.quantizes.setdefault(op.inputs[0], []).append(op)
 
+    def run(self) -> None:
+        for op in self.graph.operators:
+            if id(op) in self.gone:
+                continue
+            self.operators.append(op)
+            name = op_name(self.model, op)
+            if name == "DEQUANTIZE" and self.graph.tensors[op.inputs[0]].type == _INT8:
+                self.source[op.outputs[0]] = op.inputs[0]
+            elif name in KERNELS and self._is_foldable(op, name):
+                self._fold(op, name)
+        self.graph.operators = [op for op in self.operators if id(op) not in self.gone]
+        _drop_unread(self.model, self.graph)
 
-def _fold_op(model, graph, op, source, targets, readers) -> bool:
-    """Moves one op onto integer tensors, if all of its neighbours allow it."""
-    tensors = graph.tensors
-    inputs = [i for i in op.inputs if i >= 0 and tensors[i].type == 0]
-    activations = [i for i in inputs if i in source and tensors[source[i]].type == _INT8]
-    constants = [i for i in inputs if i not in activations]
-    if not activations or any(model.buffers[tensors[i].buffer].data is None for i in constants):
-        return False
-    if constants and op_name(model, op) not in ("PRELU", "MINIMUM"):
-        return False
-    quantizes = [targets.get(o, []) for o in op.outputs]
-    for output, ops in zip(op.outputs, quantizes, strict=True):
-        whole = ops and readers.get(output, 0) == len(ops) and output not in graph.outputs
-        if not whole or len({q.outputs[0] for q in ops}) != 1:
+    def _floats(self, indices) -> list[int]:
+        return [i for i in indices if i >= 0 and self.graph.tensors[i].type == _FLOAT]
+
+    def _is_foldable(self, op, name: str) -> bool:
+        inputs = self._floats(op.inputs)
+        constants = [i for i in inputs if _is_constant(self.model, self.graph.tensors[i])]
+        activations = [i for i in inputs if i not in constants]
+        if not activations or any(i not in self.source for i in activations):
             return False
-        if tensors[ops[0].outputs[0]].type != _INT8:
+        if constants and name not in ("PRELU", "MINIMUM"):
             return False
-    op.inputs = [source[i] if i in activations else i for i in op.inputs]
-    for index in constants:
-        same = op_name(model, op) == "MINIMUM"
-        _quantize_constant(model, tensors[index], tensors[op.inputs[0]] if same else None)
-    op.outputs = [ops[0].outputs[0] for ops in quantizes]
-    gone = {id(q) for ops in quantizes for q in ops}
-    graph.operators = [other for other in graph.operators if id(other) not in gone]
-    _raise_version(model, op)
-    return True
+        grids = [_grid(self.graph.tensors[self.source[i]]) for i in activations]
+        if name in SAME_SCALE and len(set(grids)) > 1:
+            return False
+        return all(self._wanted_grid(i) is not None for i in self._floats(op.outputs))
+
+    def _wanted_grid(self, output: int) -> tuple[float, int] | None:
+        """Scale and zero point that an output is to have; None if it is to stay float."""
+        known = self.ranges.get(bytes(self.graph.tensors[output].name).decode())
+        if known is None or known.bits != 8:
+            return None
+        for op in self.quantizes.get(output, []):
+            if self.graph.tensors[op.outputs[0]].type == _INT8:
+                return _grid(self.graph.tensors[op.outputs[0]])
+        scale = max(known.maximum - known.minimum, 1e-9) / 255
+        return scale, round(np.clip(-128 - known.minimum / scale, -128, 127))
+
+    def _fold(self, op, name: str) -> None:
+        """Moves an op onto integer tensors; a DEQUANTIZE after it serves those that read floats."""
+        tensors = self.graph.tensors
+        op.inputs = [self.source.get(i, i) for i in op.inputs]
+        first = next(i for i in op.inputs if i >= 0 and tensors[i].type == _INT8)
+        for index in self._floats(op.inputs):
+            op.inputs = [self._constant(i, first, name) if i == index else i for i in op.inputs]
+        outputs = list(op.outputs)
+        for position, output in enumerate(outputs):
+            if tensors[output].type != _FLOAT:
+                continue
+            grid = _grid(tensors[first]) if name in SAME_SCALE else self._wanted_grid(output)
+            outputs[position] = self.source[output] = self._integer_tensor(output, grid)
+            self.operators.append(_dequantize(self.model, outputs[position], output))
+        op.outputs = outputs
+        _raise_version(self.model, op)
+
+    def _integer_tensor(self, output: int, grid) -> int:
+        """The int8 tensor in an output's place: that of a QUANTIZE of the same grid, or a new one.
+
+        Any other QUANTIZE of the output changes the scale instead.
+        """
+        tensors, found = self.graph.tensors, None
+        for op in self.quantizes.get(output, []):
+            target = tensors[op.outputs[0]]
+            if found is None and target.type == _INT8 and _grid(target) == grid:
+                found = op.outputs[0]
+                self.gone.add(id(op))
+        if found is None:
+            name = bytes(tensors[output].name) + b"_quantized"
+            tensors.append(_copy(tensors[output], name=name, type=_INT8))
+            tensors[-1].quantization = _quantization(*grid)
+            found = len(tensors) - 1
+        for op in self.quantizes.get(output, []):
+            op.inputs = [found]
+        return found
+
+    def _constant(self, index: int, like: int, name: str) -> int:
+        """An int8 twin of a constant: on its own symmetric grid, or on that of another tensor."""
+        tensor = self.graph.tensors[index]
+        raw = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8).tobytes()
+        values = np.frombuffer(raw, np.float32)
+        scale, zero = max(float(np.abs(values).max(initial=0.0)), 1e-9) / 127, 0
+        if name in SAME_SCALE:
+            scale, zero = _grid(self.graph.tensors[like])
+        codes = np.clip(np.rint(values / scale) + zero, -128, 127).astype(np.int8)
+        self.model.buffers.append(_copy(schema.BufferT(), data=codes.view(np.uint8)))
+        self.graph.tensors.append(
+            _copy(
+                tensor,
+                name=bytes(tensor.name) + b"_quantized",
+                type=_INT8,
+                buffer=len(self.model.buffers) - 1,
+                quantization=_quantization(scale, zero),
+            )
+        )
+        return len(self.graph.tensors) - 1
 
 
-def _quantize_constant(model, tensor, like) -> None:
-    """Makes a constant int8: symmetric by its own range, or on the grid of another tensor."""
-    raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8).tobytes()
-    values = np.frombuffer(raw, np.float32)
-    if like is None:
-        scale, zero, lowest = max(float(np.abs(values).max(initial=0.0)), 1e-9) / 127, 0, -127
-    else:
-        scale, zero = float(like.quantization.scale[0]), int(like.quantization.zeroPoint[0])
-        lowest = -128
-    codes = np.clip(np.rint(values / scale) + zero, lowest, 127).astype(np.int8)
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(codes.tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    tensor.buffer, tensor.type = len(model.buffers) - 1, _INT8
-    tensor.quantization = schema.QuantizationParametersT()
-    tensor.quantization.scale, tensor.quantization.zeroPoint = [scale], [zero]
+def _is_constant(model, tensor) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def _grid(tensor) -> tuple[float, int]:
+    zero = tensor.quantization.zeroPoint
+    return float(np.float32(tensor.quantization.scale[0])), 0 if zero is None else int(zero[0])
+
+
+def _quantization(scale: float, zero: int):
+    return _copy(schema.QuantizationParametersT(), scale=[scale], zeroPoint=[zero])
+
+
+def _copy(table, **changes):
+    """A copy of a table of the schema with some of its fields changed."""
+    twin = type(table)()
+    twin.__dict__.update({**table.__dict__, **changes})
+    return twin
+
+
+def _dequantize(model, source: int, target: int):
+    builtin = schema.BuiltinOperator.DEQUANTIZE
+    codes = [i for i, c in enumerate(model.operatorCodes) if c.builtinCode == builtin]
+    if not codes:
+        made = {"builtinCode": builtin, "deprecatedBuiltinCode": builtin, "version": 2}
+        model.operatorCodes.append(_copy(schema.OperatorCodeT(), **made))
+        codes = [len(model.operatorCodes) - 1]
+    return _copy(schema.OperatorT(), opcodeIndex=codes[0], inputs=[source], outputs=[target])
 
 
 def _raise_version(model, op) -> None:
@@ -102,10 +184,7 @@ def _raise_version(model, op) -> None:
     code = model.operatorCodes[op.opcodeIndex]
     needed = KERNELS[op_name(model, op)]
     if code.version < needed:
-        twin = type(code)()
-        twin.__dict__.update(code.__dict__)
-        twin.version = needed
-        model.operatorCodes.append(twin)
+        model.operatorCodes.append(_copy(code, version=needed))
         op.opcodeIndex = len(model.operatorCodes) - 1
 
 
@@ -115,7 +194,3 @@ def _drop_unread(model, graph) -> None:
     graph.operators = [
         op for op in graph.operators if op_name(model, op) != "DEQUANTIZE" or op.outputs[0] in read
     ]
-
-
-def _ops(model, graph, name: str) -> list:
-    return [op for op in graph.operators if op_name(model, op) == name]

@@ -15,6 +15,7 @@ from tensorflow.python.framework.convert_to_constants import (
 from tfcompress.compression import OUTPUT_SUFFIX
 from tfcompress.graph import Graph, Node, copy_operation, copy_weights, flatten
 from tfcompress.layers import Compressed, FakeQuant, FreezableBatchNorm
+from tfcompress.nodes import has_own_call
 from tfcompress.placement import LINEAR, kind_of
 from tfcompress.primitives import Rsqrt
 
@@ -26,10 +27,11 @@ class Marker(layers.Layer):
         super().__init__(name=quantizer.name)
         self.quantizer, self.low, self.high = quantizer, low, high
 
-    def call(self, x):
+    def call(self, x, source=0):
         x = self.quantizer._activate(x)
         marked = _fake_quant(x, self.low, self.high, self.quantizer.bits)
-        if not self.quantizer.float_source:
+        floats = self.quantizer.float_source
+        if floats is not True and source not in (floats or ()):
             return marked
         # Two in a row, the second one wider, say: what gives this tensor is to stay float.
         return _fake_quant(marked, 2 * self.low, 2 * self.high, self.quantizer.bits)
@@ -197,9 +199,8 @@ def io_names(model: keras.Model) -> tuple[list[str], list[str]]:
 
 
 def _is_flat(model) -> bool:
-    return hasattr(model, "_inputs_struct") and not any(
-        isinstance(layer, keras.Model) for layer in model.layers
-    )
+    functional = hasattr(model, "_inputs_struct") and not has_own_call(type(model))
+    return functional and not any(isinstance(layer, keras.Model) for layer in model.layers)
 
 
 def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool) -> keras.Model:
@@ -214,7 +215,7 @@ def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool)
             if node.is_input:
                 return args[0]
             if isinstance(operation, FakeQuant):
-                return _mark(operation, marked, copies)(*args)
+                return _mark(operation, marked, copies)(*args, **(kwargs if marked else {}))
             if id(operation) not in copies:
                 special = _canonical(graph, node) if integer else None
                 twin, source = (special, None) if special else _plain_layer(operation)
@@ -275,7 +276,7 @@ def _canonical(graph: Graph, node: Node):
         scale = keras.ops.convert_to_numpy(gamma / deviation)
         offset = keras.ops.convert_to_numpy(beta - operation.moving_mean * scale)
         return Affine(scale, offset, name=operation.name)
-    if isinstance(operation, layers.Normalization) and not operation.invert:
+    if isinstance(operation, layers.Normalization) and _is_by_channel(operation):
         mean, variance = (
             keras.ops.convert_to_numpy(v).reshape(-1) for v in (operation.mean, operation.variance)
         )
@@ -286,9 +287,17 @@ def _canonical(graph: Graph, node: Node):
         return Affine(operation.scale, operation.offset, name=operation.name)
     if isinstance(operation, Rsqrt):
         return PlainRsqrt(name=operation.name)
-    if isinstance(operation, layers.UpSampling2D) and operation.interpolation == "nearest":
+    nearest = getattr(operation, "interpolation", None) == "nearest"
+    by_pixel = getattr(operation, "data_format", None) == "channels_last"
+    if isinstance(operation, layers.UpSampling2D) and nearest and by_pixel:
         return Nearest(operation.size, name=operation.name)
     return None
+
+
+def _is_by_channel(layer: layers.Normalization) -> bool:
+    """Whether a Normalization subtracts one mean, or one for each place of the last axis."""
+    last = len(layer._build_input_shape) - 1
+    return not layer.invert and layer._keep_axis in ((), (last,))
 
 
 def _folds(graph: Graph, node: Node) -> bool:

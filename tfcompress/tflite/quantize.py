@@ -10,9 +10,9 @@ import warnings
 from typing import Any
 
 import numpy as np
-from ai_edge_quantizer import qtyping, quantizer
+from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
-from ai_edge_quantizer.calibrator import CalibrationMode
+from ai_edge_quantizer.utils import qsv_utils
 
 from tfcompress.tflite import flatbuffer, islands, signature
 from tfcompress.tflite.flatbuffer import op_name
@@ -32,7 +32,7 @@ _GRANULARITY = {
 }
 _UNTOUCHED = "keep"
 # Five times as fast as keeping all tensors, and it bears tensors that nobody reads.
-_PROFILER = CalibrationMode.CALIBRATION_PROFILER_BASED
+_PROFILER = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
 
 
 def static(
@@ -79,7 +79,8 @@ def static(
             qsv.setdefault(name, _constant_qsv(constant(model, index)))
     data = _run(flatbuffer.write(model), _recipe(tags, ranges, io_dtype), qsv)
     quantized = flatbuffer.read(data)
-    islands.fold(quantized, {n.decode(): r for n, r in _by_name(graph, ranges).items()})
+    named = {n.decode(): r for n, r in _by_name(graph, ranges).items()}
+    islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(_UNTOUCHED)})
     _restore(quantized, original)
     return flatbuffer.write(quantized)
 
@@ -105,7 +106,9 @@ def weight_only(model, bits: int) -> bytes:
 
 
 def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, float]]:
-    """Ranges of all activations over calibration samples, by ai-edge-quantizer's moving average.
+    """Ranges of all activations over calibration samples: the least and the greatest value.
+
+    A moving average, ai-edge-quantizer's default, would clip what only some samples reach.
 
     Args:
         data: bytes of a float .tflite.
@@ -115,14 +118,17 @@ def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, fl
     Returns:
         Tensor name -> (minimum, maximum).
     """
-    tool = quantizer.Quantizer(data)
-    tool.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
+    recipe = recipe_manager.RecipeManager()
+    recipe.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
+    observer = calibrator.Calibrator(
+        data, num_threads=2, mode=_PROFILER, qsv_update_func=qsv_utils.min_max_update
+    )
     samples = list(batches)  # a generator would be used up by its count of the samples
     with _hushed():
-        result = tool.calibrate({signature: samples}, num_threads=2, mode=_PROFILER)
+        observer.calibrate({signature: samples}, recipe)
     return {
         name: (float(np.min(entry["min"])), float(np.max(entry["max"])))
-        for name, entry in result.items()
+        for name, entry in observer.get_model_qsvs().items()
         if "min" in entry and np.size(entry["min"])
     }
 

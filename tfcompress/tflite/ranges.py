@@ -70,8 +70,8 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     _move_outputs(model, alias)
     _fold_reshapes(model, ranges)
     new = _drop_unused_tensors(model)
-    kept = {new[i]: known for i, known in ranges.items() if i in new}
-    return kept, {new[i] for i in floats if i in new}
+    remaining = {new[i]: known for i, known in ranges.items() if i in new}
+    return remaining, {new[i] for i in floats if i in new}
 
 
 def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:

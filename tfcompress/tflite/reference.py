@@ -14,7 +14,7 @@ from tfcompress.compression import is_compressed, require_advanced
 from tfcompress.graph import flatten
 from tfcompress.layers import Compressed, FakeQuant
 from tfcompress.techniques import Quantize
-from tfcompress.tflite import flatbuffer, lower, saved_model
+from tfcompress.tflite import flatbuffer, lower, signature
 
 
 class Reference:
@@ -70,7 +70,7 @@ class Reference:
         function = loaded.signatures[key]
         specs = sorted(function.structured_input_signature[1].items())
         self.inputs = [
-            saved_model.Input(name, (None, *spec.shape.as_list()[1:]), spec.dtype.name)
+            signature.Input(name, (None, *spec.shape.as_list()[1:]), spec.dtype.name)
             for name, spec in specs
         ]
         self.outputs = sorted(function.structured_outputs)

@@ -1,19 +1,8 @@
 """A SavedModel, which has no Keras graph, on its way to .tflite."""
 
-import dataclasses
 import tempfile
 
-import numpy as np
 import tensorflow as tf
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """Name, shape (batch first) and dtype of an input."""
-
-    name: str
-    shape: tuple
-    dtype: str
 
 
 def converter(path, batch_size: int, select_tf_ops: bool):
@@ -64,17 +53,3 @@ def converter(path, batch_size: int, select_tf_ops: bool):
         ops = tf.lite.OpsSet
         made.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
     return made, (names, sorted(function.structured_outputs))
-
-
-def inputs(model) -> list[Input]:
-    """The inputs of a float file, for reading calibration data."""
-    graph = model.subgraphs[0]
-    dtypes = {0: "float32", 2: "int32", 4: "int64", 6: "bool"}
-    return [
-        Input(
-            graph.tensors[i].name.decode(),
-            (None, *np.asarray(graph.tensors[i].shape)[1:].tolist()),
-            dtypes.get(graph.tensors[i].type, "float32"),
-        )
-        for i in graph.inputs
-    ]

@@ -1,6 +1,29 @@
 """Names that a file bears outside: its signature, its inputs and outputs."""
 
+import dataclasses
+
 from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.tflite.flatbuffer import dtype_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Name, shape (batch first, None) and dtype of an input, as `tfcompress.data` takes it."""
+
+    name: str
+    shape: tuple
+    dtype: str
+
+
+def inputs(model) -> list[Input]:
+    """The inputs of a float file, in their order."""
+    graph = model.subgraphs[0]
+    tensors = [graph.tensors[i] for i in graph.inputs]
+    return [
+        Input(t.name.decode(), (None, *(int(n) for n in t.shape[1:])), dtype_name(t))
+        for t in tensors
+    ]
 
 
 def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> None:
