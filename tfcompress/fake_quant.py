@@ -8,6 +8,7 @@ from tfcompress.techniques.quantize import (
     moving_range,
     quantize_activation,
     round_activation,
+    ties_away,
 )
 from tfcompress.techniques.technique import first_step
 
@@ -30,7 +31,8 @@ class FakeQuant(keras.layers.Layer):
         momentum: of the moving average, in [0, 1).
         activation: name of an activation ("relu", "relu6") that comes before rounding, as LiteRT
             fuses it; None for none.
-        sources: how many tensors share the range.
+        sources: how many tensors share the range; an average of them on the way (called with
+            source=None) is rounded by it too, halves away from code 0 as LiteRT does.
         fixed: (minimum, maximum) where the device fixes the range (softmax, sigmoid, tanh).
         delay, freeze: see `Quantize`.
         float_source: which of the sources come from operations that are to stay float: a list of
@@ -109,6 +111,8 @@ class FakeQuant(keras.layers.Layer):
         low, high = self._union(self._observe(y, source, clips))
         if clips:  # a range from 0 clips as the activation would: one op instead of two
             low = 0.0
+        if source is None:
+            y = ties_away(y, low, high, self.bits)
         if self.delay == 0:
             return quantize_activation(y, low, high, self.bits)
         return ops.cond(
@@ -121,7 +125,9 @@ class FakeQuant(keras.layers.Layer):
         low, high = self.limits()
         y = self._activate(x)
         seen = high > low
-        rounded = round_activation(y, low, ops.where(seen, high, 1.0), self.bits)
+        top = ops.where(seen, high, 1.0)
+        tied = y if source is not None else ties_away(y, low, top, self.bits)
+        rounded = round_activation(tied, low, top, self.bits)
         if self.delay:
             seen = ops.logical_and(seen, as_tensor(self.phase) > 0)
         return ops.where(seen, rounded, y)

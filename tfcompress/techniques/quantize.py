@@ -143,6 +143,26 @@ def as_tensor(value):
     return tf.convert_to_tensor(value)
 
 
+def ties_away(x, minimum, maximum, bits: int = 8):
+    """Moves values that lie halfway between two codes off code 0, so that they are rounded so.
+
+    LiteRT averages codes in integers and rounds halves away from code 0; pooling gives many halves.
+
+    Args:
+        x: float tensor of any shape.
+        minimum, maximum: scalars, the range of the codes.
+        bits: 8 or 16.
+
+    Returns:
+        A tensor like `x`, changed by a thousandth of a step.
+    """
+    scale = (ops.cast(maximum, "float32") - minimum) / (2.0**bits - 1.0)
+    scale = ops.where(scale > 0.0, scale, 1.0)
+    middle = (ops.round(minimum / scale) + 2.0 ** (bits - 1)) * scale
+    shift = 1e-3 * scale * ops.sign(ops.cast(x, "float32") - middle)
+    return x + ops.cast(ops.stop_gradient(shift), x.dtype)
+
+
 def moving_range(old, batch, momentum: float):
     """An exponential moving average of ranges whose first batch counts whole.
 
