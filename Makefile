@@ -31,9 +31,10 @@ format: $(READY)  ## mend style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure what training and conversion cost
+bench: $(READY)  ## measure the cost of training, of conversion, and how equal files are
 	$(BIN)/python -m tfcompress.bench.qat_cost
 	$(BIN)/python -m tfcompress.bench.ptq_speed
+	$(BIN)/python -m tfcompress.bench.equality
 
 demo test test-full bench: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.

@@ -14,7 +14,7 @@ from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 
-from tfcompress.tflite import flatbuffer, islands, signature
+from tfcompress.tflite import flatbuffer, islands, rounding, signature
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.ranges import Range, constant, floats_of, is_constant
 
@@ -59,17 +59,15 @@ def static(
         The bytes of the quantized file.
     """
     graph = model.subgraphs[0]
-    original = _rename(model)
     qsv: dict[str, dict[str, np.ndarray]] = {}
     tags: set[str] = set()
+    tag_of: dict[int, str] = {}
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
     for op in graph.operators:
         tag = _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight)
         tags.add(tag)
-        for index in op.outputs:
-            name = f"{tag}_{index}"
-            original[name.encode()] = original.pop(bytes(graph.tensors[index].name))
-            graph.tensors[index].name = name.encode()
+        tag_of.update((index, tag) for index in op.outputs)
+    original = _rename(model, tag_of)
     for index, known in ranges.items():
         qsv[graph.tensors[index].name.decode()] = _qsv(known, len(graph.tensors[index].shape))
     qsv.update((graph.tensors[i].name.decode(), entry) for i, entry in qsv_of_weight.items())
@@ -157,6 +155,7 @@ def _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight) -> str:
     stored = 4 if narrow and (trained == 4 or 4 not in weight_bits) else 8
     if trained < stored:  # the same few values, as int8: the scale stays the trained one
         qsv_of_weight[index] = _wide_range(weight, axis, kind, trained)
+    rounding.center(model, op, ranges, trained, kind)
     return f"a{bits}w{stored}{kind}"
 
 
@@ -307,12 +306,13 @@ def _constant_qsv(values: np.ndarray) -> dict[str, np.ndarray]:
     return _qsv(Range(low, high if high > low else low + 1.0), values.ndim)
 
 
-def _rename(model) -> dict[bytes, bytes]:
-    """Gives every tensor a short unique name; returns new -> original."""
-    original = {}
+def _rename(model, tag_of: dict[int, str] | None = None) -> dict[bytes, bytes]:
+    """Gives every tensor a short unique name, its tag in front; returns new -> original."""
+    original, tag_of = {}, tag_of or {}
     for graph_number, graph in enumerate(model.subgraphs):
         for index, tensor in enumerate(graph.tensors):
-            name = f"t{graph_number}x{index}".encode()
+            tag = tag_of.get(index, "t") if graph_number == 0 else "t"
+            name = f"{tag}_{graph_number}x{index}".encode()
             original[name] = bytes(tensor.name or b"")
             tensor.name = name
     return original

@@ -1,0 +1,61 @@
+"""Biases moved by a fraction of a step against the double rounding of LiteRT's integer kernels.
+
+The reference kernels (and those of microcontrollers) bring an int32 accumulator to int8 in two
+rounded steps, both with halves upwards (gemmlowp, Jacob et al. 2018, arXiv:1712.05877, section 2.2),
+so that one result in some hundred is a code too high; XNNPACK rounds once. A quarter of the bias'
+first rounding step lies in the middle between the two.
+"""
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.tflite.flatbuffer import op_name
+from tfcompress.tflite.ranges import Range, constant, is_constant
+
+# Operands of activation, weights, bias, and the axis of the weights' channels.
+_OPERANDS = {"CONV_2D": (0, 1, 2, 0), "DEPTHWISE_CONV_2D": (0, 1, 2, 3)}
+_SHARE = 0.25
+
+
+def center(model, op, ranges: dict[int, Range], bits: int, kind: str) -> None:
+    """Moves the bias of one convolution. Changes `model`.
+
+    Args:
+        model: a float `ModelT` without markers.
+        op: one of its operators, whose weights lie on an integer grid.
+        ranges: ranges by tensor index.
+        bits, kind: the grid, as `find_grid` tells it.
+    """
+    name = op_name(model, op)
+    if name not in _OPERANDS or len(op.inputs) < 3:
+        return
+    x, weights, bias, axis = _OPERANDS[name]
+    x, weights, bias = op.inputs[x], op.inputs[weights], op.inputs[bias]
+    known = x in ranges and op.outputs[0] in ranges and bias >= 0 and is_constant(model, bias)
+    if not known or ranges[x].bits != 8:
+        return
+    values = constant(model, weights)
+    others = tuple(i for i in range(values.ndim) if kind == "t" or i != axis)
+    largest = np.abs(values).max(axis=others)
+    step = _scale(ranges[x]) * largest.astype(np.float64) / (2 ** (bits - 1) - 1)
+    mantissa = np.frexp(step / _scale(ranges[op.outputs[0]]))[0]
+    shift = np.divide(_SHARE * step, mantissa, out=np.zeros_like(step), where=step > 0)
+    op.inputs[2] = _add_constant(model, bias, (constant(model, bias) - shift).astype(np.float32))
+
+
+def _scale(known: Range) -> float:
+    return (known.maximum - known.minimum) / (2**known.bits - 1)
+
+
+def _add_constant(model, like: int, values: np.ndarray) -> int:
+    """A new constant tensor, for equal constants of a file share one; returns its index."""
+    graph = model.subgraphs[0]
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    tensor = schema.TensorT()
+    tensor.__dict__.update(graph.tensors[like].__dict__)
+    tensor.buffer = len(model.buffers) - 1
+    tensor.name = bytes(tensor.name) + f"_{len(graph.tensors)}".encode()
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
