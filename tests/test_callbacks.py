@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.layers import Compressed, FakeQuant, FreezableBatchNorm
+from tfcompress.layers import Compressed, FakeQuant, FusedBatchNorm
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 6, 6, 2)).astype("float32")
@@ -80,7 +80,7 @@ def test_delay_leaves_the_model_float_and_observes():
 def test_freeze_stops_ranges_and_statistics():
     model = make(freeze=3)
     fit(model, 3)
-    layer = next(x for x in model.layers if isinstance(x, FreezableBatchNorm)).layer
+    layer = next(x for x in model.layers if isinstance(x, FusedBatchNorm)).layer
     quantizers = [x for x in model.layers if isinstance(x, FakeQuant)]
 
     def state():

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from tfcompress.layers import Compressed, FakeQuant, FreezableBatchNorm
+from tfcompress.layers import Compressed, FakeQuant, FusedBatchNorm
 from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.quantize import quantize_weight
 
@@ -190,13 +190,13 @@ class TestCompressed:
             Compressed(layers.BatchNormalization(name="plain"), [Quantize()]).build((None, 4))
 
 
-class TestFreezableBatchNorm:
+class TestFusedBatchNorm:
     @pytest.mark.parametrize("shape", [(8, 5, 6, 4), (8, 4), (1, 1, 1, 4)])
     @pytest.mark.parametrize("settings", [{}, {"scale": False, "center": False, "momentum": 0.5}])
     def test_equals_keras(self, shape, settings):
         x = 3 * normal(*shape) + 1
         expected = layers.BatchNormalization(**settings)
-        found = FreezableBatchNorm(layers.BatchNormalization(**settings))
+        found = FusedBatchNorm(layers.BatchNormalization(**settings))
         found.build(shape)
         for layer in (expected, found.layer):
             layer.build(shape) if not layer.built else None
@@ -221,7 +221,7 @@ class TestFreezableBatchNorm:
 
     def test_statistics_stop(self):
         x = normal(8, 5, 6, 4)
-        layer = FreezableBatchNorm(layers.BatchNormalization(), freeze=3)
+        layer = FusedBatchNorm(layers.BatchNormalization(), freeze=3)
         layer(x, training=True)
         moved = np.array(layer.layer.moving_mean)
         assert np.abs(moved).max() > 0
@@ -232,24 +232,24 @@ class TestFreezableBatchNorm:
         assert [layer.next_step(step) for step in (0, 3)] == [3, None]
 
     def test_frozen_layer_and_mask(self):
-        layer = FreezableBatchNorm(layers.BatchNormalization(trainable=False))
+        layer = FusedBatchNorm(layers.BatchNormalization(trainable=False))
         x = normal(8, 4)
         np.testing.assert_allclose(layer(x, training=True), layer(x))
         np.testing.assert_array_equal(layer.layer.moving_mean, np.zeros(4))
-        layer, plain = FreezableBatchNorm(layers.BatchNormalization()), layers.BatchNormalization()
+        layer, plain = FusedBatchNorm(layers.BatchNormalization()), layers.BatchNormalization()
         mask = np.arange(8) < 5
         np.testing.assert_allclose(
             layer(x, training=True, mask=mask), plain(x, training=True, mask=mask), atol=1e-6
         )
 
     def test_half_precision(self):
-        layer = FreezableBatchNorm(layers.BatchNormalization(dtype="mixed_float16"))
+        layer = FusedBatchNorm(layers.BatchNormalization(dtype="mixed_float16"))
         y = layer(tf.cast(normal(4, 5, 5, 3), "float16"), training=True)
         assert y.dtype == "float16"
         assert layer(keras.KerasTensor((None, 5, 5, 3), "float16")).dtype == "float16"
 
     def test_config(self):
-        layer = clone(FreezableBatchNorm(layers.BatchNormalization(momentum=0.7), freeze=3))
+        layer = clone(FusedBatchNorm(layers.BatchNormalization(momentum=0.7), freeze=3))
         assert (layer.layer.momentum, layer.freeze) == (0.7, 3)
 
 

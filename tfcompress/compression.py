@@ -10,10 +10,11 @@ from keras import KerasTensor, layers, tree
 
 from tfcompress import primitives
 from tfcompress.graph import Graph, Node, call_node, copy_operation, copy_weights, flatten
-from tfcompress.layers import TARGETS, Compressed, FakeQuant, FreezableBatchNorm
+from tfcompress.layers import TARGETS, Compressed, FakeQuant, FusedBatchNorm
 from tfcompress.placement import LINEAR, Placement, kind_of, place
 from tfcompress.recipe import Recipe, Rule, quantize_of
 from tfcompress.techniques import Quantize, Technique
+from tfcompress.techniques.quantize import as_tensor
 
 logger = logging.getLogger("tfcompress")
 
@@ -43,6 +44,11 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
         >>> small = compress(model, Recipe([Rule("*", [Quantize(bits=8)])]))  # doctest: +SKIP
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
+    if is_compressed(model):
+        raise ValueError(
+            f"model '{model.name}' comes from compress already; expected a plain one. Pass the "
+            "model that it was made from, with all techniques in one recipe."
+        )
     flat = flatten(model, inputs=inputs)
     _warn_unmatched(recipe, flat)
     _, graph, origin = _open_layers(flat, recipe)
@@ -105,7 +111,8 @@ def finalize(model: keras.Model) -> keras.Model:
     trained with `Quantize` keep its simulation; the outputs of the two models are equal.
 
     Args:
-        model: a model from `compress` or `quantize_aware`, trained; it is left untouched.
+        model: a model from `compress` or `quantize_aware`, trained; it is left untouched. A plain
+            model has nothing to bake and comes back as `flatten` gives it.
 
     Returns:
         A Functional `keras.Model`.
@@ -114,6 +121,8 @@ def finalize(model: keras.Model) -> keras.Model:
         ValueError: if a schedule was never advanced, because `UpdateCompression()` was not among
             the callbacks of `fit`.
     """
+    if not is_compressed(model):
+        return flatten(model)
     require_advanced(model)
     return rebuild_copy(model, _bake)
 
@@ -163,7 +172,7 @@ def open_layers(model: keras.Model) -> keras.Model:
 def require_advanced(model: keras.Model) -> None:
     """Raises if a layer has a schedule that no callback ever advanced."""
     for layer in model._flatten_layers():
-        if getattr(layer, "scheduled", False) and int(layer.last_step) < 0:
+        if getattr(layer, "scheduled", False) and int(as_tensor(layer.last_step)) < 0:
             raise ValueError(
                 f"layer '{layer.name}' follows a schedule that never advanced: its techniques are "
                 "as before the first step. Train with "
@@ -173,12 +182,12 @@ def require_advanced(model: keras.Model) -> None:
 
 def is_compressed(model: keras.Model) -> bool:
     """Whether a model comes from `compress`, trained or not."""
-    kinds = (Compressed, FakeQuant, FreezableBatchNorm)
+    kinds = (Compressed, FakeQuant, FusedBatchNorm)
     return any(isinstance(layer, kinds) for layer in model._flatten_layers())
 
 
 def _bake(operation):
-    if isinstance(operation, FreezableBatchNorm):
+    if isinstance(operation, FusedBatchNorm):
         twin = copy_operation(operation.layer)
         return twin, lambda: copy_weights([(operation.layer, twin)])
     if not isinstance(operation, Compressed):
@@ -249,17 +258,19 @@ def _name_outputs(flat: keras.Model, graph: Graph, placement: Placement | None) 
     Keras names the outputs of a model after their last layers, and losses refer to these names
     where there are several; so there the last layer takes the name and the user's gives way.
     """
-    if isinstance(flat._outputs_struct, dict):
+    struct = flat._outputs_struct
+    if isinstance(struct, dict) and not any(tree.is_nested(x) for x in struct.values()):
         return
     old = [t._keras_history.operation for t in tree.flatten(flat._outputs_struct)]
-    several = len(old) > 1
+    several, renamed = len(old) > 1, set()
     named = {node.operation.name: node.operation for node in graph.nodes}
     for operation, tensor in zip(old, tree.flatten(graph.outputs), strict=True):
         last = tensor._keras_history.operation
         if placement is not None and id(tensor) in placement.quantizers:
             last = placement.quantizers[id(tensor)][0]
-        if last is operation or last.name == operation.name:
+        if last is operation or last.name == operation.name or id(last) in renamed:
             continue
+        renamed.add(id(last))
         name = operation.name
         if several and name in named:
             named[name].name = f"{name}__layer"
@@ -283,8 +294,8 @@ def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, w
                     technique = Quantize(**{**technique.get_config(), "dense": "per_channel"})
             bound.append(technique.bind(operation, _target_name(operation)))
         new = Compressed(operation, bound) if bound else operation
-    elif isinstance(operation, layers.BatchNormalization) and quantize and quantize.freeze:
-        new = FreezableBatchNorm(operation, quantize.freeze)
+    elif type(operation) is layers.BatchNormalization and quantize:
+        new = FusedBatchNorm(operation, quantize.freeze)
     wrapped[id(operation)] = new
     return new
 

@@ -13,7 +13,7 @@ from tfcompress.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import as_tensor
 from tfcompress.techniques.technique import first_step
 
-__all__ = ["TARGETS", "Compressed", "FakeQuant", "FreezableBatchNorm", "Parameter"]
+__all__ = ["TARGETS", "Compressed", "FakeQuant", "FusedBatchNorm", "Parameter"]
 
 _register = keras.saving.register_keras_serializable("tfcompress")
 
@@ -182,11 +182,11 @@ class Compressed(keras.layers.Layer):
 
 
 @_register
-class FreezableBatchNorm(keras.layers.Layer):
-    """BatchNormalization whose statistics can stop moving, for `Quantize(freeze=...)`.
+class FusedBatchNorm(keras.layers.Layer):
+    """BatchNormalization as quantization-aware training uses it: fast, and able to stop moving.
 
     On TensorFlow it trains with the fused kernel, which Keras's layer does not use: equal up to
-    rounding, in about half of the time.
+    rounding, in about half of the time. `finalize` gives the Keras layer back.
 
     Args:
         layer: a `keras.layers.BatchNormalization`.

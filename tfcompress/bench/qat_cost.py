@@ -57,7 +57,7 @@ def build(variant: str, width: int) -> Any:
 
     from tfcompress.compression import quantize_aware, rebuild_copy
     from tfcompress.graph import copy_operation
-    from tfcompress.layers import Compressed, FreezableBatchNorm
+    from tfcompress.layers import Compressed, FusedBatchNorm
 
     def plain_weights(operation):
         if isinstance(operation, Compressed):
@@ -66,7 +66,7 @@ def build(variant: str, width: int) -> Any:
 
     def fused_statistics(operation):
         if isinstance(operation, keras.layers.BatchNormalization):
-            return FreezableBatchNorm(copy_operation(operation)), lambda: None
+            return FusedBatchNorm(copy_operation(operation)), lambda: None
         return None
 
     model = mobile_net(keras, width)

@@ -137,12 +137,14 @@ class _Job:
                 "model must be a keras.Model or the path of a .keras, .h5 or SavedModel; received "
                 f"{type(model).__module__}.{type(model).__name__}."
             )
-        trained = is_keras and is_compressed(model) and _quantizers(model) != []
         if is_keras:
             require_advanced(model)
         if self.precision not in _STATIC:
             return self._by_converter(model)
-        if trained:
+        techniques = _quantize_techniques(model) if is_keras else []
+        _require_storable(techniques)
+        if any(technique.activation_bits is not None for technique in techniques):
+            _require_started(model)
             _require_ranges(model)
             return self._integer(model, None, None)
         if calibration is not None:
@@ -150,10 +152,11 @@ class _Job:
         if self.precision == "int4":
             self.notes.append("activations stay float: pass calibration= to make them int8")
             parsed, _, _ = self.timed("lower", self._float_file, model, False)
-            return self.timed("quantize", quantize.weight_only, parsed, 4)
+            trained = {technique.bits for technique in techniques}
+            return self.timed("quantize", quantize.weight_only, parsed, 4, trained)
         raise ValueError(
-            f"precision '{self.precision}' needs the ranges of activations: received a plain float "
-            "model and no calibration data. Pass calibration= (--calibration) a few hundred "
+            f"precision '{self.precision}' needs the ranges of activations: received a model "
+            "without them and no calibration data. Pass calibration= (--calibration) a few hundred "
             "samples of the training inputs, or train tfcompress.quantize_aware(model) first."
         )
 
@@ -190,11 +193,12 @@ class _Job:
 
     def _integer(self, model, calibration, samples) -> bytes:
         parsed, known, floats = self.timed("lower", self._float_file, model)
-        weight_bits = None
+        is_trained = isinstance(model, keras.Model) and _quantize_techniques(model) != []
+        weight_bits = _weight_bits(model) if is_trained else None
         if calibration is not None:
             known = self.timed("calibrate", self._calibrate, parsed, calibration, samples)
         else:
-            weight_bits = _weight_bits(model)
+            weight_bits = _weight_bits(model)  # 8 if nothing has weights
             self._check_bits(known)
             known = {**quantize.table_ranges(parsed, weight_bits), **known}
         known = ranges.spread(parsed, known)
@@ -303,6 +307,39 @@ def _quantizers(model) -> list[FakeQuant]:
     return [layer for layer in model._flatten_layers() if isinstance(layer, FakeQuant)]
 
 
+def _quantize_techniques(model) -> list[Quantize]:
+    """The `Quantize` of every layer with weights, and one for ranges that have no weights."""
+    found = [
+        technique
+        for layer in model._flatten_layers()
+        if isinstance(layer, Compressed)
+        for technique in layer.techniques
+        if isinstance(technique, Quantize)
+    ]
+    return found + [Quantize()] * bool(_quantizers(model) and not found)
+
+
+def _require_storable(techniques: list[Quantize]) -> None:
+    widest = max((technique.bits for technique in techniques), default=8)
+    if widest > 8:
+        raise ValueError(
+            f"the model must be trained with weights of 8 bits or fewer; received bits={widest}. "
+            "Train it with bits=8, or convert it with precision='float32'."
+        )
+
+
+def _require_started(model) -> None:
+    """Raises if training ended before quantization set in."""
+    for layer in model._flatten_layers():
+        techniques = getattr(layer, "techniques", ())
+        delay = max((t.delay for t in techniques if isinstance(t, Quantize)), default=0)
+        if int(getattr(layer, "last_step", delay)) < delay:
+            raise ValueError(
+                f"layer '{layer.name}' is quantized from step {delay} on; received a model trained "
+                f"for {int(layer.last_step)} steps. Train it longer, or with a smaller delay."
+            )
+
+
 def _require_ranges(model) -> None:
     unseen = [
         layer.name.removesuffix("_range")
@@ -323,13 +360,7 @@ def _require_ranges(model) -> None:
 
 
 def _weight_bits(model) -> set[int]:
-    return {
-        technique.bits
-        for layer in model._flatten_layers()
-        if isinstance(layer, Compressed)
-        for technique in layer.techniques
-        if isinstance(technique, Quantize)
-    } or {8}
+    return {technique.bits for technique in _quantize_techniques(model)} or {8}
 
 
 def _stacked(samples: Iterable[dict], size: int):

@@ -17,21 +17,17 @@ def part_outputs(model, ranges: dict[int, Range]) -> None:
         ranges: ranges by tensor index.
     """
     graph = model.subgraphs[0]
-    taken = {i for op in graph.operators for i in op.inputs} | set(graph.inputs)
-    outputs = []
-    for index in graph.outputs:
-        if index in taken:
-            index = _reshaped(model, graph, index, ranges)
-        taken.add(index)
-        outputs.append(index)
+    old = [int(index) for index in graph.outputs]
+    shared = {i for op in graph.operators for i in op.inputs} | set(graph.inputs)
+    shared |= {index for index in old if old.count(index) > 1}
+    new = [_reshaped(model, graph, i, ranges) if i in shared else i for i in old]
     for signature in model.signatureDefs or []:
-        entries = list(signature.outputs or [])
-        # The entries of an output that is given several times belong to its tensors in order.
-        places = {old: [n for n, i in enumerate(graph.outputs) if i == old] for old in taken}
-        for entry in entries:
-            position = places[entry.tensorIndex]
-            entry.tensorIndex = outputs[position.pop(0) if len(position) > 1 else position[0]]
-    graph.outputs = outputs
+        remaining = list(zip(old, new, strict=True))
+        for entry in signature.outputs or []:
+            pair = next(pair for pair in remaining if pair[0] == entry.tensorIndex)
+            remaining.remove(pair)
+            entry.tensorIndex = pair[1]
+    graph.outputs = new
 
 
 def require_ranges(model, ranges: dict[int, Range], io_dtype: str) -> None:

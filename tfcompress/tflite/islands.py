@@ -50,15 +50,19 @@ class _Folder:
                 self.quantizes.setdefault(op.inputs[0], []).append(op)
 
     def run(self) -> None:
+        tensors = self.graph.tensors
         for op in self.graph.operators:
             if id(op) in self.gone:
                 continue
-            self.operators.append(op)
             name = op_name(self.model, op)
-            if name == "DEQUANTIZE" and self.graph.tensors[op.inputs[0]].type == _INT8:
-                self.source[op.outputs[0]] = op.inputs[0]
-            elif name in KERNELS and self._is_foldable(op, name):
+            if name in KERNELS and self._is_foldable(op, name):
                 self._fold(op, name)
+                continue
+            self.operators.append(op)
+            if name == "DEQUANTIZE" and tensors[op.inputs[0]].type == _INT8:
+                self.source[op.outputs[0]] = op.inputs[0]
+            elif name == "QUANTIZE" and tensors[op.outputs[0]].type == _INT8:
+                self.source.setdefault(op.inputs[0], op.outputs[0])
         self.graph.operators = [op for op in self.operators if id(op) not in self.gone]
         _drop_unread(self.model, self.graph)
 
@@ -69,14 +73,20 @@ class _Folder:
         inputs = self._floats(op.inputs)
         constants = [i for i in inputs if _is_constant(self.model, self.graph.tensors[i])]
         activations = [i for i in inputs if i not in constants]
-        if not activations or any(i not in self.source for i in activations):
+        if not activations or (constants and name not in ("PRELU", "MINIMUM")):
             return False
-        if constants and name not in ("PRELU", "MINIMUM"):
+        grids = [self._grid_of(i) for i in activations]
+        if None in grids:
             return False
-        grids = [_grid(self.graph.tensors[self.source[i]]) for i in activations]
         if name in SAME_SCALE and len(set(grids)) > 1:
             return False
         return all(self._wanted_grid(i) is not None for i in self._floats(op.outputs))
+
+    def _grid_of(self, index: int) -> tuple[float, int] | None:
+        """Scale and zero point with which a float tensor can be read as int8."""
+        if index in self.source:
+            return _grid(self.graph.tensors[self.source[index]])
+        return self._wanted_grid(index) if index in self.graph.inputs else None
 
     def _wanted_grid(self, output: int) -> tuple[float, int] | None:
         """Scale and zero point that an output is to have; None if it is to stay float."""
@@ -92,17 +102,24 @@ class _Folder:
     def _fold(self, op, name: str) -> None:
         """Moves an op onto integer tensors; a DEQUANTIZE after it serves those that read floats."""
         tensors = self.graph.tensors
+        for index in self._floats(op.inputs):
+            if index in self.graph.inputs and index not in self.source:
+                made = self._integer_tensor(index, self._wanted_grid(index))
+                self.operators.append(_conversion(self.model, "QUANTIZE", index, made))
+                self.source[index] = made
         op.inputs = [self.source.get(i, i) for i in op.inputs]
         first = next(i for i in op.inputs if i >= 0 and tensors[i].type == _INT8)
         for index in self._floats(op.inputs):
             op.inputs = [self._constant(i, first, name) if i == index else i for i in op.inputs]
         outputs = list(op.outputs)
+        self.operators.append(op)
         for position, output in enumerate(outputs):
             if tensors[output].type != _FLOAT:
                 continue
             grid = _grid(tensors[first]) if name in SAME_SCALE else self._wanted_grid(output)
             outputs[position] = self.source[output] = self._integer_tensor(output, grid)
-            self.operators.append(_dequantize(self.model, outputs[position], output))
+            back = _conversion(self.model, "DEQUANTIZE", outputs[position], output)
+            self.operators.append(back)
         op.outputs = outputs
         _raise_version(self.model, op)
 
@@ -169,8 +186,9 @@ def _copy(table, **changes):
     return twin
 
 
-def _dequantize(model, source: int, target: int):
-    builtin = schema.BuiltinOperator.DEQUANTIZE
+def _conversion(model, name: str, source: int, target: int):
+    """A new QUANTIZE or DEQUANTIZE."""
+    builtin = getattr(schema.BuiltinOperator, name)
     codes = [i for i, c in enumerate(model.operatorCodes) if c.builtinCode == builtin]
     if not codes:
         made = {"builtinCode": builtin, "deprecatedBuiltinCode": builtin, "version": 2}

@@ -14,7 +14,7 @@ from tensorflow.python.framework.convert_to_constants import (
 
 from tfcompress.compression import OUTPUT_SUFFIX
 from tfcompress.graph import Graph, Node, copy_operation, copy_weights, flatten
-from tfcompress.layers import Compressed, FakeQuant, FreezableBatchNorm
+from tfcompress.layers import Compressed, FakeQuant, FusedBatchNorm
 from tfcompress.nodes import has_own_call
 from tfcompress.placement import LINEAR, kind_of
 from tfcompress.primitives import Rsqrt
@@ -180,7 +180,7 @@ def check_shapes(model: keras.Model) -> None:
 def output_names(model: keras.Model) -> list[str]:
     """The names of a model's outputs: dict keys, or the user's own output layers."""
     struct = model._outputs_struct
-    if isinstance(struct, dict):
+    if isinstance(struct, dict) and not any(tree.is_nested(x) for x in struct.values()):
         return [str(key) for key in sorted(struct)]
     names = []
     for tensor in tree.flatten(struct):
@@ -216,14 +216,14 @@ def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool)
                 return args[0]
             if isinstance(operation, FakeQuant):
                 return _mark(operation, marked, copies)(*args, **(kwargs if marked else {}))
+            special = _canonical(graph, node) if integer else None
+            if special is not None:  # not kept: a shared layer may be folded elsewhere
+                return special(args[0])
             if id(operation) not in copies:
-                special = _canonical(graph, node) if integer else None
-                twin, source = (special, None) if special else _plain_layer(operation)
+                twin, source = _plain_layer(operation)
                 copies[id(operation)] = twin
                 if source is not None:
                     fill.append((source, twin))
-            if isinstance(copies[id(operation)], Affine | Nearest | PlainRsqrt):
-                return copies[id(operation)](args[0])
             return copies[id(operation)](*args, **kwargs)
 
         exported = graph.rebuild(call, batch_size)
@@ -241,7 +241,7 @@ def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool)
 def _plain_layer(operation):
     """A float32 copy of an operation without our wrappers, and where its weights come from."""
     source = operation
-    if isinstance(operation, FreezableBatchNorm):
+    if isinstance(operation, FusedBatchNorm):
         source = operation.layer
     inner = operation.layer if isinstance(operation, Compressed) else source
     twin = copy_operation(inner)
@@ -265,7 +265,7 @@ def _mark(quantizer: FakeQuant, marked: bool, copies: dict):
 def _canonical(graph: Graph, node: Node):
     """The form with an integer kernel that stands for an operation; None if it is fine itself."""
     operation = node.operation
-    if isinstance(operation, FreezableBatchNorm):
+    if isinstance(operation, FusedBatchNorm):
         operation = operation.layer
     if isinstance(operation, layers.BatchNormalization) and not _folds(graph, node):
         if operation.axis not in (-1, len(node.outputs[0].shape) - 1):

@@ -14,7 +14,7 @@ from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 
-from tfcompress.tflite import flatbuffer, islands, rounding, signature
+from tfcompress.tflite import edges, flatbuffer, islands, rounding, signature
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.ranges import Range, constant, floats_of, is_constant
 
@@ -59,6 +59,10 @@ def static(
         The bytes of the quantized file.
     """
     graph = model.subgraphs[0]
+    ranges = dict(ranges)
+    edges.part_outputs(model, ranges)
+    if io_dtype != "float32":
+        edges.require_ranges(model, ranges, io_dtype)
     qsv: dict[str, dict[str, np.ndarray]] = {}
     tags: set[str] = set()
     tag_of: dict[int, str] = {}
@@ -83,12 +87,13 @@ def static(
     return flatbuffer.write(quantized)
 
 
-def weight_only(model, bits: int) -> bytes:
+def weight_only(model, bits: int, trained: set[int] | None = None) -> bytes:
     """Stores weights as integers; the arithmetic stays float.
 
     Args:
         model: a float `ModelT`; it is changed.
         bits: 8 or 4; operations without a 4-bit kernel take 8.
+        trained: the widths that weights were trained for, whose scales they keep.
 
     Returns:
         The bytes of the file.
@@ -98,6 +103,17 @@ def weight_only(model, bits: int) -> bytes:
     if bits == 4:
         names = ("FULLY_CONNECTED", "CONV_2D", "EMBEDDING_LOOKUP", "BATCH_MATMUL")
         config += [_entry(".*", _op_config(None, 4, "c"), name) for name in names]
+    tensors = model.subgraphs[0].tensors
+    for op in model.subgraphs[0].operators:
+        name = op_name(model, op)
+        operand, axis = WEIGHTS.get(name, (0, 0))
+        if trained and name in WEIGHTS and is_constant(model, op.inputs[operand]):
+            grid = find_grid(constant(model, op.inputs[operand]), axis, sorted(trained))
+            entry = _untouched(name)
+            if grid is not None:
+                stored = 4 if grid[0] <= 4 and bits == 4 and name in INT4_OPS else 8
+                entry = _entry("", _op_config(None, stored, grid[1]), name)
+            config.append({**entry, "regex": f"^{tensors[op.outputs[0]].name.decode()};?$"})
     quantized = flatbuffer.read(_run(flatbuffer.write(model), config, None))
     _restore(quantized, original)
     return flatbuffer.write(quantized)
