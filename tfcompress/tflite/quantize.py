@@ -286,6 +286,7 @@ def _hushed():
     """Keeps back ai-edge-quantizer's reports, progress bars and warnings."""
     text = io.StringIO()
     with (
+        lower.quiet(),
         contextlib.redirect_stdout(text),
         contextlib.redirect_stderr(text),
         warnings.catch_warnings(),
