@@ -218,13 +218,19 @@ class _Placer:
                 self.placement.absorbed.add(id(follower))
         done.update(id(part) for part in unit)
         for tensor in unit[-1].outputs:
-            if _is_float(tensor) and (technique is not None or id(tensor) in self.wanted):
+            if _is_float(tensor):
                 self.sources[id(tensor)] = (technique, activation, unit[-1])
 
     def _make_quantizers(self) -> None:
         groups: dict[int, list[int]] = {}
         for key in self.sources:
             groups.setdefault(self._root(key), []).append(key)
+        # What no quantized operation gives or reads stays float.
+        groups = {
+            root: keys
+            for root, keys in groups.items()
+            if any(self.sources[key][0] is not None or key in self.wanted for key in keys)
+        }
         own = [technique for technique, _, _ in self.sources.values() if technique is not None]
         shared: dict[int, FakeQuant] = {}
         rounded = {self._root(id(t)) for n in self._rounding() for t in n.outputs}

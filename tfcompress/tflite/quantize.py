@@ -14,7 +14,7 @@ from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 
-from tfcompress.tflite import edges, flatbuffer, islands, rounding, signature
+from tfcompress.tflite import edges, flatbuffer, islands, lower, rounding, signature
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.ranges import Range, constant, floats_of, is_constant
 
