@@ -1,7 +1,7 @@
 """Biases moved by a fraction of a step against the double rounding of LiteRT's integer kernels.
 
 The reference kernels (and those of microcontrollers) bring an int32 accumulator to int8 in two
-rounded steps, both with halves upwards (gemmlowp, Jacob et al. 2018, arXiv:1712.05877, section 2.2),
+rounded steps, both with halves upwards (Jacob et al. 2018, arXiv:1712.05877, section 2.2),
 so that one result in some hundred is a code too high; XNNPACK rounds once. A quarter of the bias'
 first rounding step lies in the middle between the two.
 """
@@ -40,21 +40,28 @@ def center(model, op, ranges: dict[int, Range], bits: int, kind: str) -> None:
     step = _scale(ranges[x]) * largest.astype(np.float64) / (2 ** (bits - 1) - 1)
     mantissa = np.frexp(step / _scale(ranges[op.outputs[0]]))[0]
     shift = np.divide(_SHARE * step, mantissa, out=np.zeros_like(step), where=step > 0)
-    op.inputs[2] = _add_constant(model, bias, (constant(model, bias) - shift).astype(np.float32))
+    moved = (constant(model, bias) - shift).astype(np.float32)
+    op.inputs[2] = _replace_constant(model, bias, moved)
 
 
 def _scale(known: Range) -> float:
     return (known.maximum - known.minimum) / (2**known.bits - 1)
 
 
-def _add_constant(model, like: int, values: np.ndarray) -> int:
-    """A new constant tensor, for equal constants of a file share one; returns its index."""
+def _replace_constant(model, index: int, values: np.ndarray) -> int:
+    """Gives a constant new values; a new tensor, if others share it. Returns its index."""
     graph = model.subgraphs[0]
+    tensor = graph.tensors[index]
+    readers = sum(list(op.inputs).count(index) for op in graph.operators)
+    holders = sum(other.buffer == tensor.buffer for other in graph.tensors)
+    if readers == holders == 1:
+        model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
+        return index
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(values.tobytes(), np.uint8)
     model.buffers.append(buffer)
     tensor = schema.TensorT()
-    tensor.__dict__.update(graph.tensors[like].__dict__)
+    tensor.__dict__.update(graph.tensors[index].__dict__)
     tensor.buffer = len(model.buffers) - 1
     tensor.name = bytes(tensor.name) + f"_{len(graph.tensors)}".encode()
     graph.tensors.append(tensor)
