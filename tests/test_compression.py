@@ -7,7 +7,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress import Quantize, Recipe, Rule
-from tfcompress.layers import Compressed, FakeQuant, FreezableBatchNorm
+from tfcompress.layers import Compressed, FakeQuant, FusedBatchNorm
 
 
 def small_model():
@@ -106,7 +106,7 @@ def test_finalize_gives_the_same_outputs():
         )
         final = tfc.finalize(qat)
         np.testing.assert_array_equal(final(pixels(seed=1)), qat(pixels(seed=1)))
-        assert not any(isinstance(layer, FreezableBatchNorm) for layer in final.layers)
+        assert not any(isinstance(layer, FusedBatchNorm) for layer in final.layers)
         assert final.name == qat.name
 
 

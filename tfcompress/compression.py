@@ -183,7 +183,8 @@ def require_advanced(model: keras.Model) -> None:
 def is_compressed(model: keras.Model) -> bool:
     """Whether a model comes from `compress`, trained or not."""
     kinds = (Compressed, FakeQuant, FusedBatchNorm)
-    return any(isinstance(layer, kinds) for layer in model._flatten_layers())
+    is_keras = isinstance(model, keras.Model)
+    return is_keras and any(isinstance(layer, kinds) for layer in model._flatten_layers())
 
 
 def _bake(operation):

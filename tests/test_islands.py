@@ -1,0 +1,143 @@
+"""Operations that run on integers by our hand: in int8, and within one step of NumPy."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import tfcompress as tfc
+
+CASES = {
+    "LEAKY_RELU": (lambda x: layers.LeakyReLU(0.2)(x), lambda x: np.where(x < 0, 0.2 * x, x)),
+    "PRELU": (
+        lambda x: layers.PReLU("ones", shared_axes=[1, 2])(x), lambda x: x,
+    ),
+    "ELU": (lambda x: ops.elu(x), lambda x: np.where(x < 0, np.expm1(x), x)),
+    "EXP": (lambda x: ops.exp(x), np.exp),
+    "ABS": (lambda x: ops.abs(x), np.abs),
+    "MINIMUM": (lambda x: ops.minimum(x, 0.3), lambda x: np.minimum(x, 0.3)),
+    "TILE": (lambda x: ops.tile(x, (1, 1, 3, 1)), lambda x: np.tile(x, (1, 1, 3, 1))),
+    "REDUCE_MAX": (lambda x: ops.max(x, axis=2), lambda x: x.max(2)),
+    "REVERSE_V2": (lambda x: ops.flip(x, 1), lambda x: x[:, ::-1]),
+    "SPLIT_V": (
+        lambda x: ops.concatenate(ops.split(x, [1], axis=-1)[::-1], axis=-1),
+        lambda x: np.concatenate([x[..., 1:], x[..., :1]], -1),
+    ),
+    "DEPTH_TO_SPACE": (lambda x: Blocks(2)(x), lambda x: blocks(x, 2)),
+}  # fmt: skip
+
+
+class Blocks(layers.Layer):
+    """Channels moved into space, as TensorFlow does it."""
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, x):
+        import tensorflow as tf
+
+        return tf.nn.depth_to_space(x, self.size)
+
+    def compute_output_spec(self, x):
+        n, s = x.shape, self.size
+        return keras.KerasTensor((n[0], n[1] * s, n[2] * s, n[3] // s**2), x.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
+def blocks(x, s):
+    n, h, w, c = x.shape
+    y = x.reshape(n, h, w, s, s, c // s**2).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(n, h * s, w * s, c // s**2)
+
+
+def run(path, x):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path))
+    runner.allocate_tensors()
+    entry, out = runner.get_input_details()[0], runner.get_output_details()[0]
+    results = []
+    for sample in x:
+        runner.set_tensor(entry["index"], sample[None])
+        runner.invoke()
+        results.append(runner.get_tensor(out["index"])[0])
+    return np.array(results)
+
+
+def data():
+    return np.random.default_rng(0).uniform(-1, 1, (8, 3, 4, 4)).astype("float32")
+
+
+def step_of(path) -> float:
+    found = tfc.inspect(path)
+    index = found.operators[-1].inputs[0] if found.operators[-1].name == "DEQUANTIZE" else None
+    return next(t.scale for t in found.tensors if t.index == index)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_calibrated_int8_is_within_a_step_of_numpy(op, tmp_path):
+    function, expected = CASES[op]
+    inputs = keras.Input((3, 4, 4), name="x")
+    model = keras.Model(inputs, function(inputs))
+    path = tmp_path / "model.tflite"
+    report = tfc.convert(model, path, precision="int8", calibration=data())
+    assert report.float_ops == []
+    assert {d for name, d, _ in report.ops if name == op} == {"int8"}
+    step = max(step_of(path), 2 / 255)  # rounding of the input counts too
+    slope = np.e if op == "EXP" else 1.0
+    error = np.abs(run(path, data()) - expected(data()))
+    assert error.max() <= (0.5 + 0.5 * slope) * step * 1.02
+
+
+@pytest.mark.parametrize("io_dtype", ["float32", "int8", "uint8"])
+def test_at_the_edge_and_in_chains(io_dtype, tmp_path):
+    x = inputs = keras.Input((3, 4, 4), name="x")
+    x = ops.max(layers.LeakyReLU()(layers.Conv2D(4, 1)(x)), axis=1)
+    plain = keras.Model(inputs, ops.flip(ops.tile(x, (1, 2, 1)), 1))
+    path = tmp_path / "model.tflite"
+    for model, calibration in ((plain, data()), (trained(plain), None)):
+        report = tfc.convert(
+            model, path, precision="int8", io_dtype=io_dtype, calibration=calibration
+        )
+        assert report.float_ops == []
+        dtypes = {name: dtype for name, dtype, _ in report.ops}
+        for name in ("LEAKY_RELU", "REDUCE_MAX", "TILE", "REVERSE_V2"):
+            assert dtypes[name] == "int8"
+        if io_dtype == "float32":
+            step = np.ptp(np.asarray(model(data()))) / 255
+            assert np.abs(run(path, data()) - np.asarray(model(data()))).max() <= 3 * step
+
+
+def trained(model):
+    qat = tfc.quantize_aware(model)
+    qat(data(), training=True)
+    return qat
+
+
+def test_an_op_that_moves_codes_keeps_their_scale(tmp_path):
+    """Its output was calibrated to another range than its input: the scale changes after it."""
+    x = inputs = keras.Input((3, 4, 4), name="x")
+    x = layers.Conv2D(4, 1)(x)
+    model = keras.Model(inputs, layers.Conv2D(2, 1)(ops.minimum(x, 0.05)))
+    path = tmp_path / "model.tflite"
+    report = tfc.convert(model, path, precision="int8", calibration=data())
+    assert report.float_ops == []
+    found = tfc.inspect(path)
+    tensors = {t.index: t for t in found.tensors}
+    (op,) = [o for o in found.operators if o.name == "MINIMUM"]
+    assert len({tensors[i].scale for i in (*op.inputs, *op.outputs)}) == 1
+    expected = np.asarray(model(data()))
+    assert np.abs(run(path, data()) - expected).max() <= 4 * np.ptp(expected) / 255
+
+
+def test_a_skipped_op_is_not_folded(tmp_path):
+    x = inputs = keras.Input((3, 4, 4), name="x")
+    x = layers.LeakyReLU(name="leaky")(layers.Conv2D(4, 1)(x))
+    model = keras.Model(inputs, layers.Conv2D(2, 1)(x))
+    qat = tfc.quantize_aware(model, skip=["leaky"])
+    qat(data(), training=True)
+    report = tfc.convert(qat, tmp_path / "model.tflite", precision="int8")
+    assert [f.op for f in report.float_ops] == ["LEAKY_RELU"]
