@@ -64,6 +64,7 @@ class _Folder:
             elif name == "QUANTIZE" and tensors[op.outputs[0]].type == _INT8:
                 self.source.setdefault(op.inputs[0], op.outputs[0])
         self.graph.operators = [op for op in self.operators if id(op) not in self.gone]
+        _drop_idle_quantizes(self.model, self.graph)
         _drop_unread(self.model, self.graph)
 
     def _floats(self, indices) -> list[int]:
@@ -204,6 +205,34 @@ def _raise_version(model, op) -> None:
     if code.version < needed:
         model.operatorCodes.append(_copy(code, version=needed))
         op.opcodeIndex = len(model.operatorCodes) - 1
+
+
+def _drop_idle_quantizes(model, graph) -> None:
+    """Takes out QUANTIZE ops from a scale to the same scale, as before a PACK."""
+    alias: dict[int, int] = {}
+    kept = []
+    for op in graph.operators:
+        op.inputs = [alias.get(i, i) for i in op.inputs]
+        idle = op_name(model, op) == "QUANTIZE" and op.outputs[0] not in graph.outputs
+        if idle and _same_grid(graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]):
+            alias[op.outputs[0]] = op.inputs[0]
+        else:
+            kept.append(op)
+    graph.operators = kept
+
+
+def _same_grid(a, b) -> bool:
+    if a.type != b.type or a.quantization is None or b.quantization is None:
+        return False
+    pairs = ((a.quantization.scale, b.quantization.scale),)
+    pairs += ((a.quantization.zeroPoint, b.quantization.zeroPoint),)
+    return all(
+        x is not None
+        and y is not None
+        and len(x) == len(y)
+        and all(x[i] == y[i] for i in range(len(x)))
+        for x, y in pairs
+    )
 
 
 def _drop_unread(model, graph) -> None:

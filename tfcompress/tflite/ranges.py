@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite.flatbuffer import op_name
 
@@ -173,7 +174,12 @@ def _fold_reshapes(model, ranges: dict[int, Range]) -> None:
         if op_name(model, op) != "RESHAPE" or not is_constant(model, source):
             kept.append(op)
             continue
-        graph.tensors[target].buffer = graph.tensors[source].buffer
+        # A buffer of its own: the converter lets equal constants share one, and each of them may
+        # be quantized in another way.
+        buffer = schema.BufferT()
+        buffer.data = model.buffers[graph.tensors[source].buffer].data
+        model.buffers.append(buffer)
+        graph.tensors[target].buffer = len(model.buffers) - 1
         if source in ranges:
             ranges[target] = ranges[source]
     graph.operators = kept
