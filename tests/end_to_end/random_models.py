@@ -135,7 +135,8 @@ def _alone(random, x, pool):
     if choice == 1:
         return layers.Rescaling(0.5, offset=0.25)(x)
     if choice == 2:
-        return layers.PReLU(shared_axes=[1, 2])(x)
+        # Behind a Permute, which TFLiteConverter moves into it, it would be no PRELU any more.
+        return layers.PReLU(shared_axes=[1, 2])(layers.Conv2D(x.shape[-1], 1)(x))
     if choice == 3:
         return ops.multiply(x, 0.5)
     return layers.LayerNormalization(epsilon=1e-2)(x) if random.random() < 0.3 else ops.relu(x)

@@ -224,8 +224,10 @@ def _drop_idle_quantizes(model, graph) -> None:
 def _same_grid(a, b) -> bool:
     if a.type != b.type or a.quantization is None or b.quantization is None:
         return False
-    pairs = ((a.quantization.scale, b.quantization.scale),)
-    pairs += ((a.quantization.zeroPoint, b.quantization.zeroPoint),)
+    pairs = (
+        (a.quantization.scale, b.quantization.scale),
+        (a.quantization.zeroPoint, b.quantization.zeroPoint),
+    )
     return all(
         x is not None
         and y is not None
