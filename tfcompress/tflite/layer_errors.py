@@ -13,7 +13,7 @@ import numpy as np
 from tfcompress.graph import flatten
 from tfcompress.layers import TARGETS, FakeQuant
 from tfcompress.tflite import flatbuffer
-from tfcompress.tflite.convert import float_file
+from tfcompress.tflite.job import float_file
 from tfcompress.tflite.differences import sqnr_db
 from tfcompress.tflite.runner import INTEGERS, Runner, port
 

@@ -1,0 +1,263 @@
+"""One conversion, stage by stage: lower, calibrate, quantize, report."""
+
+import time
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress import data as samples_of
+from tfcompress import files
+from tfcompress.compression import is_compressed, open_layers, require_advanced
+from tfcompress.graph import flatten
+from tfcompress.tflite import (
+    flatbuffer,
+    lower,
+    quantize,
+    ranges,
+    saved_model,
+    signature,
+    trained,
+)
+from tfcompress.tflite.inspect import inspect
+from tfcompress.tflite.report import FloatOp, Report
+
+STATIC = ("int8", "int16x8", "int4")
+_NO_KERNEL = "LiteRT has no integer kernel that is used for it"
+
+
+def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integer: bool = True):
+    """The float .tflite of a model in the form that `int8` is made from, and its known ranges.
+
+    Args:
+        model: a `keras.Model`, compressed or not.
+        batch_size: fixed batch size.
+        select_tf_ops: see `convert`.
+        integer: whether operations take the forms that have integer kernels.
+
+    Returns:
+        (a `ModelT` without markers, ranges by tensor index, indices of tensors of float ops).
+    """
+    prepared = _prepare(model) if integer else model
+    names = lower.io_names(prepared)
+    converter = lower.to_float(
+        prepared,
+        batch_size=batch_size,
+        marked=integer,
+        integer=integer,
+        select_tf_ops=select_tf_ops,
+    )
+    parsed = flatbuffer.read(lower.run_converter(converter))
+    known, floats = ranges.take_markers(parsed)
+    signature.name_inputs_and_outputs(parsed, *names)
+    return parsed, known, floats
+
+
+class Job:
+    """One conversion: its settings, and what is found on the way."""
+
+    def __init__(self, precision, io_dtype, batch_size, strict, select_tf_ops, progress):
+        self.precision, self.io_dtype, self.batch_size = precision, io_dtype, batch_size
+        self.strict, self.select_tf_ops = strict, select_tf_ops
+        self.progress = progress or (lambda stage, done, total: None)
+        self.seconds: dict[str, float] = {}
+        self.reasons: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.weights_only = False
+
+    def timed(self, stage: str, function, *args, **kwargs):
+        self.progress(stage, 0, None)
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        self.progress(stage, 1, 1)
+        return result
+
+    def run(self, model, calibration, samples) -> bytes:
+        is_keras = isinstance(model, keras.Model)
+        if not is_keras and not isinstance(model, files.SavedModel):
+            raise TypeError(
+                "model must be a keras.Model or the path of a .keras, .h5 or SavedModel; received "
+                f"{type(model).__module__}.{type(model).__name__}."
+            )
+        if is_keras:
+            require_advanced(model)
+        if self.precision not in STATIC:
+            return self._by_converter(model)
+        techniques = trained.quantize_techniques(model) if is_keras else []
+        trained.require_storable(techniques)
+        if any(technique.activation_bits is not None for technique in techniques):
+            trained.require_started(model)
+            trained.require_ranges(model)
+            return self._integer(model, None, None)
+        if calibration is not None:
+            return self._integer(model, calibration, samples)
+        if self.precision == "int4":
+            self.weights_only = True
+            self.notes.append("activations stay float: pass calibration= to make them int8")
+            parsed, _, _ = self.timed("lower", self._float_file, model, False)
+            widths = {technique.bits for technique in techniques}
+            return self.timed("quantize", quantize.weight_only, parsed, 4, widths)
+        raise ValueError(
+            f"precision '{self.precision}' needs the ranges of activations: received a model "
+            "without them and no calibration data. Pass calibration= (--calibration) a few hundred "
+            "samples of the training inputs, or train tfcompress.quantize_aware(model) first."
+        )
+
+    def _by_converter(self, model) -> bytes:
+        """float32, float16 and dynamic_int8 are TFLiteConverter's own modes."""
+        converter, names = self.timed("lower", self._converter, model)
+        if self.precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if self.precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        data = self.timed("convert", lower.run_converter, converter)
+        parsed = flatbuffer.read(data)
+        signature.name_inputs_and_outputs(parsed, *names)
+        return flatbuffer.write(parsed)
+
+    def _converter(self, model):
+        if isinstance(model, files.SavedModel):
+            return saved_model.converter(model.path, self.batch_size, self.select_tf_ops)
+        options = {"batch_size": self.batch_size, "select_tf_ops": self.select_tf_ops}
+        flat = flatten(model)
+        converter = lower.to_float(flat, marked=False, integer=False, **options)
+        return converter, lower.io_names(flat)
+
+    def _float_file(self, model, integer: bool = True):
+        if isinstance(model, files.SavedModel):
+            converter, names = self._converter(model)
+            parsed = flatbuffer.read(lower.run_converter(converter))
+            known, floats = ranges.take_markers(parsed)
+            signature.name_inputs_and_outputs(parsed, *names)
+            return parsed, known, floats
+        return float_file(
+            model, batch_size=self.batch_size, select_tf_ops=self.select_tf_ops, integer=integer
+        )
+
+    def _integer(self, model, calibration, samples) -> bytes:
+        parsed, known, floats = self.timed("lower", self._float_file, model)
+        is_trained = isinstance(model, keras.Model) and trained.quantize_techniques(model) != []
+        weight_bits = trained.weight_bits(model) if is_trained else None
+        if calibration is not None:
+            known = self.timed("calibrate", self._calibrate, parsed, calibration, samples)
+        else:
+            weight_bits = trained.weight_bits(model)  # 8 if nothing has weights
+            self._check_bits(known)
+            known = {**quantize.table_ranges(parsed, weight_bits), **known}
+        known = ranges.spread(parsed, known)
+        if self.precision == "int16x8":
+            known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
+        ranges.drop_clipped_relus(parsed, known)
+        self._explain(parsed, known, floats)
+        return self.timed(
+            "quantize",
+            quantize.static,
+            parsed,
+            known,
+            io_dtype=self.io_dtype,
+            weight_bits=weight_bits,
+            int4=self.precision == "int4",
+            floats=floats,
+        )
+
+    def _check_bits(self, known) -> None:
+        widest = max((r.bits for r in known.values()), default=8)
+        if widest == 16 and self.precision != "int16x8":
+            raise ValueError(
+                f"the model was trained with activation_bits=16; received precision "
+                f"'{self.precision}'. Convert it with precision='int16x8'."
+            )
+
+    def _calibrate(self, parsed, calibration, samples) -> dict[int, ranges.Range]:
+        inputs = signature.inputs(parsed)
+        data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
+        if self.batch_size != 1:
+            data = _stacked(data, self.batch_size)
+        found = quantize.calibrate(flatbuffer.write(parsed), data, "serve")
+        known = {}
+        for index, tensor in enumerate(parsed.subgraphs[0].tensors):
+            name = tensor.name.decode()
+            if name in found and tensor.type == 0 and not ranges.is_constant(parsed, index):
+                low, high = min(found[name][0], 0.0), max(found[name][1], 0.0)
+                known[index] = ranges.Range(low, max(high, low + 1e-6))
+        return known
+
+    def _counted(self, batches: Iterable):
+        for number, batch in enumerate(batches):
+            self.progress("calibrate", number, None)
+            yield batch
+
+    def _explain(self, parsed, known, floats) -> None:
+        """Remembers why operations will stay float, by the name of their output."""
+        tensors = parsed.subgraphs[0].tensors
+        for op in parsed.subgraphs[0].operators:
+            activations = ranges.floats_of(parsed, op)
+            reason = _NO_KERNEL
+            if any(i in floats for i in op.outputs):
+                reason = "left out of the recipe, or without an integer kernel"
+            elif any(i not in known for i in activations):
+                reason = "the range of one of its tensors is not known"
+            for index in op.outputs:
+                self.reasons[tensors[index].name.decode()] = reason
+
+    def report(self, path, data: bytes) -> Report:
+        """What came out; raises if it is not what `strict` demands."""
+        found = inspect(data)
+        float_ops = self._float_ops(found)
+        if float_ops and self.strict:
+            listed = "; ".join(f"{f.op} at '{f.tensor[:60]}' ({f.reason})" for f in float_ops[:5])
+            raise ValueError(
+                f"strict=True and {len(float_ops)} operations would stay float: {listed}. Replace "
+                "those layers, or convert without strict. Nothing was written."
+            )
+        if any(op.name == "HARD_SWISH" and op.dtype == "int8" for op in found.operators):
+            self.notes.append(
+                "HARD_SWISH in int8 splits XNNPACK's delegation, which is slow on phones' CPUs: "
+                "relu6 is faster"
+            )
+        return Report(
+            path=str(path),
+            precision=self.precision,
+            io_dtype=self.io_dtype,
+            file_bytes=len(data),
+            zipped_bytes=found.zipped_bytes,
+            ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
+            float_ops=float_ops,
+            notes=self.notes,
+            seconds={name: round(value, 3) for name, value in self.seconds.items()},
+        )
+
+    def _float_ops(self, found) -> list[FloatOp]:
+        """The operations that stayed float although integers were asked for."""
+        if self.precision not in STATIC or self.weights_only:
+            return []
+        names = {(t.subgraph, t.index): t.name for t in found.tensors}
+        float_ops = []
+        for op in found.operators:
+            if op.name in ("QUANTIZE", "DEQUANTIZE") or "float" not in op.dtype:
+                continue
+            tensor = names.get((op.subgraph, op.outputs[0]), "") if op.outputs else ""
+            float_ops.append(FloatOp(op.name, tensor, self.reasons.get(tensor, _NO_KERNEL)))
+        return float_ops
+
+
+def _prepare(model: keras.Model) -> keras.Model:
+    """A plain float model with its layers opened into what has integer kernels."""
+    if is_compressed(model):
+        return model
+    return open_layers(model)
+
+
+def _stacked(samples: Iterable[dict], size: int):
+    """Batches of `size` samples; the last one is filled up by repeating its last sample."""
+    kept: list[dict] = []
+    for sample in samples:
+        kept.append(sample)
+        if len(kept) == size:
+            yield {name: np.concatenate([k[name] for k in kept]) for name in sample}
+            kept = []
+    if kept:
+        kept += [kept[-1]] * (size - len(kept))
+        yield {name: np.concatenate([k[name] for k in kept]) for name in kept[0]}
