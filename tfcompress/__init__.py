@@ -7,8 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tfcompress.baking import finalize
     from tfcompress.callbacks import UpdateCompression
-    from tfcompress.compression import compress, finalize, quantize_aware
+    from tfcompress.compression import compress, quantize_aware
     from tfcompress.graph import flatten
     from tfcompress.recipe import Recipe, Rule
     from tfcompress.targets import list_targets, load_target
@@ -22,8 +23,9 @@ __version__ = "0.1.0"
 
 # Imported at first use: TensorFlow takes seconds, and `tfcompress inspect` does not need it.
 _HOMES = {
+    "tfcompress.baking": ["finalize"],
     "tfcompress.callbacks": ["UpdateCompression"],
-    "tfcompress.compression": ["compress", "finalize", "quantize_aware"],
+    "tfcompress.compression": ["compress", "quantize_aware"],
     "tfcompress.graph": ["flatten"],
     "tfcompress.recipe": ["Recipe", "Rule"],
     "tfcompress.targets": ["list_targets", "load_target"],

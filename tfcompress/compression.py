@@ -1,6 +1,5 @@
 """compress, quantize_aware and finalize: a model in, a new model out."""
 
-import logging
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -9,14 +8,12 @@ import keras
 from keras import KerasTensor, layers, tree
 
 from tfcompress import primitives
-from tfcompress.graph import Graph, Node, call_node, copy_operation, copy_weights, flatten
-from tfcompress.layers import TARGETS, Compressed, FakeQuant, FusedBatchNorm
+from tfcompress.baking import is_compressed
+from tfcompress.graph import Graph, Node, call_node, flatten
+from tfcompress.layers import TARGETS, Compressed, FusedBatchNorm
 from tfcompress.placement import LINEAR, Placement, kind_of, place
 from tfcompress.recipe import Recipe, Rule, quantize_of
 from tfcompress.techniques import Quantize, Technique
-from tfcompress.techniques.quantize import as_tensor
-
-logger = logging.getLogger("tfcompress")
 
 # What the last layer of a compressed model is called after: the output that it gives.
 OUTPUT_SUFFIX = "__output"
@@ -104,116 +101,12 @@ def quantize_aware(
     return compress(model, Recipe(rules), inputs=inputs)
 
 
-def finalize(model: keras.Model) -> keras.Model:
-    """A copy of a compressed model with its techniques baked into plain weights.
-
-    Quantization is carried out by the converted file itself, so that layers and activations
-    trained with `Quantize` keep its simulation; the outputs of the two models are equal.
-
-    Args:
-        model: a model from `compress` or `quantize_aware`, trained; it is left untouched. A plain
-            model has nothing to bake and comes back as `flatten` gives it.
-
-    Returns:
-        A Functional `keras.Model`.
-
-    Raises:
-        ValueError: if a schedule was never advanced, because `UpdateCompression()` was not among
-            the callbacks of `fit`.
-    """
-    if not is_compressed(model):
-        return flatten(model)
-    require_advanced(model)
-    return rebuild_copy(model, _bake)
-
-
-def rebuild_copy(model: keras.Model, replace, batch_size: int | None = None) -> keras.Model:
-    """A copy of a flat model in which `replace` may exchange operations.
-
-    Args:
-        model: a Functional model without nested models.
-        replace: `replace(operation) -> (new operation, function that fills its weights)`, or None
-            for a plain copy, or a function of the new tensors to call in its place.
-        batch_size: fixed batch size of the inputs.
-
-    Returns:
-        A Functional model with weights of its own.
-    """
-    copies: dict[int, Any] = {}
-    fill = []
-
-    def call(node: Node, *args, **kwargs):
-        operation = node.operation
-        if node.is_input:
-            return args[0]
-        if id(operation) not in copies:
-            new = replace(operation)
-            if new is None:
-                twin = copy_operation(operation)
-                new = (twin, lambda: copy_weights([(operation, twin)]))
-            copies[id(operation)], filler = new
-            fill.append(filler)
-        return copies[id(operation)](*args, **kwargs)
-
-    copied = Graph.of(model).rebuild(call, batch_size)
-    for filler in fill:
-        filler()
-    return copied
-
-
 def open_layers(model: keras.Model) -> keras.Model:
     """A flat copy of a plain model, its layers opened into operations with integer kernels."""
     flat = flatten(model)
     opened, graph, _ = _open_layers(flat, Recipe([Rule("*", [Quantize()])]))
     _name_outputs(flat, graph, None)
     return opened
-
-
-def require_advanced(model: keras.Model) -> None:
-    """Raises if a layer has a schedule that no callback ever advanced."""
-    for layer in model._flatten_layers():
-        if getattr(layer, "scheduled", False) and int(as_tensor(layer.last_step)) < 0:
-            raise ValueError(
-                f"layer '{layer.name}' follows a schedule that never advanced: its techniques are "
-                "as before the first step. Train with "
-                "fit(..., callbacks=[tfcompress.UpdateCompression()])."
-            )
-
-
-def is_compressed(model: keras.Model) -> bool:
-    """Whether a model comes from `compress`, trained or not."""
-    kinds = (Compressed, FakeQuant, FusedBatchNorm)
-    is_keras = isinstance(model, keras.Model)
-    return is_keras and any(isinstance(layer, kinds) for layer in model._flatten_layers())
-
-
-def _bake(operation):
-    if isinstance(operation, FusedBatchNorm):
-        twin = copy_operation(operation.layer)
-        return twin, lambda: copy_weights([(operation.layer, twin)])
-    if not isinstance(operation, Compressed):
-        return None
-    kept = [t for t in operation.techniques if isinstance(t, Quantize)]
-    inner = copy_operation(operation.layer)
-    twin = Compressed(inner, kept, operation.targets) if kept else inner
-
-    def fill():
-        copy_weights([(operation.layer, inner)])
-        for variable in operation._variables:
-            target = next(v for v in inner.variables if v.name == variable.name)
-            target.assign(operation.effective(variable, stop=Quantize))
-        for name, states in getattr(operation, "_states", {}).items():
-            pairs = zip(operation.techniques, states, strict=True)
-            quantized = [state for t, state in pairs if isinstance(t, Quantize)]
-            for old, new in zip(
-                quantized, getattr(twin, "_states", {}).get(name, ()), strict=False
-            ):
-                for key, value in old.items():
-                    new[key].assign(value)
-        if kept and twin.scheduled:
-            twin.last_step.assign(operation.last_step)
-
-    return twin, fill
 
 
 def _open_layers(flat: keras.Model, recipe: Recipe):

@@ -55,7 +55,8 @@ def build(variant: str, width: int) -> Any:
     """A compiled Keras 3 model of one of the `VARIANTS`."""
     import keras
 
-    from tfcompress.compression import quantize_aware, rebuild_copy
+    from tfcompress.baking import rebuild_copy
+    from tfcompress.compression import quantize_aware
     from tfcompress.graph import copy_operation
     from tfcompress.layers import Compressed, FusedBatchNorm
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfcompress import data as samples_of
 from tfcompress import files
-from tfcompress.compression import is_compressed, open_layers, require_advanced
+from tfcompress.baking import is_compressed, require_advanced
+from tfcompress.compression import open_layers
 from tfcompress.graph import flatten
 from tfcompress.tflite import (
     flatbuffer,

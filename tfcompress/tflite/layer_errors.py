@@ -13,8 +13,8 @@ import numpy as np
 from tfcompress.graph import flatten
 from tfcompress.layers import TARGETS, FakeQuant
 from tfcompress.tflite import flatbuffer
-from tfcompress.tflite.job import float_file
 from tfcompress.tflite.differences import sqnr_db
+from tfcompress.tflite.job import float_file
 from tfcompress.tflite.runner import INTEGERS, Runner, port
 
 _EDGES = ("QUANTIZE", "DEQUANTIZE")

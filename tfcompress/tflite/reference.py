@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import tree
 
 from tfcompress import files
-from tfcompress.compression import is_compressed, require_advanced
+from tfcompress.baking import is_compressed, require_advanced
 from tfcompress.graph import flatten
 from tfcompress.layers import Compressed, FakeQuant
 from tfcompress.techniques import Quantize
