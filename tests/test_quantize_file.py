@@ -6,9 +6,8 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.tflite import convert as converting
-from tfcompress.tflite import flatbuffer, quantize
-from tfcompress.tflite.quantize import find_grid
+from tfcompress.tflite import flatbuffer, job, quantize
+from tfcompress.tflite.grids import find_grid
 
 
 def on_grid(shape, axis, bits, kind, seed=0):
@@ -132,7 +131,7 @@ def test_training_that_ended_before_quantization_is_refused(tmp_path):
 def test_calibration_takes_in_the_extremes_of_all_samples():
     inputs = keras.Input((2,), name="x")
     model = keras.Model(inputs, layers.Dense(2, name="d")(inputs))
-    parsed, _, _ = converting.float_file(model)
+    parsed, _, _ = job.float_file(model)
     data = [{"x": np.full((1, 2), value, "float32")} for value in (0.1, 5.0, -3.0, 0.2)]
     found = quantize.calibrate(flatbuffer.write(parsed), iter(data), "serve")
     assert found["x"] == (-3.0, 5.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import time
@@ -20,8 +19,8 @@ from tfcompress.compression import quantize_aware
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.convert import convert
-from tfcompress.tflite.inspect import print_table
 from tfcompress.tflite.runner import Runner
+from tfcompress.tflite.tables import as_text, print_table
 from tfcompress.tflite.verify import verify
 
 if TYPE_CHECKING:
@@ -107,11 +106,7 @@ class DemoResult:
         )
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        target = io.StringIO()
-        self.render(Console(file=target, width=120, color_system=None))
-        return target.getvalue()
+        return as_text(self.render)
 
 
 def demo(

@@ -204,7 +204,7 @@ def has_own_call(layer_class: Any) -> bool:
 
 def _functional_class() -> type:
     x = keras.Input((1,))
-    return type(keras.Model(x, x))
+    return type(keras.Model(x, keras.layers.Identity()(x)))
 
 
 _FUNCTIONAL: Any = _functional_class()  # Keras has no public name for it.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,27 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfcompress.tflite import flatbuffer
-from tfcompress.tflite.inspect import print_table
+from tfcompress.tflite.arena import activation_bytes
+from tfcompress.tflite.tables import as_text, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SEED = 0
-# Their output is their input under another shape: LiteRT lets both share memory.
-_RELABEL = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "BITCAST")
-# They read an element of the input after they have written others, so they never run in place;
-# LiteRT lets some of the rest (ADD, MUL, SOFTMAX, ...) overwrite an input.
-_NOT_IN_PLACE = (
-    *("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "CONV_3D_TRANSPOSE"),
-    *("FULLY_CONNECTED", "BATCH_MATMUL", "AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "SUM"),
-    *("CONCATENATION", "PACK", "PAD", "PADV2", "MIRROR_PAD", "TRANSPOSE", "REDUCE_MAX"),
-    *("SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"),
-    *("GATHER", "TILE", "REVERSE_V2", "CUMSUM"),
-)
-_SUBGRAPH_OPTIONS = (
-    *("condSubgraphIndex", "bodySubgraphIndex"),
-    *("thenSubgraphIndex", "elseSubgraphIndex", "initSubgraphIndex"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +67,7 @@ class Benchmark:
         print_table(console or Console(), title, columns, rows)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        target = io.StringIO()
-        self.render(Console(file=target, width=120, color_system=None))
-        return target.getvalue()
+        return as_text(self.render)
 
 
 def benchmark(
@@ -131,17 +111,9 @@ def benchmark(
     files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not files:
         raise ValueError("expected one or more .tflite files; received none. Name a file.")
-    for name, value, least in (
-        ("runs", runs, 1),
-        ("rounds", rounds, 1),
-        ("threads", threads, 1),
-        ("warmup", warmup, 0),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"{name} must be a whole number of at least {least}; received {value!r}. "
-                f"Try {name}={max(least, 1)}."
-            )
+    for name, value in (("runs", runs), ("rounds", rounds), ("threads", threads)):
+        _check_count(name, value, 1)
+    _check_count("warmup", warmup, 0)
     contents = [flatbuffer.load(file) for file in files]
     models = [
         flatbuffer.read(content, name=flatbuffer.describe(file))
@@ -170,90 +142,12 @@ def benchmark(
     return Benchmark(results, runs, warmup, threads, rounds)
 
 
-def activation_bytes(model: Any) -> int:
-    """Return the most bytes of activations that are live at once, a lower bound of the arena.
-
-    A tensor lives from the operator that makes it to the last one that reads it, variables for
-    ever. RESHAPE and the like take no memory of their own, and an operator that could overwrite
-    an input nobody reads later is taken to do so. The bodies of WHILE and IF come on top of the
-    operator that runs them. The arena of an interpreter without delegates (LiteRT, LiteRT for
-    Microcontrollers) is larger by alignment, gaps and the kernels' scratch memory.
-
-    Args:
-        model: a `ModelT`, as from `flatbuffer.read`. Dynamic dimensions count as they stand in
-            the tensor's shape, mostly as 1.
-
-    Returns:
-        The number of bytes.
-
-    Example:
-        >>> activation_bytes(flatbuffer.read("model.tflite"))  # doctest: +SKIP
-    """
-    return _peak(model, 0, ())
-
-
-def _peak(model: Any, subgraph: int, callers: tuple[int, ...]) -> int:
-    graph = model.subgraphs[subgraph]
-    owner = _owners(model, graph)
-    sizes = [_activation_size(model, tensor) for tensor in graph.tensors]
-    first, last = _lifetimes(graph, owner)
-    # Python integers: the shapes of a damaged file may overflow others.
-    changes = [0] * (len(graph.operators) + 2)
-    for i in first:
-        changes[first[i]] += sizes[i]
-        changes[last[i] + 1] -= sizes[i]
-    live = list(itertools.accumulate(changes))
-    peak = 0 if graph.operators else live[0]
-    for step, op in enumerate(graph.operators):
-        if flatbuffer.op_name(model, op) not in (*_NOT_IN_PLACE, *_RELABEL) and op.outputs[
-            :1
-        ] not in ([], [-1]):
-            output = sizes[owner[op.outputs[0]]]
-            dying = [sizes[owner[i]] for i in op.inputs if i != -1 and last[owner[i]] == step]
-            live[step] -= output if output <= max(dying, default=0) else 0
-        bodies = {getattr(op.builtinOptions, name, -1) for name in _SUBGRAPH_OPTIONS}
-        # A damaged file may call itself.
-        inside = [
-            _peak(model, body, (*callers, subgraph))
-            for body in bodies
-            if 0 < body < len(model.subgraphs) and body not in (*callers, subgraph)
-        ]
-        peak = max(peak, live[step] + sum(inside))
-    return peak
-
-
-def _lifetimes(graph: Any, owner: list[int]) -> tuple[dict[int, int], dict[int, int]]:
-    """Return for each tensor that owns memory the first and the last step that need it."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    # Outputs live beyond the last operator.
-    end = len(graph.operators)
-    variables = [i for i, tensor in enumerate(graph.tensors) if tensor.isVariable]
-    spans = [(step, [*op.inputs, *op.outputs]) for step, op in enumerate(graph.operators)]
-    spans += [(0, [*graph.inputs, *variables]), (end, [*graph.outputs, *variables])]
-    for step, used in spans:
-        for i in (owner[i] for i in used if i != -1):
-            first[i] = min(step, first.get(i, step))
-            last[i] = max(step, last.get(i, step))
-    return first, last
-
-
-def _activation_size(model: Any, tensor: Any) -> int:
-    if flatbuffer.is_constant(model, tensor):
-        return 0
-    return flatbuffer.stored_size(tensor.shape, flatbuffer.dtype_name(tensor))
-
-
-def _owners(model: Any, graph: Any) -> list[int]:
-    """Return for each tensor the one whose memory it uses: mostly itself."""
-    owner = list(range(len(graph.tensors)))
-    constants = [flatbuffer.is_constant(model, tensor) for tensor in graph.tensors]
-    for op in graph.operators:
-        if flatbuffer.op_name(model, op) in _RELABEL and op.inputs and op.outputs:
-            source, target = op.inputs[0], op.outputs[0]
-            if -1 not in (source, target) and not constants[source]:
-                owner[target] = owner[source]
-    return owner
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}; received {value!r}. "
+            f"Try {name}={max(least, 1)}."
+        )
 
 
 class _Runner:

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
-from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 
 from tfcompress.tflite import edges, flatbuffer, islands, lower, rounding, signature
 from tfcompress.tflite.flatbuffer import op_name
+from tfcompress.tflite.grids import find_grid, is_float_constant, table_ranges, wide_range
+from tfcompress.tflite.quantizer_recipe import UNTOUCHED, entry, op_config, static_recipe, untouched
 from tfcompress.tflite.ranges import Range, constant, floats_of, is_constant
+
+__all__ = ["calibrate", "find_grid", "static", "table_ranges", "weight_only"]
 
 # Which operand holds the weights, and along which of its axes the output channels lie.
 WEIGHTS = {
@@ -26,11 +29,6 @@ WEIGHTS = {
     "TRANSPOSE_CONV": (1, 0),
 }
 INT4_OPS = ("FULLY_CONNECTED", "CONV_2D")
-_GRANULARITY = {
-    "c": qtyping.QuantGranularity.CHANNELWISE,
-    "t": qtyping.QuantGranularity.TENSORWISE,
-}
-_UNTOUCHED = "keep"
 # Five times as fast as keeping all tensors, and it bears tensors that nobody reads.
 _PROFILER = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
 
@@ -63,7 +61,6 @@ def static(
     edges.part_outputs(model, ranges)
     if io_dtype != "float32":
         edges.require_ranges(model, ranges, io_dtype)
-    qsv: dict[str, dict[str, np.ndarray]] = {}
     tags: set[str] = set()
     tag_of: dict[int, str] = {}
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
@@ -72,17 +69,11 @@ def static(
         tags.add(tag)
         tag_of.update((index, tag) for index in op.outputs)
     original = _rename(model, tag_of)
-    for index, known in ranges.items():
-        qsv[graph.tensors[index].name.decode()] = _qsv(known, len(graph.tensors[index].shape))
-    qsv.update((graph.tensors[i].name.decode(), entry) for i, entry in qsv_of_weight.items())
-    for op in graph.operators:
-        for index in _plain_constants(model, op):
-            name = graph.tensors[index].name.decode()
-            qsv.setdefault(name, _constant_qsv(constant(model, index)))
-    data = _run(flatbuffer.write(model), _recipe(tags, ranges, io_dtype), qsv)
+    qsv = _statistics(model, ranges, qsv_of_weight)
+    data = _run(flatbuffer.write(model), static_recipe(tags, io_dtype), qsv)
     quantized = flatbuffer.read(data)
     named = {n.decode(): r for n, r in _by_name(graph, ranges).items()}
-    islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(_UNTOUCHED)})
+    islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)})
     _restore(quantized, original)
     return flatbuffer.write(quantized)
 
@@ -99,21 +90,21 @@ def weight_only(model, bits: int, trained: set[int] | None = None) -> bytes:
         The bytes of the file.
     """
     original = _rename(model)
-    config = [_entry(".*", _op_config(None, 8, "c"))]
+    config = [entry(".*", op_config(None, 8, "c"))]
     if bits == 4:
         names = ("FULLY_CONNECTED", "CONV_2D", "EMBEDDING_LOOKUP", "BATCH_MATMUL")
-        config += [_entry(".*", _op_config(None, 4, "c"), name) for name in names]
+        config += [entry(".*", op_config(None, 4, "c"), name) for name in names]
     tensors = model.subgraphs[0].tensors
     for op in model.subgraphs[0].operators:
         name = op_name(model, op)
         operand, axis = WEIGHTS.get(name, (0, 0))
         if trained and name in WEIGHTS and is_constant(model, op.inputs[operand]):
             grid = find_grid(constant(model, op.inputs[operand]), axis, sorted(trained))
-            entry = _untouched(name)
+            rule = untouched(name)
             if grid is not None:
                 stored = 4 if grid[0] <= 4 and bits == 4 and name in INT4_OPS else 8
-                entry = _entry("", _op_config(None, stored, grid[1]), name)
-            config.append({**entry, "regex": f"^{tensors[op.outputs[0]].name.decode()};?$"})
+                rule = entry("", op_config(None, stored, grid[1]), name)
+            config.append({**rule, "regex": f"^{tensors[op.outputs[0]].name.decode()};?$"})
     quantized = flatbuffer.read(_run(flatbuffer.write(model), config, None))
     _restore(quantized, original)
     return flatbuffer.write(quantized)
@@ -151,9 +142,9 @@ def _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight) -> str:
     """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'."""
     activations = floats_of(model, op)
     if not activations or any(i not in ranges for i in activations):
-        return _UNTOUCHED
+        return UNTOUCHED
     if any(i in floats for i in op.outputs):
-        return _UNTOUCHED
+        return UNTOUCHED
     bits = max(ranges[i].bits for i in activations)
     name = op_name(model, op)
     operand, axis = WEIGHTS.get(name, (0, 0))
@@ -166,119 +157,13 @@ def _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight) -> str:
     weight = constant(model, index)
     grid = find_grid(weight, axis, sorted(weight_bits))
     if grid is None:
-        return _UNTOUCHED
+        return UNTOUCHED
     trained, kind = grid
     stored = 4 if narrow and (trained == 4 or 4 not in weight_bits) else 8
     if trained < stored:  # the same few values, as int8: the scale stays the trained one
-        qsv_of_weight[index] = _wide_range(weight, axis, kind, trained)
+        qsv_of_weight[index] = wide_range(weight, axis, kind, trained)
     rounding.center(model, op, ranges, trained, kind)
     return f"a{bits}w{stored}{kind}"
-
-
-def _wide_range(weight: np.ndarray, axis: int, kind: str, bits: int) -> dict[str, np.ndarray]:
-    others = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
-    largest = np.abs(weight).max(axis=others, keepdims=True)
-    limit = largest * np.float32(127 / (2 ** (bits - 1) - 1))
-    return {"min": -limit, "max": limit}
-
-
-def table_ranges(model, weight_bits: set[int]) -> dict[int, Range]:
-    """Ranges of embedding tables on a trained grid, and of the rows gathered from them.
-
-    Args:
-        model: a float `ModelT` without markers.
-        weight_bits: the widths that weights were trained for.
-
-    Returns:
-        Ranges by tensor index, which make the scale of the activations the trained one.
-    """
-    found = {}
-    for op in model.subgraphs[0].operators:
-        if op_name(model, op) not in ("GATHER", "EMBEDDING_LOOKUP"):
-            continue
-        tables = [i for i in op.inputs if i >= 0 and _is_float_constant(model, i)]
-        for index in tables:
-            grid = find_grid(constant(model, index), 0, sorted(weight_bits))
-            if grid is None or grid[1] != "t":
-                continue
-            scale = float(np.abs(constant(model, index)).max()) / (2 ** (grid[0] - 1) - 1)
-            known = Range(-128 * scale, 127 * scale)
-            found.update({index: known, op.outputs[0]: known})
-    return found
-
-
-def _is_float_constant(model, index: int) -> bool:
-    return model.subgraphs[0].tensors[index].type == 0 and is_constant(model, index)
-
-
-def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> tuple[int, str] | None:
-    """The coarsest symmetric integer grid that holds all values of a weight.
-
-    Args:
-        weight: float array.
-        axis: its axis of output channels.
-        widths: bit widths to try, in this order.
-
-    Returns:
-        (bits, "t" for one scale or "c" for one a channel), None if no grid holds the values.
-
-    Example:
-        >>> find_grid(np.array([[-1.0, 64 / 127]]), 0, [4, 8])
-        (8, 't')
-    """
-    for bits in widths:
-        levels = 2 ** (bits - 1) - 1
-        for kind in "tc":
-            others = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
-            largest = np.abs(weight).max(axis=others, keepdims=True, initial=0.0)
-            codes = weight / np.where(largest > 0, largest, 1.0) * levels
-            if np.abs(codes - np.rint(codes)).max(initial=0.0) < 5e-3:
-                return bits, kind
-    return None
-
-
-def _recipe(tags: set[str], ranges: dict[int, Range], io_dtype: str) -> list[dict[str, Any]]:
-    recipe = []
-    for tag in sorted(tags - {_UNTOUCHED}):
-        activations, rest = tag[1:].split("w")
-        config = _op_config(int(activations), int(rest[:-1]), rest[-1])
-        recipe.append(_entry(f"^{tag}_", config))
-    if io_dtype == "float32":
-        return recipe + [_untouched(name) for name in ("INPUT", "OUTPUT")]
-    bits = 16 if io_dtype == "int16" else 8
-    config = _op_config(bits, 8, "c", unsigned=io_dtype == "uint8")
-    return recipe + [_entry(".*", config, name) for name in ("INPUT", "OUTPUT")]
-
-
-def _entry(regex: str, config: dict[str, Any], operation: str = "*") -> dict[str, Any]:
-    return {
-        "regex": regex,
-        "operation": operation,
-        "algorithm_key": AlgorithmName.MIN_MAX_UNIFORM_QUANT,
-        "op_config": config,
-    }
-
-
-def _untouched(operation: str) -> dict[str, Any]:
-    return {"regex": ".*", "operation": operation, "algorithm_key": AlgorithmName.NO_QUANTIZE}
-
-
-def _op_config(activations: int | None, weights: int, kind: str, unsigned: bool = False):
-    integer = qtyping.TensorDataType.UINT if unsigned else qtyping.TensorDataType.INT
-    config = qtyping.OpQuantizationConfig(
-        activation_tensor_config=activations
-        and qtyping.TensorQuantizationConfig(
-            num_bits=activations, symmetric=activations == 16, dtype=integer
-        ),
-        weight_tensor_config=qtyping.TensorQuantizationConfig(
-            num_bits=weights, symmetric=True, granularity=_GRANULARITY[kind]
-        ),
-        compute_precision=qtyping.ComputePrecision.INTEGER
-        if activations
-        else qtyping.ComputePrecision.FLOAT,
-        explicit_dequantize=activations is None,
-    )
-    return config.to_dict()
 
 
 @contextlib.contextmanager
@@ -302,6 +187,20 @@ def _run(data: bytes, recipe: list[dict[str, Any]], qsv) -> bytes:
     return bytes(result.quantized_model)
 
 
+def _statistics(
+    model, ranges: dict[int, Range], of_weight: dict[int, dict[str, np.ndarray]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """What ai-edge-quantizer would find by calibration: least and greatest values by name."""
+    tensors = model.subgraphs[0].tensors
+    found = {i: _qsv(known, len(tensors[i].shape)) for i, known in ranges.items()}
+    found.update(of_weight)
+    for op in model.subgraphs[0].operators:
+        for index in _plain_constants(model, op):
+            if index not in found:
+                found[index] = _constant_qsv(constant(model, index))
+    return {tensors[i].name.decode(): entry for i, entry in found.items()}
+
+
 def _qsv(known: Range, rank: int) -> dict[str, np.ndarray]:
     low, high = known.minimum, known.maximum
     if known.bits == 16:
@@ -314,7 +213,7 @@ def _qsv(known: Range, rank: int) -> dict[str, np.ndarray]:
 def _plain_constants(model, op) -> list[int]:
     """The float constants that an op reads which are neither weights nor a bias."""
     operands = op.inputs[:1] if op_name(model, op) in WEIGHTS else op.inputs
-    return [i for i in operands if i >= 0 and _is_float_constant(model, i)]
+    return [i for i in operands if i >= 0 and is_float_constant(model, i)]
 
 
 def _constant_qsv(values: np.ndarray) -> dict[str, np.ndarray]:
