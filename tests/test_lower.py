@@ -6,8 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
-from tfcompress.tflite import convert as converting
-from tfcompress.tflite import flatbuffer, lower
+from tfcompress.tflite import flatbuffer, job, lower
 
 
 def normal(*shape, seed=0):
@@ -25,7 +24,7 @@ def run(source, **values):
 
 
 def float_file(model):
-    parsed, _, _ = converting.float_file(model)
+    parsed, _, _ = job.float_file(model)
     names = [flatbuffer.op_name(parsed, op) for op in parsed.subgraphs[0].operators]
     return parsed, names
 
