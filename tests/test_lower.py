@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
-from tfcompress.tflite import flatbuffer, job, lower
+from tfcompress.tflite import converters, flatbuffer, job, lower
 
 
 def normal(*shape, seed=0):
@@ -257,3 +257,22 @@ def test_names_of_inputs_and_outputs():
     model = keras.Model(inputs, [y, y, layers.Flatten(name="flat")(y)])
     assert lower.io_names(model) == (["x"], ["y", "y_1", "flat"])
     assert lower.io_names(tfc.quantize_aware(model)) == (["x"], ["y", "y_1", "flat"])
+
+
+def test_a_large_model_goes_another_way_to_the_same_file(monkeypatch, tmp_path):
+    one, two = keras.Input((4,), name="zebra"), keras.Input((3,), name="ant")
+    first = layers.Dense(2, name="last")(layers.Concatenate()([one, two]))
+    model = keras.Model([one, two], [first, layers.Dense(5, name="first")(one)])
+    values = [np.ones((1, 4), "float32"), np.full((1, 3), 2.0, "float32")]
+    for precision in ("float32", "int8"):
+        results = []
+        for limit in (converters.LARGE, 0):
+            monkeypatch.setattr(converters, "LARGE", limit)
+            path = tmp_path / f"{limit}.tflite"
+            tfc.convert(model, path, precision=precision, calibration=values)
+            found = tfc.inspect(path)
+            assert [t.name for t in found.inputs] == ["zebra", "ant"]
+            assert [t.name for t in found.outputs] == ["last", "first"]
+            assert [s.name for s in found.signatures] == ["serve"]
+            results.append(tfc.verify(model, path, values).outputs[0].keras.max_lsb)
+        assert results[0] == pytest.approx(results[1], abs=1e-3)

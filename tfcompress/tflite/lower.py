@@ -8,9 +8,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras import layers, tree
-from tensorflow.python.framework.convert_to_constants import (
-    convert_variables_to_constants_v2,
-)
 
 from tfcompress.compression import OUTPUT_SUFFIX
 from tfcompress.graph import Graph, Node, copy_operation, copy_weights, flatten
@@ -18,6 +15,7 @@ from tfcompress.layers import Compressed, FakeQuant, FusedBatchNorm
 from tfcompress.nodes import has_own_call
 from tfcompress.placement import LINEAR, kind_of
 from tfcompress.primitives import Rsqrt
+from tfcompress.tflite import converters
 
 
 class Marker(layers.Layer):
@@ -105,22 +103,8 @@ def to_float(
     flat = model if _is_flat(model) else flatten(model)
     check_shapes(flat)
     exported = _plain_copy(flat, batch_size, marked, integer)
-    specs = [
-        tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, name=t.name)
-        for t in tree.flatten(exported._inputs_struct)
-    ]
-
-    def serve(*inputs):
-        packed = tree.pack_sequence_as(exported._inputs_struct, list(inputs))
-        return tree.flatten(exported(packed, training=False))
-
-    function = tf.function(serve, input_signature=specs, autograph=False, jit_compile=False)
-    # Frozen first: a SavedModel takes four times as long, and a function with variables loses them.
-    frozen = convert_variables_to_constants_v2(
-        function.get_concrete_function(), lower_control_flow=False
-    )
     with quiet():
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+        converter = converters.converter_of(exported, batch_size)
     if select_tf_ops:
         ops = tf.lite.OpsSet
         converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]

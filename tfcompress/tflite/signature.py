@@ -26,6 +26,27 @@ def inputs(model) -> list[Input]:
     ]
 
 
+# Names that the converter of a large model gives, to tell the order of inputs and outputs.
+INPUT, OUTPUT = "tfcompress_input_", "tfcompress_output_"
+
+
+def in_order(model) -> None:
+    """Brings inputs and outputs into the order that `INPUT` and `OUTPUT` names tell, if they do.
+
+    Args:
+        model: a `ModelT`; it is changed, and its signature taken away.
+    """
+    signatures = model.signatureDefs or []
+    entries = [*signatures[0].inputs, *signatures[0].outputs] if signatures else []
+    if not entries or not all(e.name.startswith(b"tfcompress_") for e in entries):
+        return
+    graph = model.subgraphs[0]
+    by_name = {entry.name.decode(): entry.tensorIndex for entry in entries}
+    graph.inputs = [by_name[name] for name in sorted(by_name) if name.startswith(INPUT)]
+    graph.outputs = [by_name[name] for name in sorted(by_name) if name.startswith(OUTPUT)]
+    model.signatureDefs = []
+
+
 def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> None:
     """Gives a file the signature "serve" and its tensors the names of the Keras model's.
 
@@ -34,6 +55,7 @@ def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> Non
         inputs, outputs: names, in the order of the file's inputs and outputs (a file with a
             signature already has names of its own: they stay).
     """
+    in_order(model)
     graph = model.subgraphs[0]
     if not model.signatureDefs:
         signature = schema.SignatureDefT()
