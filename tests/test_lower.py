@@ -138,6 +138,14 @@ def convert(model, path, precision, data, **options):
     return model
 
 
+# Keras 3.12, the last for Python 3.10, builds no model of which an input leads nowhere.
+loose_inputs = pytest.mark.skipif(
+    tuple(int(n) for n in keras.__version__.split(".")[:2]) < (3, 13),
+    reason="this Keras refuses inputs that lead nowhere",
+)
+
+
+@loose_inputs
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_inputs_keep_their_order_and_names(precision, tmp_path):
     inputs = [keras.Input((3,), name=name) for name in ("z", "a", "unused", "m")]
@@ -196,6 +204,7 @@ def test_outputs_that_are_inputs_or_constants(precision, tmp_path):
         )
 
 
+@loose_inputs
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_model_that_is_its_input(precision, tmp_path):
     inputs = keras.Input((3,), name="x")
