@@ -33,14 +33,13 @@ def finalize(model: keras.Model) -> keras.Model:
     return rebuild_copy(model, _bake)
 
 
-def rebuild_copy(model: keras.Model, replace, batch_size: int | None = None) -> keras.Model:
+def rebuild_copy(model: keras.Model, replace) -> keras.Model:
     """A copy of a flat model in which `replace` may exchange operations.
 
     Args:
         model: a Functional model without nested models.
         replace: `replace(operation) -> (new operation, function that fills its weights)`, or None
-            for a plain copy, or a function of the new tensors to call in its place.
-        batch_size: fixed batch size of the inputs.
+            for a plain copy.
 
     Returns:
         A Functional model with weights of its own.
@@ -61,7 +60,7 @@ def rebuild_copy(model: keras.Model, replace, batch_size: int | None = None) -> 
             fill.append(filler)
         return copies[id(operation)](*args, **kwargs)
 
-    copied = Graph.of(model).rebuild(call, batch_size)
+    copied = Graph.of(model).rebuild(call)
     for filler in fill:
         filler()
     return copied

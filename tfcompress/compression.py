@@ -1,4 +1,4 @@
-"""compress, quantize_aware and finalize: a model in, a new model out."""
+"""compress and quantize_aware: a model in, a new model that trains under techniques out."""
 
 import warnings
 from collections.abc import Iterable
@@ -114,7 +114,7 @@ def _open_layers(flat: keras.Model, recipe: Recipe):
     that tells from which layer of `flat` a node came.
     """
     origins: dict[int, Any] = {}
-    opened: dict[int, tuple] = {}
+    opened: dict[int, Graph] = {}
     graph = Graph.of(flat)
 
     def call(node: Node, *args, **kwargs):
@@ -126,10 +126,9 @@ def _open_layers(flat: keras.Model, recipe: Recipe):
             return call_node(node, *args, **kwargs)
         tensors = [x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)]
         if id(operation) in opened:  # a shared layer: the same pieces on other tensors
-            return opened[id(operation)][0].run(tensors, call_node)
+            return opened[id(operation)].run(tensors, call_node)
         outputs = function(operation, *args, **kwargs)
-        pieces = Graph(tensors, outputs)
-        opened[id(operation)] = (pieces,)
+        opened[id(operation)] = pieces = Graph(tensors, outputs)
         origins.update({id(part.operation): operation for part in pieces.nodes})
         return outputs
 
@@ -208,13 +207,7 @@ def _quantize_outputs(node: Node, outputs, placement: Placement):
     new = []
     for tensor, value in zip(node.outputs, flat, strict=True):
         quantizer, row = placement.quantizers.get(id(tensor), (None, None))
-        if quantizer is not None:
-            value = (
-                quantizer(value)
-                if quantizer.sources == 1 and row == 0
-                else quantizer(value, source=row)
-            )
-        new.append(value)
+        new.append(value if quantizer is None else quantizer(value, source=row))
     return (
         tree.pack_sequence_as(outputs, new) if len(new) > 1 or tree.is_nested(outputs) else new[0]
     )

@@ -49,10 +49,7 @@ def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integ
         integer=integer,
         select_tf_ops=select_tf_ops,
     )
-    parsed = flatbuffer.read(lower.run_converter(converter))
-    known, floats = ranges.take_markers(parsed)
-    signature.name_inputs_and_outputs(parsed, *names)
-    return parsed, known, floats
+    return _read_marked(converter, names)
 
 
 class Job:
@@ -128,11 +125,7 @@ class Job:
 
     def _float_file(self, model, integer: bool = True):
         if isinstance(model, files.SavedModel):
-            converter, names = self._converter(model)
-            parsed = flatbuffer.read(lower.run_converter(converter))
-            known, floats = ranges.take_markers(parsed)
-            signature.name_inputs_and_outputs(parsed, *names)
-            return parsed, known, floats
+            return _read_marked(*self._converter(model))
         return float_file(
             model, batch_size=self.batch_size, select_tf_ops=self.select_tf_ops, integer=integer
         )
@@ -242,6 +235,14 @@ class Job:
             tensor = names.get((op.subgraph, op.outputs[0]), "") if op.outputs else ""
             float_ops.append(FloatOp(op.name, tensor, self.reasons.get(tensor, _NO_KERNEL)))
         return float_ops
+
+
+def _read_marked(converter, names):
+    """What a converter writes: the named file without its markers, and what they said."""
+    parsed = flatbuffer.read(lower.run_converter(converter))
+    known, floats = ranges.take_markers(parsed)
+    signature.name_inputs_and_outputs(parsed, *names)
+    return parsed, known, floats
 
 
 def _prepare(model: keras.Model) -> keras.Model:

@@ -139,7 +139,10 @@ def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, fl
 
 
 def _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight) -> str:
-    """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'."""
+    """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'.
+
+    Trained weights keep their scales (`qsv_of_weight`), and get a bias centred for their kernel.
+    """
     activations = floats_of(model, op)
     if not activations or any(i not in ranges for i in activations):
         return UNTOUCHED
