@@ -44,7 +44,8 @@ def scheduled(model):
 
 def effective_equals_float(model):
     wrapped = [x for x in model.layers if isinstance(x, Compressed)]
-    return {bool(np.all(x.effective(v) == v)) for x in wrapped for v in x._variables}
+    variables = [(x, target.variable) for x in wrapped for target in x.bound]
+    return {bool(np.all(x.effective(v) == v)) for x, v in variables}
 
 
 class Recorder(keras.callbacks.Callback):

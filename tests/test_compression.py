@@ -83,8 +83,10 @@ def test_skip_leaves_layers_out():
         assert model.output_names == ["head"]
 
 
-def test_a_rule_that_matches_nothing_warns():
-    with pytest.warns(UserWarning, match=r"rule 'haed' matches no layer of 'small'.*image, conv"):
+def test_a_rule_that_matches_nothing():
+    with pytest.raises(
+        ValueError, match=r"'haed' must match a layer of model 'small'.*image, conv"
+    ):
         tfc.quantize_aware(small_model(), skip=["haed"])
 
 

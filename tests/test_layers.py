@@ -166,7 +166,7 @@ class TestCompressed:
         assert layer._trainable_variables == []
         layer.layer.trainable = False
         assert layer.trainable_variables == []
-        assert [v.name for v in layer._variables] == ["kernel"]
+        assert [target.variable.name for target in layer.bound] == ["kernel"]
 
     def test_keeps_losses_and_updates_of_the_wrapped_layer(self):
         layer = Compressed(Counting(3, kernel_regularizer="l2"), [Quantize()])
@@ -275,7 +275,7 @@ class Halve(Technique):
     def next_step(self, step):
         return (step // self.every + 1) * self.every if self.every else None
 
-    def init(self, weight):
+    def initial_state(self, weight):
         return {"factor": ops.array(0.5)} if self.every else {}
 
     def update(self, weight, state, step):

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+from tfcompress.techniques.axes import channel_axes
 from tfcompress.techniques.quantize import (
     Quantize,
-    channel_axes,
     moving_range,
     quantize_activation,
     quantize_weight,
@@ -198,12 +198,12 @@ def test_dense_per_channel_and_subclasses():
 def test_delay_of_weights():
     technique = Quantize(bits=4, delay=5)
     w = ops.array([0.25, 1.0])
-    state = technique.init(w)
+    state = technique.initial_state(w)
     np.testing.assert_array_equal(technique.apply(w, technique.update(w, state, 4)), [0.25, 1.0])
     after = technique.apply(w, technique.update(w, state, 5))
     np.testing.assert_allclose(after, [2 / 7, 1.0], rtol=1e-6)
     assert [technique.next_step(step) for step in (0, 4, 5)] == [5, 5, None]
-    assert Quantize().init(w) == {}
+    assert Quantize().initial_state(w) == {}
 
 
 def test_serialises():

@@ -1,10 +1,11 @@
 """Recipes: which layer gets which techniques, and what is wrong with a recipe."""
 
+import keras
 import pytest
 from keras import layers
 
-from tfcompress import Quantize, Recipe, Rule
-from tfcompress.recipe import quantize_of
+from tfcompress import Cluster, Prune, Quantize, Recipe, Rule
+from tfcompress.recipe import check_rules, quantize_of
 
 
 def bits_of(recipe, layer):
@@ -39,9 +40,46 @@ def test_a_layer_without_a_rule_has_no_techniques():
     assert Recipe([Rule("a", [Quantize()])]).techniques_of(layers.Dense(1, name="b")) == ()
 
 
-def test_unmatched_rules_are_told():
-    rules = [Rule("dense"), Rule("desne"), Rule("Dense")]
-    assert Recipe(rules).unmatched([layers.Dense(1, name="dense")]) == [rules[1]]
+def model_of(*parts):
+    return keras.Sequential([keras.Input((4,)), *parts], name="model")
+
+
+def test_a_rule_that_matches_nothing():
+    message = r"'desne' must match a layer of model 'model', whose layers are dense; .*Mend"
+    with pytest.raises(ValueError, match=message):
+        check_rules(Recipe([Rule("dense"), Rule("desne")]), model_of(layers.Dense(1, name="dense")))
+
+
+def test_a_rule_that_later_ones_overrule():
+    model = model_of(layers.Dense(1, name="dense"))
+    recipe = Recipe([Rule("dense", [Prune(0.5)]), Rule("*", [Quantize()])])
+    with pytest.raises(ValueError, match=r"'dense' has no effect: later rules.*after them"):
+        check_rules(recipe, model)
+    check_rules(
+        Recipe(reversed(recipe.rules)), model_of(layers.Dense(1, name="dense"), layers.ReLU())
+    )
+
+
+def test_a_technique_that_finds_no_weight():
+    with pytest.raises(ValueError, match="Prune of the rule 'ReLU' finds no weight"):
+        check_rules(Recipe([Rule("ReLU", [Prune(0.5)])]), model_of(layers.ReLU()))
+    recipe = Recipe([Rule("d", [Cluster(16)])])
+    with pytest.raises(ValueError, match=r"d/kernel is with 12 weights, fewer than clusters=16"):
+        check_rules(recipe, model_of(layers.Dense(3, name="d")))
+    check_rules(recipe, model_of(layers.Dense(4, name="d")))
+
+
+@pytest.mark.parametrize(
+    ("techniques", "message"),
+    [
+        ([Quantize(), Prune(0.5)], "received Quantize, Prune. Prune would undo.*Quantize did"),
+        ([Cluster(4), Prune(0.5)], "order Regularize, Prune, Cluster, Quantize"),
+        ([Prune(0.5), Prune(0.8)], "each technique once; received Prune, Prune"),
+    ],
+)
+def test_orders_that_lose_information(techniques, message):
+    with pytest.raises(ValueError, match=message):
+        Rule("*", techniques)
 
 
 def test_a_lone_rule_and_the_round_trip():

@@ -140,8 +140,8 @@ def test_mixed_precision(policy, tmp_path):
             if isinstance(layer, FakeQuant):
                 assert layer.range.dtype == "float32"
             if isinstance(layer, Compressed):
-                for variable in layer._variables:  # rounded in float32, cast afterwards
-                    assert layer.effective(variable).dtype == "float32"
+                for target in layer.bound:  # rounded in float32, cast afterwards
+                    assert layer.effective(target.variable).dtype == "float32"
         model.save(tmp_path / "model.keras")
     finally:
         keras.config.set_dtype_policy("float32")

@@ -2,18 +2,25 @@
 
 import importlib
 import importlib.abc
-import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tfcompress import schedules
     from tfcompress.baking import finalize
     from tfcompress.callbacks import UpdateCompression
     from tfcompress.compression import compress, quantize_aware
     from tfcompress.graph import flatten
     from tfcompress.recipe import Recipe, Rule
     from tfcompress.targets import list_targets, load_target
-    from tfcompress.techniques import Quantize, Technique
+    from tfcompress.techniques import (
+        Cluster,
+        GroupLasso,
+        Prune,
+        Quantize,
+        Regularize,
+        Technique,
+    )
     from tfcompress.tflite.benchmark import benchmark
     from tfcompress.tflite.convert import convert
     from tfcompress.tflite.inspect import inspect
@@ -29,7 +36,14 @@ _HOMES = {
     "tfcompress.graph": ["flatten"],
     "tfcompress.recipe": ["Recipe", "Rule"],
     "tfcompress.targets": ["list_targets", "load_target"],
-    "tfcompress.techniques": ["Quantize", "Technique"],
+    "tfcompress.techniques": [
+        "Cluster",
+        "GroupLasso",
+        "Prune",
+        "Quantize",
+        "Regularize",
+        "Technique",
+    ],
     "tfcompress.tflite.benchmark": ["benchmark"],
     "tfcompress.tflite.convert": ["convert"],
     "tfcompress.tflite.inspect": ["inspect"],
@@ -38,8 +52,12 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Cluster",
+    "GroupLasso",
+    "Prune",
     "Quantize",
     "Recipe",
+    "Regularize",
     "Rule",
     "Technique",
     "UpdateCompression",
@@ -52,6 +70,7 @@ __all__ = [
     "list_targets",
     "load_target",
     "quantize_aware",
+    "schedules",
     "verify",
 ]
 
@@ -60,22 +79,34 @@ class _RegisterWithKeras(importlib.abc.MetaPathFinder):
     """Makes our layers known to Keras once Keras is imported, not before.
 
     `import tfcompress` then is enough to load a saved model, and costs no import of TensorFlow.
+    Where one of our own modules imports Keras, its import is awaited: modules import each other.
     """
 
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != "keras":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("keras")
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+    running = 0  # our modules that are being imported
 
-            def execute_and_register(module):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "keras" and not fullname.startswith("tfcompress."):
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = self._then_register(spec.loader.exec_module)
+        return spec
+
+    def _then_register(self, execute):
+        def execute_and_register(module):
+            ours = module.__name__ != "keras"
+            self.running += ours
+            try:
                 execute(module)
+            finally:
+                self.running -= ours
+            if self.running == 0 and "keras" in sys.modules and self in sys.meta_path:
+                sys.meta_path.remove(self)
                 importlib.import_module("tfcompress.registered")
 
-            spec.loader.exec_module = execute_and_register
-        return spec
+        return execute_and_register
 
 
 if "keras" in sys.modules:
@@ -85,6 +116,8 @@ else:
 
 
 def __getattr__(name: str):
+    if name == "schedules":
+        return importlib.import_module("tfcompress.schedules")
     if name not in _MODULES:
         raise AttributeError(f"module 'tfcompress' has no attribute '{name}'")
     return getattr(importlib.import_module(_MODULES[name]), name)

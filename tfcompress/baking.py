@@ -1,11 +1,19 @@
 """finalize: techniques baked into plain weights when training is over."""
 
+import warnings
 from typing import Any
 
 import keras
 
 from tfcompress.graph import Graph, Node, copy_operation, copy_weights, flatten
-from tfcompress.layers import Compressed, FakeQuant, FusedBatchNorm
+from tfcompress.layers import (
+    Compressed,
+    FakeQuant,
+    FusedBatchNorm,
+    assign,
+    effective_weight,
+    target_variables,
+)
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.quantize import as_tensor
 
@@ -25,7 +33,7 @@ def finalize(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if a schedule was never advanced, because `UpdateCompression()` was not among
-            the callbacks of `fit`.
+            the callbacks of `fit`, or if training ended before a technique began.
     """
     if not is_compressed(model):
         return flatten(model)
@@ -67,14 +75,32 @@ def rebuild_copy(model: keras.Model, replace) -> keras.Model:
 
 
 def require_advanced(model: keras.Model) -> None:
-    """Raises if a layer has a schedule that no callback ever advanced."""
+    """Raises if a technique has not begun, warns if its schedule has not ended."""
+    short = []
     for layer in model._flatten_layers():
-        if getattr(layer, "scheduled", False) and int(as_tensor(layer.last_step)) < 0:
+        if not getattr(layer, "scheduled", False):
+            continue
+        last = int(as_tensor(layer.last_step))
+        if last < 0:
             raise ValueError(
                 f"layer '{layer.name}' follows a schedule that never advanced: its techniques are "
                 "as before the first step. Train with "
                 "fit(..., callbacks=[tfcompress.UpdateCompression()])."
             )
+        for technique in (t for target in getattr(layer, "bound", ()) for t in target.techniques):
+            kind = type(technique).__name__
+            if last < technique.begins():
+                raise ValueError(
+                    f"{kind} of layer '{layer.name}' begins at step {technique.begins()}; received "
+                    f"a model trained for {last} steps. Train it longer, or let it begin earlier."
+                )
+            rest = technique.unfinished(last)
+            short += [f"{kind} of '{layer.name}': {rest}"] if rest else []
+    if short:
+        more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+        warnings.warn(
+            f"training ended before its schedules did: {'; '.join(short[:3])}{more}.", stacklevel=3
+        )
 
 
 def is_compressed(model: keras.Model) -> bool:
@@ -96,17 +122,15 @@ def _bake(operation):
 
     def fill():
         copy_weights([(operation.layer, inner)])
-        for variable in operation._variables:
-            target = next(v for v in inner.variables if v.name == variable.name)
-            target.assign(operation.effective(variable, stop=Quantize))
-        for name, states in getattr(operation, "_states", {}).items():
-            pairs = zip(operation.techniques, states, strict=True)
-            quantized = [state for t, state in pairs if isinstance(t, Quantize)]
-            for old, new in zip(
-                quantized, getattr(twin, "_states", {}).get(name, ()), strict=False
-            ):
-                for key, value in old.items():
-                    new[key].assign(value)
+        copied = target_variables(inner, operation.targets)
+        baked = twin.bound if kept else [None] * len(copied)
+        for source, (_, variable), target in zip(operation.bound, copied, baked, strict=True):
+            variable.assign(effective_weight(source, stop=Quantize))
+            if target is not None:
+                pairs = zip(source.techniques, source.states, strict=True)
+                old = [state for technique, state in pairs if isinstance(technique, Quantize)]
+                for new, state in zip(target.states, old, strict=True):
+                    assign(new, state)
         if kept and twin.scheduled:
             twin.last_step.assign(operation.last_step)
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import keras
 
+from tfcompress.layers import assign, tensors
 from tfcompress.techniques.quantize import as_tensor
+from tfcompress.techniques.technique import is_due
 
 
 class UpdateCompression(keras.callbacks.Callback):
@@ -24,22 +26,40 @@ class UpdateCompression(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
+        self._started = False
         self._offset = 0
         # The first step at which some layer changes, and for each scheduled layer its own.
         self._due: float = float("inf")
         self._dues: list[float] = []
 
     def on_train_begin(self, logs=None):
-        found = _layers(self.model)
-        if not any(hasattr(layer, "advance") for layer in found):
+        if not any(hasattr(layer, "advance") for layer in _layers(self.model)):
             raise ValueError(
                 f"UpdateCompression found nothing to update in model '{self.model.name}'. Train "
-                "the model that tfcompress.compress or quantize_aware returned."
+                "the model that tfcompress.compress or quantize_aware returned; one that is not "
+                "wrapped is pruned with tfcompress.PruneCallback."
             )
-        scheduled = _scheduled(self.model)
-        told = max((_int(layer.last_step) for layer in scheduled), default=0)
-        self._offset = max(0, told - self._iterations()) if scheduled else 0
-        self._due, self._dues = 0 if scheduled else float("inf"), [0] * len(scheduled)
+        iterations(self.model)
+        # BackupAndRestore may come later in the list of callbacks, and restores just here.
+        self._started = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._start()
+
+    def _start(self) -> None:
+        if self._started:
+            return
+        self._started = True
+        layers = _scheduled(self.model)
+        lasts = [_int(layer.last_step) for layer in layers]
+        self._offset = max([0, *lasts]) - iterations(self.model) if layers else 0
+        self._offset = max(0, self._offset)
+        # What the weights remember is done already, so that resuming changes nothing.
+        self._dues = [0 if n < 0 else _next(x, n) for x, n in zip(layers, lasts, strict=True)]
+        self._due = min(self._dues, default=float("inf"))
         self._advance()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -51,35 +71,73 @@ class UpdateCompression(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._remember()
 
-    def _iterations(self) -> int:
-        optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is None:
-            raise ValueError(
-                f"UpdateCompression needs the step of an optimizer; model '{self.model.name}' has "
-                "none. Compile it: model.compile(optimizer, loss)."
-            )
-        return _int(optimizer.iterations)
-
     def _advance(self) -> None:
         if self._due == float("inf"):  # nothing changes any more: not even the step is read
             return
-        step = self._offset + self._iterations()
+        step = self._offset + iterations(self.model)
         if step < self._due:
             return
-        for index, layer in enumerate(_scheduled(self.model)):
+        layers = _scheduled(self.model)
+        due = [x for x, first in zip(layers, self._dues, strict=True) if step >= first]
+        update_together(due, step)
+        for index, layer in enumerate(layers):
             if step >= self._dues[index]:
                 layer.advance(step)
-                following = layer.next_step(step)
-                self._dues[index] = float("inf") if following is None else following
+                self._dues[index] = _next(layer, step)
         self._due = min(self._dues)
 
     def _remember(self) -> None:
         """Writes the step into the layers, so that a saved model knows how far it was."""
         scheduled = _scheduled(self.model)
         if scheduled:
-            step = self._offset + self._iterations()
+            step = self._offset + iterations(self.model)
             for layer in scheduled:
                 layer.last_step.assign(step)
+
+
+def update_together(layers: list[Any], step: int) -> None:
+    """Updates the states that layers share, such as the masks of global pruning.
+
+    Args:
+        layers: scheduled layers that have an update up to `step`.
+        step: the optimizer step.
+    """
+    groups: dict[Any, list[tuple[Any, Any, dict[str, Any]]]] = {}
+    for layer in layers:
+        last = _int(layer.last_step)
+        for target in getattr(layer, "bound", ()):
+            weight = as_tensor(target.variable)
+            for technique, state in zip(target.techniques, target.states, strict=True):
+                if technique.together and is_due(technique, last, step):
+                    key = next(t for t in layer.techniques if type(t) is type(technique))
+                    groups.setdefault(key, []).append((technique, weight, state))
+                weight = technique.apply(weight, tensors(state))
+    for members in groups.values():
+        techniques, weights, states = zip(*members, strict=True)
+        values = [tensors(state) for state in states]
+        new = techniques[0].update_together(techniques, list(weights), values, step)
+        for state, value in zip(states, new, strict=True):
+            assign(state, value)
+
+
+def iterations(model: Any) -> int:
+    """The step of a model's optimizer.
+
+    Raises:
+        ValueError: the model is not compiled.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        raise ValueError(
+            f"schedules need the step of an optimizer; model '{model.name}' has none. "
+            "Compile it: model.compile(optimizer, loss)."
+        )
+    return _int(optimizer.iterations)
+
+
+def _next(layer: Any, step: int) -> float:
+    following = layer.next_step(step)
+    return float("inf") if following is None else following
 
 
 def _int(variable: Any) -> int:

@@ -1,5 +1,6 @@
 """compress and quantize_aware: a model in, a new model that trains under techniques out."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -10,9 +11,9 @@ from keras import KerasTensor, layers, tree
 from tfcompress import primitives
 from tfcompress.baking import is_compressed
 from tfcompress.graph import Graph, Node, call_node, flatten
-from tfcompress.layers import TARGETS, Compressed, FusedBatchNorm
+from tfcompress.layers import Compressed, FusedBatchNorm, target_variables
 from tfcompress.placement import LINEAR, Placement, kind_of, place
-from tfcompress.recipe import Recipe, Rule, quantize_of
+from tfcompress.recipe import Recipe, Rule, check_rules, quantize_of
 from tfcompress.techniques import Quantize, Technique
 
 # What the last layer of a compressed model is called after: the output that it gives.
@@ -35,7 +36,8 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
         your own `compile` and `fit`, then `convert` it.
 
     Raises:
-        TypeError, ValueError: if the model cannot be flattened or the recipe is not one.
+        TypeError, ValueError: if the model cannot be flattened, the recipe is not one, or one of
+            its rules has no effect on the model.
 
     Example:
         >>> small = compress(model, Recipe([Rule("*", [Quantize(bits=8)])]))  # doctest: +SKIP
@@ -47,7 +49,7 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
             "model that it was made from, with all techniques in one recipe."
         )
     flat = flatten(model, inputs=inputs)
-    _warn_unmatched(recipe, flat)
+    check_rules(recipe, flat)
     _, graph, origin = _open_layers(flat, recipe)
 
     def technique_of(node: Node) -> Quantize | None:
@@ -176,30 +178,21 @@ def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, w
     if id(operation) in wrapped:
         return wrapped[id(operation)]
     new = operation
-    quantize = quantize_of(techniques)
-    if isinstance(operation, keras.Layer) and has_target(operation):
-        bound = []
+    if isinstance(operation, keras.Layer) and target_variables(operation):
+        kept = []
         for technique in techniques:
             if isinstance(technique, Quantize):
                 if kind_of(operation) not in _QUANTIZABLE_WEIGHTS:
                     continue
                 if id(node) in placement.per_channel:
-                    technique = Quantize(**{**technique.get_config(), "dense": "per_channel"})
-            bound.append(technique.bind(operation, _target_name(operation)))
-        new = Compressed(operation, bound) if bound else operation
-    elif type(operation) is layers.BatchNormalization and quantize:
-        new = FusedBatchNorm(operation, quantize.freeze)
+                    technique = dataclasses.replace(technique, dense="per_channel")
+            if any(technique.refuses(*each) is None for each in target_variables(operation)):
+                kept.append(technique)
+        new = Compressed(operation, kept) if kept else operation
+    elif type(operation) is layers.BatchNormalization and (found := quantize_of(techniques)):
+        new = FusedBatchNorm(operation, found.freeze)
     wrapped[id(operation)] = new
     return new
-
-
-def has_target(layer: keras.Layer) -> bool:
-    """Whether a layer holds one of the weights that techniques are meant for."""
-    return any(v.name in TARGETS for v in layer.variables) and not layer._layers
-
-
-def _target_name(layer) -> str:
-    return next(v.name for v in layer.variables if v.name in TARGETS)
 
 
 def _quantize_outputs(node: Node, outputs, placement: Placement):
@@ -217,16 +210,6 @@ def _detach(operation) -> None:
     """Forgets the calls of an operation of ours in a graph that is being replaced."""
     operation._inbound_nodes.clear()
     operation._outbound_nodes.clear()
-
-
-def _warn_unmatched(recipe: Recipe, flat: keras.Model) -> None:
-    for rule in recipe.unmatched(flat.operations):
-        names = ", ".join(layer.name for layer in flat.layers[:8])
-        warnings.warn(
-            f"the rule {rule.layers!r} matches no layer of '{flat.name}', whose layers are {names}"
-            f"{', ...' if len(flat.layers) > 8 else ''}.",
-            stacklevel=4,
-        )
 
 
 def _warn_left_float(placement: Placement) -> None:

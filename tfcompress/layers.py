@@ -4,6 +4,7 @@ A layer that is `scheduled` has `advance(step)`, called by `UpdateCompression` a
 its `next_step(step)` tells, and keeps the step it was last told in its weight `last_step`.
 """
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ from keras import ops
 from tfcompress.batch_norm import FusedBatchNorm
 from tfcompress.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import as_tensor
-from tfcompress.techniques.technique import first_step
+from tfcompress.techniques.technique import Technique, first_step, is_due
 from tfcompress.wrapping import add_last_step, call_with, constant
 
 __all__ = ["TARGETS", "Compressed", "FakeQuant", "FusedBatchNorm", "Parameter"]
@@ -20,7 +21,7 @@ __all__ = ["TARGETS", "Compressed", "FakeQuant", "FusedBatchNorm", "Parameter"]
 _register = keras.saving.register_keras_serializable("tfcompress")
 
 # The names under which Keras keeps the weights that compression is meant for.
-TARGETS = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
+TARGETS = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings")
 
 
 @_register
@@ -48,13 +49,38 @@ class Parameter(keras.layers.Layer):
         return {**super().get_config(), "shape": self.shape}
 
 
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A weight of a wrapped layer, with the techniques that apply to it and their states."""
+
+    owner: keras.Layer
+    variable: Any
+    techniques: list[Technique]
+    states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+def target_variables(layer, names=TARGETS) -> list[tuple[keras.Layer, Any]]:
+    """The weights of a layer, and of layers inside it, that bear one of some names.
+
+    Returns:
+        (owner, variable) pairs; the order depends on the layer's structure alone.
+    """
+    return [
+        (part, variable)
+        for part in layer._flatten_layers()
+        for variable in (*part._trainable_variables, *part._non_trainable_variables)
+        if variable.name in names
+    ]
+
+
 @_register
 class Compressed(keras.layers.Layer):
     """A layer that computes with its effective weights: techniques applied one after the other.
 
     Args:
         layer: the wrapped `keras.Layer`; any type, it is called through `stateless_call`.
-        techniques: list of bound `Technique`s, applied in order to each target weight.
+        techniques: list of `Technique`s, applied in order to each target weight that they are
+            meant for.
         targets: names of the layer's weights that they apply to; by default its kernels.
 
     Raises:
@@ -74,44 +100,58 @@ class Compressed(keras.layers.Layer):
         self.techniques = list(techniques)
         self.targets = tuple(targets)
         self.supports_masking = layer.supports_masking
+        self._bound: tuple[Target, ...] = ()
 
     def build(self, input_shape=None):
         if not self.layer.built:
             self.layer.build(input_shape)
-        if not self._variables:
+        found = target_variables(self.layer, self.targets)
+        if not found:
             names = ", ".join(v.name for v in self.layer.variables) or "none"
             raise ValueError(
                 f"layer '{self.layer.name}' ({type(self.layer).__name__}) must have one of the "
                 f"weights {', '.join(self.targets)}; it has: {names}. Leave it out of the recipe."
             )
-        self._states = {v.name: self._make_states(v) for v in self._variables}
+        bound = [Target(o, v, bind(self.techniques, o, v)) for o, v in found]
+        for target in bound:
+            same = [t for t in bound if t.variable.name == target.variable.name]
+            prefix = f"{target.owner.name}_" if len(same) > 1 else ""
+            target.states.extend(self._make_states(target, prefix + target.variable.name))
+        self._bound = tuple(bound)
         if self.scheduled:
             self.last_step = add_last_step(self)
 
     @property
-    def _variables(self) -> list[Any]:
-        """The weights of the wrapped layer that the techniques apply to."""
-        # Not an attribute: Keras would make them weights of this layer too, frozen layer or not.
-        return [v for v in self.layer.variables if v.name in self.targets]
+    def bound(self) -> tuple[Target, ...]:
+        """The target weights, once the layer is built."""
+        return self._bound
 
-    def _make_states(self, variable) -> list[dict[str, Any]]:
+    def _make_states(self, target: Target, name: str) -> list[dict[str, Any]]:
         """The state of each technique as weights of this layer."""
-        states, weight = [], as_tensor(variable)
-        for technique in self.techniques:
-            initial = technique.init(weight)
+        states, weight = [], as_tensor(target.variable)
+        for technique in target.techniques:
+            initial = technique.initial_state(weight)
+            prefix = f"{name}_{type(technique).__name__.lower()}"
             states.append(
-                {
-                    name: self.add_weight(
-                        name=f"{variable.name}_{type(technique).__name__.lower()}_{name}",
-                        shape=value.shape,
-                        initializer=constant(value),
-                        trainable=False,
-                    )
-                    for name, value in initial.items()
-                }
+                {key: self._add_state(prefix, key, v, technique) for key, v in initial.items()}
             )
             weight = technique.apply(weight, initial)
         return states
+
+    def _add_state(self, prefix: str, key: str, value, technique: Technique):
+        overwritten = key in technique.overwritten_states
+        state = self.add_weight(
+            name=f"{prefix}_{key}",
+            shape=value.shape,
+            initializer=constant(value),
+            dtype=keras.backend.standardize_dtype(value.dtype),
+            trainable=key in technique.trainable_states,
+            # Each replica overwrites it with what its share of the batch gives.
+            aggregation="mean" if overwritten else None,
+        )
+        if overwritten:
+            state.overwrite_with_gradient = True
+        return state
 
     @property
     def scheduled(self) -> bool:
@@ -120,41 +160,50 @@ class Compressed(keras.layers.Layer):
 
     def next_step(self, step: int) -> int | None:
         """The first optimizer step after `step` at which `advance` changes something."""
-        return first_step(technique.next_step(step) for technique in self.techniques)
+        bound = (technique for target in self._bound for technique in target.techniques)
+        return first_step(technique.next_step(step) for technique in bound)
 
     def effective(self, variable, stop: type | None = None):
         """The effective value of one target variable; techniques from type `stop` on left out."""
-        weight = as_tensor(variable)
-        for technique, state in zip(self.techniques, self._states[variable.name], strict=True):
-            if stop is not None and isinstance(technique, stop):
-                break
-            weight = technique.apply(weight, _tensors(state))
-        return weight
+        target = next(target for target in self._bound if target.variable is variable)
+        return effective_weight(target, stop)
 
-    def advance(self, step) -> None:
-        """Updates the state of every technique to the optimizer step `step`."""
+    def advance(self, step: int) -> None:
+        """Updates the states of its techniques to the optimizer step `step`.
+
+        A state that layers share is left to `UpdateCompression`, which sees all of them.
+        """
         if not self.scheduled:
             return
+        last = int(as_tensor(self.last_step))
+        for target in self._bound:
+            weight, changed = as_tensor(target.variable), False
+            for technique, state in zip(target.techniques, target.states, strict=True):
+                changed = changed or is_due(technique, last, step)
+                if changed and not technique.together:
+                    assign(state, technique.update(weight, tensors(state), step))
+                weight = technique.apply(weight, tensors(state))
         self.last_step.assign(ops.cast(step, "int32"))
-        for variable in self._variables:
-            weight = as_tensor(variable)
-            for technique, state in zip(self.techniques, self._states[variable.name], strict=True):
-                new = technique.update(weight, _tensors(state), step)
-                for name, holder in state.items():
-                    holder.assign(new[name])
-                weight = technique.apply(weight, new)
 
-    def call(self, inputs, **kwargs):
-        effective = {id(v): self.effective(v) for v in self._variables}
-        outputs, updates, losses = call_with(self.layer, effective, inputs, **kwargs)
+    def call(self, inputs, *args, **kwargs):
+        effective = {id(t.variable): effective_weight(t) for t in self._bound}
+        outputs, updates, losses = call_with(self.layer, effective, inputs, *args, **kwargs)
         for variable, value in updates:
             variable.assign(value)
-        for loss in losses:
+        for loss in [*losses, *self._penalties()]:
             self.add_loss(loss)
         return outputs
 
-    def compute_output_spec(self, inputs, **kwargs):
-        return self.layer.compute_output_spec(inputs, **kwargs)
+    def _penalties(self) -> list[Any]:
+        every = (
+            technique.penalty(as_tensor(target.variable))
+            for target in self._bound
+            for technique in target.techniques
+        )
+        return [penalty for penalty in every if penalty is not None]
+
+    def compute_output_spec(self, inputs, *args, **kwargs):
+        return self.layer.compute_output_spec(inputs, *args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)
@@ -183,5 +232,31 @@ class Compressed(keras.layers.Layer):
         self.build()
 
 
-def _tensors(state: dict[str, Any]) -> dict[str, Any]:
+def bind(techniques, owner, variable) -> list[Technique]:
+    """The techniques that a weight takes, each with what it must know of it."""
+    bound: list[Technique] = []
+    for technique in techniques:
+        if technique.refuses(owner, variable) is None:
+            bound.append(technique.bind(owner, variable.name, bound))
+    return bound
+
+
+def effective_weight(target: Target, stop: type | None = None):
+    """The effective value of a target weight; techniques from type `stop` on left out."""
+    weight = as_tensor(target.variable)
+    for technique, state in zip(target.techniques, target.states, strict=True):
+        if stop is not None and isinstance(technique, stop):
+            break
+        weight = technique.apply(weight, tensors(state))
+    return weight
+
+
+def tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """The values of a state that is kept in weights."""
     return {name: as_tensor(value) for name, value in state.items()}
+
+
+def assign(state: dict[str, Any], new: dict[str, Any]) -> None:
+    """Writes a new state into the weights that keep it."""
+    for name, holder in state.items():
+        holder.assign(new[name])

@@ -2,11 +2,13 @@
 
 import dataclasses
 import fnmatch
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
+from tfcompress.layers import target_variables
 from tfcompress.techniques import Quantize, Technique
 
 
@@ -21,6 +23,7 @@ class Rule:
 
     Raises:
         TypeError: if an argument is of another type.
+        ValueError: if techniques come in an order in which one undoes another, or twice.
     """
 
     layers: str | Callable[[Any], bool]
@@ -43,6 +46,7 @@ class Rule:
                     "techniques must hold tfcompress techniques, such as Quantize(bits=8); "
                     f"received {technique!r}."
                 )
+        _check_order(techniques)
         object.__setattr__(self, "techniques", tuple(techniques))
 
     def matches(self, layer) -> bool:
@@ -84,14 +88,12 @@ class Recipe:
 
     def techniques_of(self, layer) -> tuple[Technique, ...]:
         """The techniques that the recipe gives a layer."""
-        for rule in reversed(self.rules):
-            if rule.matches(layer):
-                return tuple(rule.techniques)
-        return ()
+        rule = self.rule_of(layer)
+        return () if rule is None else tuple(rule.techniques)
 
-    def unmatched(self, layers) -> list[Rule]:
-        """The rules that match none of the layers, as a misspelt name does."""
-        return [rule for rule in self.rules if not any(rule.matches(x) for x in layers)]
+    def rule_of(self, layer) -> Rule | None:
+        """The rule that decides about a layer: the last one that matches."""
+        return next((rule for rule in reversed(self.rules) if rule.matches(layer)), None)
 
     def get_config(self) -> dict[str, Any]:
         """The recipe as plain data; rules with predicates cannot be told so."""
@@ -113,3 +115,69 @@ class Recipe:
 def quantize_of(techniques: Sequence[Technique]) -> Quantize | None:
     """The Quantize among techniques, if there is one."""
     return next((t for t in techniques if isinstance(t, Quantize)), None)
+
+
+def _check_order(techniques: Sequence[Technique]) -> None:
+    names = [type(technique).__name__ for technique in techniques]
+    for before, after in itertools.pairwise(techniques):
+        if type(before) is type(after) and before.order > 0:
+            raise ValueError(
+                f"a rule must have each technique once; received {', '.join(names)}. "
+                f"Keep one {type(after).__name__}."
+            )
+        if before.order > after.order:
+            raise ValueError(
+                f"techniques must come in the order Regularize, Prune, Cluster, Quantize; received "
+                f"{', '.join(names)}. {type(after).__name__} would undo what "
+                f"{type(before).__name__} did: put it first."
+            )
+
+
+def check_rules(recipe: Recipe, model: keras.Model) -> None:
+    """Raises unless every rule of a recipe has an effect on a model.
+
+    Args:
+        recipe: the recipe.
+        model: a flat model.
+
+    Raises:
+        ValueError: a rule matches no layer, later ones overrule it everywhere, or a technique of
+            its finds no weight that it is meant for.
+    """
+    operations = list(model.operations)
+    for rule in recipe.rules:
+        matched = [operation for operation in operations if rule.matches(operation)]
+        if not matched:
+            names = ", ".join(layer.name for layer in model.layers[:8])
+            more = ", ..." if len(model.layers) > 8 else ""
+            raise ValueError(
+                f"the rule {_name(rule)} must match a layer of model '{model.name}', whose layers "
+                f"are {names}{more}; it matches none. Mend the pattern, or take the rule out."
+            )
+        decided = [operation for operation in matched if recipe.rule_of(operation) is rule]
+        if not decided:
+            raise ValueError(
+                f"the rule {_name(rule)} has no effect: later rules, which overrule it, match all "
+                "of its layers. Take it out, or put it after them."
+            )
+        for technique in rule.techniques:
+            if not isinstance(technique, Quantize):  # which is meant for activations, too
+                _check_takers(rule, technique, decided)
+
+
+def _check_takers(rule: Rule, technique: Technique, operations: list[Any]) -> None:
+    layers = [x for x in operations if isinstance(x, keras.Layer)]
+    found = [each for layer in layers for each in target_variables(layer)]
+    reasons = {f"{o.name}/{v.name}": technique.refuses(o, v) for o, v in found}
+    if any(reason is None for reason in reasons.values()):
+        return
+    listed = "; ".join(f"{name} is {reason}" for name, reason in list(reasons.items())[:4])
+    kind = type(technique).__name__
+    raise ValueError(
+        f"{kind} of the rule {_name(rule)} finds no weight that it is meant for: received "
+        f"{listed or 'layers without kernels'}. Take it out of the rule, or mend its settings."
+    )
+
+
+def _name(rule: Rule) -> str:
+    return repr(rule.layers) if isinstance(rule.layers, str) else "with a predicate"

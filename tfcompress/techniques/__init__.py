@@ -1,6 +1,9 @@
-"""Techniques: how a weight becomes the effective weight while a model trains."""
+"""Techniques: what a recipe gives to layers."""
 
+from tfcompress.techniques.cluster import Cluster
+from tfcompress.techniques.prune import Prune
 from tfcompress.techniques.quantize import Quantize
+from tfcompress.techniques.regularize import GroupLasso, Regularize
 from tfcompress.techniques.technique import Technique
 
-__all__ = ["Quantize", "Technique"]
+__all__ = ["Cluster", "GroupLasso", "Prune", "Quantize", "Regularize", "Technique"]

@@ -7,27 +7,15 @@ ranges are moving averages (Jacob et al. 2018, arXiv:1712.05877).
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import keras
 from keras import ops
 
-from tfcompress.techniques.technique import Technique
+from tfcompress.techniques.axes import channel_axes
+from tfcompress.techniques.technique import Technique, check
 
 Granularity = Literal["per_tensor", "per_channel"]
-
-# Which axes of a kernel are its output channels.
-_CHANNEL_AXES: dict[str, tuple[int, ...]] = {
-    "Conv1D": (2,),
-    "Conv2D": (3,),
-    "Conv3D": (4,),
-    "Conv1DTranspose": (1,),
-    "Conv2DTranspose": (2,),
-    "Conv3DTranspose": (3,),
-    "DepthwiseConv1D": (1, 2),
-    "DepthwiseConv2D": (2, 3),
-    "Dense": (1,),
-}
 
 
 def quantize_weight(weight, bits: int = 8, channel_axes: tuple[int, ...] = ()):
@@ -189,14 +177,6 @@ def moving_range(old, batch, momentum: float):
     return batch + keep * (old - batch)
 
 
-def channel_axes(layer) -> tuple[int, ...]:
-    """The axes of a layer's kernel that count its output channels; () if it has none."""
-    for cls in type(layer).__mro__:
-        if cls.__name__ in _CHANNEL_AXES:
-            return _CHANNEL_AXES[cls.__name__]
-    return ()
-
-
 @keras.saving.register_keras_serializable("tfcompress")
 @dataclasses.dataclass(frozen=True)
 class Quantize(Technique):
@@ -228,17 +208,19 @@ class Quantize(Technique):
     freeze: int | None = None
     axes: tuple[int, ...] = ()
 
+    order: ClassVar[int] = 3
+
     def __post_init__(self):
         object.__setattr__(self, "axes", tuple(self.axes))
-        _check(2 <= self.bits <= 16, "bits", "2 to 16", self.bits, "LiteRT runs 8 and 4.")
+        check(2 <= self.bits <= 16, "bits", "2 to 16", self.bits, "LiteRT runs 8 and 4.")
         known = self.activation_bits in (8, 16, None)
-        _check(known, "activation_bits", "8, 16 or None", self.activation_bits, "8 is usual.")
+        check(known, "activation_bits", "8, 16 or None", self.activation_bits, "8 is usual.")
         known = self.dense in ("per_tensor", "per_channel")
-        _check(known, "dense", "'per_tensor' or 'per_channel'", self.dense, "")
-        _check(0 <= self.momentum < 1, "momentum", "[0, 1)", self.momentum, "0.99 is usual.")
-        _check(self.delay >= 0, "delay", "0 or more steps", self.delay, "")
+        check(known, "dense", "'per_tensor' or 'per_channel'", self.dense)
+        check(0 <= self.momentum < 1, "momentum", "[0, 1)", self.momentum, "0.99 is usual.")
+        check(self.delay >= 0, "delay", "0 or more steps", self.delay)
         late = self.freeze is None or self.freeze > self.delay
-        _check(late, "freeze", f"None or more than delay={self.delay}", self.freeze, "")
+        check(late, "freeze", f"None or more than delay={self.delay}", self.freeze)
 
     @property
     def scheduled(self) -> bool:
@@ -247,13 +229,16 @@ class Quantize(Technique):
     def next_step(self, step: int) -> int | None:
         return self.delay if step < self.delay else None
 
-    def bind(self, layer, weight: str) -> "Quantize":
+    def begins(self) -> int:
+        return self.delay
+
+    def bind(self, layer, weight: str, before=()) -> "Quantize":
         axes = channel_axes(layer)
         if isinstance(layer, keras.layers.Dense) and self.dense == "per_tensor":
             axes = ()
         return dataclasses.replace(self, axes=axes)
 
-    def init(self, weight) -> dict[str, Any]:
+    def initial_state(self, weight) -> dict[str, Any]:
         return {"enabled": ops.zeros(())} if self.delay else {}
 
     def update(self, weight, state, step) -> dict[str, Any]:
@@ -264,8 +249,3 @@ class Quantize(Technique):
         if not self.delay:
             return quantized
         return ops.where(state["enabled"] > 0, quantized, weight)
-
-
-def _check(holds: bool, name: str, expected: str, received, mend: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {expected}; received {received!r}. {mend}".strip())

@@ -1,42 +1,85 @@
 """What every technique is: three pure functions on a weight and its state."""
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import keras
 
 
 class Technique:
     """Weight -> effective weight, while training. Subclasses are frozen dataclasses.
 
-    All three functions are pure, written in `keras.ops`, and take and return tensors, so that they
-    run on TensorFlow, JAX and torch, compiled or not. Register a subclass with
-    `keras.saving.register_keras_serializable`, so that it is saved with the model.
+    All functions are pure. `apply` runs in the compiled training step and is written in
+    `keras.ops`; `initial_state` and `update` run between steps, and may use NumPy. Register a
+    subclass with `keras.saving.register_keras_serializable`, so that it is saved with the model.
     """
+
+    # Techniques of a layer are applied by this order: what comes earlier must not undo the later.
+    order: ClassVar[int] = 0
+    # Names of states that train with the model, and of those whose gradient is their new value.
+    trainable_states: ClassVar[tuple[str, ...]] = ()
+    overwritten_states: ClassVar[tuple[str, ...]] = ()
 
     @property
     def scheduled(self) -> bool:
         """Whether the state changes with the training step (`UpdateCompression` is needed)."""
         return False
 
+    @property
+    def together(self) -> bool:
+        """Whether all layers of the same technique are updated at once, by `update_together`."""
+        return False
+
     def next_step(self, step: int) -> int | None:
         """The next optimizer step, after `step`, at which `update` changes something."""
         return step + 1 if self.scheduled else None
 
-    def bind(self, layer, weight: str) -> "Technique":
-        """This technique with what it must know of one layer filled in, such as its axes."""
+    def begins(self) -> int:
+        """The optimizer step from which the technique has an effect."""
+        return 0
+
+    def unfinished(self, step: int) -> str | None:
+        """What is still to come of the schedule after `step`, in words; None if nothing."""
+        return None
+
+    def refuses(self, layer, variable) -> str | None:
+        """Why a weight of a layer is not what the technique is meant for; None if it is."""
+        return None
+
+    def bind(self, layer, weight: str, before: Sequence["Technique"] = ()) -> "Technique":
+        """This technique with what it must know of one weight filled in.
+
+        Args:
+            layer: the built layer that owns the weight.
+            weight: its name.
+            before: the bound techniques that are applied to it before this one.
+        """
         return self
 
-    def init(self, weight) -> dict[str, Any]:
+    def initial_state(self, weight) -> dict[str, Any]:
         """The state before the first step: name -> tensor, kept as weights of the wrapper."""
         return {}
 
-    def update(self, weight, state: dict[str, Any], step) -> dict[str, Any]:
+    def update(self, weight, state: dict[str, Any], step: int) -> dict[str, Any]:
         """The state after `step` optimizer iterations."""
         return state
+
+    @staticmethod
+    def update_together(
+        techniques: Sequence[Any], weights: list[Any], states: list[dict[str, Any]], step: int
+    ) -> list[dict[str, Any]]:
+        """The states of several weights, each with its bound technique, after `step` iterations."""
+        every = zip(techniques, weights, states, strict=True)
+        return [technique.update(weight, state, step) for technique, weight, state in every]
 
     def apply(self, weight, state: dict[str, Any]):
         """The effective weight, of the shape of `weight`."""
         return weight
+
+    def penalty(self, weight):
+        """A scalar to add to the loss; None if there is none."""
+        return None
 
     def get_config(self) -> dict[str, Any]:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
@@ -44,9 +87,25 @@ class Technique:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Technique":
-        return cls(**config)
+        load = keras.saving.deserialize_keras_object
+        known = {k: load(v) if isinstance(v, dict) else v for k, v in config.items()}
+        return cls(**known)
 
 
 def first_step(steps: Iterable[int | None]) -> int | None:
     """The first of some steps, where None stands for never."""
     return min((step for step in steps if step is not None), default=None)
+
+
+def is_due(technique: Technique, last: int, step: int) -> bool:
+    """Whether a technique has an update after step `last` (-1: none yet) and up to `step`."""
+    if last < 0:
+        return technique.scheduled
+    following = technique.next_step(last)
+    return following is not None and following <= step
+
+
+def check(holds: bool, name: str, expected: str, received: Any, mend: str = "") -> None:
+    """Raises a ValueError that says what an argument must be, unless it holds."""
+    if not holds:
+        raise ValueError(f"{name} must be {expected}; received {received!r}. {mend}".strip())

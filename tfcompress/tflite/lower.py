@@ -11,7 +11,13 @@ from keras import layers, tree
 
 from tfcompress.compression import OUTPUT_SUFFIX
 from tfcompress.graph import Graph, Node, copy_operation, copy_weights, flatten
-from tfcompress.layers import Compressed, FakeQuant, FusedBatchNorm
+from tfcompress.layers import (
+    Compressed,
+    FakeQuant,
+    FusedBatchNorm,
+    effective_weight,
+    target_variables,
+)
 from tfcompress.nodes import has_own_call
 from tfcompress.placement import LINEAR, kind_of
 from tfcompress.primitives import Rsqrt
@@ -214,9 +220,9 @@ def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool)
     for source, twin in fill:
         if isinstance(source, Compressed):
             copy_weights([(source.layer, twin)])
-            for variable in source._variables:
-                target = next(v for v in twin.variables if v.name == variable.name)
-                target.assign(source.effective(variable))
+            copied = target_variables(twin, source.targets)
+            for target, (_, variable) in zip(source.bound, copied, strict=True):
+                variable.assign(effective_weight(target))
         else:
             copy_weights([(source, twin)])
     return exported

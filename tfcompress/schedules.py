@@ -1,0 +1,236 @@
+"""Schedules: how a value, such as the sparsity, changes with the optimizer's step.
+
+>>> round(polynomial(0.2, 0.8, begin=100, end=110)(102), 4)
+0.4928
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+
+Curve = Literal["polynomial", "cosine", "points"]
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A value as a function of the step; made by the functions of this module.
+
+    Attributes:
+        curve: "polynomial", "cosine" or "points" (which hold until the next one).
+        initial, final: values at `begin` and from `end` on.
+        begin: the first step at which the value counts; it is 0.0 before.
+        end: the step of the last update; None goes on for ever.
+        frequency: steps between updates. The last one is at `end` even if that is no multiple.
+        power: of a polynomial curve.
+        points: (step, value) pairs of a curve of points, by step.
+
+    Calling it with a step gives the value of the curve there; `at` gives the value of the latest
+    update.
+    """
+
+    curve: Curve
+    initial: float
+    final: float
+    begin: int = 0
+    end: int | None = None
+    frequency: int = 100
+    power: float = 3.0
+    points: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "points", tuple((int(s), float(v)) for s, v in self.points))
+        for name in ("initial", "final", "power"):
+            _check_number(name, getattr(self, name))
+        _check_step("begin", self.begin, 0)
+        _check_step("frequency", self.frequency, 1)
+        if self.end is not None:
+            _check_step("end", self.end, 0)
+            if self.end < self.begin:
+                raise ValueError(
+                    f"end must not come before begin={self.begin}; received end={self.end}. "
+                    "Both are optimizer steps: steps per epoch times epochs."
+                )
+
+    def __call__(self, step: int) -> float:
+        if step < self.begin:
+            return 0.0
+        if self.curve == "points":
+            return [value for start, value in self.points if start <= step][-1]
+        if self.end is None or step >= self.end:
+            return self.final if self.end is not None else self.initial
+        done = (step - self.begin) / (self.end - self.begin)
+        if self.curve == "cosine":
+            left = (1 + math.cos(math.pi * done)) / 2
+        else:
+            left = (1 - done) ** self.power
+        return self.final + (self.initial - self.final) * left
+
+    def at(self, step: int) -> float:
+        """The value of the latest update at or before a step; 0.0 before the first."""
+        if step < self.begin:
+            return 0.0
+        if self.end is not None and step >= self.end:
+            return self(self.end)
+        return self(step - (step - self.begin) % self.frequency)
+
+    def next_update(self, step: int) -> int | None:
+        """The first update after a step; None if there is none."""
+        if step < self.begin:
+            return self.begin
+        if self.end is not None and step >= self.end:
+            return None
+        if self.curve == "points":
+            return next(start for start, _ in self.points if start > step)
+        following = step + self.frequency - (step - self.begin) % self.frequency
+        return following if self.end is None else min(following, self.end)
+
+    def get_config(self) -> dict[str, Any]:
+        config = dataclasses.asdict(self)
+        return {**config, "points": [list(point) for point in self.points]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Schedule":
+        return cls(**config)
+
+
+def constant(
+    value: float, *, begin: int = 0, end: int | None = None, frequency: int = 100
+) -> Schedule:
+    """The same value from `begin` on, applied anew every `frequency` steps until `end`.
+
+    Args:
+        value: the value, such as a sparsity in [0, 1).
+        begin: the first step.
+        end: the step of the last update; None goes on for ever.
+        frequency: steps between updates, as weights change and others become the smallest.
+
+    Returns:
+        A `Schedule`.
+
+    Raises:
+        TypeError, ValueError: if steps are no whole numbers, or in the wrong order.
+
+    Example:
+        >>> constant(0.5, begin=100)(99), constant(0.5, begin=100)(100)
+        (0.0, 0.5)
+    """
+    return Schedule("polynomial", value, value, begin, end, frequency)
+
+
+def polynomial(
+    initial: float,
+    final: float,
+    *,
+    end: int,
+    begin: int = 0,
+    power: float = 3.0,
+    frequency: int = 100,
+) -> Schedule:
+    """From `initial` to `final`, fast at first (Zhu and Gupta 2017, arXiv:1710.01878).
+
+    Args:
+        initial, final: values at `begin` and at `end`.
+        end: the step of the last update.
+        begin: the first step.
+        power: 3 as in the paper; 1 is linear.
+        frequency: steps between updates.
+
+    Returns:
+        A `Schedule`: final + (initial - final) * (1 - done) ** power.
+
+    Raises:
+        TypeError, ValueError: if steps are no whole numbers, or in the wrong order.
+
+    Example:
+        >>> round(polynomial(0.2, 0.8, begin=100, end=110)(105), 4)
+        0.725
+    """
+    return Schedule("polynomial", initial, final, begin, end, frequency, power)
+
+
+def linear(
+    initial: float, final: float, *, end: int, begin: int = 0, frequency: int = 100
+) -> Schedule:
+    """From `initial` to `final` in equal steps; arguments as of `polynomial`.
+
+    Example:
+        >>> linear(0.0, 0.5, end=1000)(500)
+        0.25
+    """
+    return Schedule("polynomial", initial, final, begin, end, frequency, 1.0)
+
+
+def cosine(
+    initial: float, final: float, *, end: int, begin: int = 0, frequency: int = 100
+) -> Schedule:
+    """From `initial` to `final` along half a cosine, slow at both ends; see `polynomial`.
+
+    Example:
+        >>> round(cosine(0.0, 0.8, end=1000)(500), 6)
+        0.4
+    """
+    return Schedule("cosine", initial, final, begin, end, frequency)
+
+
+def one_shot(value: float, *, step: int = 0) -> Schedule:
+    """One update, at `step`; what it sets stays.
+
+    Example:
+        >>> one_shot(0.5, step=200).next_update(200) is None
+        True
+    """
+    return Schedule("polynomial", value, value, step, step)
+
+
+def points(points: Sequence[tuple[int, float]]) -> Schedule:
+    """A value at each of some steps, which holds until the next one (iterative pruning).
+
+    Args:
+        points: (step, value) pairs in the order of the steps.
+
+    Returns:
+        A `Schedule`.
+
+    Raises:
+        TypeError, ValueError: if there is no point, or their steps do not grow.
+
+    Example:
+        >>> points([(0, 0.3), (500, 0.6), (1000, 0.8)])(700)
+        0.6
+    """
+    try:
+        pairs = [(step, value) for step, value in points]
+    except TypeError as error:
+        raise TypeError(
+            f"points must be (step, value) pairs, such as [(0, 0.3), (500, 0.6)]; received "
+            f"{points!r}."
+        ) from error
+    if not pairs:
+        raise ValueError("points must hold at least one (step, value) pair; received none.")
+    for step, value in pairs:
+        _check_step("the step of a point", step, 0)
+        _check_number("the value of a point", value)
+    steps = [step for step, _ in pairs]
+    if steps != sorted(set(steps)):
+        raise ValueError(f"the steps of points must grow; received {steps}. Sort them.")
+    first, last = pairs[0], pairs[-1]
+    return Schedule("points", first[1], last[1], first[0], last[0], points=tuple(pairs))
+
+
+def _check_step(name: str, step: Any, least: int) -> None:
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise TypeError(
+            f"{name} must be a whole number of optimizer steps; received {step!r}. "
+            "A step is one batch: steps per epoch times epochs gives the whole training."
+        )
+    if step < least:
+        raise ValueError(f"{name} must be {least} or more optimizer steps; received {step}.")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError(f"{name} must be a finite number; received {value!r}.")

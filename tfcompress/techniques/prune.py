@@ -1,0 +1,327 @@
+"""Pruning: the least important weights held at zero, more of them as a schedule goes on."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.schedules import Schedule, constant
+from tfcompress.techniques import masks
+from tfcompress.techniques.axes import is_depthwise, weight_axes
+from tfcompress.techniques.masks import Groups, Pattern
+from tfcompress.techniques.technique import Technique, check
+
+SCORES = ("magnitude", "l1", "l2", "max", "random", "taylor", "movement")
+# Weight of what was known before in the moving average of Taylor scores.
+_TAYLOR_MOMENTUM = 0.9
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+@dataclasses.dataclass(frozen=True)
+class Prune(Technique):
+    """Sets the least important weights to zero, on a schedule (Zhu, Gupta 2017, arXiv:1710.01878).
+
+    Meant for kernels of convolutions, dense and recurrent layers, and for embeddings. The number
+    of zeros is exact: of n weights max(1, round(n * (1 - sparsity))) are kept, of equal ones the
+    first. Pruned weights get no gradient and may come back as long as masks are updated.
+
+    Args:
+        sparsity: fraction of zeros in [0, 1), as a schedule of `tfcompress.schedules` or a number.
+            May be left out with `threshold` and with an "n:m" pattern, which has its own.
+        pattern: what is pruned together: "unstructured"; "n:m", which keeps n of every m weights
+            along the input channels ("2:4"; a last group that is not full keeps at most n); "RxC"
+            blocks of R inputs and C outputs ("1x4"; cut off at the edge); "filters" (all weights of
+            an output channel) or "channels" (of an input channel).
+        score: the importance of a weight; of a group of weights its mean. "magnitude" or "l1" is
+            |w|; "l2" is w**2; "max" is |w|, of a group the largest; "random"; "taylor" is
+            |w * gradient|, averaged over steps (Molchanov et al. 2017, arXiv:1611.06440);
+            "movement" learns scores that grow where weights move away from zero (Sanh et al. 2020,
+            arXiv:2005.07683); or a function f(weight as ndarray) -> ndarray of the same shape.
+        scope: "layer" gives each layer the sparsity; "global" ranks the weights of all layers that
+            have this technique together, so that some become sparser than others.
+        threshold: instead of a sparsity, prunes what scores below; a number or a schedule.
+        depthwise: also prunes depthwise kernels, which are few and sensitive.
+        seed: of random scores.
+        inputs, outputs: axes of the weight, filled in by `compress`.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of its range, or two contradict each other.
+
+    Example:
+        >>> from tfcompress import schedules
+        >>> prune = Prune(schedules.polynomial(0.0, 0.8, end=2000), pattern="1x4")
+    """
+
+    sparsity: Schedule | float | None = None
+    pattern: str = "unstructured"
+    score: str | Callable[[np.ndarray], np.ndarray] = "magnitude"
+    scope: str = "layer"
+    threshold: Schedule | float | None = None
+    depthwise: bool = False
+    seed: int = 0
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+    order: ClassVar[int] = 1
+
+    def __post_init__(self):
+        pattern = Pattern.parse(self.pattern)
+        known = self.score in SCORES if isinstance(self.score, str) else callable(self.score)
+        check(known, "score", f"one of {', '.join(SCORES)} or a function", self.score)
+        check(self.scope in ("layer", "global"), "scope", "'layer' or 'global'", self.scope)
+        if self.threshold is not None:
+            if self.sparsity is not None:
+                raise ValueError(
+                    f"give sparsity or threshold, not both; received sparsity={self.sparsity!r} "
+                    f"and threshold={self.threshold!r}. Leave one of them out."
+                )
+            self._set("threshold", _as_schedule("threshold", self.threshold))
+            low = min(_values(self.threshold))
+            check(low >= 0, "threshold", "0 or more", low, "Scores are compared with it.")
+        elif self.sparsity is None:
+            fixed = pattern.sparsity
+            check(fixed is not None, "sparsity", "in [0, 1)", None, "Try Prune(0.5).")
+            self._set("sparsity", constant(fixed))
+        else:
+            self._set("sparsity", _as_schedule("sparsity", self.sparsity))
+            _check_sparsity(self.sparsity, pattern)
+        self._check_together(pattern)
+        for name in ("inputs", "outputs"):
+            self._set(name, tuple(getattr(self, name)))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_together(self, pattern: Pattern) -> None:
+        if pattern.kind == "n:m" and (self.scope == "global" or self.threshold is not None):
+            raise ValueError(
+                f"pattern {self.pattern!r} gives every group of weights the same sparsity; "
+                f"received scope={self.scope!r} and threshold={self.threshold!r}. Leave them out."
+            )
+        if self.threshold is not None and self.scope == "global":
+            raise ValueError(
+                "a threshold is the same for all layers already; received scope='global' with it. "
+                "Leave scope out."
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the sparsity or of the threshold."""
+        return self.sparsity if self.threshold is None else self.threshold  # type: ignore
+
+    @property
+    def scheduled(self) -> bool:
+        return True
+
+    @property
+    def together(self) -> bool:
+        return self.scope == "global"
+
+    @property
+    def trainable_states(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("scores",) if self.learns_scores else ()
+
+    @property
+    def overwritten_states(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("scores",) if self.score == "taylor" else ()
+
+    @property
+    def learns_scores(self) -> bool:
+        """Whether the scores come from gradients."""
+        return self.score in ("taylor", "movement")
+
+    def next_step(self, step: int) -> int | None:
+        return self.schedule.next_update(step)
+
+    def begins(self) -> int:
+        return self.schedule.begin
+
+    def unfinished(self, step: int) -> str | None:
+        schedule = self.schedule
+        end = schedule.begin if schedule.end is None else schedule.end
+        if step >= end:
+            return None
+        name = "sparsity" if self.threshold is None else "threshold"
+        return f"{name} reached {schedule.at(step):.4g} of {schedule.final:.4g}, due at step {end}"
+
+    def refuses(self, layer, variable) -> str | None:
+        if is_depthwise(layer, variable.name) and not self.depthwise:
+            return "a depthwise kernel (pass depthwise=True to prune it)"
+        if len(variable.shape) < 2:
+            return "a vector"
+        kind = Pattern.parse(self.pattern).kind
+        inputs = weight_axes(layer, variable.name, len(variable.shape))[0]
+        if kind in ("n:m", "channels") and not inputs:
+            return f"without input channels, which pattern {self.pattern!r} needs"
+        return None
+
+    def bind(self, layer, weight: str, before=()) -> "Prune":
+        rank = next(len(v.shape) for v in layer.variables if v.name == weight)
+        inputs, outputs = weight_axes(layer, weight, rank)
+        # A seed of its own for each weight, the same after a reload.
+        seed = zlib.crc32(f"{self.seed}/{layer.name}/{weight}".encode())
+        return dataclasses.replace(self, inputs=inputs, outputs=outputs, seed=seed)
+
+    def initial_state(self, weight) -> dict[str, Any]:
+        state = {"mask": ops.ones(weight.shape, "uint8")}
+        return {**state, "scores": ops.zeros(weight.shape)} if self.learns_scores else state
+
+    def update(self, weight, state, step: int) -> dict[str, Any]:
+        return {**state, "mask": as_mask(self.mask(*_arrays(weight, state), step))}
+
+    def mask(self, weight: np.ndarray, scores: np.ndarray | None, step: int) -> np.ndarray:
+        """The weights to keep after a step.
+
+        Args:
+            weight: float array.
+            scores: learned scores of its shape; None if the technique learns none.
+            step: optimizer iterations.
+
+        Returns:
+            A bool array of the shape of `weight`.
+        """
+        pattern = Pattern.parse(self.pattern)
+        scores = self.scores(weight, scores)
+        groups = self.groups(weight.shape)
+        importance = groups.reduce(scores, self.score == "max")
+        if self.threshold is not None:
+            pruned = importance < self.schedule.at(step)
+            pruned[np.argmax(importance)] = False  # a layer without weights passes nothing on
+            return groups.mask(pruned)
+        sparsity = self.schedule.at(step)
+        if pattern.kind != "n:m":
+            count = masks.pruned_count(groups.count, sparsity)
+            return groups.mask(masks.smallest(importance, count))
+        keep = masks.keep_n_of_m(scores, pattern.n, pattern.m, self.inputs[-1])
+        if sparsity < self.schedule.final:
+            # On the way only the smallest of what the pattern prunes in the end.
+            count = min(round(weight.size * sparsity), int(np.count_nonzero(~keep)))
+            rest = np.where(keep, np.inf, scores).ravel()
+            keep = ~masks.smallest(rest, count).reshape(weight.shape)
+        return keep
+
+    def scores(self, weight: np.ndarray, learned: np.ndarray | None) -> np.ndarray:
+        """The importance of each weight, an array of the shape of `weight`."""
+        if callable(self.score):
+            found = np.asarray(self.score(weight))
+            if found.shape != weight.shape:
+                raise ValueError(
+                    f"a score function must return an array of the weight's shape {weight.shape}; "
+                    f"received one of shape {found.shape}. Return one score for each weight."
+                )
+            return found
+        if self.score == "random":
+            return np.random.default_rng(self.seed).random(weight.shape, np.float32)
+        if learned is not None:
+            return learned
+        return np.square(weight) if self.score == "l2" else np.abs(weight)
+
+    def groups(self, shape: tuple[int, ...]) -> Groups:
+        """The groups of weights that are pruned together."""
+        return masks.group(shape, Pattern.parse(self.pattern), self.inputs, self.outputs)
+
+    @staticmethod
+    def update_together(techniques, weights, states, step: int) -> list[dict[str, Any]]:
+        arrays = [_arrays(*pair) for pair in zip(weights, states, strict=True)]
+        found = global_masks(techniques, arrays, step)
+        pairs = zip(states, found, strict=True)
+        return [{**state, "mask": as_mask(mask)} for state, mask in pairs]
+
+    def apply(self, weight, state):
+        mask = ops.cast(state["mask"], weight.dtype)
+        if self.score == "movement":
+            scores = ops.cast(state["scores"], weight.dtype)
+            # Adds exactly 0, and gives scores the gradient of the effective weight times weight.
+            return weight * (mask + (scores - ops.stop_gradient(scores)))
+        if self.score == "taylor":
+            return _watched(weight, mask, state["scores"])
+        return weight * mask
+
+
+def _watched(weight, mask, scores):
+    """weight * mask, where the "gradient" of the scores is their next value."""
+
+    @ops.custom_gradient
+    def multiply(weight, scores):
+        def gradient(*upstreams, upstream=None):
+            upstream = upstreams[0] if upstreams else upstream
+            new = ops.cast(ops.abs(upstream * weight), scores.dtype)
+            return upstream * mask, _TAYLOR_MOMENTUM * scores + (1 - _TAYLOR_MOMENTUM) * new
+
+        return weight * mask, gradient
+
+    return multiply(weight, scores)
+
+
+def global_masks(
+    techniques, arrays: list[tuple[np.ndarray, np.ndarray | None]], step: int
+) -> list[np.ndarray]:
+    """The masks of several weights of which the least important of all are pruned.
+
+    Args:
+        techniques: the bound `Prune` of each weight; their settings are the same.
+        arrays: (weight, learned scores or None) of each.
+        step: optimizer iterations.
+
+    Returns:
+        Bool arrays, True where a weight is kept. Each keeps its most important group.
+    """
+    every = [t.groups(weight.shape) for t, (weight, _) in zip(techniques, arrays, strict=True)]
+    importance = []
+    for technique, groups, (weight, learned) in zip(techniques, every, arrays, strict=True):
+        scores = groups.reduce(technique.scores(weight, learned), technique.score == "max")
+        scores = scores.astype(np.float64 if groups.sizes is not None else scores.dtype)
+        scores[np.argmax(scores)] = np.inf
+        importance.append(scores)
+    pooled = np.concatenate(importance)
+    wanted = masks.pruned_count(sum(w.size for w, _ in arrays), techniques[0].schedule.at(step))
+    if all(groups.sizes is None for groups in every):
+        pruned = masks.smallest(pooled, min(wanted, pooled.size - len(every)))
+    else:
+        sizes = np.concatenate([g.sizes if g.sizes is not None else [1] for g in every])
+        order = np.argsort(pooled, kind="stable")
+        fits = (np.cumsum(sizes[order]) <= wanted) & np.isfinite(pooled[order])
+        pruned = np.zeros(pooled.shape, bool)
+        pruned[order[fits]] = True
+    parts = np.split(pruned, np.cumsum([groups.count for groups in every])[:-1])
+    return [groups.mask(part) for groups, part in zip(every, parts, strict=True)]
+
+
+def as_mask(keep: np.ndarray):
+    """A mask as it is kept: one byte for each weight."""
+    return ops.convert_to_tensor(keep.astype("uint8"))
+
+
+def _arrays(weight, state) -> tuple[np.ndarray, np.ndarray | None]:
+    scores = state.get("scores")
+    return ops.convert_to_numpy(weight), None if scores is None else ops.convert_to_numpy(scores)
+
+
+def _as_schedule(name: str, value: Any) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f"{name} must be a number or a schedule such as "
+            f"tfcompress.schedules.polynomial(0.0, 0.8, end=2000); received {value!r}."
+        )
+    return constant(value)
+
+
+def _values(schedule) -> list[float]:
+    return [schedule.initial, schedule.final, *(value for _, value in schedule.points)]
+
+
+def _check_sparsity(schedule, pattern: Pattern) -> None:
+    for value in _values(schedule):
+        mend = f"Did you mean {value / 100:g}?" if 1 < value < 100 else "0.5 to 0.9 is usual."
+        check(0 <= value < 1, "sparsity", "in [0, 1)", value, mend)
+    if pattern.sparsity is not None and abs(schedule.final - pattern.sparsity) > 1e-9:
+        raise ValueError(
+            f"pattern '{pattern.n}:{pattern.m}' ends with sparsity {pattern.sparsity:g}; received "
+            f"a sparsity that ends with {schedule.final:g}. Leave sparsity out, or end with that."
+        )

@@ -1,0 +1,93 @@
+"""Regularization that makes weights small before they are pruned."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from tfcompress.techniques.masks import Pattern, group
+from tfcompress.techniques.technique import Technique, check
+
+_register = keras.saving.register_keras_serializable("tfcompress")
+
+
+@_register
+class GroupLasso(keras.regularizers.Regularizer):
+    """Drives whole groups of weights to zero together (Wen et al. 2016, arXiv:1608.03665).
+
+    The penalty is strength * sum over groups of sqrt(size) * L2 norm. It is an ordinary Keras
+    regularizer, for `kernel_regularizer=` as for `Regularize`.
+
+    Args:
+        strength: factor of the penalty, 0 or more.
+        pattern: "filters" (output channels: the last axis), "channels" (input channels: the axis
+            before) or a block "RxC", as of `Prune`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import keras
+        >>> penalty = GroupLasso(0.5)(keras.ops.array([[3.0, 0.0], [4.0, 0.0]]))
+        >>> print(round(float(penalty), 4))
+        3.5355
+    """
+
+    def __init__(self, strength: float = 1e-4, pattern: str = "filters"):
+        check(strength >= 0, "strength", "0 or more", strength, "1e-4 is usual.")
+        kinds = Pattern.parse(pattern).kind in ("filters", "channels", "block")
+        check(kinds, "pattern", "'filters', 'channels' or a block such as '1x4'", pattern)
+        self.strength, self.pattern = float(strength), pattern
+
+    def __call__(self, x):
+        rank = len(x.shape)
+        groups = group(tuple(x.shape), Pattern.parse(self.pattern), (rank - 2,), (rank - 1,))
+        number = ops.convert_to_tensor(groups.number.reshape(-1).astype("int32"))
+        flat = ops.reshape(ops.square(ops.cast(x, "float32")), (-1,))
+        squares = ops.segment_sum(flat, number, num_segments=groups.count)
+        # The norm has no gradient at 0, where a group that is gone shall stay.
+        alive = squares > 0.0
+        norms = ops.where(alive, ops.sqrt(ops.where(alive, squares, 1.0)), 0.0)
+        sizes = ops.convert_to_tensor(groups.sizes.astype("float32"))
+        return self.strength * ops.sum(ops.sqrt(sizes) * norms)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"strength": self.strength, "pattern": self.pattern}
+
+
+@_register
+@dataclasses.dataclass(frozen=True)
+class Regularize(Technique):
+    """Adds a penalty on the weights that a recipe chooses to the loss, as an aid to pruning.
+
+    Args:
+        regularizer: any Keras regularizer: `keras.regularizers.L1(1e-5)`, `GroupLasso(1e-4)`, or
+            its name.
+
+    Raises:
+        ValueError: if it is none.
+
+    Example:
+        >>> import keras
+        >>> sparse = Regularize(keras.regularizers.L1(1e-5))
+    """
+
+    regularizer: Any
+
+    order: ClassVar[int] = 0
+
+    def __post_init__(self):
+        found = keras.regularizers.get(self.regularizer)
+        if not callable(found) or isinstance(found, type):
+            raise ValueError(
+                "regularizer must be a Keras regularizer such as keras.regularizers.L1(1e-5); "
+                f"received {self.regularizer!r}."
+            )
+        object.__setattr__(self, "regularizer", found)
+
+    def refuses(self, layer, variable) -> str | None:
+        return "a vector" if len(variable.shape) < 2 else None
+
+    def penalty(self, weight):
+        return self.regularizer(weight)
