@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tfcompress.tflite import flatbuffer
+from tfcompress.tflite import flatbuffer, inspection
 from tfcompress.tflite.inspect import inspect
 
 TYPES, OPS = schema.TensorType, schema.BuiltinOperator
@@ -298,8 +299,192 @@ def test_blockwise_scales_come_from_their_own_tensor():
     )
     assert found.tensors[1].scales == (0.5, 0.25)
     assert found.tensors[1].block_size == 32
+    # The scales have two dimensions, too, but are no weights.
+    assert (found.weights, found.tensors[2].unique) == (64, None)
     assert [(b.layer, b.bytes) for b in found.layer_bytes] == [("y", 36)]
     assert found.operators[0].dtype == "dynamic_int4"
+
+
+def one_constant(name, shape, dtype, data, **quantization):
+    constant = tensor(name, shape, dtype, 1, **quantization)
+    return inspect(build([], [graph([constant], [], [], [])], [data]))
+
+
+def test_half_zeros_are_one_bit_each():
+    found = one_constant("w", [8, 8], TYPES.FLOAT32, np.float32([0, 1.5] * 32).tobytes())
+    weights, (layer,) = found.tensors[0], found.layer_bytes
+    assert (weights.sparsity, weights.unique, weights.unique_per_channel) == (0.5, 2, None)
+    assert weights.entropy_bytes == 64 / 8
+    assert weights.coded_bytes == 8 + 2 * 4  # a decoder must know the two values
+    assert (layer.dtype, layer.weights, layer.sparsity, layer.unique) == ("float32", 64, 0.5, 2)
+    assert (layer.bytes, layer.entropy_bytes, layer.coded_bytes) == (256, 8, 16)
+    assert (found.weights, found.entropy_bytes, found.coded_bytes) == (64, 8, 16)
+
+
+def test_what_does_not_repeat_takes_what_it_takes():
+    found = one_constant("w", [16, 16], TYPES.FLOAT32, np.arange(256, dtype=np.float32).tobytes())
+    # 8 bits would tell 256 floats apart, but not what they are.
+    assert (found.tensors[0].unique, found.tensors[0].entropy_bytes) == (256, 256)
+    assert found.coded_bytes == found.weights_bytes == 1024
+
+
+def test_unique_codes_of_a_tensor_and_of_a_channel():
+    values = np.int8([[0, 1], [0, 2], [9, 3], [9, 4]])
+    for axis, most in ((0, 2), (1, 4)):
+        channels = values.shape[axis]
+        scales = {"scale": [1.0] * channels, "zero_point": [0] * channels, "axis": axis}
+        found = one_constant("w", [4, 2], TYPES.INT8, values.tobytes(), **scales)
+        assert (found.tensors[0].unique, found.tensors[0].unique_per_channel) == (6, most)
+        # 2 zeros and 2 nines of 2 bits, 4 others of 3 bits
+        assert (found.entropy_bytes, found.coded_bytes) == (math.ceil(20 / 8), 8)
+        assert found.layer_bytes[0].unique_per_channel == most
+    found = one_constant("w", [4, 2], TYPES.INT8, values.tobytes(), scale=[1.0], zero_point=[0])
+    assert (found.tensors[0].unique, found.tensors[0].unique_per_channel) == (6, None)
+
+
+def test_int4_is_counted_unpacked(int4_file):
+    found = inspect(int4_file)
+    weights, bias = found.tensors[2:4]
+    assert (weights.unique, weights.unique_per_channel) == (5, None)  # 0, 1, 7, -1, -8
+    assert weights.entropy_bytes == math.ceil(5 * math.log2(5) / 8)
+    assert weights.coded_bytes == weights.bytes == 3
+    packed = bytes([0x11, 0x1F]) * 50  # 1, 1, -1, 1: 150 and 50
+    found_packed = one_constant("w", [10, 20], TYPES.INT4, packed, scale=[1.0], zero_point=[0])
+    assert found_packed.tensors[0].unique == 2
+    bits = 150 * math.log2(4 / 3) + 50 * 2
+    assert found_packed.entropy_bytes == math.ceil(bits / 8) == 21
+    assert found_packed.coded_bytes == math.ceil((bits + 2 * 4) / 8) == 22
+    # A bias is no weight, but its bytes are the layer's.
+    assert (bias.unique, bias.entropy_bytes, bias.coded_bytes) == (None, None, None)
+    (layer,) = found.layer_bytes
+    assert (layer.dtype, layer.weights, layer.unique) == ("int32", 5, 5)
+    assert (layer.bytes, layer.entropy_bytes, layer.coded_bytes) == (7, 2, 7)
+
+
+def test_a_layer_of_several_weights_adds_them_up():
+    first, second = np.int8([[0, 0, 1, 1]] * 8), np.int8([[0, 1, 2, 3]] * 8)
+    quantized = {"scale": [1.0], "zero_point": [0]}
+    tensors = [
+        tensor("x", [1, 4], TYPES.INT8, 0, **quantized),
+        tensor("a", [8, 4], TYPES.INT8, 1, **quantized),
+        tensor("b", [8, 4], TYPES.INT8, 2, **quantized),
+        tensor("y", [1, 8], TYPES.INT8, 0, **quantized),
+    ]
+    data = build(
+        [code(OPS.CUSTOM, 1, "Two")],
+        [graph(tensors, [operator(0, [0, 1, 2], [3])], [0], [3])],
+        [first.tobytes(), second.tobytes()],
+    )
+    (layer,) = inspect(data).layer_bytes
+    assert (layer.weights, layer.sparsity, layer.unique) == (64, 24 / 64, 4)
+    assert layer.entropy_bytes == 32 * 1 // 8 + 32 * 2 // 8
+    assert layer.coded_bytes == (4 + 2) + (8 + 4)
+
+
+@pytest.mark.parametrize("bias_first", [True, False])
+def test_a_bias_in_the_buffer_of_a_weight_does_not_hide_it(bias_first):
+    tensors = [
+        tensor("x", [1, 4], TYPES.FLOAT32),
+        tensor("w", [1, 4], TYPES.FLOAT32, 1),
+        tensor("b", [4], TYPES.FLOAT32, 1),
+        tensor("y", [1, 4], TYPES.FLOAT32),
+    ]
+    operators = [operator(0, [0, 2 if bias_first else 1], [3])]
+    operators.append(operator(0, [3, 1 if bias_first else 2], [3]))
+    data = build([code(OPS.ADD)], [graph(tensors, operators, [0], [3])], [bytes(16)])
+    found = inspect(data)
+    assert (found.weights, found.weights_bytes, found.sparsity) == (4, 16, 1.0)
+    assert (found.entropy_bytes, found.coded_bytes) == (0, 4)  # all there is to know is the value
+
+
+def test_values_that_a_sparse_constant_leaves_out_are_zeros():
+    constant = tensor("w", [4, 8], TYPES.FLOAT32, 1)
+    constant.sparsity = schema.SparsityParametersT()
+    for stored, unique, entropy in (
+        ([3.0] * 16, 2, 4),  # 16 zeros and 16 threes: 1 bit each
+        ([3.0] * 15 + [0.0], 2, math.ceil((17 * math.log2(32 / 17) + 15 * math.log2(32 / 15)) / 8)),
+        ([3.0] * 40, 1, 0),  # more than there can be
+    ):
+        data = build([], [graph([constant], [], [], [])], [np.float32(stored).tobytes()])
+        weights = inspect(data).tensors[0]
+        assert weights.sparsity == pytest.approx(1 - min(np.count_nonzero(stored), 32) / 32)
+        assert (weights.unique, weights.entropy_bytes) == (unique, entropy)
+        # The same in a dense constant.
+        dense = np.resize(np.float32([*stored, *[0.0] * 16]), 32)
+        same = one_constant("w", [4, 8], TYPES.FLOAT32, dense.tobytes()).tensors[0]
+        assert (same.unique, same.entropy_bytes) == (unique, entropy)
+
+
+def test_absurd_shapes_of_sparse_constants_count_nothing():
+    constant = tensor("w", [2**31 - 1] * 40, TYPES.FLOAT32, 1)
+    constant.sparsity = schema.SparsityParametersT()
+    found = inspect(build([], [graph([constant], [], [], [])], [bytes(8)]))
+    assert (found.weights, found.sparsity, found.tensors[0].unique) == (0, None, None)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_constants_without_elements_count_nothing():
+    empty = tensor("w", [0, 4], TYPES.FLOAT32, 1)
+    found = inspect(build([], [graph([empty], [], [], [])], [b""]))
+    assert (found.weights, found.entropy_bytes, found.coded_bytes) == (0, 0, 0)
+    assert (found.sparsity, found.layer_bytes, found.tensors[0].unique) == (None, (), None)
+    assert "0 bytes, 0 entropy-coded" in str(found)
+
+
+@pytest.mark.parametrize("axis", [-2, -1, 2, 1])
+def test_a_channel_dimension_that_does_not_fit_is_left_out(axis):
+    quantized = {"scale": [1.0] * 2, "zero_point": [0] * 2, "axis": axis}
+    found = one_constant("w", [2, 3], TYPES.INT8, bytes(6), **quantized)
+    assert (found.tensors[0].unique, found.tensors[0].unique_per_channel) == (1, None)
+    assert found.tensors[0].sparsity == 1.0
+
+
+def test_clustered_weights_of_a_real_file_keep_their_count(clustered_file):
+    path, kernels = clustered_file
+    found = {layer.operator: layer for layer in inspect(path).layer_bytes}
+    for operator_name, kernel in kernels.items():
+        layer = found[operator_name]
+        values, counts = np.unique(kernel, return_counts=True)
+        assert (layer.weights, layer.unique) == (kernel.size, len(values))
+        assert layer.sparsity == np.mean(kernel == 0)
+        bits = -np.sum(counts * np.log2(counts / kernel.size))
+        assert layer.entropy_bytes == math.ceil(bits / 8)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_keep_numbers_whole(real_files, width):
+    from rich.console import Console
+
+    target = io.StringIO()
+    found = inspect(real_files[1])
+    found.render(Console(file=target, width=width))
+    lines = target.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    text = " ".join(target.getvalue().split())
+    assert f"{found.file_bytes:,} bytes, {found.zipped_bytes:,} zipped" in text
+    assert f"{found.weights_bytes:,} bytes, {found.coded_bytes:,} entropy-coded" in text
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+    for layer in (layer for layer in found.layer_bytes if layer.weights):
+        per_channel = layer.unique_per_channel
+        numbers = [
+            f"{layer.weights:,}",
+            f"{layer.sparsity:.1%}",
+            f"{layer.unique} ({per_channel})" if per_channel else f"{layer.unique}",
+            f"{layer.bytes:,}",
+            f"{layer.coded_bytes:,}",
+        ]
+        (row,) = (row for row in rows if row[-5:] == numbers)
+        assert row[1:-5] == ([layer.operator, layer.dtype] if width == 120 else [])
+        if width == 80:
+            assert rows[rows.index(row) + 1] == [f"{layer.operator} {layer.dtype}", *[""] * 5]
+
+
+def test_layers_are_named_by_what_tells_them_apart():
+    fused = "m/conv/Relu;m/conv/convolution;m/bias/Read"
+    short = inspection._short_names([fused, "m/dense/MatMul", ""])
+    assert short == ["conv/Relu", "dense/MatMul", ""]
+    for names in (["dense/MatMul", "dense/Add"], ["a/dense/MatMul", "b/dense/MatMul"], ["", "y"]):
+        assert inspection._short_names(names) == names
 
 
 def test_json_and_tables(int4_file):
@@ -432,6 +617,32 @@ def real_files(tmp_path_factory):
     converter.inference_input_type = converter.inference_output_type = tf.int8
     (folder / "int8.tflite").write_bytes(converter.convert())
     return folder / "float.tflite", folder / "int8.tflite"
+
+
+@pytest.fixture(scope="session")
+def clustered_file(tmp_path_factory):
+    """A float file of clustered and pruned layers, and their kernels by operator."""
+    import keras
+
+    import tfcompress as tfc
+
+    rng = np.random.default_rng(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5),
+        ]
+    )
+    centroids = np.float32([0, 0, 0, -0.5, 0.25, 0.75, 1.5])
+    kernels = {}
+    for layer, name in ((model.layers[0], "CONV_2D"), (model.layers[2], "FULLY_CONNECTED")):
+        kernels[name] = rng.choice(centroids[: 5 if name == "CONV_2D" else 7], layer.kernel.shape)
+        layer.kernel.assign(kernels[name])
+    path = tmp_path_factory.mktemp("clustered") / "model.tflite"
+    tfc.convert(model, path, precision="float32")
+    return path, kernels
 
 
 def interpreter(data):

@@ -5,15 +5,15 @@ The interpreter is not asked: it reports int4 tensors as int8, and delegates rew
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections import Counter
 from typing import Any
 
-import numpy as np
-
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspection import (
+    FLOATS,
     QUANTIZED,
     Inspection,
     LayerBytes,
@@ -23,6 +23,7 @@ from tfcompress.tflite.inspection import (
     SignatureInfo,
     TensorInfo,
 )
+from tfcompress.tflite.statistics import Statistics, measure
 
 __all__ = [
     "Inspection",
@@ -35,13 +36,12 @@ __all__ = [
     "inspect",
 ]
 
-FLOATS = ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 CONTROL_FLOW = ("WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_COMPOSITE")
 _ACTIVATIONS = ("RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
 
 
 def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
-    """Describe a .tflite file: sizes, tensors, operators, metadata.
+    """Describe a .tflite file: sizes, sparsity, unique values, tensors, operators, metadata.
 
     Args:
         path: the file, or its bytes.
@@ -58,11 +58,15 @@ def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
     """
     data = flatbuffer.load(path)
     model = flatbuffer.read(data, name=flatbuffer.describe(path))
-    graphs = [_tensors(model, g) for g in range(len(model.subgraphs))]
+    known: dict[tuple, Statistics] = {}
+    graphs = [_tensors(model, g, known) for g in range(len(model.subgraphs))]
     tensors = tuple(t for graph in graphs for t in graph)
     operators = tuple(op for g in range(len(graphs)) for op in _operators(model, g, graphs[g]))
     counts = Counter((op.name, op.dtype, op.version) for op in operators)
-    layer_bytes, dtype_bytes = _constant_bytes(model, tensors, operators)
+    groups = _constants(model, tensors, operators)
+    layers = tuple(_layer(*key, found) for key, found in groups.items())
+    constants = [t for found in groups.values() for t in found]
+    weights = [t for t in constants if t.is_weight]
     first = model.subgraphs[0]
     return Inspection(
         path=os.fspath(path) if isinstance(path, (str, os.PathLike)) else "",
@@ -77,17 +81,31 @@ def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
         tensors=tensors,
         operators=operators,
         op_counts=tuple(OpCount(*key, count) for key, count in sorted(counts.items())),
-        layer_bytes=layer_bytes,
-        dtype_bytes=dtype_bytes,
-        weights_bytes=sum(dtype_bytes.values()),
-        sparsity=_overall_sparsity(model, tensors),
+        layer_bytes=layers,
+        dtype_bytes={
+            dtype: sum(t.bytes for t in constants if t.dtype == dtype)
+            for dtype in sorted({t.dtype for t in constants})
+        },
+        weights_bytes=sum(t.bytes for t in constants),
+        sparsity=_sparsity(weights),
         float_ops=_float_ops(tensors, operators),
+        weights=sum(math.prod(t.shape) for t in weights),
+        entropy_bytes=sum(t.entropy_bytes or 0 for t in weights),
+        coded_bytes=sum(layer.coded_bytes for layer in layers),
     )
 
 
-def _tensors(model: Any, subgraph: int) -> list[TensorInfo]:
+def _tensors(model: Any, subgraph: int, known: dict[tuple, Statistics]) -> list[TensorInfo]:
     graph = model.subgraphs[subgraph]
-    return [_tensor(model, subgraph, i, tensor) for i, tensor in enumerate(graph.tensors)]
+    scales = {i for t in graph.tensors for i in _side_tensors(graph, t.quantization)}
+    found = []
+    for i, tensor in enumerate(graph.tensors):
+        t = _tensor(model, subgraph, i, tensor)
+        if t.is_constant:
+            statistics = _statistics(model, tensor, t, known, is_scale=i in scales)
+            t = dataclasses.replace(t, **dataclasses.asdict(statistics))
+        found.append(t)
+    return found
 
 
 def _tensor(model: Any, subgraph: int, index: int, tensor: Any) -> TensorInfo:
@@ -108,8 +126,22 @@ def _tensor(model: Any, subgraph: int, index: int, tensor: Any) -> TensorInfo:
         zero_points=zero_points,
         quantized_dimension=quantization.quantizedDimension if len(scales) > 1 else None,
         block_size=block,
-        sparsity=_sparsity(model, tensor, zero_points) if size else None,
     )
+
+
+def _statistics(
+    model: Any, tensor: Any, t: TensorInfo, known: dict[tuple, Statistics], is_scale: bool
+) -> Statistics:
+    is_weight = len(t.shape) > 1 and (t.dtype in FLOATS or t.is_quantized) and not is_scale
+    axis = t.quantized_dimension if t.is_quantized else None
+    if axis is not None and t.shape[axis : axis + 1] != (t.scale_count,):
+        axis = None
+    points = t.zero_points if t.dtype in QUANTIZED else ()
+    key = (tensor.buffer, t.dtype, t.shape, points, axis, is_weight, id(tensor.sparsity))
+    # Tied weights are one buffer behind many tensors.
+    if key not in known:
+        known[key] = measure(model, tensor, points, axis, is_weight)
+    return known[key]
 
 
 def _scales(
@@ -134,40 +166,6 @@ def _side_tensors(graph: Any, quantization: Any) -> list[int]:
     if not hasattr(details, "blockSize"):
         return []
     return [i for i in (details.scales, details.zeroPoints) if 0 < i < len(graph.tensors)]
-
-
-def _sparsity(model: Any, tensor: Any, zero_points: tuple[int, ...]) -> float | None:
-    elements = math.prod(tensor.shape)
-    dtype = flatbuffer.dtype_name(tensor)
-    if tensor.sparsity is not None and dtype in ("float16", "float32", "int8") and elements > 0:
-        # Only some values are stored; the others are zeros.
-        raw = flatbuffer.tensor_bytes(model, tensor) or b""
-        # Nothing says how many values a sparse constant stores: ignore an incomplete last one.
-        whole = len(raw) * 8 // flatbuffer.BITS[dtype] * flatbuffer.BITS[dtype] // 8
-        stored = flatbuffer.decode(raw[:whole], dtype)
-        return 1.0 - np.count_nonzero(stored) / elements
-    values = flatbuffer.tensor_values(model, tensor)
-    if values is None or values.size == 0:
-        return None
-    if dtype not in QUANTIZED or not zero_points:
-        return float(np.mean(values == 0))
-    zero: Any = zero_points[0]
-    axis = tensor.quantization.quantizedDimension
-    if 0 <= axis < values.ndim and len(zero_points) == values.shape[axis]:
-        zero = np.reshape(zero_points, [-1 if d == axis else 1 for d in range(values.ndim)])
-    return float(np.mean(values == zero))
-
-
-def _overall_sparsity(model: Any, tensors: tuple[TensorInfo, ...]) -> float | None:
-    zeros, elements, seen = 0.0, 0, set()
-    for t in tensors:
-        buffer = model.subgraphs[t.subgraph].tensors[t.index].buffer
-        is_weight = len(t.shape) > 1 and (t.dtype in FLOATS or t.is_quantized)
-        if is_weight and t.sparsity is not None and buffer not in seen:
-            seen.add(buffer)
-            zeros += t.sparsity * math.prod(t.shape)
-            elements += math.prod(t.shape)
-    return zeros / elements if elements else None
 
 
 def _operators(model: Any, subgraph: int, tensors: list[TensorInfo]) -> list[OperatorInfo]:
@@ -218,9 +216,10 @@ def _float_ops(
     return tuple(op for op in operators if op.dtype in FLOATS and op.name not in aside)
 
 
-def _constant_bytes(
+def _constants(
     model: Any, tensors: tuple[TensorInfo, ...], operators: tuple[OperatorInfo, ...]
-) -> tuple[tuple[LayerBytes, ...], dict[str, int]]:
+) -> dict[tuple[int, OperatorInfo | None], list[TensorInfo]]:
+    """Group the constants by what is the first to use them; those in one buffer are one."""
     info = {(t.subgraph, t.index): t for t in tensors}
     consumers: dict[tuple[int, int], OperatorInfo] = {}
     for op in operators:
@@ -235,20 +234,39 @@ def _constant_bytes(
         for i in op.inputs:
             side = [] if i == -1 else _side_tensors(graph, graph.tensors[i].quantization)
             uses += [(info[op.subgraph, j], user) for j in [i, *side] if j != -1]
-    sizes: dict[tuple[int, OperatorInfo | None], int] = {}
-    dtypes: dict[str, int] = {}
-    seen = set()
+    owners: dict[int, tuple[TensorInfo, OperatorInfo | None]] = {}
     for t, found in [*uses, *((t, None) for t in tensors)]:
         buffer = model.subgraphs[t.subgraph].tensors[t.index].buffer
-        if t.is_constant and buffer not in seen:
-            seen.add(buffer)
-            sizes[t.subgraph, found] = sizes.get((t.subgraph, found), 0) + t.bytes
-            dtypes[t.dtype] = dtypes.get(t.dtype, 0) + t.bytes
-    layers = tuple(
-        LayerBytes(op.layer if op else "", op.name if op else "", subgraph, size)
-        for (subgraph, op), size in sizes.items()
+        # A bias of the same bytes may share the buffer of a weight, which tells more.
+        if t.is_constant and (buffer not in owners or t.is_weight > owners[buffer][0].is_weight):
+            owners[buffer] = t, found
+    groups: dict[tuple[int, OperatorInfo | None], list[TensorInfo]] = {}
+    for t, found in owners.values():
+        groups.setdefault((t.subgraph, found), []).append(t)
+    return groups
+
+
+def _layer(subgraph: int, op: OperatorInfo | None, constants: list[TensorInfo]) -> LayerBytes:
+    weights = [t for t in constants if t.is_weight]
+    channels = [t.unique_per_channel for t in weights if t.unique_per_channel is not None]
+    return LayerBytes(
+        layer=op.layer if op else "",
+        operator=op.name if op else "",
+        subgraph=subgraph,
+        bytes=sum(t.bytes for t in constants),
+        dtype=max(constants, key=lambda t: t.bytes).dtype,
+        weights=sum(math.prod(t.shape) for t in weights),
+        sparsity=_sparsity(weights),
+        unique=max((t.unique or 0 for t in weights), default=None),
+        unique_per_channel=max(channels, default=None),
+        entropy_bytes=sum(t.entropy_bytes or 0 for t in weights),
+        coded_bytes=sum(t.bytes if t.coded_bytes is None else t.coded_bytes for t in constants),
     )
-    return layers, dict(sorted(dtypes.items()))
+
+
+def _sparsity(weights: list[TensorInfo]) -> float | None:
+    zeros = sum((t.sparsity or 0.0) * math.prod(t.shape) for t in weights)
+    return zeros / sum(math.prod(t.shape) for t in weights) if weights else None
 
 
 def _metadata(model: Any, entry: Any) -> MetadataInfo:

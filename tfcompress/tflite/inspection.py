@@ -11,13 +11,20 @@ from tfcompress.tflite.tables import Rows, as_text, print_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+FLOATS = ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 # int32 is left out: with a scale it is a bias, without one an index.
 QUANTIZED = ("int2", "int4", "uint4", "int8", "uint8", "int16")
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """A tensor: `bytes` as stored if constant, else at its shape; 0 if the size is not known."""
+    """A tensor: `bytes` as stored if constant, else at its shape; 0 if the size is not known.
+
+    What stands last is None unless it is a weight: a constant of 2 or more dimensions, of floats
+    or quantized. `unique` counts bit patterns, so -0.0 is not 0.0. `entropy_bytes` is the Shannon
+    entropy of the patterns times their number: what an ideal coder of single values comes to.
+    `coded_bytes` adds the table of patterns that a decoder needs, up to what is stored anyway.
+    """
 
     subgraph: int
     index: int
@@ -31,7 +38,11 @@ class TensorInfo:
     zero_points: tuple[int, ...]
     quantized_dimension: int | None  # None unless there are several scales
     block_size: int | None  # elements that share a scale, if quantized blockwise
-    sparsity: float | None  # fraction of zeros (int8: of the zero point); None if not a constant
+    sparsity: float | None = None  # of zeros (int8: of the zero point); None if not a constant
+    unique: int | None = None
+    unique_per_channel: int | None = None  # the most in one channel, if scales are per channel
+    entropy_bytes: int | None = None
+    coded_bytes: int | None = None
 
     @property
     def scale_count(self) -> int:
@@ -52,6 +63,11 @@ class TensorInfo:
     def is_quantized(self) -> bool:
         """True if the integers stand for real numbers."""
         return self.dtype in QUANTIZED and bool(self.scales)
+
+    @property
+    def is_weight(self) -> bool:
+        """True if it was counted as a weight."""
+        return self.entropy_bytes is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +103,23 @@ class OpCount:
 
 @dataclasses.dataclass(frozen=True)
 class LayerBytes:
-    """Bytes of the constants that an operator is the first to consume ('' if none does)."""
+    """The constants that an operator is the first to consume ('' if none does).
+
+    All of them count in `bytes` and `coded_bytes`, of which the weights alone are coded; only
+    the weights count in the rest.
+    """
 
     layer: str
     operator: str
     subgraph: int
     bytes: int
+    dtype: str  # of the largest constant
+    weights: int  # elements
+    sparsity: float | None
+    unique: int | None  # the most in one tensor
+    unique_per_channel: int | None  # the most in one channel of a tensor with scales per channel
+    entropy_bytes: int
+    coded_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +162,9 @@ class Inspection:
     weights_bytes: int  # all constants
     sparsity: float | None  # over weights: constants of 2 or more dimensions, no indices
     float_ops: tuple[OperatorInfo, ...]  # compute in float although the file has quantized ops
+    weights: int  # elements of those that `sparsity` is over
+    entropy_bytes: int  # of the weights
+    coded_bytes: int  # all constants, the weights among them coded
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dicts and numbers, ready for `json.dumps`."""
@@ -153,9 +183,8 @@ class Inspection:
         _render_summary(self, console)
         rows: Rows = [(c.name, c.dtype, c.version, c.count) for c in self.op_counts]
         print_table(console, "Operators", "name,dtype,version >,count >", rows)
-        layers = sorted(self.layer_bytes, key=lambda layer: -layer.bytes)[: None if details else 20]
-        rows = [(layer.layer or "(no operator)", layer.operator, layer.bytes) for layer in layers]
-        print_table(console, "Bytes of constants by layer", "layer,operator,bytes >", rows)
+        layers = sorted(self.layer_bytes, key=lambda layer: -layer.bytes)
+        _render_layers(layers if details else layers[:20], console)
         if self.float_ops:
             rows = [(op.layer, op.name, op.dtype) for op in self.float_ops]
             print_table(console, "Computed in float", "layer,operator,dtype", rows)
@@ -182,13 +211,16 @@ def _plain(value: Any) -> Any:
 
 
 def _render_summary(found: Inspection, console: Console) -> None:
+    coded = f"{found.coded_bytes:,} entropy-coded (theory)"
     rows: Rows = [
         ("file", f"{found.file_bytes:,} bytes, {found.zipped_bytes:,} zipped"),
-        ("constants", f"{found.weights_bytes:,} bytes"),
+        ("constants", f"{found.weights_bytes:,} bytes, {coded}"),
         *((f"  {dtype}", f"{size:,} bytes") for dtype, size in found.dtype_bytes.items()),
         ("description", f"{found.description} (schema {found.schema_version})"),
     ]
     if found.sparsity is not None:
+        bits = 8 * found.entropy_bytes / found.weights
+        rows.insert(-1, ("weights", f"{found.weights:,} with {bits:.2f} bits of entropy each"))
         rows.insert(-1, ("sparsity", f"{found.sparsity:.1%}"))
     rows += [(f"metadata {m.name}", m.text or f"{m.bytes:,} bytes") for m in found.metadata]
     for s in found.signatures:
@@ -197,6 +229,40 @@ def _render_summary(found: Inspection, console: Console) -> None:
     ports = [("input", t) for t in found.inputs] + [("output", t) for t in found.outputs]
     rows = [(kind, t.name, list(t.shape_signature), t.dtype, _scale_text(t)) for kind, t in ports]
     print_table(console, "Inputs and outputs", ",name,shape,dtype,quantization", rows)
+
+
+def _render_layers(layers: list[LayerBytes], console: Console) -> None:
+    # The numbers alone nearly fill a terminal of 80 columns.
+    wide = console.width >= 100
+    rows: Rows = []
+    for layer, name in zip(layers, _short_names([layer.layer for layer in layers]), strict=True):
+        kind: tuple[str, ...] = (name or "(no operator)", layer.operator, layer.dtype)
+        if not wide:
+            kind = (f"{kind[0]}\n{layer.operator} {layer.dtype}",)
+        sparsity = "" if layer.sparsity is None else f"{layer.sparsity:.1%}"
+        numbers = (layer.weights or "", sparsity, _unique_text(layer))
+        rows.append((*kind, *numbers, layer.bytes, layer.coded_bytes))
+    channels = any(layer.unique_per_channel is not None for layer in layers)
+    print_table(
+        console,
+        f"Constants by layer: unique values{' (in one channel)' if channels else ''}, bytes as "
+        "stored and entropy-coded",
+        f"layer,{'operator,dtype,' if wide else ''}weights >,sparsity >,unique >,bytes >,coded >",
+        rows,
+    )
+
+
+def _short_names(names: list[str]) -> list[str]:
+    """Leave out what a converter fused into a layer, and the model that all layers lie in."""
+    first = [name.split(";")[0] for name in names]
+    parts = [name.split("/") for name in first if name]
+    nested = all(len(p) > 2 and p[0] == parts[0][0] for p in parts)
+    return [name.partition("/")[2] for name in first] if nested else first
+
+
+def _unique_text(layer: LayerBytes) -> str:
+    text = "" if layer.unique is None else f"{layer.unique:,}"
+    return text if layer.unique_per_channel is None else f"{text} ({layer.unique_per_channel:,})"
 
 
 def _render_details(found: Inspection, console: Console) -> None:

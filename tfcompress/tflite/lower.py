@@ -15,7 +15,7 @@ from tfcompress.layers import (
     Compressed,
     FakeQuant,
     FusedBatchNorm,
-    effective_weight,
+    baked_weight,
     target_variables,
 )
 from tfcompress.nodes import has_own_call
@@ -222,7 +222,7 @@ def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool)
             copy_weights([(source.layer, twin)])
             copied = target_variables(twin, source.targets)
             for target, (_, variable) in zip(source.bound, copied, strict=True):
-                variable.assign(effective_weight(target))
+                variable.assign(baked_weight(target))
         else:
             copy_weights([(source, twin)])
     return exported
