@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tfcompress.callbacks import UpdateCompression
     from tfcompress.compression import compress, quantize_aware
     from tfcompress.graph import flatten
+    from tfcompress.prune_callback import PruneCallback
     from tfcompress.recipe import Recipe, Rule
     from tfcompress.targets import list_targets, load_target
     from tfcompress.techniques import (
@@ -34,6 +35,7 @@ _HOMES = {
     "tfcompress.callbacks": ["UpdateCompression"],
     "tfcompress.compression": ["compress", "quantize_aware"],
     "tfcompress.graph": ["flatten"],
+    "tfcompress.prune_callback": ["PruneCallback"],
     "tfcompress.recipe": ["Recipe", "Rule"],
     "tfcompress.targets": ["list_targets", "load_target"],
     "tfcompress.techniques": [
@@ -55,6 +57,7 @@ __all__ = [
     "Cluster",
     "GroupLasso",
     "Prune",
+    "PruneCallback",
     "Quantize",
     "Recipe",
     "Regularize",

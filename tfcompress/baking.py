@@ -11,7 +11,7 @@ from tfcompress.layers import (
     FakeQuant,
     FusedBatchNorm,
     assign,
-    effective_weight,
+    baked_weight,
     target_variables,
 )
 from tfcompress.techniques import Quantize
@@ -125,7 +125,7 @@ def _bake(operation):
         copied = target_variables(inner, operation.targets)
         baked = twin.bound if kept else [None] * len(copied)
         for source, (_, variable), target in zip(operation.bound, copied, baked, strict=True):
-            variable.assign(effective_weight(source, stop=Quantize))
+            variable.assign(baked_weight(source, stop=Quantize))
             if target is not None:
                 pairs = zip(source.techniques, source.states, strict=True)
                 old = [state for technique, state in pairs if isinstance(technique, Quantize)]

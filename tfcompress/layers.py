@@ -251,6 +251,11 @@ def effective_weight(target: Target, stop: type | None = None):
     return weight
 
 
+def baked_weight(target: Target, stop: type | None = None):
+    """The effective value as it is stored: without -0.0, which masks make of negative weights."""
+    return effective_weight(target, stop) + 0.0
+
+
 def tensors(state: dict[str, Any]) -> dict[str, Any]:
     """The values of a state that is kept in weights."""
     return {name: as_tensor(value) for name, value in state.items()}

@@ -1,0 +1,244 @@
+"""PruneCallback: pruning of a user's own model, in place, while it trains."""
+
+import contextlib
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.callbacks import iterations
+from tfcompress.layers import TARGETS, Compressed, target_variables
+from tfcompress.techniques.prune import TAYLOR_MOMENTUM, Prune, as_mask, global_masks
+from tfcompress.techniques.quantize import as_tensor
+
+# Scores that are 0 where a weight is 0.
+OF_SIZE = ("magnitude", "l1", "l2", "max")
+
+
+class PruneCallback(keras.callbacks.Callback):
+    """Prunes the weights of any Keras model in place, while `fit` trains it.
+
+    The model is the user's own and stays unwrapped: it needs not be flattened, and no `finalize`.
+    After every optimizer step, pruned weights are set to zero, so that the model holds exactly the
+    zeros of the schedule at any time; a weight that was pruned stays so. The step is
+    `optimizer.iterations`: a run that is resumed by `BackupAndRestore` goes on as if it had not
+    been interrupted, and with `steps_per_execution` masks are applied within it, too. With a new
+    optimizer, whose steps count from 0, the same callback object goes on where it was.
+
+    Args:
+        prune: a `Prune`. On JAX scores that come from gradients are not available.
+        layers: a shell pattern for names and classes of layers, or a predicate f(layer) -> bool.
+        regularizer: a Keras regularizer for the weights while they are pruned, such as
+            `GroupLasso(1e-4)`.
+
+    Raises:
+        TypeError: if `prune` is something else.
+        ValueError: at the start of `fit`, if there is nothing to prune.
+
+    Example:
+        >>> from tfcompress import schedules
+        >>> prune = Prune(schedules.polynomial(0.0, 0.8, end=2000))
+        >>> model.fit(x, y, callbacks=[PruneCallback(prune)])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        prune: Prune,
+        layers: str | Callable[[Any], bool] = "*",
+        regularizer: Any = None,
+    ):
+        super().__init__()
+        if not isinstance(prune, Prune):
+            raise TypeError(
+                f"prune must be a tfcompress.Prune; received {prune!r}. Other techniques need a "
+                "model from tfcompress.compress and UpdateCompression."
+            )
+        self.prune, self.layers = prune, layers
+        self.regularizer = None if regularizer is None else keras.regularizers.get(regularizer)
+        self._weights: list[_Pruned] = []
+        self._last, self._offset, self._due = -1, 0, 0.0
+        self._started = False
+
+    def on_train_begin(self, logs=None):
+        iterations(self.model)
+        if self.prune.learns_scores and keras.backend.backend() == "jax":
+            raise ValueError(
+                f"score={self.prune.score!r} needs gradients, which a callback does not see on "
+                "JAX. Use tfcompress.compress with UpdateCompression, or another score."
+            )
+        with _scope(self.model):
+            self._weights = self._find()
+        for weight in self._weights:
+            weight.attach(self.regularizer)
+        if self.prune.learns_scores:
+            _watch(self.model.optimizer, self._weights)
+        # The step may be compiled already, without the masks.
+        _recompile(self.model)
+        self._started = False
+
+    def _find(self) -> list["_Pruned"]:
+        found: list[_Pruned] = []
+        reasons = {}
+        for layer in self.model._flatten_layers():
+            if isinstance(layer, Compressed):
+                raise ValueError(
+                    f"PruneCallback prunes models that are not wrapped; layer '{layer.name}' comes "
+                    "from tfcompress.compress. Put Prune into its recipe instead."
+                )
+            # Each layer for itself: the layers inside it have their own turn.
+            for owner, variable in target_variables(layer, TARGETS):
+                if owner is layer and self._matches(layer):
+                    reasons[f"{layer.name}/{variable.name}"] = reason = self.prune.refuses(
+                        layer, variable
+                    )
+                    if reason is None and not any(x.variable is variable for x in found):
+                        found.append(_Pruned(layer, variable, self.prune))
+        if not found:
+            listed = "; ".join(f"{name} is {reason}" for name, reason in list(reasons.items())[:4])
+            raise ValueError(
+                f"PruneCallback finds nothing to prune in model '{self.model.name}' with "
+                f"layers={self.layers!r}: received {listed or 'no layer with a kernel'}. "
+                "Mend the pattern, or build the model before fit."
+            )
+        return found
+
+    def _matches(self, layer) -> bool:
+        if not isinstance(self.layers, str):
+            return bool(self.layers(layer))
+        names = layer.name, type(layer).__name__
+        return any(fnmatch.fnmatchcase(name, self.layers) for name in names)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._start()
+
+    def _start(self) -> None:
+        if self._started:
+            return
+        self._started = True  # BackupAndRestore has restored the weights by now
+        self._offset = max(0, self._last - iterations(self.model))
+        self._update(self._step())
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self._step()
+        if step >= self._due:
+            self._update(step)
+        elif keras.backend.backend() == "jax":  # which compiles no masks into the step
+            self._apply()
+        self._last = step
+
+    def on_train_end(self, logs=None):
+        self._apply()  # averaged weights (use_ema) came after the last step
+        for weight in self._weights:
+            weight.detach()
+        self.model.optimizer.__dict__.pop("apply", None)
+        _recompile(self.model)
+
+    def _step(self) -> int:
+        return self._offset + iterations(self.model)
+
+    def _update(self, step: int) -> None:
+        """Finds the masks of a step; they depend on the weights and the step alone."""
+        following = self.prune.next_step(step)
+        self._due = float("inf") if following is None else following
+        if step >= self.prune.begins():
+            arrays = [weight.arrays() for weight in self._weights]
+            bound = [weight.prune for weight in self._weights]
+            if self.prune.together:
+                masks = global_masks(bound, arrays, step)
+            else:
+                masks = [p.mask(*each, step) for p, each in zip(bound, arrays, strict=True)]
+            for weight, mask in zip(self._weights, masks, strict=True):
+                weight.mask.assign(as_mask(mask))
+        self._apply()
+        self._last = step
+
+    def _apply(self) -> None:
+        for weight in self._weights:
+            # Adding zero makes 0.0 of -0.0, which would zip as another value.
+            weight.variable.assign(weight.masked(as_tensor(weight.variable)) + 0.0)
+
+
+class _Pruned:
+    """A weight of the user's model, its mask, and what is changed on it during `fit`."""
+
+    def __init__(self, layer, variable, prune: Prune):
+        self.variable = variable
+        self.prune = prune.bind(layer, variable.name)
+        make = {"trainable": False, "aggregation": "mean"}
+        shape, name = variable.shape, f"{variable.name}_prune"
+        ones, zeros = (keras.initializers.get(kind) for kind in ("ones", "zeros"))
+        self.mask = keras.Variable(ones, shape, "float32", name=f"{name}_mask", **make)
+        self.scores: Any = None
+        if prune.learns_scores:
+            self.scores = keras.Variable(zeros, shape, "float32", name=f"{name}_scores", **make)
+
+    def attach(self, regularizer) -> None:
+        """Lets the optimizer mask the weight after each step."""
+        self._own = self.variable.constraint, self.variable.regularizer
+        if keras.backend.backend() != "jax":
+            self.variable.constraint = self._constrain
+        if regularizer is not None:
+            self.variable.regularizer = regularizer
+
+    def detach(self) -> None:
+        """Gives the weight back as it was."""
+        self.variable.constraint, self.variable.regularizer = self._own
+
+    def _constrain(self, weight):
+        own = self._own[0]
+        return self.masked(as_tensor(weight) if own is None else own(weight))
+
+    def masked(self, weight):
+        """The weight, pruned."""
+        return weight * ops.cast(as_tensor(self.mask), weight.dtype)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The weight and its scores, of which those of weights that were pruned are the least."""
+        weight = ops.convert_to_numpy(as_tensor(self.variable))
+        if isinstance(self.prune.score, str) and self.prune.score in OF_SIZE:
+            return weight, None  # where zeros come first anyway
+        learned = None if self.scores is None else ops.convert_to_numpy(as_tensor(self.scores))
+        scores = self.prune.scores(weight, learned)
+        return weight, np.where(weight == 0, min(0.0, scores.min(initial=0.0)), scores)
+
+    def watch(self, gradient) -> None:
+        """Updates learned scores by the gradient of the weight."""
+        product = ops.convert_to_tensor(gradient) * as_tensor(self.variable)
+        product, old = ops.cast(product, "float32"), as_tensor(self.scores)
+        if self.prune.score == "movement":
+            self.scores.assign(old - product)
+        else:
+            keep = TAYLOR_MOMENTUM
+            self.scores.assign(keep * old + (1 - keep) * ops.abs(product))
+
+
+def _watch(optimizer, weights: list[_Pruned]) -> None:
+    """Shows the weights their gradients whenever the optimizer applies them."""
+    apply, by_id = optimizer.apply, {id(weight.variable): weight for weight in weights}
+
+    def watch_and_apply(grads, trainable_variables=None):
+        variables = trainable_variables
+        variables = optimizer._trainable_variables if variables is None else list(variables)
+        for gradient, variable in zip(grads, variables, strict=True):
+            if gradient is not None and id(variable) in by_id:
+                by_id[id(variable)].watch(gradient)
+        return apply(grads, trainable_variables)
+
+    optimizer.apply = watch_and_apply
+
+
+def _recompile(model) -> None:
+    """Lets a running `fit` go on with a training step that is compiled anew."""
+    model.make_train_function(force=True)
+
+
+def _scope(model):
+    """Where variables of a distributed model are made."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
