@@ -6,6 +6,7 @@ INITS = ("kmeans++", "linear", "density", "random")
 # k-means needs no more weights than this to find where they are dense.
 _SAMPLE = 2**17
 _ROUNDS = 25
+_PIECE = 2**15
 
 
 def initial(
@@ -88,15 +89,19 @@ def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
     Example:
         >>> nearest(np.array([[0.1], [0.9]]), np.array([[0.0], [1.0]])).ravel()
-        array([0, 1])
+        array([0, 1], dtype=uint8)
     """
     middles = (centroids[:-1] + centroids[1:]) / 2
-    if centroids.shape[1] == 1:
+    if centroids.shape[1] == 1 and len(middles) > 64:
         found = np.searchsorted(middles[:, 0], values.ravel(), side="right")
         return found.reshape(values.shape)
-    found = np.zeros(values.shape, np.int64)
-    for middle in middles:
-        found += values >= middle
+    found = np.zeros(values.shape, np.uint8 if len(middles) < 256 else np.uint16)
+    # By pieces that stay in the cache, comparing with every limit is quicker than searching.
+    rows = max(1, _PIECE // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        piece = values[start : start + rows]
+        for middle in middles.astype(values.dtype):
+            found[start : start + rows] += piece >= middle
     return found
 
 

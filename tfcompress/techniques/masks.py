@@ -120,47 +120,105 @@ def keep_n_of_m(scores: np.ndarray, n: int, m: int, axis: int) -> np.ndarray:
     filled = np.full((*moved.shape[:-1], groups * m), -np.inf, scores.dtype)
     filled[..., :length] = moved
     filled = filled.reshape(*moved.shape[:-1], groups, m)
-    order = np.argsort(-filled, axis=-1, kind="stable")
-    keep = np.zeros(filled.shape, bool)
-    np.put_along_axis(keep, order[..., :n], True, axis=-1)
-    keep = keep.reshape(*moved.shape[:-1], groups * m)[..., :length]
+    keep = _largest(filled, n).reshape(*moved.shape[:-1], groups * m)[..., :length]
     return np.moveaxis(keep, -1, axis)
+
+
+def _largest(groups: np.ndarray, n: int) -> np.ndarray:
+    """True at the n largest of the last axis; of equal ones at the first."""
+    m = groups.shape[-1]
+    if m > 16:
+        order = np.argsort(-groups, axis=-1, kind="stable")
+        keep = np.zeros(groups.shape, bool)
+        np.put_along_axis(keep, order[..., :n], True, axis=-1)
+        return keep
+    # Comparing each with each is many times as fast as sorting so few.
+    columns = [np.ascontiguousarray(groups[..., i]) for i in range(m)]
+    ranks = [np.zeros(groups.shape[:-1], np.uint8) for _ in range(m)]
+    for i in range(m):
+        for j in range(i + 1, m):
+            later = columns[j] > columns[i]
+            ranks[i] += later
+            ranks[j] += ~later
+    return np.stack([rank < n for rank in ranks], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Weights that are pruned together: `number[i]` tells the group of weight i.
+    """Weights that are pruned together: blocks of the matrix that a weight is seen as.
 
     Attributes:
         shape: of the weight.
-        number: int array of the shape of the weight, or None where each weight is its own group.
-        sizes: weights of each group, or None where each has one.
+        columns: axes of the weight that are the columns of the matrix; the others are its rows.
+        block: rows and columns of a block; None where each weight is its own group.
     """
 
     shape: tuple[int, ...]
-    number: np.ndarray | None
-    sizes: np.ndarray | None
+    columns: tuple[int, ...] = ()
+    block: tuple[int, int] | None = None
+
+    @property
+    def _matrix(self) -> tuple[int, int]:
+        columns = math.prod(self.shape[axis] for axis in self.columns)
+        return math.prod(self.shape) // max(columns, 1), columns
+
+    @property
+    def _blocks(self) -> tuple[int, int]:
+        assert self.block is not None
+        rows, columns = (-(-n // b) for n, b in zip(self._matrix, self.block, strict=True))
+        return rows, columns
 
     @property
     def count(self) -> int:
         """How many groups there are."""
-        return math.prod(self.shape) if self.sizes is None else len(self.sizes)
+        return math.prod(self.shape if self.block is None else self._blocks)
+
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """Weights of each group; None where each has one."""
+        if self.block is None:
+            return None
+        ends = []
+        for length, size in zip(self._matrix, self.block, strict=True):
+            starts = np.arange(0, length, size)
+            ends.append(np.minimum(starts + size, length) - starts)
+        return np.outer(*ends).ravel()
 
     def reduce(self, scores: np.ndarray, largest: bool = False) -> np.ndarray:
         """The score of each group: the mean of its weights' scores, or the largest of them."""
-        if self.number is None or self.sizes is None:
+        if self.block is None or self.sizes is None:
             return scores.ravel()
+        (rows, columns), (n, m) = self._blocks, self.block
+        last = tuple(range(-len(self.columns), 0))
+        matrix = np.moveaxis(scores, self.columns, last).reshape(self._matrix)
+        pairs = zip((rows, columns), (n, m), matrix.shape, strict=True)
+        missing = [(0, b * k - x) for b, k, x in pairs]
+        if any(after for _, after in missing):
+            matrix = np.pad(matrix, missing, constant_values=-np.inf if largest else 0)
+        blocks = matrix.reshape(rows, n, columns, m)
         if largest:
-            found = np.full(len(self.sizes), -np.inf, scores.dtype)
-            np.maximum.at(found, self.number.ravel(), scores.ravel())
-            return found
-        totals = np.bincount(self.number.ravel(), scores.ravel(), len(self.sizes))
-        return totals / self.sizes
+            return blocks.max(axis=(1, 3)).ravel()
+        return blocks.sum(axis=(1, 3), dtype=np.float64).ravel() / self.sizes
+
+    def expand(self, values: np.ndarray) -> np.ndarray:
+        """An array of the weight's shape from one value for each group."""
+        if self.block is None:
+            return values.reshape(self.shape)
+        rows, columns = self._matrix
+        blocks = values.reshape(self._blocks)
+        matrix = blocks.repeat(self.block[0], 0)[:rows].repeat(self.block[1], 1)[:, :columns]
+        last = tuple(range(-len(self.columns), 0))
+        others = [n for axis, n in enumerate(self.shape) if axis not in self._positive]
+        moved = matrix.reshape(*others, *(self.shape[axis] for axis in self.columns))
+        return np.moveaxis(moved, last, self.columns)
+
+    @property
+    def _positive(self) -> tuple[int, ...]:
+        return tuple(axis % len(self.shape) for axis in self.columns)
 
     def mask(self, pruned: np.ndarray) -> np.ndarray:
         """The mask of the weight, from a bool array that tells which groups are pruned."""
-        kept = ~pruned
-        return kept.reshape(self.shape) if self.number is None else kept[self.number]
+        return self.expand(~pruned)
 
 
 def group(
@@ -184,28 +242,14 @@ def group(
         ValueError: if the weight has no such axes.
     """
     if pattern.kind in ("unstructured", "n:m"):
-        return Groups(shape, None, None)
+        return Groups(shape)
     axes = inputs if pattern.kind == "channels" else outputs
     if not axes:
         raise ValueError(
             f"pattern {pattern.kind!r} needs a weight with input and output channels; received "
             f"one of shape {shape} without. Leave its layer out with Rule('name', [])."
         )
-    indices = np.indices(shape, sparse=True)
     if pattern.kind == "block":
-        rest = [axis for axis in range(len(shape)) if axis not in outputs]
-        row, column = _ravel(indices, shape, rest), _ravel(indices, shape, list(outputs))
-        columns = -(-math.prod(shape[axis] for axis in outputs) // pattern.m)
-        number = row // pattern.n * columns + column // pattern.m
-    else:
-        number = _ravel(indices, shape, list(axes))
-    number = np.broadcast_to(number, shape)
-    return Groups(shape, number, np.bincount(number.ravel()))
-
-
-def _ravel(indices, shape: tuple[int, ...], axes: list[int]):
-    """The index of each element within the given axes, counted row by row."""
-    number = np.zeros((1,) * len(shape), np.int64)
-    for axis in axes:
-        number = number * shape[axis] + indices[axis]
-    return number
+        return Groups(shape, axes, (pattern.n, pattern.m))
+    rows = math.prod(n for axis, n in enumerate(shape) if axis not in axes)
+    return Groups(shape, axes, (max(rows, 1), 1))

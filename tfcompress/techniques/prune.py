@@ -17,7 +17,7 @@ from tfcompress.techniques.technique import Technique, check
 
 SCORES = ("magnitude", "l1", "l2", "max", "random", "taylor", "movement")
 # Weight of what was known before in the moving average of Taylor scores.
-_TAYLOR_MOMENTUM = 0.9
+TAYLOR_MOMENTUM = 0.9
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -206,6 +206,8 @@ class Prune(Technique):
 
     def scores(self, weight: np.ndarray, learned: np.ndarray | None) -> np.ndarray:
         """The importance of each weight, an array of the shape of `weight`."""
+        if learned is not None:
+            return learned
         if callable(self.score):
             found = np.asarray(self.score(weight))
             if found.shape != weight.shape:
@@ -216,8 +218,6 @@ class Prune(Technique):
             return found
         if self.score == "random":
             return np.random.default_rng(self.seed).random(weight.shape, np.float32)
-        if learned is not None:
-            return learned
         return np.square(weight) if self.score == "l2" else np.abs(weight)
 
     def groups(self, shape: tuple[int, ...]) -> Groups:
@@ -250,7 +250,7 @@ def _watched(weight, mask, scores):
         def gradient(*upstreams, upstream=None):
             upstream = upstreams[0] if upstreams else upstream
             new = ops.cast(ops.abs(upstream * weight), scores.dtype)
-            return upstream * mask, _TAYLOR_MOMENTUM * scores + (1 - _TAYLOR_MOMENTUM) * new
+            return upstream * mask, TAYLOR_MOMENTUM * scores + (1 - TAYLOR_MOMENTUM) * new
 
         return weight * mask, gradient
 

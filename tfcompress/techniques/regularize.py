@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfcompress.techniques.masks import Pattern, group
@@ -43,9 +44,9 @@ class GroupLasso(keras.regularizers.Regularizer):
     def __call__(self, x):
         rank = len(x.shape)
         groups = group(tuple(x.shape), Pattern.parse(self.pattern), (rank - 2,), (rank - 1,))
-        number = ops.convert_to_tensor(groups.number.reshape(-1).astype("int32"))
+        number = groups.expand(np.arange(groups.count, dtype="int32")).ravel()
         flat = ops.reshape(ops.square(ops.cast(x, "float32")), (-1,))
-        squares = ops.segment_sum(flat, number, num_segments=groups.count)
+        squares = ops.segment_sum(flat, ops.convert_to_tensor(number), num_segments=groups.count)
         # The norm has no gradient at 0, where a group that is gone shall stay.
         alive = squares > 0.0
         norms = ops.where(alive, ops.sqrt(ops.where(alive, squares, 1.0)), 0.0)
