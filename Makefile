@@ -32,7 +32,7 @@ format: $(READY)  ## mend style and format
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## measure the cost of training, of conversion, and how equal files are
-	$(BIN)/python -m tfcompress.bench.qat_cost
+	$(BIN)/python -m tfcompress.bench.training_cost
 	$(BIN)/python -m tfcompress.bench.ptq_speed
 	$(BIN)/python -m tfcompress.bench.equality
 

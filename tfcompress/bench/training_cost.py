@@ -1,12 +1,13 @@
-"""What quantization-aware training costs: its step against the same model's plain Keras step.
+"""What training under techniques costs: its step against the same model's plain Keras step.
 
 Variants take turns in one process, so that a slow spell of the machine hits all of them, and each
 round gives one ratio per variant; the table shows their medians. Run it on an idle machine:
 
-    python -m tfcompress.bench.qat_cost --rounds 7
+    python -m tfcompress.bench.training_cost --rounds 7
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -23,7 +24,20 @@ BATCH = 32
 WARM_UP = 5  # steps of each round that do not count
 # "fused" is the float model with the BatchNormalization of QAT models: what rounding alone costs is
 # "qat" over "fused".
-VARIANTS = ("plain", "fused", "qat", "weights", "activations")
+VARIANTS = (
+    "plain",
+    "fused",
+    "qat",
+    "weights",
+    "activations",
+    "prune",
+    "prune_callback",
+    "cluster",
+    "cluster_channel",
+    "pcqat",
+)
+CLUSTERS = 16
+FREQUENCY = 10  # steps between updates of masks and clusters
 
 
 def mobile_net(keras: Any, width: int = 1) -> Any:
@@ -51,57 +65,76 @@ def mobile_net(keras: Any, width: int = 1) -> Any:
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
-def build(variant: str, width: int) -> Any:
-    """A compiled Keras 3 model of one of the `VARIANTS`."""
+def build(variant: str, width: int) -> tuple[Any, Callable[[], list]]:
+    """A compiled Keras 3 model of one of the `VARIANTS`, and what makes its callbacks."""
     import keras
 
+    import tfcompress as tfc
     from tfcompress.baking import rebuild_copy
-    from tfcompress.compression import quantize_aware
-    from tfcompress.graph import copy_operation
-    from tfcompress.layers import Compressed, FusedBatchNorm
 
-    def plain_weights(operation):
-        if isinstance(operation, Compressed):
-            return copy_operation(operation.layer), lambda: None
-        return None
-
-    def fused_statistics(operation):
-        if isinstance(operation, keras.layers.BatchNormalization):
-            return FusedBatchNorm(copy_operation(operation)), lambda: None
-        return None
-
+    prune = tfc.Prune(tfc.schedules.polynomial(0.0, 0.8, end=10**6, frequency=FREQUENCY))
+    cluster = tfc.Cluster(CLUSTERS, begin=0, frequency=FREQUENCY)
+    recipes = {
+        "qat": [tfc.Quantize()],
+        "activations": [tfc.Quantize()],
+        "weights": [tfc.Quantize(activation_bits=None)],
+        "prune": [prune],
+        "cluster": [cluster],
+        "cluster_channel": [dataclasses.replace(cluster, per_channel=True)],
+        "pcqat": [prune, cluster, tfc.Quantize()],
+    }
     model = mobile_net(keras, width)
+    callbacks: Callable[[], list] = list
     if variant == "fused":
-        model = rebuild_copy(model, fused_statistics)
+        model = rebuild_copy(model, _fused_statistics)
+    elif variant == "prune_callback":
+        callbacks = lambda: [tfc.PruneCallback(prune)]  # noqa: E731
     elif variant != "plain":
-        model = quantize_aware(model, activation_bits=None if variant == "weights" else 8)
+        model = tfc.compress(model, tfc.Recipe([tfc.Rule("*", recipes[variant])]))
+        callbacks = lambda: [tfc.UpdateCompression()]  # noqa: E731
     if variant == "activations":
-        model = rebuild_copy(model, plain_weights)
-    return _compile(keras, model, jit_compile=False)
+        model = rebuild_copy(model, _plain_weights)
+    return compiled(keras, model, jit_compile=False), callbacks
 
 
-def build_tfmot(variant: str, width: int) -> Any:
-    """The same network on tf_keras, as it is or with TFMOT's quantization-aware training."""
-    import tf_keras
-    from tensorflow_model_optimization.quantization.keras import quantize_model
+def _plain_weights(operation):
+    from tfcompress.graph import copy_operation
+    from tfcompress.layers import Compressed
 
-    model = mobile_net(tf_keras, width)
-    return _compile(tf_keras, quantize_model(model) if variant == "qat" else model)
+    if isinstance(operation, Compressed):
+        return copy_operation(operation.layer), lambda: None
+    return None
 
 
-def _compile(keras: Any, model: Any, **kwargs) -> Any:
+def _fused_statistics(operation):
+    import keras
+
+    from tfcompress.graph import copy_operation
+    from tfcompress.layers import FusedBatchNorm
+
+    if isinstance(operation, keras.layers.BatchNormalization):
+        return FusedBatchNorm(copy_operation(operation)), lambda: None
+    return None
+
+
+def compiled(keras: Any, model: Any, **kwargs) -> Any:
+    """The model, compiled with SGD for logits."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, **kwargs)
     return model
 
 
 def measure(
-    models: dict[str, Any], keras: Any, rounds: int, steps: int, progress: Callable = lambda _: None
+    models: dict[str, tuple[Any, Callable[[], list]]],
+    keras: Any,
+    rounds: int,
+    steps: int,
+    progress: Callable = lambda _: None,
 ) -> dict[str, list[tuple[float, float]]]:
     """Trains the models in turns.
 
     Args:
-        models: name -> compiled model.
+        models: name -> compiled model, and what makes the callbacks of its fit.
         keras: the module that the models come from.
         rounds: how often each model has its turn.
         steps: optimizer steps of a turn, of which the first ones are not counted.
@@ -129,7 +162,9 @@ def measure(
         names = list(models)[number % len(models) :] + list(models)[: number % len(models)]
         for name in names:
             clock = Clock()
-            models[name].fit(x, y, batch_size=BATCH, verbose=0, shuffle=False, callbacks=[clock])
+            model, callbacks = models[name]
+            together = [*callbacks(), clock]
+            model.fit(x, y, batch_size=BATCH, verbose=0, shuffle=False, callbacks=together)
             if number > 0:  # the first round traces
                 found[name].append(clock.spent)
         progress(f"round {number} of {rounds}, load {os.getloadavg()[0]:.1f}")
@@ -153,7 +188,7 @@ def run_tfmot(width: int, rounds: int, steps: int) -> dict[str, dict]:
     """Measures TFMOT in a process of its own; {} if it or tf_keras is not installed."""
     if not all(map(importlib.util.find_spec, ("tf_keras", "tensorflow_model_optimization"))):
         return {}
-    command = [sys.executable, "-m", "tfcompress.bench.qat_cost", "--only-tfmot", "--json"]
+    command = [sys.executable, "-m", "tfcompress.bench.training_cost", "--only-tfmot", "--json"]
     command += ["--width", str(width), "--rounds", str(rounds), "--steps", str(steps)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=3600)
     return json.loads(done.stdout.splitlines()[-1])["variants"] if done.returncode == 0 else {}
@@ -162,7 +197,10 @@ def run_tfmot(width: int, rounds: int, steps: int) -> dict[str, dict]:
 def _measure_tfmot(width: int, rounds: int, steps: int) -> dict[str, dict]:
     import tf_keras
 
-    models = {f"tfmot_{name}": build_tfmot(name, width) for name in ("plain", "qat")}
+    from tfcompress.bench.tfmot_models import VARIANTS as NAMES
+    from tfcompress.bench.tfmot_models import build as build_tfmot
+
+    models = {f"tfmot_{name}": build_tfmot(name, width) for name in NAMES}
     return summarize(measure(models, tf_keras, rounds, steps), "tfmot_plain")
 
 
@@ -177,16 +215,16 @@ def _measure_own(width: int, rounds: int, steps: int, variants: tuple[str, ...])
 
 
 def _print_table(summary: dict[str, dict]) -> None:
-    print(f"{'variant':14s} {'CPU ms':>8s} {'wall ms':>8s} {'CPU ratio':>10s} {'wall ratio':>10s}")
+    print(f"{'variant':16s} {'CPU ms':>8s} {'wall ms':>8s} {'CPU ratio':>10s} {'wall ratio':>10s}")
     for name, row in summary.items():
         numbers = f"{row['cpu_ms']:8.1f} {row['wall_ms']:8.1f}"
-        print(f"{name:14s} {numbers} {row['cpu_ratio']:10.3f} {row['wall_ratio']:10.3f}")
+        print(f"{name:16s} {numbers} {row['cpu_ratio']:10.3f} {row['wall_ratio']:10.3f}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measures, and prints a table or, with --json, one line of JSON."""
     parser = argparse.ArgumentParser(
-        prog="python -m tfcompress.bench.qat_cost", description=__doc__.split("\n")[0]
+        prog="python -m tfcompress.bench.training_cost", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--width", type=int, default=1, help="multiplies the channels (1)")
     parser.add_argument("--rounds", type=int, default=7, help="paired rounds (7)")
