@@ -223,7 +223,7 @@ def test_models_of_keras_2_are_named_as_such(tmp_path):
         archive.writestr("metadata.json", '{"keras_version": "2.15.0"}')
         archive.writestr("config.json", '{"module": "keras", "class_name": "Nothing"}')
         archive.writestr("model.weights.h5", "")
-    with pytest.raises(ValueError, match=r"written by Keras 2.15.0 \(tf_keras\).*Rebuild"):
+    with pytest.raises(ValueError, match=r"by Keras 2.15.0 \(tf_keras\).*tfcompress migrate"):
         load_model(tmp_path / "old.keras")
 
 

@@ -31,6 +31,6 @@ def test_a_bias_moves_by_a_quarter_of_the_first_rounding():
     # Scales: 1 of the input, 0.01 and 0.02 of the weights, 0.1 of the output, so that the
     # multipliers are 0.1 = 0.8 * 2**-3 and 0.2 = 0.8 * 2**-2.
     known = {op.inputs[0]: Range(-128.0, 127.0), op.outputs[0]: Range(-12.8, 12.7)}
-    rounding.center(parsed, op, known, 8, "c")
+    rounding.center(parsed, op, known, np.array([0.01, 0.02]))
     expected = [0.5 - 0.25 * 0.01 / 0.8, 0.25 - 0.25 * 0.02 / 0.8]
     np.testing.assert_allclose(constant(parsed, op.inputs[2]), expected, rtol=1e-5)

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from tfcompress.baking import finalize
     from tfcompress.callbacks import UpdateCompression
     from tfcompress.compression import compress, quantize_aware
+    from tfcompress.compression_logger import CompressionLogger
     from tfcompress.graph import flatten
     from tfcompress.prune_callback import PruneCallback
     from tfcompress.recipe import Recipe, Rule
+    from tfcompress.search.findings import Sensitivity
+    from tfcompress.search.sensitivity import sensitivity
     from tfcompress.targets import list_targets, load_target
     from tfcompress.techniques import (
         Cluster,
@@ -34,9 +37,12 @@ _HOMES = {
     "tfcompress.baking": ["finalize"],
     "tfcompress.callbacks": ["UpdateCompression"],
     "tfcompress.compression": ["compress", "quantize_aware"],
+    "tfcompress.compression_logger": ["CompressionLogger"],
     "tfcompress.graph": ["flatten"],
     "tfcompress.prune_callback": ["PruneCallback"],
     "tfcompress.recipe": ["Recipe", "Rule"],
+    "tfcompress.search.findings": ["Sensitivity"],
+    "tfcompress.search.sensitivity": ["sensitivity"],
     "tfcompress.targets": ["list_targets", "load_target"],
     "tfcompress.techniques": [
         "Cluster",
@@ -55,6 +61,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Cluster",
+    "CompressionLogger",
     "GroupLasso",
     "Prune",
     "PruneCallback",
@@ -62,6 +69,7 @@ __all__ = [
     "Recipe",
     "Regularize",
     "Rule",
+    "Sensitivity",
     "Technique",
     "UpdateCompression",
     "benchmark",
@@ -74,6 +82,7 @@ __all__ = [
     "load_target",
     "quantize_aware",
     "schedules",
+    "sensitivity",
     "verify",
 ]
 

@@ -1,5 +1,6 @@
 """finalize: techniques baked into plain weights when training is over."""
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ from tfcompress.layers import (
     baked_weight,
     target_variables,
 )
+from tfcompress.legacy import is_legacy
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.quantize import as_tensor
 
@@ -35,6 +37,10 @@ def finalize(model: keras.Model) -> keras.Model:
         ValueError: if a schedule was never advanced, because `UpdateCompression()` was not among
             the callbacks of `fit`, or if training ended before a technique began.
     """
+    if is_legacy(model):
+        from tfcompress.legacy.compression import finalize as from_tfmot
+
+        return from_tfmot(model)
     if not is_compressed(model):
         return flatten(model)
     require_advanced(model)
@@ -116,7 +122,7 @@ def _bake(operation):
         return twin, lambda: copy_weights([(operation.layer, twin)])
     if not isinstance(operation, Compressed):
         return None
-    kept = [t for t in operation.techniques if isinstance(t, Quantize)]
+    kept = [_unbound(t) for t in operation.bound[0].techniques if isinstance(t, Quantize)]
     inner = copy_operation(operation.layer)
     twin = Compressed(inner, kept, operation.targets) if kept else inner
 
@@ -135,3 +141,10 @@ def _bake(operation):
             twin.last_step.assign(operation.last_step)
 
     return twin, fill
+
+
+def _unbound(quantize: Quantize) -> Quantize:
+    """The technique with the granularity that it has, which may come from one before it."""
+    if quantize.axes:
+        return quantize
+    return dataclasses.replace(quantize, dense="per_tensor", convolution="per_tensor")

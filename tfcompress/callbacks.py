@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from tfcompress.layers import assign, tensors
+from tfcompress.legacy import is_legacy
 from tfcompress.techniques.quantize import as_tensor
 from tfcompress.techniques.technique import is_due
 
@@ -31,6 +32,13 @@ class UpdateCompression(keras.callbacks.Callback):
         # The first step at which some layer changes, and for each scheduled layer its own.
         self._due: float = float("inf")
         self._dues: list[float] = []
+
+    def set_model(self, model):
+        super().set_model(model)
+        if is_legacy(model):
+            from tfcompress.legacy.callback import hand_over
+
+            hand_over(self, model)
 
     def on_train_begin(self, logs=None):
         if not any(hasattr(layer, "advance") for layer in _layers(self.model)):

@@ -12,6 +12,7 @@ from tfcompress import primitives
 from tfcompress.baking import is_compressed
 from tfcompress.graph import Graph, Node, call_node, flatten
 from tfcompress.layers import Compressed, FusedBatchNorm, target_variables
+from tfcompress.legacy import is_legacy
 from tfcompress.placement import LINEAR, Placement, kind_of, place
 from tfcompress.recipe import Recipe, Rule, check_rules, quantize_of
 from tfcompress.techniques import Quantize, Technique
@@ -27,7 +28,8 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
     """A copy of a model that trains under a recipe's techniques.
 
     Args:
-        model: any Keras 3 model that `flatten` takes; it is left untouched.
+        model: any Keras 3 model that `flatten` takes; it is left untouched. A tf_keras (Keras 2)
+            model is compressed by TensorFlow Model Optimization, as far as that goes.
         recipe: a `Recipe`, or a list of `Rule`s.
         inputs: see `flatten`.
 
@@ -43,6 +45,10 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
         >>> small = compress(model, Recipe([Rule("*", [Quantize(bits=8)])]))  # doctest: +SKIP
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
+    if is_legacy(model):
+        from tfcompress.legacy.compression import compress as by_tfmot
+
+        return by_tfmot(model, recipe)
     if is_compressed(model):
         raise ValueError(
             f"model '{model.name}' comes from compress already; expected a plain one. Pass the "

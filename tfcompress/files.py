@@ -177,7 +177,7 @@ def load_model(path: PathLike) -> keras.Model | SavedModel:
             f"{type(path).__name__}."
         )
     file = Path(path)
-    version = _check_model_folder(file) if file.is_dir() else _check_model_file(file)
+    version = _check_model_folder(file) if file.is_dir() else check_model_file(file)
     if (file / "saved_model.pb").is_file():
         return SavedModel(file)
     import keras
@@ -207,7 +207,7 @@ def _check_model_folder(folder: Path) -> str | None:
     )
 
 
-def _check_model_file(file: Path) -> str | None:
+def check_model_file(file: Path) -> str | None:
     """Return the version of Keras that wrote the file, if it says so."""
     expected = "expected a .keras or .h5 file or a SavedModel folder"
     if not file.exists():
@@ -305,8 +305,7 @@ def _explain(error: Exception, path: PathLike, version: str | None) -> str:
     if version and version.startswith(("1.", "2.")):
         return (
             f"'{path}' was written by Keras {version} (tf_keras) and cannot be loaded in Keras 3: "
-            f"{_first(chain[-1])}. Rebuild the model in Keras 3 and load its weights, or export "
-            "a SavedModel there and convert that."
+            f"{_first(chain[-1])}. Bring it over: `tfcompress migrate {path} new.keras`."
         )
     if custom:
         return (

@@ -15,7 +15,10 @@ def require_model(model) -> None:
         return
     kind = f"{type(model).__module__}.{type(model).__name__}"
     if "keras" in type(model).__module__.split(".")[0]:
-        hint = "tf_keras (Keras 2) models are not supported here: rebuild it with Keras 3."
+        hint = (
+            "It is a model of tf_keras (Keras 2): save it with model.save('old.h5'), then bring it "
+            "over with `tfcompress migrate old.h5 new.keras`."
+        )
     elif isinstance(model, str) or hasattr(model, "__fspath__"):
         hint = f"Load it first: keras.saving.load_model({str(model)!r})."
     else:

@@ -3,13 +3,18 @@
 import dataclasses
 import fnmatch
 import itertools
+import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from tfcompress.layers import target_variables
+from tfcompress.schedules import Schedule
 from tfcompress.techniques import Quantize, Technique
+
+if TYPE_CHECKING:
+    from tfcompress.search.findings import Sensitivity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Rule:
 
     Args:
         layers: a shell pattern matched against the name and the class of a layer ("*", "block_1*",
-            "Dense"), or a predicate `f(layer) -> bool`.
+            "Dense"), a type such as `keras.layers.Dense`, which takes in its subclasses, or a
+            predicate `f(layer) -> bool`.
         techniques: applied in this order; an empty list leaves the layers as they are.
 
     Raises:
@@ -26,13 +32,18 @@ class Rule:
         ValueError: if techniques come in an order in which one undoes another, or twice.
     """
 
-    layers: str | Callable[[Any], bool]
+    layers: str | type | Callable[[Any], bool]
     techniques: Sequence[Technique] = ()
 
     def __post_init__(self):
         if not isinstance(self.layers, str) and not callable(self.layers):
             raise TypeError(
                 f"layers must be a pattern such as '*' or a predicate; received {self.layers!r}."
+            )
+        if isinstance(self.layers, type) and not issubclass(self.layers, keras.Operation):
+            raise TypeError(
+                "layers must be a type of layers such as keras.layers.Dense; received "
+                f"{self.layers!r}."
             )
         techniques = self.techniques
         if isinstance(techniques, Technique) or not isinstance(techniques, Sequence):
@@ -51,6 +62,8 @@ class Rule:
 
     def matches(self, layer) -> bool:
         """Whether the rule is meant for a layer."""
+        if isinstance(self.layers, type):
+            return isinstance(layer, self.layers)
         if not isinstance(self.layers, str):
             return bool(self.layers(layer))
         names = (layer.name, type(layer).__name__)
@@ -86,6 +99,48 @@ class Recipe:
             raise ValueError("a recipe must have at least one Rule; received none.")
         object.__setattr__(self, "rules", tuple(rules))
 
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], steps: int | None = None) -> "Recipe":
+        """Reads a recipe from a YAML file, or one of those that come with the package.
+
+        Args:
+            source: the path of a `.yaml` file, or "int8", "int4", "sparse50-int8",
+                "sparse80-int8", "cluster16-int8" or "sparse-cluster-int8".
+            steps: optimizer steps of the whole training, epochs times batches, of which the file
+                may name shares such as `end: 60%`.
+
+        Returns:
+            The `Recipe`.
+
+        Raises:
+            ValueError: if the file cannot be read or is no recipe; says the line and the key.
+
+        Example:
+            >>> Recipe.load("int8").rules[0].layers
+            '*'
+        """
+        from tfcompress import recipe_file  # which needs this module
+
+        return recipe_file.load(source, steps)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the recipe as a YAML file, which `load` reads again.
+
+        Args:
+            path: the `.yaml` file; it is written whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written.
+            ValueError: if YAML cannot tell it: a predicate, a type, a function as score, a
+                regularizer or technique of your own.
+
+        Example:
+            >>> Recipe.load("sparse50-int8", steps=1000).save("mine.yaml")  # doctest: +SKIP
+        """
+        from tfcompress import files, recipe_writing
+
+        files.atomic_write(path, recipe_writing.to_yaml(self).encode())
+
     def techniques_of(self, layer) -> tuple[Technique, ...]:
         """The techniques that the recipe gives a layer."""
         rule = self.rule_of(layer)
@@ -104,6 +159,44 @@ class Recipe:
                 for rule in self.rules
             ]
         }
+
+    @classmethod
+    def from_sensitivity(
+        cls,
+        found: "Sensitivity",
+        sparsity: float = 0.8,
+        *,
+        max_sparsity: float = 0.95,
+        schedule: Schedule | None = None,
+        techniques_after: Sequence[Technique] = (),
+    ) -> "Recipe":
+        """A recipe that prunes each layer as far as it stands, for one overall sparsity.
+
+        Of all ways to share it, the one whose predicted drops sum up to least is taken.
+
+        Args:
+            found: what `tfcompress.sensitivity` returned; its pattern and score are used.
+            sparsity: fraction of zeros of all weights that were scanned together, exact but for the
+                rounding of each layer to whole weights or groups of its pattern.
+            max_sparsity: of any layer; none gets more than the largest sparsity scanned either.
+            schedule: a curve of `tfcompress.schedules`, scaled so that it ends with the sparsity of
+                each layer; None prunes from the start.
+            techniques_after: what follows in each of these layers; `Quantize` in all of the model.
+
+        Returns:
+            A `Recipe` with a rule for each layer that was scanned.
+
+        Raises:
+            TypeError: if `found` or `schedule` is something else.
+            ValueError: if the overall sparsity is out of reach, or no sparsities were scanned.
+
+        Example:
+            >>> curve = schedules.polynomial(0.0, 0.8, end=2000)  # doctest: +SKIP
+            >>> Recipe.from_sensitivity(found, 0.8, schedule=curve)  # doctest: +SKIP
+        """
+        from tfcompress.search.allocation import recipe_of
+
+        return recipe_of(found, sparsity, max_sparsity, schedule, techniques_after)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Recipe":
@@ -180,4 +273,6 @@ def _check_takers(rule: Rule, technique: Technique, operations: list[Any]) -> No
 
 
 def _name(rule: Rule) -> str:
+    if isinstance(rule.layers, type):
+        return f"for {rule.layers.__name__}"
     return repr(rule.layers) if isinstance(rule.layers, str) else "with a predicate"

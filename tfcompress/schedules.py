@@ -6,6 +6,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -44,16 +45,15 @@ class Schedule:
     def __post_init__(self):
         object.__setattr__(self, "points", tuple((int(s), float(v)) for s, v in self.points))
         for name in ("initial", "final", "power"):
-            _check_number(name, getattr(self, name))
-        _check_step("begin", self.begin, 0)
-        _check_step("frequency", self.frequency, 1)
-        if self.end is not None:
-            _check_step("end", self.end, 0)
-            if self.end < self.begin:
-                raise ValueError(
-                    f"end must not come before begin={self.begin}; received end={self.end}. "
-                    "Both are optimizer steps: steps per epoch times epochs."
-                )
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name, least in (("begin", 0), ("frequency", 1), ("end", 0)):
+            if name != "end" or self.end is not None:
+                object.__setattr__(self, name, _step(name, getattr(self, name), least))
+        if self.end is not None and self.end < self.begin:
+            raise ValueError(
+                f"end must not come before begin={self.begin}; received end={self.end}. "
+                "Both are optimizer steps: steps per epoch times epochs."
+            )
 
     def __call__(self, step: int) -> float:
         if step < self.begin:
@@ -75,6 +75,8 @@ class Schedule:
             return 0.0
         if self.end is not None and step >= self.end:
             return self(self.end)
+        if self.curve == "points":
+            return self(step)
         return self(step - (step - self.begin) % self.frequency)
 
     def next_update(self, step: int) -> int | None:
@@ -211,9 +213,10 @@ def points(points: Sequence[tuple[int, float]]) -> Schedule:
         ) from error
     if not pairs:
         raise ValueError("points must hold at least one (step, value) pair; received none.")
-    for step, value in pairs:
-        _check_step("the step of a point", step, 0)
-        _check_number("the value of a point", value)
+    pairs = [
+        (_step("the step of a point", step, 0), _number("the value of a point", value))
+        for step, value in pairs
+    ]
     steps = [step for step, _ in pairs]
     if steps != sorted(set(steps)):
         raise ValueError(f"the steps of points must grow; received {steps}. Sort them.")
@@ -221,16 +224,19 @@ def points(points: Sequence[tuple[int, float]]) -> Schedule:
     return Schedule("points", first[1], last[1], first[0], last[0], points=tuple(pairs))
 
 
-def _check_step(name: str, step: Any, least: int) -> None:
-    if isinstance(step, bool) or not isinstance(step, int):
+def _step(name: str, step: Any, least: int) -> int:
+    """A step as an int, which NumPy's integers become, too."""
+    if isinstance(step, bool) or not isinstance(step, numbers.Integral):
         raise TypeError(
             f"{name} must be a whole number of optimizer steps; received {step!r}. "
             "A step is one batch: steps per epoch times epochs gives the whole training."
         )
     if step < least:
         raise ValueError(f"{name} must be {least} or more optimizer steps; received {step}.")
+    return int(step)
 
 
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise TypeError(f"{name} must be a finite number; received {value!r}.")
+    return float(value)

@@ -16,7 +16,8 @@ def build(variant: str, width: int) -> tuple[Any, Callable[[], list]]:
     import tensorflow_model_optimization as tfmot
     import tf_keras
 
-    model, callbacks = mobile_net(tf_keras, width), list
+    model = mobile_net(tf_keras, width)
+    callbacks: Callable[[], list] = list
     if variant == "qat":
         model = tfmot.quantization.keras.quantize_model(model)
     elif variant == "prune":

@@ -74,7 +74,7 @@ def build(variant: str, width: int) -> tuple[Any, Callable[[], list]]:
 
     prune = tfc.Prune(tfc.schedules.polynomial(0.0, 0.8, end=10**6, frequency=FREQUENCY))
     cluster = tfc.Cluster(CLUSTERS, begin=0, frequency=FREQUENCY)
-    recipes = {
+    recipes: dict[str, list[Any]] = {
         "qat": [tfc.Quantize()],
         "activations": [tfc.Quantize()],
         "weights": [tfc.Quantize(activation_bits=None)],

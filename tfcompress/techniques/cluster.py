@@ -67,7 +67,8 @@ class Cluster(Technique):
         check(known, "init", f"one of {', '.join(starts.INITS)}", self.init)
         early = self.begin is None or (isinstance(self.begin, int) and self.begin >= 0)
         check(early, "begin", "None or an optimizer step", self.begin)
-        check(self.frequency >= 1, "frequency", "1 or more steps", self.frequency)
+        often = isinstance(self.frequency, int) and self.frequency >= 1
+        check(often, "frequency", "1 or more steps", self.frequency)
         check(self.gradient in ("mean", "sum"), "gradient", "'mean' or 'sum'", self.gradient)
         object.__setattr__(self, "channels", tuple(self.channels))
 
@@ -231,8 +232,9 @@ def _clustered(weight, centroids, index, share, active):
         found = tf.gather(tf.reshape(table, [-1]), index)
 
         def gradient(upstream):
-            # Ten times as fast on a CPU as unsorted_segment_sum.
-            sums = tf.raw_ops.Bincount(arr=index, size=tf.size(table), weights=upstream)
+            # Ten times as fast on a CPU as unsorted_segment_sum. XLA takes no tensors of rank 4.
+            numbers, values = tf.reshape(index, [-1]), tf.reshape(upstream, [-1])
+            sums = tf.raw_ops.Bincount(arr=numbers, size=tf.size(table), weights=values)
             return upstream, tf.reshape(sums, tf.shape(table))[1:] * share * active
 
         return tf.where(active > 0, found, weight), gradient

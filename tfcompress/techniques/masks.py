@@ -191,8 +191,8 @@ class Groups:
         (rows, columns), (n, m) = self._blocks, self.block
         last = tuple(range(-len(self.columns), 0))
         matrix = np.moveaxis(scores, self.columns, last).reshape(self._matrix)
-        pairs = zip((rows, columns), (n, m), matrix.shape, strict=True)
-        missing = [(0, b * k - x) for b, k, x in pairs]
+        height, width = matrix.shape
+        missing = [(0, rows * n - height), (0, columns * m - width)]
         if any(after for _, after in missing):
             matrix = np.pad(matrix, missing, constant_values=-np.inf if largest else 0)
         blocks = matrix.reshape(rows, n, columns, m)

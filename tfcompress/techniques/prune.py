@@ -1,6 +1,7 @@
 """Pruning: the least important weights held at zero, more of them as a schedule goes on."""
 
 import dataclasses
+import numbers
 import zlib
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -207,7 +208,8 @@ class Prune(Technique):
     def scores(self, weight: np.ndarray, learned: np.ndarray | None) -> np.ndarray:
         """The importance of each weight, an array of the shape of `weight`."""
         if learned is not None:
-            return learned
+            # Nothing is learned before the first step; then sizes tell more than positions.
+            return learned if learned.any() else np.abs(weight)
         if callable(self.score):
             found = np.asarray(self.score(weight))
             if found.shape != weight.shape:
@@ -284,7 +286,7 @@ def global_masks(
     else:
         sizes = np.concatenate([g.sizes if g.sizes is not None else [1] for g in every])
         order = np.argsort(pooled, kind="stable")
-        fits = (np.cumsum(sizes[order]) <= wanted) & np.isfinite(pooled[order])
+        fits = (np.cumsum(sizes[order]) <= wanted) & (pooled[order] < np.inf)
         pruned = np.zeros(pooled.shape, bool)
         pruned[order[fits]] = True
     parts = np.split(pruned, np.cumsum([groups.count for groups in every])[:-1])
@@ -304,12 +306,12 @@ def _arrays(weight, state) -> tuple[np.ndarray, np.ndarray | None]:
 def _as_schedule(name: str, value: Any) -> Schedule:
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{name} must be a number or a schedule such as "
             f"tfcompress.schedules.polynomial(0.0, 0.8, end=2000); received {value!r}."
         )
-    return constant(value)
+    return constant(float(value))
 
 
 def _values(schedule) -> list[float]:

@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from tfcompress.techniques.axes import channel_axes
+from tfcompress.techniques.cluster import Cluster
 from tfcompress.techniques.technique import Technique, check
 
 Granularity = Literal["per_tensor", "per_channel"]
@@ -186,6 +187,8 @@ class Quantize(Technique):
         bits: width of the weights, 2 to 16. LiteRT runs 8 and, in Conv2D and Dense, 4.
         activation_bits: width of the activations, 8 or 16; None quantizes weights only.
         dense: "per_tensor" (what every accelerator takes) or "per_channel" scales of Dense.
+        convolution: "per_channel" or "per_tensor" scales of convolutions. Weights that `Cluster`
+            gave few values per tensor take one scale, so that the file holds as few.
         momentum: of the moving average of activation ranges, in [0, 1); a range that is exceeded
             grows with 0.9 at most.
         delay: optimizer steps before quantization sets in; ranges are observed from the start.
@@ -203,6 +206,7 @@ class Quantize(Technique):
     bits: int = 8
     activation_bits: int | None = 8
     dense: Granularity = "per_tensor"
+    convolution: Granularity = "per_channel"
     momentum: float = 0.99
     delay: int = 0
     freeze: int | None = None
@@ -217,6 +221,8 @@ class Quantize(Technique):
         check(known, "activation_bits", "8, 16 or None", self.activation_bits, "8 is usual.")
         known = self.dense in ("per_tensor", "per_channel")
         check(known, "dense", "'per_tensor' or 'per_channel'", self.dense)
+        known = self.convolution in ("per_tensor", "per_channel")
+        check(known, "convolution", "'per_tensor' or 'per_channel'", self.convolution)
         check(0 <= self.momentum < 1, "momentum", "[0, 1)", self.momentum, "0.99 is usual.")
         check(self.delay >= 0, "delay", "0 or more steps", self.delay)
         late = self.freeze is None or self.freeze > self.delay
@@ -233,9 +239,10 @@ class Quantize(Technique):
         return self.delay
 
     def bind(self, layer, weight: str, before=()) -> "Quantize":
-        axes = channel_axes(layer)
-        if isinstance(layer, keras.layers.Dense) and self.dense == "per_tensor":
-            axes = ()
+        dense = isinstance(layer, keras.layers.Dense)
+        granularity = self.dense if dense else self.convolution
+        clustered = [t for t in before if isinstance(t, Cluster) and not t.per_channel]
+        axes = () if granularity == "per_tensor" or clustered else channel_axes(layer)
         return dataclasses.replace(self, axes=axes)
 
     def initial_state(self, weight) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tfcompress import files
+from tfcompress.legacy import is_legacy
 from tfcompress.tflite.job import Job
 from tfcompress.tflite.report import Report
 
@@ -37,7 +38,7 @@ def convert(
 
     Args:
         model: a `keras.Model`, from `quantize_aware` or plain, or the path of a .keras, .h5 or
-            SavedModel.
+            SavedModel; also a model of tf_keras, plain or under TFMOT's wrappers.
         path: where the file goes; it is written whole or not at all.
         precision: "float32"; "float16" (weights); "dynamic_int8" (int8 weights, activations
             quantized at run time); "int8"; "int16x8" (int16 activations); "int4" (4-bit weights of
@@ -63,6 +64,21 @@ def convert(
     """
     _check_arguments(precision, io_dtype, batch_size)
     files.check_writable(path)
+    if is_legacy(model):
+        from tfcompress.legacy.conversion import convert as convert_legacy
+
+        return convert_legacy(
+            model,
+            path,
+            precision=precision,
+            io_dtype=io_dtype,
+            calibration=calibration,
+            batch_size=batch_size,
+            strict=strict,
+            select_tf_ops=select_tf_ops,
+            samples=samples,
+            progress=progress,
+        )
     job = Job(precision, io_dtype, batch_size, strict, select_tf_ops, progress)
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", files.load_model, model)

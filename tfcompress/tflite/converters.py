@@ -41,10 +41,10 @@ def converter_of(model: keras.Model, batch_size: int) -> "tf.lite.TFLiteConverte
         for i, t in enumerate(inputs)
     ]
     function = tf.function(serve, input_signature=specs, autograph=False, jit_compile=False)
-    return _from_saved_model(model, function) if large else _from_constants(function)
+    return _from_saved_model(model, function) if large else from_constants(function)
 
 
-def _from_constants(function):
+def from_constants(function):
     # from_concrete_functions loses variables, so there must be none.
     frozen = convert_variables_to_constants_v2(
         function.get_concrete_function(), lower_control_flow=False

@@ -1,12 +1,30 @@
 """The integer grids that trained weights lie on."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.ranges import Range, constant, is_constant
 
+# In steps. Values that a float32 factor was folded into are off by a ten-thousandth of one.
+_TOLERANCE = 1e-3
 
-def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> tuple[int, str] | None:
+
+class Grid(NamedTuple):
+    """A symmetric integer grid: its bits, "t" for one scale or "c" for one a channel, its scales.
+
+    `scale` has the rank of the weight, and is 0 for a channel of zeros. `widest` tells whether the
+    largest code of each scale is the greatest one.
+    """
+
+    bits: int
+    kind: str
+    scale: np.ndarray
+    widest: bool = True
+
+
+def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> Grid | None:
     """The coarsest symmetric integer grid that holds all values of a weight.
 
     Args:
@@ -15,10 +33,10 @@ def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> tuple[int, st
         widths: bit widths to try, in this order.
 
     Returns:
-        (bits, "t" for one scale or "c" for one a channel), None if no grid holds the values.
+        A `Grid`, None if no grid holds the values.
 
     Example:
-        >>> find_grid(np.array([[-1.0, 64 / 127]]), 0, [4, 8])
+        >>> find_grid(np.array([[-1.0, 64 / 127]]), 0, [4, 8])[:2]
         (8, 't')
     """
     for bits in widths:
@@ -28,8 +46,57 @@ def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> tuple[int, st
             largest = np.abs(weight).max(axis=others, keepdims=True, initial=0.0)
             codes = weight / np.where(largest > 0, largest, 1.0) * levels
             if np.abs(codes - np.rint(codes)).max(initial=0.0) < 5e-3:
-                return bits, kind
+                return Grid(bits, kind, largest.astype(np.float64) / levels)
+    for bits in widths:
+        scale = shared_codes(weight, axis, 2 ** (bits - 1) - 1)
+        if scale is not None:
+            return Grid(bits, "c", scale, widest=False)
     return None
+
+
+def shared_codes(weight: np.ndarray, axis: int, levels: int) -> np.ndarray | None:
+    """Scales by channel of weights that had one scale until a normalization was folded into them.
+
+    A channel's largest code then is any number up to `levels`. Of those that fit, the one is taken
+    whose codes other channels have, too, so that clustered weights stay as few different codes.
+
+    Args:
+        weight: float array.
+        axis: its axis of output channels.
+        levels: the greatest code.
+
+    Returns:
+        Scales of the rank of `weight`, None if a channel fits no grid.
+    """
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    options = []  # for each channel the codes that its values may be, by the largest of them
+    for row in rows:
+        values = np.unique(row)
+        largest = np.abs(values).max(initial=0.0)
+        tops = np.arange(1, levels + 1)[:, None]
+        codes = values[None] / (largest or 1.0) * tops
+        fits = np.abs(codes - np.rint(codes)).max(axis=1, initial=0.0) < _TOLERANCE
+        if not fits.any():
+            return None
+        options.append(
+            {int(t): frozenset(np.rint(codes[t - 1]).astype(int)) for t in tops[fits, 0]}
+        )
+    order = sorted(range(len(rows)), key=lambda i: -len(options[i][max(options[i])]))
+    found = [_agree(options, order, top) for top in options[order[0]]]
+    chosen, _ = min(found, key=lambda each: len(each[1]))
+    scale = np.abs(rows).max(axis=1, initial=0.0) / [chosen[i] for i in range(len(rows))]
+    return scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+
+
+def _agree(options: list[dict[int, frozenset]], order: list[int], first: int):
+    """The largest code of each channel, if the first one's is `first`, and all codes there are."""
+    known = set(options[order[0]][first])
+    chosen = {order[0]: first}
+    for index in order[1:]:
+        top = min(options[index], key=lambda t: (len(options[index][t] - known), -t))
+        chosen[index] = top
+        known |= options[index][top]
+    return chosen, known
 
 
 def table_ranges(model, weight_bits: set[int]) -> dict[int, Range]:
@@ -49,28 +116,25 @@ def table_ranges(model, weight_bits: set[int]) -> dict[int, Range]:
         tables = [i for i in op.inputs if i >= 0 and is_float_constant(model, i)]
         for index in tables:
             grid = find_grid(constant(model, index), 0, sorted(weight_bits))
-            if grid is None or grid[1] != "t":
+            if grid is None or grid.kind != "t":
                 continue
-            scale = float(np.abs(constant(model, index)).max()) / (2 ** (grid[0] - 1) - 1)
+            scale = float(grid.scale.max())
             known = Range(-128 * scale, 127 * scale)
             found.update({index: known, op.outputs[0]: known})
     return found
 
 
-def wide_range(weight: np.ndarray, axis: int, kind: str, bits: int) -> dict[str, np.ndarray]:
-    """The range that gives a weight on a narrow grid the same values as int8.
+def stored_range(grid: Grid, bits: int) -> dict[str, np.ndarray]:
+    """The range that gives weights of a grid the same values when they are stored in some bits.
 
     Args:
-        weight: float array.
-        axis: its axis of output channels.
-        kind, bits: the grid, as `find_grid` tells it.
+        grid: as `find_grid` tells it.
+        bits: 4 or 8.
 
     Returns:
         "min" and "max", as ai-edge-quantizer takes them.
     """
-    others = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
-    largest = np.abs(weight).max(axis=others, keepdims=True)
-    limit = largest * np.float32(127 / (2 ** (bits - 1) - 1))
+    limit = (grid.scale * (2 ** (bits - 1) - 1)).astype(np.float32)
     return {"min": -limit, "max": limit}
 
 

@@ -15,7 +15,7 @@ from ai_edge_quantizer.utils import qsv_utils
 
 from tfcompress.tflite import edges, flatbuffer, islands, lower, rounding, signature
 from tfcompress.tflite.flatbuffer import op_name
-from tfcompress.tflite.grids import find_grid, is_float_constant, table_ranges, wide_range
+from tfcompress.tflite.grids import find_grid, is_float_constant, stored_range, table_ranges
 from tfcompress.tflite.quantizer_recipe import UNTOUCHED, entry, op_config, static_recipe, untouched
 from tfcompress.tflite.ranges import Range, constant, floats_of, is_constant
 
@@ -101,9 +101,9 @@ def weight_only(model, bits: int, trained: set[int] | None = None) -> bytes:
         if trained and name in WEIGHTS and is_constant(model, op.inputs[operand]):
             grid = find_grid(constant(model, op.inputs[operand]), axis, sorted(trained))
             rule = untouched(name)
-            if grid is not None:
-                stored = 4 if grid[0] <= 4 and bits == 4 and name in INT4_OPS else 8
-                rule = entry("", op_config(None, stored, grid[1]), name)
+            if grid is not None and grid.widest:
+                stored = 4 if grid.bits <= 4 and bits == 4 and name in INT4_OPS else 8
+                rule = entry("", op_config(None, stored, grid.kind), name)
             config.append({**rule, "regex": f"^{tensors[op.outputs[0]].name.decode()};?$"})
     quantized = flatbuffer.read(_run(flatbuffer.write(model), config, None))
     _restore(quantized, original)
@@ -157,16 +157,14 @@ def _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight) -> str:
     narrow = int4 and name in INT4_OPS
     if weight_bits is None:
         return f"a{bits}w{4 if narrow else 8}c"
-    weight = constant(model, index)
-    grid = find_grid(weight, axis, sorted(weight_bits))
+    grid = find_grid(constant(model, index), axis, sorted(weight_bits))
     if grid is None:
         return UNTOUCHED
-    trained, kind = grid
-    stored = 4 if narrow and (trained == 4 or 4 not in weight_bits) else 8
-    if trained < stored:  # the same few values, as int8: the scale stays the trained one
-        qsv_of_weight[index] = wide_range(weight, axis, kind, trained)
-    rounding.center(model, op, ranges, trained, kind)
-    return f"a{bits}w{stored}{kind}"
+    stored = 4 if narrow and (grid.bits == 4 or 4 not in weight_bits) else 8
+    if grid.bits < stored or not grid.widest:  # the same values: the scale stays the trained one
+        qsv_of_weight[index] = stored_range(grid, stored)
+    rounding.center(model, op, ranges, grid.scale)
+    return f"a{bits}w{stored}{grid.kind}"
 
 
 @contextlib.contextmanager

@@ -12,32 +12,27 @@ from ai_edge_litert import schema_py_generated as schema
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.ranges import Range, constant, is_constant
 
-# Operands of activation, weights, bias, and the axis of the weights' channels.
-_OPERANDS = {"CONV_2D": (0, 1, 2, 0), "DEPTHWISE_CONV_2D": (0, 1, 2, 3)}
+_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
+_OPERANDS = (0, 2)  # activation, bias
 _SHARE = 0.25
 
 
-def center(model, op, ranges: dict[int, Range], bits: int, kind: str) -> None:
+def center(model, op, ranges: dict[int, Range], scale: np.ndarray) -> None:
     """Moves the bias of one convolution. Changes `model`.
 
     Args:
         model: a float `ModelT` without markers.
         op: one of its operators, whose weights lie on an integer grid.
         ranges: ranges by tensor index.
-        bits, kind: the grid, as `find_grid` tells it.
+        scale: the scale of the weights, or of each of their channels.
     """
-    name = op_name(model, op)
-    if name not in _OPERANDS or len(op.inputs) < 3:
+    if op_name(model, op) not in _CONVOLUTIONS or len(op.inputs) < 3:
         return
-    x, weights, bias, axis = _OPERANDS[name]
-    x, weights, bias = op.inputs[x], op.inputs[weights], op.inputs[bias]
+    x, bias = (op.inputs[operand] for operand in _OPERANDS)
     known = x in ranges and op.outputs[0] in ranges and bias >= 0 and is_constant(model, bias)
     if not known or ranges[x].bits != 8:
         return
-    values = constant(model, weights)
-    others = tuple(i for i in range(values.ndim) if kind == "t" or i != axis)
-    largest = np.abs(values).max(axis=others)
-    step = _scale(ranges[x]) * largest.astype(np.float64) / (2 ** (bits - 1) - 1)
+    step = _scale(ranges[x]) * scale.ravel()
     mantissa = np.frexp(step / _scale(ranges[op.outputs[0]]))[0]
     shift = np.divide(_SHARE * step, mantissa, out=np.zeros_like(step), where=step > 0)
     moved = (constant(model, bias) - shift).astype(np.float32)

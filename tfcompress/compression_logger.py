@@ -1,0 +1,183 @@
+"""CompressionLogger: how sparse and how clustered a model is, while it trains."""
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.baking import is_compressed
+from tfcompress.callbacks import iterations
+from tfcompress.layers import Compressed, FakeQuant, effective_weight, target_variables
+from tfcompress.techniques import Cluster, Prune, Quantize
+from tfcompress.techniques.quantize import as_tensor
+from tfcompress.techniques.technique import check
+
+
+class CompressionLogger(keras.callbacks.Callback):
+    """Shows how far compression has come in the progress bar, the history and TensorBoard.
+
+    The logs get `sparsity`, the fraction of zeros of all weights with `Prune`, and
+    `unique_weights`, the most values that a weight (or channel) with `Cluster` has. TensorBoard
+    gets for each weight its sparsity, its unique values and its threshold, which is the smallest
+    |w| that is kept, and for each `FakeQuant` its range; the step is that of the optimizer.
+
+    Weights are measured as `finalize` bakes them: pruned and clustered, not rounded by `Quantize`.
+    Of a plain model (see `PruneCallback`) all weights count that `Prune` takes by default. Put it
+    after the callbacks that compress.
+
+    Args:
+        log_dir: the folder of the TensorBoard logs, written under `log_dir`/compression; None
+            writes none. The `tensorboard` package is needed to look at them only.
+        frequency: "epoch", or the number of optimizer steps between measurements. The first one is
+            after the first batch, and each epoch ends with one.
+
+    Raises:
+        ValueError: if `frequency` is neither, `log_dir` is given on another backend than
+            TensorFlow, or, at the start of `fit`, the model has nothing to measure.
+
+    Example:
+        >>> model.fit(
+        ...     x, y, callbacks=[UpdateCompression(), CompressionLogger("logs")]
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str] | None = None,
+        frequency: int | Literal["epoch"] = "epoch",
+    ):
+        super().__init__()
+        steps = isinstance(frequency, int) and not isinstance(frequency, bool) and frequency >= 1
+        known = frequency == "epoch" or steps
+        check(known, "frequency", "'epoch' or a number of steps", frequency)
+        if log_dir is not None and keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "log_dir needs the TensorFlow backend, which writes the logs; received "
+                f"log_dir={os.fspath(log_dir)!r} on {keras.backend.backend()}. Leave it out: the "
+                "history has the same overall numbers."
+            )
+        self.log_dir, self.frequency = log_dir, frequency
+        self._overall: dict[str, float] = {}
+        self._last: int | None = None  # the step of the last measurement; None in a new `fit`
+        self._written: Any = None
+        self._writer: Any = None
+
+    def on_train_begin(self, logs=None):
+        self._overall, _ = found = measure(self.model)
+        if not any(found):
+            raise ValueError(
+                f"CompressionLogger found nothing to measure in model '{self.model.name}': it has "
+                "no kernels and does not come from tfcompress.compress. Leave the callback out."
+            )
+        self._last = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._last is None or self.frequency != "epoch":
+            self._measure_if_due()
+        if logs is not None:
+            logs.update(self._overall)
+
+    def on_epoch_end(self, epoch, logs=None):
+        # Also where this step was measured: later callbacks may have changed the model since.
+        self._measure(iterations(self.model))
+        if self._writer is not None:
+            self._writer.flush()
+        if logs is not None:
+            logs.update(self._overall)
+
+    def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _measure_if_due(self) -> None:
+        step, every = iterations(self.model), self.frequency
+        # Whole periods, so that none is missed where one call runs several steps.
+        if self._last is None or every == "epoch" or step // every > self._last // every:
+            self._measure(step)
+
+    def _measure(self, step: int) -> None:
+        overall, details = measure(self.model)
+        new = (step, overall, details)
+        if self.log_dir is not None and new != self._written:
+            self._write({**overall, **details}, step)
+            self._written = new
+        self._overall, self._last = overall, step
+
+    def _write(self, values: dict[str, float], step: int) -> None:
+        import tensorflow as tf
+
+        if self._writer is None:
+            folder = os.path.join(self.log_dir or "", "compression")
+            self._writer = tf.summary.create_file_writer(folder)
+        # What tf.summary.scalar does, which fails where the tensorboard package is missing.
+        metadata = tf.compat.v1.SummaryMetadata(data_class="DATA_CLASS_SCALAR")
+        metadata.plugin_data.plugin_name = "scalars"
+        with self._writer.as_default():
+            for tag, value in values.items():
+                tf.summary.write(tag, tf.constant(value, tf.float32), step, metadata)
+
+
+def measure(model: keras.Model) -> tuple[dict[str, float], dict[str, float]]:
+    """How sparse and how clustered a model is.
+
+    Args:
+        model: a model from `compress`, or a plain one.
+
+    Returns:
+        (overall numbers by name, those of each weight and range by the tag that TensorBoard shows).
+    """
+    overall: dict[str, float] = {}
+    details: dict[str, float] = {}
+    zeros, total, most = 0, 0, 0.0
+    for name, weight, prune, cluster in _weights(model):
+        kept = np.abs(weight[weight != 0])
+        details[f"{name}/sparsity"] = 1 - kept.size / weight.size
+        if prune:
+            zeros, total = zeros + weight.size - kept.size, total + weight.size
+            details[f"{name}/threshold"] = float(kept.min()) if kept.size else 0.0
+        if cluster is not None:
+            unique = float(_unique(weight, cluster.channels))
+            details[f"{name}/unique_weights"] = unique
+            most = max(unique, most)
+    if total:
+        overall["sparsity"] = zeros / total
+    if most:
+        overall["unique_weights"] = most
+    for layer in model._flatten_layers():
+        if isinstance(layer, FakeQuant):
+            low, high = layer.limits()
+            details[f"{layer.name}/range_min"] = float(low)
+            details[f"{layer.name}/range_max"] = float(high)
+    return overall, details
+
+
+def _weights(model) -> Iterator[tuple[str, np.ndarray, bool, Cluster | None]]:
+    """(tag, value, whether it is pruned, its Cluster) of the weights that compression is on."""
+    if not is_compressed(model):
+        takes = Prune(0.5).refuses
+        for owner, variable in target_variables(model):
+            if takes(owner, variable) is None:
+                yield variable.path, ops.convert_to_numpy(as_tensor(variable)), True, None
+        return
+    for layer in (x for x in model._flatten_layers() if isinstance(x, Compressed)):
+        for target in layer.bound:
+            before = [t for t in target.techniques if not isinstance(t, Quantize)]
+            if before:
+                inner = [] if target.owner is layer.layer else [target.owner.name]
+                tag = "/".join([layer.name, *inner, target.variable.name])
+                weight = ops.convert_to_numpy(effective_weight(target, stop=Quantize))
+                pruned = any(isinstance(t, Prune) for t in before)
+                yield tag, weight, pruned, next((t for t in before if isinstance(t, Cluster)), None)
+
+
+def _unique(weight: np.ndarray, channels: tuple[int, ...]) -> int:
+    """How many values a weight has, or the channel that has the most."""
+    count = math.prod(weight.shape[axis] for axis in channels)
+    last = tuple(range(-len(channels), 0))
+    columns = np.moveaxis(weight, channels, last).reshape(-1, count).T
+    return max(np.unique(column).size for column in columns)

@@ -1,0 +1,114 @@
+"""convert for tf_keras models: a SavedModel on the way, or TFMOT's trained ranges as they are."""
+
+import tempfile
+import warnings
+from typing import Any
+
+import tensorflow as tf
+
+from tfcompress import files
+from tfcompress.legacy import MOVE, require_graph
+from tfcompress.legacy.compression import finalize
+from tfcompress.legacy.rebuild import wrappers_of
+from tfcompress.tflite import flatbuffer, lower, signature
+from tfcompress.tflite.converters import from_constants
+from tfcompress.tflite.job import Job
+from tfcompress.tflite.report import Report
+
+
+def convert(
+    model: Any,
+    path: files.PathLike,
+    *,
+    precision: str,
+    io_dtype: str,
+    batch_size: int,
+    strict: bool,
+    select_tf_ops: bool,
+    progress: Any,
+    **calibration,
+) -> Report:
+    """Writes a tf_keras model as a .tflite file.
+
+    Args:
+        model: a `tf_keras.Model`, under TFMOT's wrappers or not; it is left untouched.
+        path: where the file goes; it is written whole or not at all.
+        precision, io_dtype, batch_size, strict, select_tf_ops, progress: as of
+            `tfcompress.convert`; of a model trained by TFMOT for quantization "int8" only.
+        **calibration: calibration and samples of `tfcompress.convert`.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        ValueError: if the model or an argument will not do.
+    """
+    from tfcompress.tflite.convert import convert as of_saved_model
+
+    require_graph(model)
+    job = Job(precision, io_dtype, batch_size, strict, select_tf_ops, progress)
+    if wrappers_of(model).quantized:
+        data = _trained(model, job)
+        report = job.report(path, data)
+        files.atomic_write(path, data)
+        return report
+    plain = finalize(model)
+    with tempfile.TemporaryDirectory(prefix="tfcompress_") as folder:
+        module = tf.Module()
+        module.weights = plain.variables
+        tf.saved_model.save(module, folder, signatures={"serve": _serve(plain, None, named=True)})
+        return of_saved_model(
+            folder,
+            path,
+            precision=precision,
+            io_dtype=io_dtype,
+            batch_size=batch_size,
+            strict=strict,
+            select_tf_ops=select_tf_ops,
+            progress=progress,
+            **calibration,
+        )
+
+
+def _trained(model, job: Job) -> bytes:
+    """The file of a model that TFMOT trained for quantization, with the ranges it found."""
+    if job.precision != "int8":
+        raise ValueError(
+            f"model '{model.name}' was trained by TFMOT for int8; received precision "
+            f"'{job.precision}'. Convert it with precision='int8'. {MOVE}"
+        )
+    plain = finalize(model)
+    converter = job.timed(
+        "lower", lambda: from_constants(_serve(plain, job.batch_size, named=False))
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    kind = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}[job.io_dtype]
+    converter.inference_input_type = converter.inference_output_type = kind
+    if job.select_tf_ops:
+        ops = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # the model has them
+        data = job.timed("convert", lower.run_converter, converter)
+    parsed = flatbuffer.read(data)
+    inner = {layer.name: getattr(layer, "layer", layer).name for layer in model.layers}
+    outputs = [inner[name] for name in model.output_names]
+    signature.name_inputs_and_outputs(parsed, model.input_names, outputs)
+    return flatbuffer.write(parsed)
+
+
+def _serve(model, batch_size: int | None, *, named: bool):
+    """A tf.function of a model's inputs, one by one, that gives all its outputs."""
+    specs = [
+        tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name)
+        for name, tensor in zip(model.input_names, model.inputs, strict=True)
+    ]
+
+    def serve(*values):
+        packed = tf.nest.pack_sequence_as(model._nested_inputs, list(values))
+        outputs = tf.nest.flatten(model(packed, training=False))
+        if not named:
+            return outputs
+        return dict(zip(model.output_names, outputs, strict=True))
+
+    return tf.function(serve, input_signature=specs, autograph=False, jit_compile=False)

@@ -1,0 +1,1 @@
+"""Search: which layers to compress how much."""

@@ -1,0 +1,154 @@
+"""What `sensitivity` found: rows, a table, a plot and a file."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+from rich.console import Console
+
+from tfcompress.techniques import Prune
+from tfcompress.tflite.tables import Rows, print_table
+
+Kind = Literal["sparsity", "bits"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A layer compressed in one way, all others as they were.
+
+    Attributes:
+        layer: its name in the flat model, as rules name it.
+        weights, size: the names of the weights that were compressed, and how many numbers they are.
+        kind, value: "sparsity" and the fraction of zeros, or "bits" and their number.
+        measured: the loss and the metrics, or what `evaluate` returned.
+        drop: how much worse than the baseline: growth of the loss or fall of the user's measure;
+            infinite where that is no finite number.
+    """
+
+    layer: str
+    weights: tuple[str, ...]
+    size: int
+    kind: Kind
+    value: float
+    measured: dict[str, float]
+    drop: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What each layer of a model loses by pruning and quantization.
+
+    Attributes:
+        model: its name.
+        measure: "loss" or "evaluate": what drops are told in.
+        baseline: what was measured of the model as it is.
+        prune: the settings of pruning that were tried; its sparsity says nothing.
+        rows: one `Row` for each layer and setting, in the order of the layers.
+    """
+
+    model: str
+    measure: str
+    baseline: dict[str, float]
+    prune: Prune
+    rows: tuple[Row, ...]
+
+    def drops(self, kind: Kind = "sparsity") -> dict[str, dict[float, float]]:
+        """The drops by layer and value: {layer: {sparsity or bits: drop}}."""
+        found: dict[str, dict[float, float]] = {}
+        for row in self.rows:
+            if row.kind == kind:
+                found.setdefault(row.layer, {})[row.value] = row.drop
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as JSON-ready data; None where a number is not finite."""
+        plain = {**dataclasses.asdict(self), "prune": None}
+        return {**_finite(plain), "prune": keras.saving.serialize_keras_object(self.prune)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Sensitivity":
+        """The findings that `to_dict` told."""
+        rows = [
+            Row(
+                **{
+                    **row,
+                    "weights": tuple(row["weights"]),
+                    "measured": _or(row["measured"], math.nan),
+                    "drop": math.inf if row["drop"] is None else row["drop"],
+                }
+            )
+            for row in data["rows"]
+        ]
+        prune = keras.saving.deserialize_keras_object(data["prune"])
+        baseline = _or(data["baseline"], math.nan)
+        return cls(data["model"], data["measure"], baseline, prune, tuple(rows))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the findings to a JSON file."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Sensitivity":
+        """The findings in a file that `save` wrote.
+
+        Raises:
+            ValueError: if the file is another one.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} must be a file that Sensitivity.save wrote; it is not: "
+                f"{error!r}."
+            ) from error
+
+    def render(self, console: Console | None = None) -> None:
+        """Prints the drop of each layer as one table of sparsities and one of bits."""
+        console = console or Console()
+        what = "growth of the loss" if self.measure == "loss" else "drop of evaluate"
+        known = ", ".join(f"{name} {value:.4g}" for name, value in self.baseline.items())
+        for kind, unit in (("sparsity", "{:.4g}"), ("bits", "{} bits")):
+            drops = self.drops(kind)  # type: ignore[arg-type]
+            values = sorted({v for layer in drops.values() for v in layer})
+            if not values:
+                continue
+            columns = ",".join(["layer", *(unit.format(v) + ">" for v in values)])
+            rows: Rows = [
+                (layer, *(f"{found[v]:.3f}" if v in found else "" for v in values))
+                for layer, found in drops.items()
+            ]
+            title = f"{self.model}: {what} by {kind} of each layer (baseline: {known})"
+            print_table(console, title, columns, rows)
+
+    def plot(self, path: str | os.PathLike[str] | None = None):
+        """Draws the drop of each layer over sparsity and over bits.
+
+        Args:
+            path: the image file to write (.png, .svg, .pdf); None writes none.
+
+        Returns:
+            The matplotlib `Figure`.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        from tfcompress.search.plot import draw
+
+        return draw(self, path)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _or(numbers: dict[str, float | None], missing: float) -> dict[str, float]:
+    return {name: missing if value is None else value for name, value in numbers.items()}

@@ -1,0 +1,274 @@
+"""sensitivity: how much a model loses when one layer at a time is pruned or quantized."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from tfcompress.baking import is_compressed
+from tfcompress.graph import flatten
+from tfcompress.layers import target_variables
+from tfcompress.recipe import Rule
+from tfcompress.search.findings import Kind, Row, Sensitivity
+from tfcompress.techniques import Prune, Quantize
+from tfcompress.techniques.masks import Pattern
+from tfcompress.techniques.quantize import as_tensor, quantize_weight
+from tfcompress.techniques.technique import check
+
+SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+BITS = (8, 4, 3, 2)
+# Methods of a model's class that decide what `evaluate` gives.
+_LOOPS = ("test_step", "compute_loss", "compute_metrics")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """One layer compressed in one way: `values` are the new weights of `variables`."""
+
+    layer: str
+    kind: Kind
+    value: float
+    variables: list[Any]
+    values: Callable[[], list[Any]]
+
+
+def sensitivity(
+    model: keras.Model,
+    data: Any = None,
+    *,
+    layers: str | Callable[[Any], bool] = "*",
+    sparsities: Sequence[float] = SPARSITIES,
+    bits: Sequence[int] = BITS,
+    prune: Prune | None = None,
+    evaluate: Callable[[keras.Model], float] | None = None,
+    batch_size: int = 128,
+    samples: int | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Sensitivity:
+    """Scans how much a model loses when one layer at a time is pruned or quantized, untrained.
+
+    Each layer takes one evaluation per sparsity and number of bits, of a flat copy of the model
+    that is compiled once; the model itself is left untouched. All kernels of a layer are compressed
+    together, as a `Rule` would; quantization is that of weights, as `Quantize` rounds them.
+
+    Args:
+        model: any Keras 3 model that `flatten` takes; compiled, unless there is `evaluate`.
+        data: (x, y) or (x, y, sample_weight) arrays, or a batched `tf.data.Dataset`, as for
+            `model.evaluate`. Validation data, not what the model was trained on.
+        layers: pattern or predicate as of `Rule`.
+        sparsities: fractions of zeros to try; an empty list tries none.
+        bits: widths of weights to try, 2 to 16; an empty list tries none.
+        prune: a `Prune` whose pattern, score, depthwise and seed are to be tried; its sparsity does
+            not matter. None prunes single weights by magnitude. An "n:m" pattern has but its own
+            sparsity to try.
+        evaluate: instead of `data`, a function f(model) -> float (higher is better). It is given
+            the flat copy, compiled as the model is. By default the model's compiled loss measures,
+            without the penalties of regularizers; its metrics are told, too.
+        batch_size: of arrays.
+        samples: at most so many, spread evenly over arrays, the first ones of a dataset. A few
+            thousand tell the order of layers; None takes all.
+        progress: called as `progress(done, total)` after each evaluation, the first of which is
+            that of the model as it is.
+
+    Returns:
+        A `Sensitivity` with rows, `render()`, `plot()` and `save()`; `Recipe.from_sensitivity`
+        makes a recipe of it.
+
+    Raises:
+        TypeError: if the model, the data or what `evaluate` returns is of another kind.
+        ValueError: if the model cannot be flattened, is compressed already or not compiled, an
+            argument is out of its range, or no layer has a weight to compress.
+
+    Example:
+        >>> found = sensitivity(model, (x, y), samples=2000)  # doctest: +SKIP
+        >>> recipe = Recipe.from_sensitivity(found, sparsity=0.8)  # doctest: +SKIP
+    """
+    if isinstance(model, keras.Model) and is_compressed(model):
+        raise ValueError(
+            f"model '{model.name}' comes from compress; expected the plain one. Pass the model "
+            "that it was made from, or tfcompress.finalize(model) if nothing in it is quantized."
+        )
+    prune = _plain(prune)
+    flat = flatten(model)
+    trials = list(_trials(flat, layers, _sparsities(sparsities, prune), bits, prune))
+    measure = _measure_of(model, flat, data, evaluate, batch_size, samples)
+    report = progress or (lambda done, total: None)
+    baseline = measure()
+    report(1, len(trials) + 1)
+    goal = "loss" if evaluate is None else "evaluate"
+    check(bool(np.isfinite(baseline[goal])), f"the model's own {goal}", "finite", baseline[goal])
+    rows = []
+    for done, trial in enumerate(trials, 2):
+        measured = _run(trial, measure)
+        loss = measured[goal] - baseline[goal]
+        drop = loss if evaluate is None else -loss
+        size = sum(int(np.prod(v.shape)) for v in trial.variables)
+        names = tuple(v.name for v in trial.variables)
+        drop = drop if np.isfinite(drop) else float("inf")
+        rows.append(Row(trial.layer, names, size, trial.kind, trial.value, measured, drop))
+        report(done, len(trials) + 1)
+    return Sensitivity(model.name, goal, baseline, prune, tuple(rows))
+
+
+def _run(trial: _Trial, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    old = [ops.convert_to_numpy(as_tensor(v)) for v in trial.variables]
+    for variable, value in zip(trial.variables, trial.values(), strict=True):
+        variable.assign(value)
+    measured = measure()
+    for variable, value in zip(trial.variables, old, strict=True):
+        variable.assign(value)
+    return measured
+
+
+def _trials(flat, layers, sparsities, bits, prune: Prune) -> Iterator[_Trial]:
+    rule = Rule(layers)
+    quantize = [Quantize(bits=width) for width in bits]
+    matched = [x for x in flat.layers if rule.matches(x) and target_variables(x)]
+    if not matched:
+        having = ", ".join(x.name for x in flat.layers if target_variables(x)) or "none"
+        raise ValueError(
+            f"layers must match a layer of model '{flat.name}' that has a kernel, which are: "
+            f"{having}; received {layers!r}, which matches none of them."
+        )
+    count = 0
+    for layer in matched:
+        found = target_variables(layer)
+        pruned = [pair for pair in found if prune.refuses(*pair) is None]
+        for value in sparsities if pruned else ():
+            count += 1
+            yield _Trial(layer.name, "sparsity", value, *_pruned(prune, value, pruned))
+        for technique in quantize:
+            count += 1
+            yield _Trial(layer.name, "bits", technique.bits, *_quantized(technique, found))
+    check(count > 0, "sparsities and bits", "settings that some layer takes", (sparsities, bits))
+
+
+def _pruned(prune: Prune, sparsity: float, targets):
+    technique = dataclasses.replace(prune, sparsity=sparsity)
+
+    def values():
+        found = []
+        for owner, variable in targets:
+            weight = ops.convert_to_numpy(as_tensor(variable))
+            found.append(weight * technique.bind(owner, variable.name).mask(weight, None, 0))
+        return found
+
+    return [variable for _, variable in targets], values
+
+
+def _quantized(technique: Quantize, targets):
+    def values():
+        every = [(v, technique.bind(owner, v.name).axes) for owner, v in targets]
+        return [quantize_weight(v, technique.bits, axes) for v, axes in every]
+
+    return [variable for _, variable in targets], values
+
+
+def _plain(prune: Prune | None) -> Prune:
+    """The settings of pruning that are tried, with any sparsity."""
+    if prune is None:
+        return Prune(0.5)
+    if not isinstance(prune, Prune):
+        raise TypeError(f"prune must be a tfcompress.Prune; received {prune!r}.")
+    trained = prune.learns_scores or prune.threshold is not None or prune.scope != "layer"
+    check(
+        not trained,
+        "prune",
+        "one that prunes each layer by itself, to a sparsity, without training",
+        prune,
+        "Leave out scope and threshold, and scores that are learned from gradients.",
+    )
+    fixed = Pattern.parse(prune.pattern).sparsity
+    return dataclasses.replace(prune, sparsity=0.5 if fixed is None else fixed)
+
+
+def _sparsities(sparsities: Sequence[float], prune: Prune) -> list[float]:
+    fixed = Pattern.parse(prune.pattern).sparsity
+    return sorted({float(s) for s in sparsities}) if fixed is None else [fixed][: len(sparsities)]
+
+
+def _measure_of(
+    model, flat, data, evaluate, batch_size: int, samples: int | None
+) -> Callable[[], dict[str, float]]:
+    """The function that measures the flat copy as it is now."""
+    if (data is None) == (evaluate is None):
+        raise ValueError(
+            "give either data, which the compiled loss is measured on, or evaluate, a function "
+            f"f(model) -> float; received {'neither' if data is None else 'both'}."
+        )
+    if model.compiled:
+        _compile_like(model, flat)
+    if evaluate is not None:
+        return lambda: {"evaluate": _number(evaluate(flat))}
+    if not model.compiled:
+        raise ValueError(
+            f"model '{model.name}' must be compiled with a loss, which measures it; it is not. "
+            "Call model.compile(loss=...), or pass evaluate=, a function f(model) -> float."
+        )
+    lost = [name for name in _LOOPS if getattr(type(model), name) is not getattr(type(flat), name)]
+    if lost:
+        raise ValueError(
+            f"model '{model.name}' has its own {', '.join(lost)}, which its flat copy lacks, so "
+            "that its loss would be another one. Pass evaluate=, a function f(model) -> float."
+        )
+    settings: dict[str, Any] = {"verbose": 0, "return_dict": True}
+    if isinstance(data, tuple):
+        parts = zip(("x", "y", "sample_weight"), _sample(data, samples), strict=False)
+        settings.update({"batch_size": batch_size, **dict(parts)})
+    else:
+        settings["x"] = _sample_dataset(data, batch_size, samples)
+    return lambda: {name: float(value) for name, value in flat.evaluate(**settings).items()}
+
+
+def _compile_like(model, flat) -> None:
+    config = model._compile_config.config
+    kept = ("loss", "loss_weights", "metrics", "weighted_metrics")
+    how = {"run_eagerly": model.run_eagerly, "jit_compile": model.jit_compile}
+    flat.compile("sgd", **{name: config.get(name) for name in kept}, **how)
+    # Penalties shrink with the weights, and would praise what harms the model.
+    for variable in flat.trainable_variables:
+        variable.regularizer = None
+
+
+def _sample(data: tuple, samples: int | None) -> tuple:
+    check(2 <= len(data) <= 3, "data", "(x, y) or (x, y, sample_weight)", f"{len(data)} parts")
+    if samples is None:
+        return data
+    check(samples >= 1, "samples", "1 or more", samples)
+    count = len(tree.flatten(data)[0])
+    chosen = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
+    return tree.map_structure(lambda x: None if x is None else np.asarray(x)[chosen], data)
+
+
+def _sample_dataset(data, batch_size: int, samples: int | None):
+    if isinstance(data, (Iterator, list, np.ndarray)):
+        raise TypeError(
+            "data must be (x, y) arrays or a batched tf.data.Dataset, which can be read again and "
+            f"again; received {type(data).__name__}. Pass the labels with it: (x, y)."
+        )
+    if samples is None:
+        return data
+    check(samples >= 1, "samples", "1 or more", samples)
+    if not hasattr(data, "unbatch"):
+        raise TypeError(
+            f"samples needs arrays or a tf.data.Dataset; received {type(data).__name__}. Leave "
+            "samples out."
+        )
+    import tensorflow as tf
+
+    kept = data.unbatch().take(samples).batch(batch_size).cache()
+    count = sum(1 for _ in kept)  # Keras warns where it does not know how many batches there are
+    check(count > 0, "data", "a dataset with samples", "one without")
+    return kept.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"evaluate must return a number (higher is better); received {value!r}."
+        ) from error
