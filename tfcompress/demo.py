@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-from keras import layers
 
 from tfcompress import files
 from tfcompress.compression import quantize_aware
@@ -180,13 +179,17 @@ def load_digits() -> Split:
     return (images[kept], labels[kept]), (images[tested], labels[tested])
 
 
-def make_model() -> keras.Model:
+def make_model(kit: Any = keras) -> Any:
     """The small CNN: convolutions, a depthwise one, a residual Add, pooling, Dense, Softmax.
+
+    Args:
+        kit: `keras` or `tf_keras`.
 
     Returns:
         An untrained model from (batch, 8, 8, 1) images to (batch, 10) probabilities.
     """
-    keras.utils.set_random_seed(SEED)
+    kit.utils.set_random_seed(SEED)
+    layers = kit.layers
 
     def block(x, convolution):
         return layers.ReLU()(layers.BatchNormalization()(convolution(x)))
@@ -200,7 +203,7 @@ def make_model() -> keras.Model:
     x = block(x, layers.Conv2D(48, 3, padding="same", use_bias=False, name="wide"))
     x = layers.GlobalAveragePooling2D(name="average")(x)
     x = layers.Dense(10, name="logits")(x)
-    return keras.Model(inputs, layers.Softmax(name="digit")(x), name="digits")
+    return kit.Model(inputs, layers.Softmax(name="digit")(x), name="digits")
 
 
 def fit(
@@ -281,7 +284,7 @@ def _measure(path: Path, models, made: list[Path], test, report: Progress) -> tu
             method=method,
             file=file.name,
             keras_accuracy=accuracies[source],
-            litert_accuracy=_accuracy(file, images, labels),
+            litert_accuracy=accuracy(file, images, labels),
             file_bytes=timed.file_bytes,
             zipped_bytes=timed.zipped_bytes,
             latency_ms=timed.median_ms,
@@ -295,7 +298,8 @@ def _measure(path: Path, models, made: list[Path], test, report: Progress) -> tu
     )
 
 
-def _accuracy(file: Path, images: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(file: Path, images: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images that a .tflite file classifies correctly, on LiteRT's default kernels."""
     content = flatbuffer.load(file)
     runner = Runner(flatbuffer.read(content), content, file.name, reference=False)
     (entry,) = runner.inputs

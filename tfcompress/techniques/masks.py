@@ -191,7 +191,7 @@ class Groups:
         (rows, columns), (n, m) = self._blocks, self.block
         last = tuple(range(-len(self.columns), 0))
         matrix = np.moveaxis(scores, self.columns, last).reshape(self._matrix)
-        height, width = matrix.shape
+        height, width = self._matrix
         missing = [(0, rows * n - height), (0, columns * m - width)]
         if any(after for _, after in missing):
             matrix = np.pad(matrix, missing, constant_values=-np.inf if largest else 0)
