@@ -31,10 +31,12 @@ format: $(READY)  ## mend style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure the cost of training, of conversion, and how equal files are
+bench: $(READY)  ## measure the cost of training and conversion, how equal files are, and what is lost
 	$(BIN)/python -m tfcompress.bench.training_cost
 	$(BIN)/python -m tfcompress.bench.ptq_speed
 	$(BIN)/python -m tfcompress.bench.equality
+	$(BIN)/python -m tfcompress.bench.mask_update
+	$(BIN)/python -m tfcompress.bench.joint_quality
 
 demo test test-full bench: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.

@@ -14,7 +14,7 @@ import pytest
 from tfcompress import __version__, cli, options
 from tfcompress.cli import main
 
-COMMANDS = ["convert", "inspect", "verify", "benchmark", "targets", "demo"]
+COMMANDS = ["compress", "convert", "inspect", "verify", "benchmark", "targets", "demo"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_version(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["convert", "--help"], ["targets"], ["inspect"], ["benchmark", "--runs", "3"]],
+    [["--help"], ["compress", "--help"], ["targets"], ["inspect"], ["benchmark", "--runs", "3"]],
 )
 def test_quick_commands_import_no_tensorflow(folder, arguments):
     file = [str(folder / "model.tflite")] if arguments[0] in ("inspect", "benchmark") else []
@@ -140,6 +140,65 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
         "samples": 3,
         "batch_size": 2,
     }
+
+
+def test_compress_trains_and_reports(folder, tmp_path, capsys):
+    x = np.load(folder / "x.npy")
+    np.savez(tmp_path / "data.npz", x=x, y=x.mean((1, 2)) * [1, 2, 3])
+    files = [folder / "model.keras", "--data", tmp_path / "data.npz", "-o", tmp_path / "a.tflite"]
+    command = ["compress", *files, "--recipe", "sparse50-int8", "--epochs", 4]
+    assert run(*command) == 2
+    assert "Pass --loss, such as" in capsys.readouterr().err
+    settings = ["--loss", "mse", "--optimizer", "sgd", "--learning-rate", 0.1, "--batch-size", 5]
+    assert run(*command, *settings, "--json") == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert (found["steps"], found["precision"]) == (16, "int8")
+    assert found["sparsity"] == pytest.approx(0.5)
+    assert found["after"]["loss"] < found["before"]["loss"]
+    assert found["bytes"] == (tmp_path / "a.tflite").stat().st_size
+    assert re.findall(r"epoch \d of 4", shown.err) == [f"epoch {i} of 4" for i in (1, 2, 3, 4)]
+    assert run(*command, *settings, "--resume") == 2
+    assert "no interrupted training to resume" in capsys.readouterr().err
+
+
+def test_compress_passes_every_option_on(tmp_path, monkeypatch, capsys):
+    received = {}
+
+    def fine_tune(*files, **settings):
+        received.update(settings, files=files)
+        if settings["overwrite"]:
+            (tmp_path / "o.tflite.checkpoint").mkdir()
+            (tmp_path / "o.tflite.checkpoint" / "2.weights.h5").touch()
+            raise KeyboardInterrupt
+        return types.SimpleNamespace(render=lambda console: None)
+
+    monkeypatch.setattr("tfcompress.fine_tuning.fine_tune", fine_tune)
+    words = "--constant-rate --batch-size 3 "
+    words += "--loss mse --from-logits --optimizer sgd --learning-rate 0.1 --seed 4 "
+    words += "--validation-data v.npz --validation-split 0.2 --precision int4 --io-dtype int8"
+    needed = ["--recipe", "r.yaml", "--data", "d.npz", "--epochs", 5]
+    command = ["compress", "m.keras", *needed, "-o", tmp_path / "o.tflite", *words.split()]
+    assert run(*command, "--resume") == 0
+    del received["progress"]
+    assert [str(file) for file in received.pop("files")] == [
+        *("m.keras", "r.yaml", "d.npz", str(tmp_path / "o.tflite"))
+    ]
+    assert str(received.pop("validation_data")) == "v.npz"
+    assert received == {
+        **{"epochs": 5, "batch_size": 3, "loss": "mse", "from_logits": True, "optimizer": "sgd"},
+        **{
+            "constant_rate": True,
+            "learning_rate": 0.1,
+            "seed": 4,
+            "validation_split": 0.2,
+            "precision": "int4",
+        },
+        **{"io_dtype": "int8", "resume": True, "overwrite": False},
+    }
+    capsys.readouterr()
+    assert run(*command, "--overwrite", "-q") == 130
+    assert "2 of 5 epochs are kept: go on with --resume added." in capsys.readouterr().err
 
 
 def test_the_model_itself_is_not_overwritten(folder, capsys):

@@ -160,7 +160,9 @@ def check_installed(venv, keras_file, cwd):
         "import tfcompress.targets as t; print(*[t.load_target(n).name for n in t.list_targets()])"
     )
     assert run(venv / "bin/python", "-c", load, cwd=cwd).split() == NAMES
-    for command in ("convert", "inspect", "verify", "benchmark", "demo", "targets"):
+    recipes = "from tfcompress.recipe_file import *; print(*ready_recipes())"
+    assert "sparse50-int8" in run(venv / "bin/python", "-c", recipes, cwd=cwd).split()
+    for command in ("compress", "convert", "inspect", "verify", "benchmark", "demo", "targets"):
         assert command in run(venv / "bin/tfcompress", "--help", cwd=cwd)
     listed = run(venv / "bin/tfcompress", "targets", cwd=cwd)
     assert all(name in listed for name in NAMES)
@@ -175,6 +177,9 @@ def test_wheel_holds_the_data_and_nothing_else(wheel):
     for name in (*NAMES, "schema"):
         assert f"tflite_targets/{name}.json" in names
     assert "tfcompress/py.typed" in names
+    recipes = {f"tfcompress/recipes/{path.name}" for path in ROOT.glob("tfcompress/recipes/*")}
+    assert len(recipes) == 6
+    assert recipes <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "tfcompress",

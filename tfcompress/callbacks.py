@@ -48,6 +48,7 @@ class UpdateCompression(keras.callbacks.Callback):
                 "wrapped is pruned with tfcompress.PruneCallback."
             )
         iterations(self.model)
+        _check_averages(self.model)
         # BackupAndRestore may come later in the list of callbacks, and restores just here.
         self._started = False
 
@@ -141,6 +142,21 @@ def iterations(model: Any) -> int:
             "Compile it: model.compile(optimizer, loss)."
         )
     return _int(optimizer.iterations)
+
+
+def _check_averages(model: Any) -> None:
+    """Raises where Keras would fail at the end of `fit`: averages of states that are overwritten."""
+    if not getattr(model.optimizer, "use_ema", False):
+        return
+    for layer in _layers(model):
+        for target in getattr(layer, "bound", ()):
+            for technique in target.techniques:
+                if technique.overwritten_states:
+                    raise ValueError(
+                        f"{type(technique).__name__} of layer '{layer.name}' keeps an average of "
+                        "scores by itself; received an optimizer with use_ema=True, which Keras "
+                        "cannot combine with it. Use another optimizer, or score='movement'."
+                    )
 
 
 def _next(layer: Any, step: int) -> float:

@@ -1,5 +1,7 @@
 """The command line: `tfcompress convert`, `inspect`, `verify`, `benchmark`, `targets`, `demo`.
 
+`tfcompress compress` and `migrate` live in `commands.py`.
+
 TensorFlow is imported only by the commands that need it, so that the others answer at once.
 """
 
@@ -11,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tfcompress import __version__, terminal
+from tfcompress import __version__, commands, terminal
 from tfcompress.options import (
     Calibration,
     ImageSize,
@@ -67,6 +69,7 @@ def _root(
     \b
     Examples:
       tfcompress demo
+      tfcompress compress model.keras --recipe int8 --data train.npz --epochs 5 -o small.tflite
       tfcompress convert model.keras -o model.tflite --precision float16
       tfcompress verify model.keras model.tflite --data x_test.npy
       tfcompress COMMAND --help
@@ -75,6 +78,10 @@ def _root(
         print(f"tfcompress {__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
+
+
+app.command()(commands.compress)
+app.command()(commands.migrate)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -65,8 +66,10 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
     _name_outputs(flat, graph, placement)
     _warn_left_float(placement)
     wrapped: dict[int, Any] = {}
+    calls = Counter(id(node.operation) for node in graph.nodes)
     for node in graph.nodes:
         if not node.is_input:
+            _check_calls(node.operation, recipe.techniques_of(origin(node)), calls)
             _detach(node.operation)
 
     def call(node: Node, *args, **kwargs):
@@ -201,6 +204,18 @@ def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, w
         new = FusedBatchNorm(operation, quantize.freeze if quantize else None)
     wrapped[id(operation)] = new
     return new
+
+
+def _check_calls(operation, techniques: tuple[Technique, ...], calls: Counter) -> None:
+    """Raises if a state that each call would overwrite is asked of a layer with several calls."""
+    taking = [t for t in techniques if t.overwritten_states]
+    count = calls[id(operation)]
+    if taking and count > 1 and isinstance(operation, keras.Layer) and operation.weights:
+        raise ValueError(
+            f"layer '{operation.name}' is called {count} times; received {taking[0]} for it, whose "
+            "scores are averaged over one call a step. Give it another score in a Rule of its own, "
+            "such as Prune(..., score='movement')."
+        )
 
 
 def _quantize_outputs(node: Node, outputs, placement: Placement):

@@ -117,6 +117,7 @@ class Compressed(keras.layers.Layer):
             same = [t for t in bound if t.variable.name == target.variable.name]
             prefix = f"{target.owner.name}_" if len(same) > 1 else ""
             target.states.extend(self._make_states(target, prefix + target.variable.name))
+            _add_penalties(target)
         self._bound = tuple(bound)
         if self.scheduled:
             self.last_step = add_last_step(self)
@@ -190,17 +191,9 @@ class Compressed(keras.layers.Layer):
         outputs, updates, losses = call_with(self.layer, effective, inputs, *args, **kwargs)
         for variable, value in updates:
             variable.assign(value)
-        for loss in [*losses, *self._penalties()]:
+        for loss in losses:
             self.add_loss(loss)
         return outputs
-
-    def _penalties(self) -> list[Any]:
-        every = (
-            technique.penalty(as_tensor(target.variable))
-            for target in self._bound
-            for technique in target.techniques
-        )
-        return [penalty for penalty in every if penalty is not None]
 
     def compute_output_spec(self, inputs, *args, **kwargs):
         return self.layer.compute_output_spec(inputs, *args, **kwargs)
@@ -239,6 +232,15 @@ def bind(techniques, owner, variable) -> list[Technique]:
         if technique.refuses(owner, variable) is None:
             bound.append(technique.bind(owner, variable.name, bound))
     return bound
+
+
+def _add_penalties(target: Target) -> None:
+    """Makes penalties regularizers of the weight: counted once, however often it is used."""
+    weight, own = as_tensor(target.variable), target.variable.regularizer
+    found = [t.penalty for t in target.techniques if t.penalty(weight) is not None]
+    if found:
+        every = [own, *found] if own is not None else found
+        target.variable.regularizer = lambda weight: sum(each(weight) for each in every)
 
 
 def effective_weight(target: Target, stop: type | None = None):

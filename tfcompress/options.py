@@ -16,7 +16,7 @@ IO_DTYPES = ("float32", "int8", "uint8", "int16")
 SCALINGS = ("none", "0_1", "-1_1")
 
 
-def one_of(option: str, choices: tuple[str, ...]) -> Callable[[str], str]:
+def one_of(option: str, choices: tuple[str, ...]) -> Callable[[str | None], str | None]:
     """Return the check of an option that takes one of a few values.
 
     Args:
@@ -24,15 +24,16 @@ def one_of(option: str, choices: tuple[str, ...]) -> Callable[[str], str]:
         choices: the values.
 
     Returns:
-        What typer calls with a value: it returns the value, or raises ValueError.
+        What typer calls with a value: it returns the value, or raises ValueError. None, which
+        stands for an option that is left out, is returned as it is.
 
     Example:
         >>> one_of("--scaling", SCALINGS)("0_1")
         '0_1'
     """
 
-    def check(value: str) -> str:
-        if value in choices:
+    def check(value: str | None) -> str | None:
+        if value is None or value in choices:
             return value
         close = difflib.get_close_matches(value, choices, n=1)
         mend = f"Did you mean {close[0]}?" if close else "Choose one of them."
@@ -121,6 +122,23 @@ IoDtype = Annotated[
         metavar="|".join(IO_DTYPES),
         callback=one_of("--io-dtype", IO_DTYPES),
         help="Type of inputs and outputs.",
+    ),
+]
+TrainedPrecision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(PRECISIONS),
+        callback=one_of("--precision", PRECISIONS),
+        help="What a .tflite file computes in; by default what the recipe trains for.",
+        show_default=False,
+    ),
+]
+TrainedIoDtype = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(IO_DTYPES),
+        callback=one_of("--io-dtype", IO_DTYPES),
+        help="Type of inputs and outputs of a .tflite file.",
     ),
 ]
 Calibration = Annotated[

@@ -74,7 +74,7 @@ class PruneCallback(keras.callbacks.Callback):
         for weight in self._weights:
             weight.attach(self.regularizer)
         if self.prune.learns_scores:
-            _watch(self.model.optimizer, self._weights)
+            _watch(_inner(self.model.optimizer), self._weights)
         # The step may be compiled already, without the masks.
         _recompile(self.model)
         self._started = False
@@ -136,7 +136,7 @@ class PruneCallback(keras.callbacks.Callback):
         self._apply()  # averaged weights (use_ema) came after the last step
         for weight in self._weights:
             weight.detach()
-        self.model.optimizer.__dict__.pop("apply", None)
+        _inner(self.model.optimizer).__dict__.pop("apply", None)
         _recompile(self.model)
 
     def _step(self) -> int:
@@ -180,11 +180,14 @@ class _Pruned:
 
     def attach(self, regularizer) -> None:
         """Lets the optimizer mask the weight after each step."""
-        self._own = self.variable.constraint, self.variable.regularizer
+        before = getattr(self.variable.constraint, "__self__", None)
+        if isinstance(before, _Pruned):  # left there if a `fit` was interrupted
+            before.detach()
+        self._own, self._added = (self.variable.constraint, self.variable.regularizer), regularizer
         if keras.backend.backend() != "jax":
             self.variable.constraint = self._constrain
         if regularizer is not None:
-            self.variable.regularizer = regularizer
+            self.variable.regularizer = self._regularize
 
     def detach(self) -> None:
         """Gives the weight back as it was."""
@@ -194,18 +197,24 @@ class _Pruned:
         own = self._own[0]
         return self.masked(as_tensor(weight) if own is None else own(weight))
 
+    def _regularize(self, weight):
+        own = self._own[1]
+        return self._added(weight) if own is None else own(weight) + self._added(weight)
+
     def masked(self, weight):
-        """The weight, pruned."""
-        return weight * ops.cast(as_tensor(self.mask), weight.dtype)
+        """The weight, pruned; a product would make -0.0 of negative ones."""
+        return ops.where(as_tensor(self.mask) > 0, weight, ops.zeros_like(weight))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The weight and its scores, of which those of weights that were pruned are the least."""
+        """The weight and its scores, of which those of groups that were pruned are the least."""
         weight = ops.convert_to_numpy(as_tensor(self.variable))
         if isinstance(self.prune.score, str) and self.prune.score in OF_SIZE:
             return weight, None  # where zeros come first anyway
         learned = None if self.scores is None else ops.convert_to_numpy(as_tensor(self.scores))
         scores = self.prune.scores(weight, learned)
-        return weight, np.where(weight == 0, min(0.0, scores.min(initial=0.0)), scores)
+        groups = self.prune.groups(weight.shape)
+        alive = groups.expand(groups.reduce(np.abs(weight), largest=True) > 0)
+        return weight, np.where(alive, scores, -np.inf)
 
     def watch(self, gradient) -> None:
         """Updates learned scores by the gradient of the weight."""
@@ -218,8 +227,14 @@ class _Pruned:
             self.scores.assign(keep * old + (1 - keep) * ops.abs(product))
 
 
+def _inner(optimizer):
+    """The optimizer that sees gradients as they are: not scaled, and finite."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def _watch(optimizer, weights: list[_Pruned]) -> None:
     """Shows the weights their gradients whenever the optimizer applies them."""
+    optimizer.__dict__.pop("apply", None)  # left there if a `fit` was interrupted
     apply, by_id = optimizer.apply, {id(weight.variable): weight for weight in weights}
 
     def watch_and_apply(grads, trainable_variables=None):

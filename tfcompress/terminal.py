@@ -54,7 +54,7 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
             if debug and not hasattr(error, "format_message"):
                 traceback.print_exc()
             status, message = _explain(error, debug)
-            _say(f"Error: {message}")
+            say(f"Error: {message}")
             return status
 
 
@@ -122,12 +122,12 @@ def _is_descriptor_2(stream: Any) -> bool:
         return False
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=_stderr or sys.stderr, flush=True)
 
 
 def _show_warning(message: object, category: Any, *args: Any, **kwargs: Any) -> None:
-    _say(f"Warning: {_one_line(message)}")
+    say(f"Warning: {_one_line(message)}")
 
 
 class Progress:
@@ -177,7 +177,7 @@ class Progress:
                 self.task = self.bar.add_task(_escape(stage), total=total)
             self.bar.update(self.task, completed=done, total=total)
         elif changed and not self.quiet:
-            _say(f"{stage} ...")
+            say(f"{stage} ...")
 
 
 def _escape(text: str) -> str:

@@ -31,7 +31,7 @@ class Cluster(Technique):
         begin: optimizer step at which weights are clustered; None begins when the pruning before it
             has ended, or at once.
         frequency: steps between choices of the nearest centroid.
-        gradient: of a centroid: the "mean" of its weights' gradients, or their "sum".
+        gradient: of a centroid: the "sum" of its weights' gradients, or their "mean".
         keep_zeros: whether zeros stay zeros; None where `Prune` comes before.
         depthwise: also clusters depthwise kernels.
         seed: of random starts.
@@ -50,7 +50,7 @@ class Cluster(Technique):
     per_channel: bool = False
     begin: int | None = None
     frequency: int = 10
-    gradient: Literal["mean", "sum"] = "mean"
+    gradient: Literal["sum", "mean"] = "sum"
     keep_zeros: bool | None = None
     depthwise: bool = False
     seed: int = 0

@@ -1,0 +1,321 @@
+"""Cluster: shared values, their gradients and zeros."""
+
+from itertools import pairwise
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+import tfcompress as tfc
+from tfcompress import Cluster, Prune, schedules
+from tfcompress.layers import Compressed, tensors
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(32, 6, 6, 3)).astype("float32")
+Y = RANDOM.normal(size=(32, 4)).astype("float32")
+
+
+def make(*techniques, use_bias=True):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, activation="relu", use_bias=use_bias, name="conv")(inputs)
+    outputs = layers.Dense(4, name="dense")(layers.GlobalAveragePooling2D()(x))
+    model = tfc.compress(keras.Model(inputs, outputs), [tfc.Rule("*", list(techniques))])
+    model.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=False)
+    return model
+
+
+def fit(model, steps, **kwargs):
+    """Steps of batches of 4, eight an epoch."""
+    x, y = X[: 4 * min(steps, 8)], Y[: 4 * min(steps, 8)]
+    callbacks = [tfc.UpdateCompression(), *kwargs.pop("callbacks", [])]
+    kwargs = {"epochs": -(-steps // 8), "callbacks": callbacks, **kwargs}
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0, **kwargs)
+    return model
+
+
+def kernels(model):
+    final = tfc.finalize(model)
+    found = [final.get_layer(name) for name in ("conv", "dense")]
+    return [np.array(getattr(x, "layer", x).kernel) for x in found]
+
+
+def wrapped(model):
+    return [x for x in model.layers if isinstance(x, Compressed)]
+
+
+def state_of(model, kind=Cluster):
+    target = wrapped(model)[0].bound[0]
+    index = [type(t) for t in target.techniques].index(kind)
+    return target.states[index]
+
+
+def gradients(cluster, weight, upstream=None):
+    """Effective weight, and gradients of weight and of centroids for a known upstream one."""
+    state = cluster.update(weight, cluster.initial_state(ops.convert_to_tensor(weight)), 0)
+    weight = tf.constant(weight)
+    upstream = tf.ones_like(weight) if upstream is None else tf.constant(upstream)
+    with tf.GradientTape() as tape:
+        tape.watch([weight, state["centroids"]])
+        loss = tf.reduce_sum(cluster.apply(weight, state) * upstream)
+    return cluster.apply(weight, state), tape.gradient(loss, [weight, state["centroids"]]), state
+
+
+@pytest.mark.parametrize(("gradient", "expected"), [("sum", [8.0, 8.0]), ("mean", [1.0, 1.0])])
+def test_gradients_by_hand(gradient, expected):
+    weight = np.array([0.1, 0.9] * 8, "float32").reshape(4, 4)
+    cluster = Cluster(2, init="linear", gradient=gradient)
+    effective, (of_weight, of_centroids), _ = gradients(cluster, weight)
+    np.testing.assert_array_equal(effective, weight)
+    np.testing.assert_array_equal(of_weight, np.ones((4, 4)))
+    np.testing.assert_allclose(np.ravel(of_centroids), expected)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_gradients_of_any_upstream(per_channel):
+    weight = RANDOM.normal(size=(3, 3, 5, 4)).astype("float32")
+    upstream = RANDOM.normal(size=weight.shape).astype("float32")
+    channels = (3,) if per_channel else ()
+    cluster = Cluster(6, gradient="sum", per_channel=per_channel, channels=channels)
+    effective, (of_weight, of_centroids), state = gradients(cluster, weight, upstream)
+    np.testing.assert_array_equal(of_weight, upstream)
+    index = np.array(state["indices"]).astype(int)
+    table, sums = np.array(state["centroids"]), np.zeros((6, 4 if per_channel else 1))
+    for place in np.ndindex(weight.shape):
+        column = place[3] if per_channel else 0
+        assert effective[place] == table[index[place] - 1, column]
+        sums[index[place] - 1, column] += upstream[place]
+    np.testing.assert_allclose(of_centroids, sums, rtol=1e-5, atol=1e-5)
+    mean = Cluster(6, gradient="mean", per_channel=per_channel, channels=channels)
+    counts = np.maximum(np.array([(index == i + 1).sum((0, 1, 2)) for i in range(6)]), 1)
+    counts = (
+        counts
+        if per_channel
+        else np.maximum(np.array([[(index == i + 1).sum()] for i in range(6)]), 1)
+    )
+    np.testing.assert_allclose(
+        gradients(mean, weight, upstream)[1][1], sums / counts, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_each_weight_takes_the_nearest():
+    weight = RANDOM.normal(size=(20, 30)).astype("float32")
+    effective, _, state = gradients(Cluster(7), weight)
+    table = np.array(state["centroids"]).ravel()
+    best = np.abs(weight[..., None] - table).min(-1)
+    np.testing.assert_allclose(np.abs(weight - effective), best, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("init", "per_channel"),
+    [
+        ("kmeans++", False),
+        ("linear", True),
+        *(
+            pytest.param(init, per_channel, marks=pytest.mark.slow)
+            for init in ("density", "random")
+            for per_channel in (False, True)
+        ),
+    ],
+)
+def test_finalize_leaves_so_many_values(init, per_channel):
+    model = fit(make(Cluster(5, init=init, per_channel=per_channel, frequency=3)), 12)
+    for kernel in kernels(model):
+        columns = kernel.reshape(-1, kernel.shape[-1]).T if per_channel else [kernel]
+        assert {len(np.unique(column)) for column in columns} <= {1, 2, 3, 4, 5}
+        assert max(len(np.unique(column)) for column in columns) > 2
+    if per_channel:
+        assert len(np.unique(kernels(model)[0])) > 5
+    np.testing.assert_array_equal(tfc.finalize(model)(X), model(X))
+
+
+def test_per_channel_without_bias():
+    model = fit(make(Cluster(3, per_channel=True), use_bias=False), 4)
+    assert {len(np.unique(c)) for c in kernels(model)[0].reshape(-1, 8).T} == {3}
+
+
+def test_centroids_are_trained_and_weights_move_on():
+    model = make(Cluster(4, frequency=1000))
+    fit(model, 1)
+    before = {name: np.array(value) for name, value in state_of(model).items()}
+    kernel = np.array(wrapped(model)[0].layer.kernel)
+    fit(model, 8)
+    after = state_of(model)
+    assert (np.array(after["centroids"]) != before["centroids"]).all()
+    np.testing.assert_array_equal(after["indices"], before["indices"])
+    assert (np.array(wrapped(model)[0].layer.kernel) != kernel).mean() > 0.9
+    # The index is chosen anew at the next update.
+    model = fit(make(Cluster(4, frequency=8)), 8)
+    target = wrapped(model)[0].bound[0]
+    effective = wrapped(model)[0].effective(target.variable)
+    table = np.array(target.states[0]["centroids"]).ravel()
+    best = np.abs(np.array(target.variable)[..., None] - table).min(-1)
+    np.testing.assert_allclose(np.abs(target.variable - effective), best, atol=1e-6)
+
+
+def test_updates_come_at_the_frequency():
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(np.array(state_of(self.model)["indices"]))
+
+    fit(make(Cluster(16, begin=3, frequency=4)), 16, callbacks=[Watch()])
+    changed = [i + 2 for i, (a, b) in enumerate(pairwise(seen)) if (a != b).any()]
+    assert changed == [3, 7, 11, 15]
+
+
+@pytest.mark.slow
+def test_weights_are_free_until_clustering_begins():
+    model = fit(make(Cluster(4, begin=6)), 5)
+    wrapper = wrapped(model)[0]
+    np.testing.assert_array_equal(wrapper.effective(wrapper.layer.kernel), wrapper.layer.kernel)
+    plain = fit(make(Cluster(4, begin=10**6)), 5)
+    np.testing.assert_array_equal(wrapped(plain)[0].layer.kernel, wrapper.layer.kernel)
+    fit(model, 1)
+    assert len(np.unique(wrapper.effective(wrapper.layer.kernel))) == 4
+
+
+PRUNES = [
+    Prune(schedules.polynomial(0.2, 0.75, end=12, frequency=4)),
+    Prune(schedules.linear(0.0, 0.7, begin=2, end=9, frequency=2), scope="global"),
+    Prune(pattern="2:4"),
+    Prune(0.5),
+    Prune(0.5, pattern="filters"),
+    Prune(0.5, score="taylor"),
+    Prune(0.5, score="movement", scope="global"),
+    Prune(threshold=0.1),
+]
+QUICK = [(PRUNES[0], None), (PRUNES[1], 5), (PRUNES[2], 0)]
+SLOW = [(p, begin) for p in PRUNES for begin in (None, 0, 5) if (p, begin) not in QUICK]
+
+
+@pytest.mark.parametrize(
+    ("prune", "begin"), QUICK + [pytest.param(*each, marks=pytest.mark.slow) for each in SLOW]
+)
+def test_zeros_stay_zeros_and_count_as_a_cluster(prune, begin):
+    cluster = Cluster(4, begin=begin, frequency=3)
+    model = fit(make(prune, cluster), 16)
+    found = kernels(model)
+    for wrapper, kernel in zip(wrapped(model), found, strict=True):
+        mask = np.array(wrapper.bound[0].states[0]["mask"]).astype(bool)
+        np.testing.assert_array_equal(kernel != 0, mask)
+        assert 2 <= len(np.unique(kernel)) <= 4
+        assert not np.signbit(kernel[kernel == 0]).any()
+    zeros = sum((kernel == 0).sum() for kernel in found)
+    if prune.threshold is None and prune.pattern == "unstructured":
+        sizes = [kernel.size for kernel in found]
+        sizes = [sum(sizes)] if prune.scope == "global" else sizes
+        assert zeros == sum(n - round(n * (1 - prune.schedule.final)) for n in sizes)
+
+
+@pytest.mark.slow
+def test_zeros_per_channel():
+    model = fit(make(Prune(0.6), Cluster(3, per_channel=True, frequency=2)), 12)
+    for wrapper, kernel in zip(wrapped(model), kernels(model), strict=True):
+        mask = np.array(wrapper.bound[0].states[0]["mask"]).astype(bool)
+        np.testing.assert_array_equal(kernel != 0, mask)
+        assert max(len(np.unique(c)) for c in kernel.reshape(-1, kernel.shape[-1]).T) == 3
+
+
+def test_keep_zeros_alone():
+    model = make(Cluster(4, keep_zeros=True, frequency=2))
+    kernel = np.array(wrapped(model)[0].layer.kernel)
+    kernel[:, :, 1] = 0.0
+    wrapped(model)[0].layer.kernel.assign(kernel)
+    found = kernels(fit(model, 12))[0]
+    np.testing.assert_array_equal(found[:, :, 1], 0.0)
+    assert np.count_nonzero(found[:, :, [0, 2]]) == found[:, :, [0, 2]].size
+    assert len(np.unique(found)) == 4
+
+
+def test_clustering_begins_when_pruning_ends():
+    prune = Prune(schedules.linear(0.0, 0.5, begin=2, end=9))
+    for before, begin in (([prune], 9), ([Prune(0.5)], 0), ([], 0)):
+        bound = wrapped(make(*before, Cluster(4)))[0].bound[0].techniques
+        assert bound[-1].begin == begin
+        assert bound[-1].keep_zeros is bool(before)
+
+
+def test_more_clusters_than_weights():
+    with pytest.raises(ValueError, match="with 216 weights, fewer than clusters=300"):
+        make(Cluster(300))
+    with pytest.raises(ValueError, match="27 weights in each channel, fewer than clusters=28"):
+        make(Cluster(28, per_channel=True))
+    model = fit(make(Cluster(100)), 3)  # which leaves out the smaller layer
+    assert [len(np.unique(k)) for k in kernels(model)] == [100, 32]
+
+
+@pytest.mark.parametrize("clusters", [255, 256, 300])
+def test_many_clusters(clusters):
+    weight = RANDOM.normal(size=(40, 50)).astype("float32")
+    cluster = Cluster(clusters, init="linear")
+    state = cluster.update(weight, cluster.initial_state(ops.convert_to_tensor(weight)), 0)
+    effective = np.array(cluster.apply(tf.constant(weight), state))
+    assert len(np.unique(effective)) <= clusters
+    step = (weight.max() - weight.min()) / (clusters - 1)
+    assert np.abs(effective - weight).max() <= step / 2 * 1.001
+    zeros = np.where(np.abs(weight) < 0.5, 0, weight)
+    cluster = Cluster(clusters, init="linear", keep_zeros=True, follows=True)
+    state = cluster.update(zeros, cluster.initial_state(ops.convert_to_tensor(zeros)), 0)
+    effective = np.array(cluster.apply(tf.constant(zeros), state))
+    np.testing.assert_array_equal(effective == 0, zeros == 0)
+    assert len(np.unique(effective)) <= clusters
+
+
+def test_save_and_continue(tmp_path):
+    model = fit(make(Prune(schedules.linear(0, 0.6, end=6, frequency=2)), Cluster(5)), 8)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(X), model(X))
+    for a, b in zip(fit(model, 24).variables, fit(loaded, 24).variables, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+
+
+def test_jit_compile_gives_the_same():
+    a, b = make(Prune(0.5), Cluster(4)), make(Prune(0.5), Cluster(4))
+    b.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=True)
+    for x, y in zip(kernels(fit(a, 8)), kernels(fit(b, 8)), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+def test_states_are_those_of_pure_functions():
+    weight = RANDOM.normal(size=(6, 4)).astype("float32")
+    cluster = Cluster(4, begin=3)
+    state = cluster.initial_state(ops.convert_to_tensor(weight))
+    assert cluster.update(weight, state, 2) is state
+    np.testing.assert_array_equal(cluster.apply(tf.constant(weight), state), weight)
+    new = cluster.update(weight, state, 3)
+    again = cluster.update(weight, state, 3)
+    for name in new:
+        np.testing.assert_array_equal(new[name], again[name])
+    assert {name: value.dtype for name, value in new.items()} == {
+        name: value.dtype for name, value in tensors(state).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda: Cluster(1), "clusters must be 2 to 65535; received 1"),
+        (lambda: Cluster(16.0), "clusters must be 2 to 65535"),
+        (lambda: Cluster(70000), "received 70000"),
+        (lambda: Cluster(8, init="kmeans"), "init must be one of kmeans"),
+        (lambda: Cluster(8, begin=-1), "begin must be None or an optimizer step"),
+        (lambda: Cluster(8, begin=1.5), "begin must be None or an optimizer step"),
+        (lambda: Cluster(8, frequency=0), "frequency must be 1 or more steps"),
+        (lambda: Cluster(8, frequency=2.5), "frequency must be 1 or more steps"),
+        (lambda: Cluster(8, gradient="avg"), "gradient must be 'mean' or 'sum'"),
+    ],
+)
+def test_errors(make_it, message):
+    with pytest.raises(ValueError, match=message):
+        make_it()
+
+
+def test_config_round_trip():
+    cluster = Cluster(8, init="density", per_channel=True, begin=3, gradient="sum", seed=2)
+    load, serialize = keras.saving.deserialize_keras_object, keras.saving.serialize_keras_object
+    assert load(serialize(cluster)) == cluster

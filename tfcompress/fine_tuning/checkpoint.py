@@ -1,0 +1,151 @@
+"""Where an interrupted training goes on: one file after each epoch, complete or not there."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfcompress import files
+
+_SETTINGS = "run.json"
+_ENDING = ".weights.h5"
+
+
+class Checkpoint:
+    """A folder with the settings of a training and its state after the last whole epoch.
+
+    Args:
+        folder: its path; made when training begins.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def epoch(self) -> int:
+        """How many epochs are done; 0 if there is no checkpoint."""
+        return max((int(path.name.split(".")[0]) for path in self._states()), default=0)
+
+    def check(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
+        """Whether a training can begin or go on; changes nothing.
+
+        Args:
+            settings: what the training depends on, as JSON.
+            resume: go on with the training that was interrupted.
+            overwrite: begin anew if there is one.
+
+        Returns:
+            How many epochs are done.
+
+        Raises:
+            ValueError: there is nothing to resume, it had other settings, or an unfinished training
+                would be lost.
+        """
+        if resume:
+            self._require_same(settings)
+            return self.epoch()
+        done = self.epoch()
+        if done and not overwrite:
+            raise ValueError(
+                f"an interrupted training is kept in '{self.folder}' ({done} epochs are done). "
+                "Go on with --resume, or begin anew with --overwrite."
+            )
+        return 0
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Makes the folder anew.
+
+        Args:
+            settings: see `check`.
+
+        Raises:
+            OSError, ValueError: it cannot be made, or one is there that holds something else.
+        """
+        self.remove()
+        try:
+            self.folder.mkdir()
+        except OSError as error:
+            raise OSError(f"cannot make the folder '{self.folder}': {error.strerror}.") from error
+        files.atomic_write(self.folder / _SETTINGS, json.dumps(settings, indent=2).encode())
+
+    def save(self, model: keras.Model, epoch: int) -> None:
+        """Keeps the state of a model and its optimizer after an epoch, and no older one."""
+        old = self._states()
+        unfinished = self.folder / f"unfinished{_ENDING}"
+        model.save_weights(unfinished, overwrite=True)
+        with open(unfinished, "rb") as stream:
+            os.fsync(stream.fileno())
+        unfinished.replace(self.folder / f"{epoch}{_ENDING}")
+        for path in old:
+            path.unlink()
+
+    def restore(self, model: keras.Model) -> None:
+        """Gives a compiled model the state that was kept."""
+        model.optimizer.build(model.trainable_variables)
+        path = self.folder / f"{self.epoch()}{_ENDING}"
+        try:
+            model.load_weights(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"the checkpoint '{path}' cannot be read: {files._first(error)}. Begin anew with "
+                "--overwrite."
+            ) from error
+
+    def remove(self) -> None:
+        """Removes the folder and what was written into it, nothing else."""
+        if self.folder.is_dir():
+            expected = {*self._states(), self.folder / _SETTINGS}
+            expected.add(self.folder / f"unfinished{_ENDING}")
+            others = set(self.folder.iterdir()) - expected
+            if others:
+                raise ValueError(
+                    f"'{self.folder}' must be a folder of checkpoints; it also holds "
+                    f"'{min(others).name}'. Name another output, or remove the folder."
+                )
+            shutil.rmtree(self.folder)
+
+    def _states(self) -> list[Path]:
+        found = self.folder.glob(f"*{_ENDING}") if self.folder.is_dir() else []
+        return [path for path in found if path.name.split(".")[0].isdigit()]
+
+    def _require_same(self, settings: dict[str, Any]) -> None:
+        file = self.folder / _SETTINGS
+        if not file.is_file():
+            raise ValueError(
+                f"there is no interrupted training to resume: no '{file}'. Leave --resume out, or "
+                "name the same --output as before."
+            )
+        try:
+            before = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"'{file}' is damaged. Begin anew with --overwrite.") from error
+        differing = [name for name in settings if before.get(name) != settings[name]]
+        if differing:
+            listed = "; ".join(_change(n, before.get(n), settings[n]) for n in differing)
+            raise ValueError(
+                f"a training is resumed with the settings that it began with; received others: "
+                f"{listed}. Give the same, or begin anew with --overwrite."
+            )
+
+
+class SaveCheckpoint(keras.callbacks.Callback):
+    """Keeps the state after each epoch; the last of the callbacks, so that it sees their work.
+
+    Args:
+        checkpoint: where.
+    """
+
+    def __init__(self, checkpoint: Checkpoint):
+        super().__init__()
+        self.checkpoint = checkpoint
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.checkpoint.save(self.model, epoch + 1)
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if isinstance(now, str) and len(now) == 64:  # a hash, which tells nobody anything
+        return f"another content of {name}"
+    return f"{name} was {before!r}, now {now!r}"

@@ -1,0 +1,165 @@
+"""Training data from a .npz file, matched to a model and put into batches."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from tfcompress import arrays
+from tfcompress.data import _rows
+
+# Names of inputs and labels in a file: to train with, and to judge with.
+TRAINING = (("x", "y"), ("x_train", "y_train"))
+VALIDATION = (("x_val", "y_val"), ("x_test", "y_test"), ("x", "y"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Samples of a model.
+
+    Attributes:
+        inputs: arrays in the order of the model's inputs, flattened.
+        labels: arrays in the order of its outputs, flattened.
+        packed: the structures that the model takes and gives, and the dtypes of the inputs.
+    """
+
+    inputs: list[np.ndarray]
+    labels: list[np.ndarray]
+    packed: tuple[Any, Any, list[str]]
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def take(self, rows) -> tuple[Any, Any]:
+        """Inputs and labels of some samples, as `Model.fit` takes them."""
+        inputs, outputs, dtypes = self.packed
+        x = [a[rows].astype(dtype) for a, dtype in zip(self.inputs, dtypes, strict=True)]
+        y = [a[rows] for a in self.labels]
+        # tf.data takes lists for tensors.
+        inputs, outputs = tree.lists_to_tuples((inputs, outputs))
+        return tree.pack_sequence_as(inputs, x), tree.pack_sequence_as(outputs, y)
+
+    def batches(self, size: int, rows=None) -> Iterator[tuple[Any, Any]]:
+        """All samples, or those of some rows, in their order."""
+        rows = np.arange(len(self)) if rows is None else rows
+        for start in range(0, len(rows), size):
+            yield self.take(rows[start : start + size])
+
+    def shuffled(self, size: int, seed: int, epochs: range) -> Iterator[tuple[Any, Any]]:
+        """Batches of some epochs; the order of each follows from the seed and its number."""
+        for epoch in epochs:
+            order = np.random.default_rng([seed, epoch]).permutation(len(self))
+            yield from self.batches(size, order)
+
+    def split(self, fraction: float, seed: int) -> tuple["Data", "Data"]:
+        """Two parts, of which the second has a fraction of the samples, drawn at random."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        count = round(len(self) * fraction)
+        if not 0 < count < len(self):
+            raise ValueError(
+                f"a validation split of {fraction:g} leaves {count} of {len(self)} samples to "
+                "judge with; expected some in both parts. Choose another, such as 0.2."
+            )
+        parts = np.sort(order[count:]), np.sort(order[:count])
+        first, second = (
+            Data([a[p] for a in self.inputs], [a[p] for a in self.labels], self.packed)
+            for p in parts
+        )
+        return first, second
+
+
+def read(path) -> dict[str, np.ndarray]:
+    """Reads a .npz file of several arrays.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: it is missing, damaged or something else.
+    """
+    found = arrays.load_arrays(path) if not os.path.isdir(path) else None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"'{path}' must be a .npz file with the arrays x and y; received "
+            f"{'a folder' if found is None else 'arrays without these names'}. Save it with "
+            "np.savez('data.npz', x=images, y=labels)."
+        )
+    return found
+
+
+def match(found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING) -> Data:
+    """Finds the inputs and labels of a model among arrays.
+
+    Args:
+        found: arrays by name.
+        model: a Functional model.
+        path: where the arrays come from, for messages.
+        names: pairs of names of inputs and labels, the best first; names of the model's own inputs
+            and outputs are taken as well.
+
+    Returns:
+        The `Data`.
+
+    Raises:
+        ValueError: an array is missing, or does not fit.
+    """
+    wanted = tree.flatten(model._inputs_struct)
+    outputs = output_names(model)
+    inputs = _pick(found, [t.name for t in wanted], [x for x, _ in names], "inputs", path)
+    # Labels of the same pair as the inputs.
+    pairs = [y for x, y in names if x in inputs] or [y for _, y in names]
+    labels = _pick(found, outputs, pairs, "labels", path)
+    rows = [_rows(want, found[name]) for want, name in zip(wanted, inputs, strict=True)]
+    for name, array in zip(inputs, rows, strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(
+                f"'{name}' in '{path}' must hold finite numbers; received NaN or infinity. "
+                "Remove such samples."
+            )
+    _check_lengths(dict(zip([*inputs, *labels], [*rows, *(found[y] for y in labels)], strict=True)))
+    for name in labels:
+        if found[name].dtype.kind not in "fiub":
+            raise ValueError(
+                f"'{name}' in '{path}' must hold numbers; received dtype {found[name].dtype}. "
+                "Number the classes from 0."
+            )
+    dtypes = [tensor.dtype for tensor in wanted]
+    packed = model._inputs_struct, model._outputs_struct, dtypes
+    return Data(rows, [found[name] for name in labels], packed)
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """The names by which losses and labels refer to a model's outputs."""
+    struct = model._outputs_struct
+    if isinstance(struct, dict) and not any(tree.is_nested(x) for x in struct.values()):
+        return sorted(struct)  # as they are flattened
+    return list(model.output_names)
+
+
+def _pick(found, own: list[str], usual: list[str], what: str, path) -> list[str]:
+    if all(name in found for name in own):
+        return own
+    usual = list(dict.fromkeys(usual)) if len(own) == 1 else []
+    for name in usual:
+        if name in found:
+            return [name]
+    expected = ", ".join(repr(name) for name in own)
+    expected = " or ".join([*(repr(name) for name in usual), expected])
+    raise ValueError(
+        f"'{path}' must hold the {what} {expected}; received {', '.join(map(repr, found))}. "
+        f"Save it with np.savez('data.npz', {usual[0] if usual else own[0]}=...)."
+    )
+
+
+def _check_lengths(found: dict[str, np.ndarray]) -> None:
+    lengths = {name: len(a) if a.ndim else 0 for name, a in found.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        listed = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
+        raise ValueError(
+            f"inputs and labels must have the same number of samples, 1 or more; received {listed}."
+            " Cut them to the same length."
+        )
