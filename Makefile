@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 BUILDING := $(VENV)/.building
 # For example: make test ARGS="-x -k targets"
 ARGS ?=
+# Processes that share the quick tests; each needs about 2 GiB.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full lint format bench lock clean
@@ -17,7 +19,7 @@ demo: $(READY)  ## train, compress, convert and verify a small CNN on real data
 	$(BIN)/tfcompress demo $(ARGS)
 
 test: $(READY)  ## quick tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
 
 test-full: $(READY)  ## every test and every tutorial
 	$(BIN)/python -m pytest $(ARGS)

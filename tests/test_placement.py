@@ -191,7 +191,7 @@ def test_dense_before_batch_norm_has_a_scale_per_channel():
     x = keras.Input((6,))
     y = layers.Dense(4, name="alone")(layers.BatchNormalization()(layers.Dense(5, name="first")(x)))
     qat = tfc.quantize_aware(keras.Model(x, y))
-    axes = {name: qat.get_layer(name).techniques[0].axes for name in ("first", "alone")}
+    axes = {name: qat.get_layer(name).bound[0].techniques[0].axes for name in ("first", "alone")}
     assert axes == {"first": (1,), "alone": ()}
 
 

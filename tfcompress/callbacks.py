@@ -145,7 +145,7 @@ def iterations(model: Any) -> int:
 
 
 def _check_averages(model: Any) -> None:
-    """Raises where Keras would fail at the end of `fit`: averages of states that are overwritten."""
+    """Raises where Keras would fail after training: for averages of states that are overwritten."""
     if not getattr(model.optimizer, "use_ema", False):
         return
     for layer in _layers(model):
