@@ -115,6 +115,8 @@ def update_together(layers: list[Any], step: int) -> None:
     for layer in layers:
         last = _int(layer.last_step)
         for target in getattr(layer, "bound", ()):
+            if not any(technique.together for technique in target.techniques):
+                continue
             weight = as_tensor(target.variable)
             for technique, state in zip(target.techniques, target.states, strict=True):
                 if technique.together and is_due(technique, last, step):

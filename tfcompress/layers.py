@@ -179,11 +179,15 @@ class Compressed(keras.layers.Layer):
         last = int(as_tensor(self.last_step))
         for target in self._bound:
             weight, changed = as_tensor(target.variable), False
+            waiting: list[Any] = []  # applied only if a later technique is updated
             for technique, state in zip(target.techniques, target.states, strict=True):
                 changed = changed or is_due(technique, last, step)
-                if changed and not technique.together:
+                if changed and technique.scheduled and not technique.together:
+                    for before, held in waiting:
+                        weight = before.apply(weight, tensors(held))
+                    waiting = []
                     assign(state, technique.update(weight, tensors(state), step))
-                weight = technique.apply(weight, tensors(state))
+                waiting.append((technique, state))
         self.last_step.assign(ops.cast(step, "int32"))
 
     def call(self, inputs, *args, **kwargs):
