@@ -193,3 +193,13 @@ def test_an_embedding_beside_other_values_is_not_clipped(tmp_path):
     ).values()
     expected = np.asarray(qat([v[:1] for v in data]))
     assert np.abs(result - expected).max() <= 1.1 * step
+
+
+def test_an_unread_gate_of_an_unrolled_lstm(tmp_path):
+    inputs = keras.Input((6, 3), name="x")
+    sequence = layers.LSTM(5, return_sequences=True, unroll=True)(inputs)
+    x = np.random.default_rng(0).normal(size=(64, 6, 3)).astype("float32")
+    qat = trained(layers.Dense(2)(sequence), inputs, x)
+    tfc.convert(qat, tmp_path / "model.tflite")
+    # On LiteRT's default kernels, too, which refuse a SPLIT into tensors of different types.
+    assert tfc.verify(qat, tmp_path / "model.tflite", x[:16]).passed

@@ -3,6 +3,7 @@
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.ranges import Range
 
 
@@ -79,3 +80,21 @@ def _opcode(model, builtin: int) -> int:
     code.version = 1
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
+
+
+def type_unread_outputs(model) -> None:
+    """Gives outputs of a SPLIT that nobody reads the type of the others. Changes `model`.
+
+    The quantizer leaves them float, and XNNPACK refuses the file: an unrolled LSTM, whose first
+    step has no use for its forget gate, is such a case.
+    """
+    for graph in model.subgraphs:
+        read = {i for op in graph.operators for i in op.inputs} | set(graph.outputs)
+        for op in graph.operators:
+            if op_name(model, op) not in ("SPLIT", "SPLIT_V", "UNPACK"):
+                continue
+            tensors = [graph.tensors[i] for i in op.outputs]
+            pattern = next((t for t in tensors if t.quantization and t.type != 0), None)
+            for index, tensor in zip(op.outputs, tensors, strict=True):
+                if pattern is not None and tensor.type == 0 and index not in read:
+                    tensor.type, tensor.quantization = pattern.type, pattern.quantization

@@ -73,6 +73,7 @@ def static(
     data = _run(flatbuffer.write(model), static_recipe(tags, io_dtype), qsv)
     quantized = flatbuffer.read(data)
     named = {n.decode(): r for n, r in _by_name(graph, ranges).items()}
+    edges.type_unread_outputs(quantized)
     islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)})
     _restore(quantized, original)
     return flatbuffer.write(quantized)
