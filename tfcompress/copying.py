@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 
@@ -57,7 +58,9 @@ def copy_weights(pairs: Iterable[tuple[Any, Any]]) -> None:
         _require_alike(source, target, old, new)
         _copy_trainable(source, target)
         for ours, theirs in zip(new, old, strict=True):
-            ours.assign(theirs)
+            # JAX arrays would be shared, and are gone once one of the models trains.
+            on_jax = keras.backend.backend() == "jax"
+            ours.assign(np.array(theirs) if on_jax else theirs)
             if ours.trainable != theirs.trainable:
                 ours.trainable = theirs.trainable
         if isinstance(target, layers.Normalization):

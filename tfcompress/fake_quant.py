@@ -142,7 +142,7 @@ class FakeQuant(keras.layers.Layer):
         low = ops.zeros_like(high) if clips else ops.min(x)
         batch = ops.cast(ops.stack([low, high]), "float32")
         top = _CLIPS[self.activation] if clips else _HIGHEST
-        batch = ops.clip(batch, [_LOWEST, 0.0], [0.0, top])
+        batch = ops.clip(batch, ops.array([_LOWEST, 0.0]), ops.array([0.0, top]))
         if self.sources == 1:
             new = moving_range(old, batch[None], self.momentum)
         else:

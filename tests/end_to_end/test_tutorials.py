@@ -9,7 +9,7 @@ TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.ipynb"))
 
 
 def test_there_are_tutorials():
-    assert [path.name for path in TUTORIALS if path.name == "1_quantize.ipynb"]
+    assert {"1_quantize.ipynb", "2_prune_and_cluster.ipynb"} <= {path.name for path in TUTORIALS}
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
@@ -35,10 +35,14 @@ def test_tutorial_runs(path, tmp_path, monkeypatch):
         if output.output_type == "error"
     ]
     assert not errors
+    printed = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    )
     if path.stem == "1_quantize":
-        printed = "".join(
-            output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
-        )
         accuracy = float(printed.split("int8 file: ")[1].split("%")[0])
         assert accuracy >= 96
         assert (tmp_path / "digits_int8.tflite").exists()
+    if path.stem == "2_prune_and_cluster":
+        last = printed.split("int8, 80% zeros, 16 values")[1].split()
+        assert int(last[1]) < 7000  # zipped, of 46,600
+        assert float(last[2].rstrip("%")) >= 96

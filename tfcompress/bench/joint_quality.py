@@ -96,8 +96,8 @@ def resnet8(kit: Any) -> Any:
 
 
 TASKS = {
-    "digits": Task(demo.make_model, demo.load_digits, 20, 5e-3, 20, 3e-3),
-    "resnet8": Task(resnet8, scattered_digits, 12, 3e-3, 10, 2e-3),
+    "digits": Task(demo.make_model, demo.load_digits, 20, 5e-3, 20, 5e-3),
+    "resnet8": Task(resnet8, scattered_digits, 12, 3e-3, 10, 3e-3),
 }
 
 
@@ -115,7 +115,8 @@ def by_tfcompress(task: Task, model: Any, data: Split) -> Any:
     """All three techniques in one run."""
     steps = task.tuning_epochs * -(-len(data[0]) // BATCH)
     schedule = tfc.schedules.polynomial(0, SPARSITY, end=int(steps * PRUNING), frequency=10)
-    techniques = [tfc.Prune(schedule), tfc.Cluster(CLUSTERS), tfc.Quantize(momentum=0.95)]
+    prune = tfc.Prune(schedule, scope="global")
+    techniques = [prune, tfc.Cluster(CLUSTERS), tfc.Quantize(momentum=0.95)]
     small = tfc.compress(model, tfc.Recipe([tfc.Rule("*", techniques)]))
     callbacks = [tfc.UpdateCompression()]
     train(keras, small, data, task.tuning_epochs, task.tuning_rate, callbacks)
@@ -165,8 +166,8 @@ def run(name: str, seed: int, tfmot: bool) -> dict[str, dict[str, float]]:
     """One task with one seed: method -> measured figures."""
     task = TASKS[name]
     data, test = task.data()
-    keras.utils.set_random_seed(seed)
     model = task.build(keras)
+    keras.utils.set_random_seed(seed)  # which builders set, too
     train(keras, model, data, task.epochs, task.rate)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
