@@ -130,7 +130,7 @@ def polynomial(
     end: int,
     begin: int = 0,
     power: float = 3.0,
-    frequency: int = 100,
+    frequency: int | None = None,
 ) -> Schedule:
     """From `initial` to `final`, fast at first (Zhu and Gupta 2017, arXiv:1710.01878).
 
@@ -139,7 +139,7 @@ def polynomial(
         end: the step of the last update.
         begin: the first step.
         power: 3 as in the paper; 1 is linear.
-        frequency: steps between updates.
+        frequency: steps between updates; None takes 100, or fewer so that there are ten updates.
 
     Returns:
         A `Schedule`: final + (initial - final) * (1 - done) ** power.
@@ -151,11 +151,11 @@ def polynomial(
         >>> round(polynomial(0.2, 0.8, begin=100, end=110)(105), 4)
         0.725
     """
-    return Schedule("polynomial", initial, final, begin, end, frequency, power)
+    return Schedule("polynomial", initial, final, begin, end, _often(frequency, begin, end), power)
 
 
 def linear(
-    initial: float, final: float, *, end: int, begin: int = 0, frequency: int = 100
+    initial: float, final: float, *, end: int, begin: int = 0, frequency: int | None = None
 ) -> Schedule:
     """From `initial` to `final` in equal steps; arguments as of `polynomial`.
 
@@ -163,11 +163,11 @@ def linear(
         >>> linear(0.0, 0.5, end=1000)(500)
         0.25
     """
-    return Schedule("polynomial", initial, final, begin, end, frequency, 1.0)
+    return Schedule("polynomial", initial, final, begin, end, _often(frequency, begin, end), 1.0)
 
 
 def cosine(
-    initial: float, final: float, *, end: int, begin: int = 0, frequency: int = 100
+    initial: float, final: float, *, end: int, begin: int = 0, frequency: int | None = None
 ) -> Schedule:
     """From `initial` to `final` along half a cosine, slow at both ends; see `polynomial`.
 
@@ -175,7 +175,7 @@ def cosine(
         >>> round(cosine(0.0, 0.8, end=1000)(500), 6)
         0.4
     """
-    return Schedule("cosine", initial, final, begin, end, frequency)
+    return Schedule("cosine", initial, final, begin, end, _often(frequency, begin, end))
 
 
 def one_shot(value: float, *, step: int = 0) -> Schedule:
@@ -222,6 +222,13 @@ def points(points: Sequence[tuple[int, float]]) -> Schedule:
         raise ValueError(f"the steps of points must grow; received {steps}. Sort them.")
     first, last = pairs[0], pairs[-1]
     return Schedule("points", first[1], last[1], first[0], last[0], points=tuple(pairs))
+
+
+def _often(frequency: int | None, begin: int, end: int) -> int:
+    """Steps between updates where none are given: 100 as in TFMOT, but ten updates at least."""
+    if frequency is not None or not all(isinstance(n, numbers.Integral) for n in (begin, end)):
+        return 100 if frequency is None else frequency
+    return int(min(100, max(1, (end - begin) // 10)))
 
 
 def _step(name: str, step: Any, least: int) -> int:
