@@ -13,12 +13,15 @@ X = RANDOM.normal(size=(64, 6, 6, 2)).astype("float32")
 Y = RANDOM.integers(0, 3, 64)
 
 
-def make(**settings):
+def make_float():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 2))
     x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(4, 3, use_bias=False)(inputs)))
-    outputs = layers.Dense(3)(layers.Flatten()(x))
-    return compiled(tfc.quantize_aware(keras.Model(inputs, outputs), **settings))
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def make(**settings):
+    return compiled(tfc.quantize_aware(make_float(), **settings))
 
 
 def compiled(model, **kwargs):
@@ -124,6 +127,23 @@ def test_new_optimizer_does_not_go_back():
     fit(model, 7)
     fit(compiled(model), 3, [recorder])
     assert recorder.seen == [(1, 1), (2, 2), (3, 2)]  # steps 8, 9 and 10
+
+
+class BestFirst(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        logs["rank"] = epoch
+
+
+@pytest.mark.parametrize("early_stopping", ["before", "after"])
+def test_restored_weights_of_an_earlier_epoch_are_told_at_finalize(early_stopping):
+    rules = [tfc.Rule("*", [tfc.Prune(tfc.schedules.linear(0.0, 0.8, end=8))])]
+    model = compiled(tfc.compress(make_float(), rules))
+    stop = keras.callbacks.EarlyStopping("rank", mode="min", restore_best_weights=True, patience=9)
+    others = [tfc.UpdateCompression()]
+    others.insert(0 if early_stopping == "before" else 1, stop)
+    fit(model, 4, epochs=3, callbacks=[BestFirst(), *others])
+    with pytest.warns(UserWarning, match=r"of 0\.8, due at step 8"):
+        tfc.finalize(model)
 
 
 def test_unscheduled_layers_cost_nothing(monkeypatch):

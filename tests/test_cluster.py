@@ -220,6 +220,35 @@ def test_zeros_per_channel():
         assert max(len(np.unique(c)) for c in kernel.reshape(-1, kernel.shape[-1]).T) == 3
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_averages_of_centroids_begin_with_them(scaled):
+    """Not with the zeros that they are before, which would shrink all weights."""
+    optimizer = keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.9)
+    optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
+    model = make(Cluster(4, begin=5))
+    model.compile(optimizer, "mse", jit_compile=False)
+    expected = wrapped(fit(model, 4))[0].layer.kernel.numpy()
+    bound = wrapped(model)[0].bound[0].techniques[0]
+    start = bound.update(ops.convert_to_tensor(expected), bound.initial_state(expected), 5)
+    fit(model, 4)
+    np.testing.assert_allclose(state_of(model)["centroids"], start["centroids"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_weights_of_another_type(dtype):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(6, dtype=dtype, name="dense")])
+    model = tfc.compress(model, [tfc.Rule("*", [Prune(0.5), Cluster(4)])])
+    model.compile("sgd", "mse", jit_compile=False)
+    callbacks = [tfc.UpdateCompression()]
+    model.fit(X[:, 0, 0], np.zeros((32, 6)), callbacks=callbacks, verbose=0)
+    kernel = tfc.finalize(model).get_layer("dense").kernel
+    assert kernel.dtype == dtype
+    values = ops.convert_to_numpy(ops.cast(kernel, "float32"))
+    assert (values == 0).sum() == 9
+    assert len(np.unique(values)) == 4
+
+
 def test_keep_zeros_alone():
     model = make(Cluster(4, keep_zeros=True, frequency=2))
     kernel = np.array(wrapped(model)[0].layer.kernel)
@@ -313,6 +342,12 @@ def test_states_are_those_of_pure_functions():
 def test_errors(make_it, message):
     with pytest.raises(ValueError, match=message):
         make_it()
+
+
+def test_whole_numbers_of_numpy():
+    cluster = Cluster(np.int64(16), begin=np.int32(5), frequency=np.uint8(3))
+    assert cluster == Cluster(16, begin=5, frequency=3)
+    assert {type(x) for x in (cluster.clusters, cluster.begin, cluster.frequency)} == {int}
 
 
 def test_config_round_trip():

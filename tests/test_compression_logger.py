@@ -7,6 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.compression_logger import measure
+from tfcompress.fine_tuning.result import weights_of
 from tfcompress.layers import Compressed, FakeQuant
 
 RANDOM = np.random.default_rng(0)
@@ -179,3 +181,16 @@ def test_errors(monkeypatch):
     with pytest.raises(ValueError, match=r"log_dir needs the TensorFlow backend.*on jax"):
         tfc.CompressionLogger("logs")
     tfc.CompressionLogger()
+
+
+def test_each_weight_of_a_layer_within_layers_has_its_tag():
+    inputs = keras.Input((5, 4))
+    x = layers.Bidirectional(layers.LSTM(6, return_sequences=True), name="both")(inputs)
+    model = keras.Model(inputs, layers.MultiHeadAttention(2, 3, name="heads")(x, x))
+    model = tfc.compress(model, [tfc.Rule("*", [tfc.Prune(0.5)])])
+    ways, kinds = ("forward", "backward"), ("kernel", "recurrent_kernel")
+    expected = {f"both/{way}_lstm/lstm_cell/{kind}" for way in ways for kind in kinds}
+    expected |= {f"heads/{part}/kernel" for part in ("query", "key", "value", "attention_output")}
+    _, details = measure(model)
+    assert {tag.removesuffix("/sparsity") for tag in details if "sparsity" in tag} == expected
+    assert {weight.name for weight in weights_of(model)} == expected

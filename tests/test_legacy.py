@@ -212,7 +212,10 @@ def test_finalize_keeps_the_simulation_of_rounding(quantized):
         (Prune(0.5, pattern="4x1"), "matrices only.*layer 'conv'"),
         (Prune(schedules.cosine(0, 0.5, end=100)), "a cosine schedule"),
         (Prune(schedules.points([(0, 0.5)])), "a points schedule"),
-        (Prune(schedules.linear(0, 0.5, end=150, frequency=100)), "stop at step 100.*an end of 100 or 200"),
+        (
+            Prune(schedules.linear(0, 0.5, end=150, frequency=100)),
+            "stop at step 100.*an end of 100 or 200",
+        ),
         (Prune(schedules.linear(0, 0.5, end=100), pattern="2:4"), "n:m masks once"),
         (Cluster(4, begin=10), "from the first step on; received begin=10"),
         (Cluster(4, frequency=1), "every step; received frequency=1"),

@@ -1,5 +1,7 @@
 """PruneCallback: zeros of a user's own model at every batch, whatever the model and the fit."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -307,6 +309,35 @@ def test_another_optimizer_goes_on_with_the_same_callback():
     steps = [(6 * (i >= 6) + step, found) for i, (step, found) in enumerate(watch.seen)]
     assert [step for step, _ in steps] == list(range(1, 13))
     assert_follows(model, steps, GROWING)
+
+
+def test_another_model_begins_anew():
+    callback = PruneCallback(Prune(GROWING))
+    fit(make(), 8, callback)
+    model, watch = make(), Watch()
+    fit(model, 5, callback, watch)
+    assert_follows(model, watch.seen, GROWING)
+
+
+@pytest.mark.parametrize("undo", [True, False])
+def test_restored_weights_of_an_earlier_epoch_are_pruned_and_told(undo, recwarn):
+    """As EarlyStopping(restore_best_weights=True) does, whose best epoch was less sparse."""
+    model = make()
+    start = model.get_weights()
+    restore = keras.callbacks.LambdaCallback(on_train_end=lambda logs: model.set_weights(start))
+    fit(model, 12, *([restore] if undo else []), PruneCallback(Prune(GROWING)))
+    assert zeros(model) == wanted(model, 0.7)
+    told = [str(w.message) for w in recwarn if "put back" in str(w.message)]
+    assert len(told) == undo
+
+
+def test_too_short_training_is_told():
+    model, callback = make(), PruneCallback(Prune(schedules.linear(0.0, 0.8, begin=4, end=8)))
+    with pytest.warns(UserWarning, match=r"sparsity reached 0 of 0\.8, due at step 8"):
+        fit(model, 3, callback)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(model, 5, callback)
 
 
 def test_fine_tuning_with_what_was_pruned():

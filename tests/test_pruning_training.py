@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import keras
 import numpy as np
@@ -122,6 +123,10 @@ def test_forgotten_callback_and_too_short_training(tmp_path):
     short = make(Prune(schedules.linear(0.0, 0.5, end=32, frequency=4)))
     with pytest.warns(UserWarning, match=r"sparsity reached 0\.25 of 0\.5, due at step 32"):
         tfc.finalize(fit(short))
+    reached = make(Prune(schedules.constant(0.5, end=100)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tfc.finalize(fit(reached))
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """From a float file with known ranges to an integer one."""
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -27,6 +29,15 @@ def on_grid(shape, axis, bits, kind, seed=0):
 @pytest.mark.parametrize(("shape", "axis"), [((5, 7), 0), ((6, 3, 3, 4), 0), ((1, 3, 3, 9), 3)])
 def test_find_grid(bits, kind, shape, axis):
     assert find_grid(on_grid(shape, axis, bits, kind), axis, [2, 4, 8])[:2] == (bits, kind)
+
+
+def test_find_grid_of_a_large_float_weight_takes_little_memory():
+    random = np.random.default_rng(0).normal(size=(2, 5000)).astype("float32")
+    tracemalloc.start()
+    assert find_grid(random, 0, [16]) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
 
 
 def test_find_grid_of_special_weights():

@@ -390,3 +390,10 @@ def test_public_name_is_the_function():
 
     assert tfc.sensitivity is module.sensitivity
     assert tfc.Sensitivity is Sensitivity
+
+
+def test_metrics_of_several_numbers_are_left_out():
+    model = linear()
+    compiled(model, metrics=["mae", keras.metrics.F1Score(average=None)])
+    found = tfc.sensitivity(model, (X, np.eye(3)[np.arange(64) % 3]), sparsities=[0.5], bits=[])
+    assert set(found.baseline) == {"loss", "mae"}

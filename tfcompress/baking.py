@@ -105,7 +105,9 @@ def require_advanced(model: keras.Model) -> None:
     if short:
         more = f" and {len(short) - 3} more" if len(short) > 3 else ""
         warnings.warn(
-            f"training ended before its schedules did: {'; '.join(short[:3])}{more}.", stacklevel=3
+            f"training ended before its schedules did: {'; '.join(short[:3])}{more}. Train longer; "
+            "if EarlyStopping restored an earlier epoch, let it start_from_epoch after their end.",
+            stacklevel=3,
         )
 
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from tfcompress.layers import assign, tensors
 from tfcompress.legacy import is_legacy
@@ -17,6 +19,9 @@ class UpdateCompression(keras.callbacks.Callback):
     pruning, clustering) and harmless where none does. The step is `optimizer.iterations`, so that
     it stays right with `steps_per_execution` and after a reload. It never goes back: a model that
     is compiled anew, whose optimizer counts from 0, continues from the last step it was told.
+
+    Let `EarlyStopping(restore_best_weights=True)` `start_from_epoch` at the end of the schedules:
+    an epoch before, which may be the best, is less compressed; `finalize` then warns.
 
     Raises:
         ValueError: at the start of `fit`, if the model is not compressed.
@@ -75,9 +80,7 @@ class UpdateCompression(keras.callbacks.Callback):
         self._advance()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._remember()
-
-    def on_train_end(self, logs=None):
+        # Not at the end of training, when EarlyStopping may have put an earlier epoch back.
         self._remember()
 
     def _advance(self) -> None:
@@ -91,7 +94,7 @@ class UpdateCompression(keras.callbacks.Callback):
         update_together(due, step)
         for index, layer in enumerate(layers):
             if step >= self._dues[index]:
-                layer.advance(step)
+                _advance(layer, step, self.model.optimizer)
                 self._dues[index] = _next(layer, step)
         self._due = min(self._dues)
 
@@ -148,7 +151,7 @@ def iterations(model: Any) -> int:
 
 def _check_averages(model: Any) -> None:
     """Raises where Keras would fail after training: for averages of states that are overwritten."""
-    if not getattr(model.optimizer, "use_ema", False):
+    if not inner_optimizer(model.optimizer).use_ema:
         return
     for layer in _layers(model):
         for target in getattr(layer, "bound", ()):
@@ -159,6 +162,28 @@ def _check_averages(model: Any) -> None:
                         "scores by itself; received an optimizer with use_ema=True, which Keras "
                         "cannot combine with it. Use another optimizer, or score='movement'."
                     )
+
+
+def _advance(layer: Any, step: int, optimizer: Any) -> None:
+    """Advances a layer; the averages (use_ema) of what it sets anew, centroids say, begin there."""
+    optimizer = inner_optimizer(optimizer)
+    averages: dict[int, Any] = {}
+    if optimizer.use_ema and optimizer.built:
+        pairs = zip(
+            optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
+        )
+        averages = {id(variable): average for variable, average in pairs}
+    states = [s for t in getattr(layer, "bound", ()) for each in t.states for s in each.values()]
+    before = [(s, ops.convert_to_numpy(as_tensor(s))) for s in states if id(s) in averages]
+    layer.advance(step)
+    for state, old in before:
+        if np.any(ops.convert_to_numpy(as_tensor(state)) != old):
+            averages[id(state)].assign(as_tensor(state))
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer that sees gradients as they are: not scaled, and finite."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _next(layer: Any, step: int) -> float:

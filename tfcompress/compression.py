@@ -105,7 +105,8 @@ def quantize_aware(
 
     Example:
         >>> qat = quantize_aware(model)  # doctest: +SKIP
-        >>> qat.compile("adam", "mse"); qat.fit(x, y); convert(qat, "model.tflite")
+        >>> qat.compile("adam", "mse")  # doctest: +SKIP
+        >>> qat.fit(x, y)  # doctest: +SKIP
     """
     names = [skip] if isinstance(skip, str) else list(skip)
     rules = [Rule("*", [Quantize(**settings)])] + [Rule(name, []) for name in names]

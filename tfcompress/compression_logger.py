@@ -11,7 +11,13 @@ from keras import ops
 
 from tfcompress.baking import is_compressed
 from tfcompress.callbacks import iterations
-from tfcompress.layers import Compressed, FakeQuant, effective_weight, target_variables
+from tfcompress.layers import (
+    Compressed,
+    FakeQuant,
+    effective_weight,
+    target_variables,
+    weight_name,
+)
 from tfcompress.techniques import Cluster, Prune, Quantize
 from tfcompress.techniques.quantize import as_tensor
 from tfcompress.techniques.technique import check
@@ -168,8 +174,7 @@ def _weights(model) -> Iterator[tuple[str, np.ndarray, bool, Cluster | None]]:
         for target in layer.bound:
             before = [t for t in target.techniques if not isinstance(t, Quantize)]
             if before:
-                inner = [] if target.owner is layer.layer else [target.owner.name]
-                tag = "/".join([layer.name, *inner, target.variable.name])
+                tag = weight_name(layer.layer, target.owner, target.variable)
                 weight = ops.convert_to_numpy(effective_weight(target, stop=Quantize))
                 pruned = any(isinstance(t, Prune) for t in before)
                 yield tag, weight, pruned, next((t for t in before if isinstance(t, Cluster)), None)

@@ -73,6 +73,12 @@ def target_variables(layer, names=TARGETS) -> list[tuple[keras.Layer, Any]]:
     ]
 
 
+def weight_name(layer, owner, variable) -> str:
+    """The name of a layer's weight, with the layers inside it on the way to its owner."""
+    inner = variable.name if owner is layer else variable.path.removeprefix(f"{layer.name}/")
+    return f"{layer.name}/{inner}"
+
+
 @_register
 class Compressed(keras.layers.Layer):
     """A layer that computes with its effective weights: techniques applied one after the other.

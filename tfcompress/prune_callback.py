@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.callbacks import iterations
+from tfcompress.callbacks import inner_optimizer, iterations
 from tfcompress.layers import TARGETS, Compressed, target_variables
 from tfcompress.techniques.prune import TAYLOR_MOMENTUM, Prune, as_mask, global_masks
 from tfcompress.techniques.quantize import as_tensor
@@ -27,6 +28,9 @@ class PruneCallback(keras.callbacks.Callback):
     `optimizer.iterations`: a run that is resumed by `BackupAndRestore` goes on as if it had not
     been interrupted, and with `steps_per_execution` masks are applied within it, too. With a new
     optimizer, whose steps count from 0, the same callback object goes on where it was.
+
+    Put it after `EarlyStopping(restore_best_weights=True)`, and let that `start_from_epoch` at the
+    end of the schedule: an epoch before, which may be the best, is less sparse.
 
     Args:
         prune: a `Prune`. On JAX scores that come from gradients are not available.
@@ -59,11 +63,14 @@ class PruneCallback(keras.callbacks.Callback):
         self.prune, self.layers = prune, layers
         self.regularizer = None if regularizer is None else keras.regularizers.get(regularizer)
         self._weights: list[_Pruned] = []
+        self._begun: Any = None  # the model that was pruned last
         self._last, self._offset, self._due = -1, 0, 0.0
         self._started = False
 
     def on_train_begin(self, logs=None):
         iterations(self.model)
+        if self.model is not self._begun:
+            self._begun, self._last = self.model, -1
         if self.prune.learns_scores and keras.backend.backend() == "jax":
             raise ValueError(
                 f"score={self.prune.score!r} needs gradients, which a callback does not see on "
@@ -74,7 +81,7 @@ class PruneCallback(keras.callbacks.Callback):
         for weight in self._weights:
             weight.attach(self.regularizer)
         if self.prune.learns_scores:
-            _watch(_inner(self.model.optimizer), self._weights)
+            _watch(inner_optimizer(self.model.optimizer), self._weights)
         # The step may be compiled already, without the masks.
         _recompile(self.model)
         self._started = False
@@ -133,10 +140,26 @@ class PruneCallback(keras.callbacks.Callback):
         self._last = step
 
     def on_train_end(self, logs=None):
-        self._apply()  # averaged weights (use_ema) came after the last step
+        averaged = inner_optimizer(self.model.optimizer).use_ema  # which come after the last step
+        if not averaged and any(weight.came_back() for weight in self._weights):
+            warnings.warn(
+                "weights that were pruned have been put back, as EarlyStopping("
+                "restore_best_weights=True) does with a less sparse epoch; they are pruned again, "
+                "and the model is not the one of that epoch. Let EarlyStopping start_from_epoch "
+                "at the end of the schedule, or train further.",
+                stacklevel=2,
+            )
+        rest = self.prune.unfinished(self._step())
+        if rest:
+            warnings.warn(
+                f"training ended before the schedule of PruneCallback did: {rest}. Go on with the "
+                "same callback, or let the schedule end earlier.",
+                stacklevel=2,
+            )
+        self._apply()
         for weight in self._weights:
             weight.detach()
-        _inner(self.model.optimizer).__dict__.pop("apply", None)
+        inner_optimizer(self.model.optimizer).__dict__.pop("apply", None)
         _recompile(self.model)
 
     def _step(self) -> int:
@@ -205,6 +228,11 @@ class _Pruned:
         """The weight, pruned; a product would make -0.0 of negative ones."""
         return ops.where(as_tensor(self.mask) > 0, weight, ops.zeros_like(weight))
 
+    def came_back(self) -> bool:
+        """Whether something else than the optimizer wrote into what is pruned."""
+        pruned = as_tensor(self.mask) == 0
+        return bool(ops.any(ops.logical_and(pruned, as_tensor(self.variable) != 0)))
+
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The weight and its scores, of which those of groups that were pruned are the least."""
         weight = ops.convert_to_numpy(as_tensor(self.variable))
@@ -225,11 +253,6 @@ class _Pruned:
         else:
             keep = TAYLOR_MOMENTUM
             self.scores.assign(keep * old + (1 - keep) * ops.abs(product))
-
-
-def _inner(optimizer):
-    """The optimizer that sees gradients as they are: not scaled, and finite."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _watch(optimizer, weights: list[_Pruned]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from tfcompress.layers import Compressed, effective_weight, target_variables
+from tfcompress.layers import Compressed, effective_weight, target_variables, weight_name
 from tfcompress.techniques import Cluster, Quantize
 from tfcompress.tflite.tables import as_text, print_table
 
@@ -140,10 +140,11 @@ def weights_of(model: keras.Model) -> tuple[Weight, ...]:
                 value = effective_weight(target, stop=Quantize)
                 channels = [t for t in target.techniques if isinstance(t, Cluster)]
                 axes = channels[0].channels if channels else ()
-                found.append(_weight(f"{layer.name}/{target.variable.name}", names, value, axes))
+                name = weight_name(layer.layer, target.owner, target.variable)
+                found.append(_weight(name, names, value, axes))
         else:
-            for _, variable in target_variables(layer):
-                found.append(_weight(f"{layer.name}/{variable.name}", (), variable, ()))
+            for owner, variable in target_variables(layer):
+                found.append(_weight(weight_name(layer, owner, variable), (), variable, ()))
     return tuple(found)
 
 

@@ -66,7 +66,7 @@ def sensitivity(
             sparsity to try.
         evaluate: instead of `data`, a function f(model) -> float (higher is better). It is given
             the flat copy, compiled as the model is. By default the model's compiled loss measures,
-            without the penalties of regularizers; its metrics are told, too.
+            without the penalties of regularizers; its metrics of one number are told, too.
         batch_size: of arrays.
         samples: at most so many, spread evenly over arrays, the first ones of a dataset. A few
             thousand tell the order of layers; None takes all.
@@ -220,7 +220,12 @@ def _measure_of(
         settings.update({"batch_size": batch_size, **dict(parts)})
     else:
         settings["x"] = _sample_dataset(data, batch_size, samples)
-    return lambda: {name: float(value) for name, value in flat.evaluate(**settings).items()}
+
+    def measure() -> dict[str, float]:
+        found = flat.evaluate(**settings).items()
+        return {name: float(value) for name, value in found if np.ndim(value) == 0}
+
+    return measure
 
 
 def _compile_like(model, flat) -> None:

@@ -1,6 +1,7 @@
 """Clustering: weights that share a few values, which are trained."""
 
 import dataclasses
+import numbers
 import zlib
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -61,13 +62,17 @@ class Cluster(Technique):
     trainable_states: ClassVar[tuple[str, ...]] = ("centroids",)
 
     def __post_init__(self):
-        whole = isinstance(self.clusters, int) and not isinstance(self.clusters, bool)
-        check(whole and 2 <= self.clusters <= 65535, "clusters", "2 to 65535", self.clusters, "")
+        for name in ("clusters", "begin", "frequency"):
+            value = getattr(self, name)
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))  # also NumPy's
+        many = type(self.clusters) is int and 2 <= self.clusters <= 65535
+        check(many, "clusters", "2 to 65535", self.clusters, "16 is usual.")
         known = self.init in starts.INITS
         check(known, "init", f"one of {', '.join(starts.INITS)}", self.init)
-        early = self.begin is None or (isinstance(self.begin, int) and self.begin >= 0)
+        early = self.begin is None or (type(self.begin) is int and self.begin >= 0)
         check(early, "begin", "None or an optimizer step", self.begin)
-        often = isinstance(self.frequency, int) and self.frequency >= 1
+        often = type(self.frequency) is int and self.frequency >= 1
         check(often, "frequency", "1 or more steps", self.frequency)
         check(self.gradient in ("mean", "sum"), "gradient", "'mean' or 'sum'", self.gradient)
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -126,7 +131,7 @@ class Cluster(Technique):
     def update(self, weight, state, step: int) -> dict[str, Any]:
         if step < self.begins():
             return state
-        rows = self._rows(ops.convert_to_numpy(weight))
+        rows = self._rows(ops.convert_to_numpy(ops.cast(weight, "float32")))
         old = {name: ops.convert_to_numpy(value) for name, value in state.items()}
         active = bool(old["active"] > 0)
         before = self._rows(old["indices"])
@@ -191,8 +196,11 @@ class Cluster(Technique):
             for axis in self.channels:
                 shape[axis] = weight.shape[axis]
             index = index * channels + ops.reshape(ops.arange(channels, dtype="int32"), shape)
-        active = ops.cast(state["active"] > 0, weight.dtype)
-        return _clustered(weight, state["centroids"], index, self._share(state), active)
+        centroids = state["centroids"]
+        active = ops.cast(state["active"] > 0, centroids.dtype)
+        full = ops.cast(weight, centroids.dtype)
+        found = _clustered(full, centroids, index, self._share(state), active)
+        return ops.cast(found, weight.dtype)
 
     def _share(self, state):
         """What a centroid takes of the sum of its weights' gradients."""

@@ -144,7 +144,7 @@ class Prune(Technique):
     def unfinished(self, step: int) -> str | None:
         schedule = self.schedule
         end = schedule.begin if schedule.end is None else schedule.end
-        if step >= end:
+        if step >= end or schedule.at(step) == schedule.final:
             return None
         name = "sparsity" if self.threshold is None else "threshold"
         return f"{name} reached {schedule.at(step):.4g} of {schedule.final:.4g}, due at step {end}"

@@ -47,7 +47,7 @@ def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> Grid | None:
             codes = weight / np.where(largest > 0, largest, 1.0) * levels
             if np.abs(codes - np.rint(codes)).max(initial=0.0) < 5e-3:
                 return Grid(bits, kind, largest.astype(np.float64) / levels)
-    for bits in widths:
+    for bits in (width for width in widths if width <= 8):  # LiteRT stores no wider ones
         scale = shared_codes(weight, axis, 2 ** (bits - 1) - 1)
         if scale is not None:
             return Grid(bits, "c", scale, widest=False)
