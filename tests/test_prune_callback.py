@@ -527,3 +527,21 @@ def test_a_score_of_a_wrong_shape():
     model = make()
     with pytest.raises(ValueError, match="Return one score for each weight"):
         fit(model, 2, PruneCallback(Prune(0.5, score=lambda weight: weight.sum())))
+
+
+def lora_model():
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, name="d")])
+    model.get_layer("d").enable_lora(2)
+    model.compile("sgd", "mse", jit_compile=False)
+    return model
+
+
+LORA = r"layer 'd' must have plain weights.*LoRA.*Merge it"
+
+
+def test_low_rank_weights_must_be_merged():
+    with pytest.raises(ValueError, match=LORA):
+        tfc.compress(lora_model(), [tfc.Rule("*", [tfc.Prune(0.5)])])
+    model, x, callback = lora_model(), np.zeros((4, 6)), tfc.PruneCallback(tfc.Prune(0.5))
+    with pytest.raises(ValueError, match=LORA):
+        model.fit(x, x[:, :5], verbose=0, callbacks=[callback])

@@ -118,6 +118,8 @@ class Compressed(keras.layers.Layer):
                 f"layer '{self.layer.name}' ({type(self.layer).__name__}) must have one of the "
                 f"weights {', '.join(self.targets)}; it has: {names}. Leave it out of the recipe."
             )
+        for owner, _ in found:
+            require_merged(owner)
         bound = [Target(o, v, bind(self.techniques, o, v)) for o, v in found]
         for target in bound:
             same = [t for t in bound if t.variable.name == target.variable.name]
@@ -233,6 +235,16 @@ class Compressed(keras.layers.Layer):
         if not self.layer.built:
             self.layer.build_from_config(config)
         self.build()
+
+
+def require_merged(layer) -> None:
+    """Raises if low-rank weights are added to a layer's kernel, which techniques do not see."""
+    if getattr(layer, "lora_enabled", False):
+        raise ValueError(
+            f"layer '{layer.name}' must have plain weights; received one with LoRA enabled, whose "
+            "sum with the kernel would be neither pruned nor clustered. Merge it first: save the "
+            "model, and load it again, or assign layer.kernel to a new layer."
+        )
 
 
 def bind(techniques, owner, variable) -> list[Technique]:

@@ -11,9 +11,10 @@ import numpy as np
 from keras import ops
 
 from tfcompress.callbacks import inner_optimizer, iterations
-from tfcompress.layers import TARGETS, Compressed, target_variables
+from tfcompress.layers import TARGETS, Compressed, require_merged, target_variables
 from tfcompress.techniques.prune import TAYLOR_MOMENTUM, Prune, as_mask, global_masks
 from tfcompress.techniques.quantize import as_tensor
+from tfcompress.techniques.regularize import Regularize
 
 # Scores that are 0 where a weight is 0.
 OF_SIZE = ("magnitude", "l1", "l2", "max")
@@ -191,7 +192,8 @@ class _Pruned:
     """A weight of the user's model, its mask, and what is changed on it during `fit`."""
 
     def __init__(self, layer, variable, prune: Prune):
-        self.variable = variable
+        require_merged(layer)
+        self.layer, self.variable = layer, variable
         self.prune = prune.bind(layer, variable.name)
         make = {"trainable": False, "aggregation": "mean"}
         shape, name = variable.shape, f"{variable.name}_prune"
@@ -207,6 +209,9 @@ class _Pruned:
         if isinstance(before, _Pruned):  # left there if a `fit` was interrupted
             before.detach()
         self._own, self._added = (self.variable.constraint, self.variable.regularizer), regularizer
+        if regularizer is not None:
+            bound = Regularize(regularizer).bind(self.layer, self.variable.name)
+            self._added = bound.regularizer
         if keras.backend.backend() != "jax":
             self.variable.constraint = self._constrain
         if regularizer is not None:

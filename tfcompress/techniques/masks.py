@@ -221,6 +221,34 @@ class Groups:
         return self.expand(~pruned)
 
 
+def pool(every: list[Groups], importance: list[np.ndarray], count: int) -> list[np.ndarray]:
+    """The masks of several weights whose least important groups are pruned, wherever they are.
+
+    Args:
+        every: the groups of each weight.
+        importance: the scores of its groups.
+        count: how many weights to prune in all; not one more, if groups do not fit.
+
+    Returns:
+        Bool arrays, True where a weight is kept. Each keeps its most important group.
+    """
+    grouped = any(groups.sizes is not None for groups in every)
+    scores = [s.astype(np.float64 if grouped else s.dtype) for s in importance]
+    for each in scores:
+        each[np.argmax(each)] = np.inf
+    pooled = np.concatenate(scores)
+    if grouped:
+        sizes = [np.ones(g.count, int) if g.sizes is None else g.sizes for g in every]
+        order = np.argsort(pooled, kind="stable")
+        fits = np.cumsum(np.concatenate(sizes)[order]) <= count
+        pruned = np.zeros(pooled.shape, bool)
+        pruned[order[fits & (pooled[order] < np.inf)]] = True
+    else:
+        pruned = smallest(pooled, min(count, pooled.size - len(every)))
+    parts = np.split(pruned, np.cumsum([groups.count for groups in every])[:-1])
+    return [groups.mask(part) for groups, part in zip(every, parts, strict=True)]
+
+
 def group(
     shape: tuple[int, ...],
     pattern: Pattern,

@@ -273,24 +273,13 @@ def global_masks(
         Bool arrays, True where a weight is kept. Each keeps its most important group.
     """
     every = [t.groups(weight.shape) for t, (weight, _) in zip(techniques, arrays, strict=True)]
-    importance = []
-    for technique, groups, (weight, learned) in zip(techniques, every, arrays, strict=True):
-        scores = groups.reduce(technique.scores(weight, learned), technique.score == "max")
-        scores = scores.astype(np.float64 if groups.sizes is not None else scores.dtype)
-        scores[np.argmax(scores)] = np.inf
-        importance.append(scores)
-    pooled = np.concatenate(importance)
-    wanted = masks.pruned_count(sum(w.size for w, _ in arrays), techniques[0].schedule.at(step))
-    if all(groups.sizes is None for groups in every):
-        pruned = masks.smallest(pooled, min(wanted, pooled.size - len(every)))
-    else:
-        sizes = np.concatenate([g.sizes if g.sizes is not None else [1] for g in every])
-        order = np.argsort(pooled, kind="stable")
-        fits = (np.cumsum(sizes[order]) <= wanted) & (pooled[order] < np.inf)
-        pruned = np.zeros(pooled.shape, bool)
-        pruned[order[fits]] = True
-    parts = np.split(pruned, np.cumsum([groups.count for groups in every])[:-1])
-    return [groups.mask(part) for groups, part in zip(every, parts, strict=True)]
+    importance = [
+        groups.reduce(technique.scores(weight, learned), technique.score == "max")
+        for technique, groups, (weight, learned) in zip(techniques, every, arrays, strict=True)
+    ]
+    size = sum(weight.size for weight, _ in arrays)
+    count = masks.pruned_count(size, techniques[0].schedule.at(step))
+    return masks.pool(every, importance, count)
 
 
 def as_mask(keep: np.ndarray):

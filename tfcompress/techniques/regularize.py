@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.techniques.axes import weight_axes
 from tfcompress.techniques.masks import Pattern, group
 from tfcompress.techniques.technique import Technique, check
 
@@ -22,8 +23,10 @@ class GroupLasso(keras.regularizers.Regularizer):
 
     Args:
         strength: factor of the penalty, 0 or more.
-        pattern: "filters" (output channels: the last axis), "channels" (input channels: the axis
-            before) or a block "RxC", as of `Prune`.
+        pattern: "filters" (output channels), "channels" (input channels) or a block "RxC", as of
+            `Prune`.
+        inputs, outputs: axes of the weight that count its channels; by default the last but one
+            and the last, as of Dense and Conv2D. `Regularize` and `PruneCallback` fill them in.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -35,15 +38,19 @@ class GroupLasso(keras.regularizers.Regularizer):
         3.5355
     """
 
-    def __init__(self, strength: float = 1e-4, pattern: str = "filters"):
+    def __init__(
+        self, strength: float = 1e-4, pattern: str = "filters", inputs=(-2,), outputs=(-1,)
+    ):
         check(strength >= 0, "strength", "0 or more", strength, "1e-4 is usual.")
         kinds = Pattern.parse(pattern).kind in ("filters", "channels", "block")
         check(kinds, "pattern", "'filters', 'channels' or a block such as '1x4'", pattern)
         self.strength, self.pattern = float(strength), pattern
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
 
     def __call__(self, x):
         rank = len(x.shape)
-        groups = group(tuple(x.shape), Pattern.parse(self.pattern), (rank - 2,), (rank - 1,))
+        axes = [tuple(axis % rank for axis in found) for found in (self.inputs, self.outputs)]
+        groups = group(tuple(x.shape), Pattern.parse(self.pattern), *axes)
         number = groups.expand(np.arange(groups.count, dtype="int32")).ravel()
         flat = ops.reshape(ops.square(ops.cast(x, "float32")), (-1,))
         squares = ops.segment_sum(flat, ops.convert_to_tensor(number), num_segments=groups.count)
@@ -54,7 +61,8 @@ class GroupLasso(keras.regularizers.Regularizer):
         return self.strength * ops.sum(ops.sqrt(sizes) * norms)
 
     def get_config(self) -> dict[str, Any]:
-        return {"strength": self.strength, "pattern": self.pattern}
+        own = {"strength": self.strength, "pattern": self.pattern}
+        return {**own, "inputs": list(self.inputs), "outputs": list(self.outputs)}
 
 
 @_register
@@ -89,6 +97,15 @@ class Regularize(Technique):
 
     def refuses(self, layer, variable) -> str | None:
         return "a vector" if len(variable.shape) < 2 else None
+
+    def bind(self, layer, weight: str, before=()) -> "Regularize":
+        found = self.regularizer
+        if not isinstance(found, GroupLasso):
+            return self
+        rank = next(len(v.shape) for v in layer.variables if v.name == weight)
+        inputs, outputs = weight_axes(layer, weight, rank)
+        axes = inputs or found.inputs, outputs or found.outputs
+        return Regularize(GroupLasso(found.strength, found.pattern, *axes))
 
     def penalty(self, weight):
         return self.regularizer(weight)
