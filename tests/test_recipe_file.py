@@ -106,7 +106,8 @@ def test_regularizers(line, cls, config):
     (found,) = techniques(f"- regularize: {line}")
     assert type(found) is Regularize
     assert type(found.regularizer) is cls
-    assert found.regularizer.get_config() == pytest.approx(config)
+    told = found.regularizer.get_config()
+    assert {key: told[key] for key in config} == pytest.approx(config)
     (again,) = read(to_yaml(Recipe([Rule("*", [found])]))).rules[0].techniques
     assert type(again.regularizer) is cls
     assert again.regularizer.get_config() == found.regularizer.get_config()

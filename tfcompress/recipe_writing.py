@@ -103,7 +103,7 @@ def _schedule(schedule: Schedule) -> Any:
 def _regularizer(regularizer: Any) -> dict[str, Any]:
     config = regularizer.get_config() if hasattr(regularizer, "get_config") else {}
     if type(regularizer) is GroupLasso:
-        return {"group_lasso": config}
+        return {"group_lasso": {k: v for k, v in config.items() if k not in recipe_file.BOUND}}
     kinds = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
     if type(regularizer) in kinds:
         return {name: float(config[name]) for name in ("l1", "l2") if name in config}
