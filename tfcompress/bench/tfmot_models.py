@@ -21,7 +21,7 @@ def build(variant: str, width: int) -> tuple[Any, Callable[[], list]]:
     if variant == "qat":
         model = tfmot.quantization.keras.quantize_model(model)
     elif variant == "prune":
-        schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.8, 0, 10**6, frequency=FREQUENCY)
+        schedule = tfmot.sparsity.keras.ConstantSparsity(0.8, 0, frequency=FREQUENCY)
         model = tfmot.sparsity.keras.prune_low_magnitude(model, schedule)
         callbacks = lambda: [tfmot.sparsity.keras.UpdatePruningStep()]  # noqa: E731
     elif variant == "cluster":

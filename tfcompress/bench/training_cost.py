@@ -72,7 +72,7 @@ def build(variant: str, width: int) -> tuple[Any, Callable[[], list]]:
     import tfcompress as tfc
     from tfcompress.baking import rebuild_copy
 
-    prune = tfc.Prune(tfc.schedules.polynomial(0.0, 0.8, end=10**6, frequency=FREQUENCY))
+    prune = tfc.Prune(tfc.schedules.constant(0.8, frequency=FREQUENCY))
     cluster = tfc.Cluster(CLUSTERS, begin=0, frequency=FREQUENCY)
     recipes: dict[str, list[Any]] = {
         "qat": [tfc.Quantize()],
