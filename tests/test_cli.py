@@ -14,7 +14,7 @@ import pytest
 from tfcompress import __version__, cli, options
 from tfcompress.cli import main
 
-COMMANDS = ["compress", "convert", "inspect", "verify", "benchmark", "targets", "demo"]
+COMMANDS = ["compress", "migrate", "convert", "inspect", "verify", "benchmark", "targets", "demo"]
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,21 @@ def test_inspect(folder, capsys):
     assert "All tensors" in capsys.readouterr().out
     assert run("inspect", folder / "model.tflite", "--json") == 0
     assert json.loads(capsys.readouterr().out)["inputs"][0]["shape"] == [1, 8, 8, 1]
+
+
+def test_migrate(tmp_path, capsys):
+    import keras
+    import tf_keras
+
+    inputs = tf_keras.Input((3,))
+    old = tf_keras.Model(inputs, tf_keras.layers.Dense(2, name="d")(inputs))
+    old.save(tmp_path / "old.h5")
+    assert run("migrate", tmp_path / "old.h5", tmp_path / "new.keras", "--json", "-q") == 0
+    assert json.loads(capsys.readouterr().out)["max_difference"] < 1e-6
+    new = keras.models.load_model(tmp_path / "new.keras")
+    np.testing.assert_array_equal(new.get_layer("d").kernel, old.get_layer("d").kernel)
+    assert run("migrate", tmp_path / "new.keras", tmp_path / "newer.keras") == 2
+    assert not (tmp_path / "newer.keras").exists()
 
 
 def test_verify_tells_pass_and_fail(folder, tmp_path, capsys):
