@@ -13,6 +13,7 @@ from keras import ops
 from tfcompress.batch_norm import FusedBatchNorm
 from tfcompress.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import as_tensor
+from tfcompress.techniques.regularize import Penalty
 from tfcompress.techniques.technique import Technique, first_step, is_due
 from tfcompress.wrapping import add_last_step, call_with, constant
 
@@ -262,7 +263,7 @@ def _add_penalties(target: Target) -> None:
     found = [t.penalty for t in target.techniques if t.penalty(weight) is not None]
     if found:
         every = [own, *found] if own is not None else found
-        target.variable.regularizer = lambda weight: sum(each(weight) for each in every)
+        target.variable.regularizer = Penalty(lambda weight: sum(each(weight) for each in every))
 
 
 def effective_weight(target: Target, stop: type | None = None):

@@ -14,7 +14,7 @@ from tfcompress.callbacks import inner_optimizer, iterations
 from tfcompress.layers import TARGETS, Compressed, require_merged, target_variables
 from tfcompress.techniques.prune import TAYLOR_MOMENTUM, Prune, as_mask, global_masks
 from tfcompress.techniques.quantize import as_tensor
-from tfcompress.techniques.regularize import Regularize
+from tfcompress.techniques.regularize import Penalty, Regularize
 
 # Scores that are 0 where a weight is 0.
 OF_SIZE = ("magnitude", "l1", "l2", "max")
@@ -205,23 +205,23 @@ class _Pruned:
 
     def attach(self, regularizer) -> None:
         """Lets the optimizer mask the weight after each step."""
-        before = getattr(self.variable.constraint, "__self__", None)
-        if isinstance(before, _Pruned):  # left there if a `fit` was interrupted
-            before.detach()
+        if isinstance(self.variable.constraint, _Mask):  # left if a `fit` was interrupted
+            self.variable.constraint.pruned.detach()
         self._own, self._added = (self.variable.constraint, self.variable.regularizer), regularizer
         if regularizer is not None:
             bound = Regularize(regularizer).bind(self.layer, self.variable.name)
             self._added = bound.regularizer
         if keras.backend.backend() != "jax":
-            self.variable.constraint = self._constrain
+            self.variable.constraint = _Mask(self)
         if regularizer is not None:
-            self.variable.regularizer = self._regularize
+            self.variable.regularizer = Penalty(self._regularize)
 
     def detach(self) -> None:
         """Gives the weight back as it was."""
         self.variable.constraint, self.variable.regularizer = self._own
 
-    def _constrain(self, weight):
+    def constrain(self, weight):
+        """The weight under its own constraint, pruned."""
         own = self._own[0]
         return self.masked(as_tensor(weight) if own is None else own(weight))
 
@@ -258,6 +258,16 @@ class _Pruned:
         else:
             keep = TAYLOR_MOMENTUM
             self.scores.assign(keep * old + (1 - keep) * ops.abs(product))
+
+
+class _Mask(keras.constraints.Constraint):
+    """What lets the optimizer mask a weight after each step."""
+
+    def __init__(self, pruned: _Pruned):
+        self.pruned = pruned
+
+    def __call__(self, w):
+        return self.pruned.constrain(w)
 
 
 def _watch(optimizer, weights: list[_Pruned]) -> None:

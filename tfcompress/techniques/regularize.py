@@ -1,6 +1,7 @@
 """Regularization that makes weights small before they are pruned."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -63,6 +64,16 @@ class GroupLasso(keras.regularizers.Regularizer):
     def get_config(self) -> dict[str, Any]:
         own = {"strength": self.strength, "pattern": self.pattern}
         return {**own, "inputs": list(self.inputs), "outputs": list(self.outputs)}
+
+
+class Penalty(keras.regularizers.Regularizer):
+    """A function of a weight as the regularizer that Keras demands; not saved with the model."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
+
+    def __call__(self, x):
+        return self.function(x)
 
 
 @_register
