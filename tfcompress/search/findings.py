@@ -119,7 +119,7 @@ class Sensitivity:
                 continue
             columns = ",".join(["layer", *(unit.format(v) + ">" for v in values)])
             rows: Rows = [
-                (layer, *(f"{found[v]:.3f}" if v in found else "" for v in values))
+                (layer, *(_short(found[v]) if v in found else "" for v in values))
                 for layer, found in drops.items()
             ]
             title = f"{self.model}: {what} by {kind} of each layer (baseline: {known})"
@@ -152,3 +152,10 @@ def _finite(value):
 
 def _or(numbers: dict[str, float | None], missing: float) -> dict[str, float]:
     return {name: missing if value is None else value for name, value in numbers.items()}
+
+
+def _short(value: float) -> str:
+    """A number in five characters, so that nine columns fit on a narrow screen."""
+    return (
+        f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
+    )
