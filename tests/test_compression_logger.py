@@ -8,8 +8,8 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.compression_logger import measure
-from tfcompress.fine_tuning.result import weights_of
 from tfcompress.layers import Compressed, FakeQuant
+from tfcompress.weights import weights_of
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(32, 8)).astype("float32")

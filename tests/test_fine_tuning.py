@@ -219,7 +219,7 @@ def test_settings_that_were_not_saved(run, tmp_path, made):
     ("changed", "message"),
     [
         ({"loss": "categorical_crossentrpy"}, "unknown loss .* Did you mean '.*ategorical"),
-        ({"optimizer": "sdg"}, r"unknown optimizer 'sdg'; .*Did you mean 'SGD'\?"),
+        ({"optimizer": "sdg"}, r"unknown optimizer 'sdg'; .*Did you mean 'sgd'\?"),
         ({"loss": "mse", "from_logits": True}, "from_logits is for crossentropies; .*'mse'"),
         ({"from_logits": True}, "from_logits belongs to a loss that is given by name"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.files import PathLike, _first
+from tfcompress.files import PathLike, reason_of
 
 Arrays = np.ndarray | tuple[np.ndarray, ...] | dict[str, np.ndarray]
 
@@ -140,7 +140,7 @@ def _load_file(file: Path) -> Arrays:
                 "of numbers. Save it again from an array with a numeric dtype."
             ) from error
         raise ValueError(
-            f"'{file}' is damaged or cut off: {_first(error)}; {_EXPECTED}. Save it again with "
+            f"'{file}' is damaged or cut off: {reason_of(error)}; {_EXPECTED}. Save it again with "
             "np.save or np.savez, or copy it again in full."
         ) from error
     what = f"starts with {start!r}" if start else "is empty"
@@ -222,8 +222,8 @@ def _load_image(name: Path, size: tuple[int, int] | None, channels: int) -> np.n
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files.
         raise ValueError(
-            f"cannot read the image '{name}': {_first(error)}; expected a png, jpg or bmp with 8 "
-            "bits per channel. Save it again or take it out of the folder."
+            f"cannot read the image '{name}': {reason_of(error)}; expected a png, jpg or bmp with "
+            "8 bits per channel. Save it again or take it out of the folder."
         ) from error
     return pixels.reshape(*pixels.shape[:2], channels)
 

@@ -12,7 +12,35 @@ from tfcompress.techniques.quantize import as_tensor
 from tfcompress.techniques.technique import is_due
 
 
-class UpdateCompression(keras.callbacks.Callback):
+class LateStart(keras.callbacks.Callback):
+    """A callback that looks at the weights once all others have begun.
+
+    `BackupAndRestore` may come later in the list, and restores them in its `on_train_begin`.
+    Subclasses call `await_start` in theirs, and begin in `start`.
+    """
+
+    _started = True
+
+    def await_start(self) -> None:
+        """Lets `start` be called before the first epoch or batch."""
+        self._started = False
+
+    def start(self) -> None:
+        """Called once in each `fit`, after all `on_train_begin`."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start_once()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._start_once()
+
+    def _start_once(self) -> None:
+        if not self._started:
+            self._started = True
+            self.start()
+
+
+class UpdateCompression(LateStart):
     """Advances the schedules of a compressed model to the optimizer's step.
 
     It is needed where a technique changes with the step (`Quantize(delay=..., freeze=...)`,
@@ -32,7 +60,6 @@ class UpdateCompression(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self._started = False
         self._offset = 0
         # The first step at which some layer changes, and for each scheduled layer its own.
         self._due: float = float("inf")
@@ -54,19 +81,9 @@ class UpdateCompression(keras.callbacks.Callback):
             )
         iterations(self.model)
         _check_averages(self.model)
-        # BackupAndRestore may come later in the list of callbacks, and restores just here.
-        self._started = False
+        self.await_start()
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._start()
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self._start()
-
-    def _start(self) -> None:
-        if self._started:
-            return
-        self._started = True
+    def start(self) -> None:
         layers = _scheduled(self.model)
         lasts = [_int(layer.last_step) for layer in layers]
         self._offset = max([0, *lasts]) - iterations(self.model) if layers else 0

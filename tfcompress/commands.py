@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tfcompress.options import Json, Quiet, TrainedIoDtype, TrainedPrecision
+from tfcompress.options import IoDtype, Json, Quiet, TrainedPrecision
 from tfcompress.terminal import Progress, emit, say
 
 
@@ -82,7 +82,7 @@ def compress(
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
     precision: TrainedPrecision = None,
-    io_dtype: TrainedIoDtype = "float32",
+    io_dtype: IoDtype = "float32",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted training.")
     ] = False,

@@ -1,6 +1,5 @@
 """CompressionLogger: how sparse and how clustered a model is, while it trains."""
 
-import math
 import os
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -11,16 +10,11 @@ from keras import ops
 
 from tfcompress.baking import is_compressed
 from tfcompress.callbacks import iterations
-from tfcompress.layers import (
-    Compressed,
-    FakeQuant,
-    effective_weight,
-    target_variables,
-    weight_name,
-)
-from tfcompress.techniques import Cluster, Prune, Quantize
+from tfcompress.layers import FakeQuant, target_variables
+from tfcompress.techniques import Cluster, Prune, Quantize, Technique
 from tfcompress.techniques.quantize import as_tensor
 from tfcompress.techniques.technique import check
+from tfcompress.weights import compressed_weights, count_values
 
 
 class CompressionLogger(keras.callbacks.Callback):
@@ -140,14 +134,14 @@ def measure(model: keras.Model) -> tuple[dict[str, float], dict[str, float]]:
     overall: dict[str, float] = {}
     details: dict[str, float] = {}
     zeros, total, most = 0, 0, 0.0
-    for name, weight, prune, cluster in _weights(model):
+    for name, weight, techniques in _weights(model):
         kept = np.abs(weight[weight != 0])
         details[f"{name}/sparsity"] = 1 - kept.size / weight.size
-        if prune:
+        if any(isinstance(t, Prune) for t in techniques):
             zeros, total = zeros + weight.size - kept.size, total + weight.size
             details[f"{name}/threshold"] = float(kept.min()) if kept.size else 0.0
-        if cluster is not None:
-            unique = float(_unique(weight, cluster.channels))
+        if any(isinstance(t, Cluster) for t in techniques):
+            unique = float(count_values(weight, techniques))
             details[f"{name}/unique_weights"] = unique
             most = max(unique, most)
     if total:
@@ -162,27 +156,15 @@ def measure(model: keras.Model) -> tuple[dict[str, float], dict[str, float]]:
     return overall, details
 
 
-def _weights(model) -> Iterator[tuple[str, np.ndarray, bool, Cluster | None]]:
-    """(tag, value, whether it is pruned, its Cluster) of the weights that compression is on."""
-    if not is_compressed(model):
-        takes = Prune(0.5).refuses
-        for owner, variable in target_variables(model):
-            if takes(owner, variable) is None:
-                yield variable.path, ops.convert_to_numpy(as_tensor(variable)), True, None
+def _weights(model) -> Iterator[tuple[str, np.ndarray, list[Technique]]]:
+    """(tag, value, techniques) of the weights that compression is on."""
+    if is_compressed(model):
+        for tag, weight, techniques in compressed_weights(model):
+            kept = [t for t in techniques if not isinstance(t, Quantize)]
+            if kept:
+                yield tag, weight, kept
         return
-    for layer in (x for x in model._flatten_layers() if isinstance(x, Compressed)):
-        for target in layer.bound:
-            before = [t for t in target.techniques if not isinstance(t, Quantize)]
-            if before:
-                tag = weight_name(layer.layer, target.owner, target.variable)
-                weight = ops.convert_to_numpy(effective_weight(target, stop=Quantize))
-                pruned = any(isinstance(t, Prune) for t in before)
-                yield tag, weight, pruned, next((t for t in before if isinstance(t, Cluster)), None)
-
-
-def _unique(weight: np.ndarray, channels: tuple[int, ...]) -> int:
-    """How many values a weight has, or the channel that has the most."""
-    count = math.prod(weight.shape[axis] for axis in channels)
-    last = tuple(range(-len(channels), 0))
-    columns = np.moveaxis(weight, channels, last).reshape(-1, count).T
-    return max(np.unique(column).size for column in columns)
+    prune = Prune(0.5)
+    for owner, variable in target_variables(model):
+        if prune.refuses(owner, variable) is None:
+            yield variable.path, ops.convert_to_numpy(as_tensor(variable)), [prune]

@@ -79,7 +79,7 @@ def _samples(
     number = 0
     for element in _elements(data, inputs, limit):
         rows = {
-            wanted.name: _rows(wanted, value)
+            wanted.name: as_rows(wanted, value)
             for wanted, value in zip(inputs, _by_input(element, inputs), strict=True)
         }
         lengths = {name: len(array) for name, array in rows.items()}
@@ -192,7 +192,7 @@ def _wrong_number(received: int, inputs: Sequence[Input]) -> ValueError:
     )
 
 
-def _rows(wanted: Input, value: Any) -> np.ndarray:
+def as_rows(wanted: Input, value: Any) -> np.ndarray:
     """Return an array whose first axis counts samples, of the input's shape and kind of dtype."""
     where = f"data for input '{wanted.name}'"
     try:

@@ -261,7 +261,7 @@ def _zip_version(file: Path) -> str | None:
             raise ValueError(f"'{file}' is damaged: its JSON cannot be read. {again}") from error
         raise
     except Exception as error:  # zipfile raises many kinds for damaged files.
-        raise ValueError(f"'{file}' is damaged or cut off: {_first(error)}. {again}") from error
+        raise ValueError(f"'{file}' is damaged or cut off: {reason_of(error)}. {again}") from error
     return str(metadata.get("keras_version")) if isinstance(metadata, dict) else None
 
 
@@ -280,7 +280,7 @@ def _hdf5_version(file: Path) -> str | None:
                 )
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(
-            f"'{file}' is damaged or cut off: {_first(error)}. Save the model again, or copy it "
+            f"'{file}' is damaged or cut off: {reason_of(error)}. Save the model again, or copy it "
             "again in full."
         ) from error
     return version.decode(errors="replace") if isinstance(version, bytes) else version
@@ -305,7 +305,7 @@ def _explain(error: Exception, path: PathLike, version: str | None) -> str:
     if version and version.startswith(("1.", "2.")):
         return (
             f"'{path}' was written by Keras {version} (tf_keras) and cannot be loaded in Keras 3: "
-            f"{_first(chain[-1])}. Bring it over: `tfcompress migrate {path} new.keras`."
+            f"{reason_of(chain[-1])}. Bring it over: `tfcompress migrate {path} new.keras`."
         )
     if custom:
         return (
@@ -314,12 +314,12 @@ def _explain(error: Exception, path: PathLike, version: str | None) -> str:
             "with keras.saving.register_keras_serializable."
         )
     return (
-        f"'{path}' cannot be loaded as a Keras model: {_first(chain[-1])}. Expected a whole, "
+        f"'{path}' cannot be loaded as a Keras model: {reason_of(chain[-1])}. Expected a whole, "
         "undamaged model; save it again with model.save('model.keras')."
     )
 
 
-def _first(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return the first sentence of a message, in one line."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line.split(". ")[0].rstrip(".")[:200]

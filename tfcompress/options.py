@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tfcompress.suggestions import did_you_mean
 
 # Known here, too, so that a slip costs no seconds of importing TensorFlow.
 PRECISIONS = ("float32", "float16", "dynamic_int8", "int8", "int16x8", "int4")
@@ -35,8 +36,7 @@ def one_of(option: str, choices: tuple[str, ...]) -> Callable[[str | None], str 
     def check(value: str | None) -> str | None:
         if value is None or value in choices:
             return value
-        close = difflib.get_close_matches(value, choices, n=1)
-        mend = f"Did you mean {close[0]}?" if close else "Choose one of them."
+        mend = did_you_mean(value, choices, "Choose one of them.")
         raise ValueError(
             f"{option} must be one of {', '.join(choices)}; received {value!r}. {mend}"
         )
@@ -121,7 +121,7 @@ IoDtype = Annotated[
     typer.Option(
         metavar="|".join(IO_DTYPES),
         callback=one_of("--io-dtype", IO_DTYPES),
-        help="Type of inputs and outputs.",
+        help="Type of inputs and outputs of the file.",
     ),
 ]
 TrainedPrecision = Annotated[
@@ -131,14 +131,6 @@ TrainedPrecision = Annotated[
         callback=one_of("--precision", PRECISIONS),
         help="What a .tflite file computes in; by default what the recipe trains for.",
         show_default=False,
-    ),
-]
-TrainedIoDtype = Annotated[
-    str,
-    typer.Option(
-        metavar="|".join(IO_DTYPES),
-        callback=one_of("--io-dtype", IO_DTYPES),
-        help="Type of inputs and outputs of a .tflite file.",
     ),
 ]
 Calibration = Annotated[

@@ -1,7 +1,6 @@
 """PruneCallback: pruning of a user's own model, in place, while it trains."""
 
 import contextlib
-import fnmatch
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.callbacks import inner_optimizer, iterations
+from tfcompress.callbacks import LateStart, inner_optimizer, iterations
 from tfcompress.layers import TARGETS, Compressed, require_merged, target_variables
+from tfcompress.recipe import Rule
 from tfcompress.techniques.prune import TAYLOR_MOMENTUM, Prune, as_mask, global_masks
 from tfcompress.techniques.quantize import as_tensor
 from tfcompress.techniques.regularize import Penalty, Regularize
@@ -20,7 +20,7 @@ from tfcompress.techniques.regularize import Penalty, Regularize
 OF_SIZE = ("magnitude", "l1", "l2", "max")
 
 
-class PruneCallback(keras.callbacks.Callback):
+class PruneCallback(LateStart):
     """Prunes the weights of any Keras model in place, while `fit` trains it.
 
     The model is the user's own and stays unwrapped: it needs not be flattened, and no `finalize`.
@@ -28,14 +28,15 @@ class PruneCallback(keras.callbacks.Callback):
     zeros of the schedule at any time; a weight that was pruned stays so. The step is
     `optimizer.iterations`: a run that is resumed by `BackupAndRestore` goes on as if it had not
     been interrupted, and with `steps_per_execution` masks are applied within it, too. With a new
-    optimizer, whose steps count from 0, the same callback object goes on where it was.
+    optimizer, whose steps count from 0, the same callback object goes on where it was. If `fit` is
+    interrupted, weights stay pruned until the callback's next `fit` ends.
 
     Put it after `EarlyStopping(restore_best_weights=True)`, and let that `start_from_epoch` at the
     end of the schedule: an epoch before, which may be the best, is less sparse.
 
     Args:
         prune: a `Prune`. On JAX scores that come from gradients are not available.
-        layers: a shell pattern for names and classes of layers, or a predicate f(layer) -> bool.
+        layers: which layers: a pattern, a type or a predicate, as of `Rule`.
         regularizer: a Keras regularizer for the weights while they are pruned, such as
             `GroupLasso(1e-4)`.
 
@@ -52,7 +53,7 @@ class PruneCallback(keras.callbacks.Callback):
     def __init__(
         self,
         prune: Prune,
-        layers: str | Callable[[Any], bool] = "*",
+        layers: str | type | Callable[[Any], bool] = "*",
         regularizer: Any = None,
     ):
         super().__init__()
@@ -61,12 +62,11 @@ class PruneCallback(keras.callbacks.Callback):
                 f"prune must be a tfcompress.Prune; received {prune!r}. Other techniques need a "
                 "model from tfcompress.compress and UpdateCompression."
             )
-        self.prune, self.layers = prune, layers
+        self.prune, self._rule = prune, Rule(layers, [prune])
         self.regularizer = None if regularizer is None else keras.regularizers.get(regularizer)
         self._weights: list[_Pruned] = []
         self._begun: Any = None  # the model that was pruned last
         self._last, self._offset, self._due = -1, 0, 0.0
-        self._started = False
 
     def on_train_begin(self, logs=None):
         iterations(self.model)
@@ -85,7 +85,7 @@ class PruneCallback(keras.callbacks.Callback):
             _watch(inner_optimizer(self.model.optimizer), self._weights)
         # The step may be compiled already, without the masks.
         _recompile(self.model)
-        self._started = False
+        self.await_start()
 
     def _find(self) -> list["_Pruned"]:
         found: list[_Pruned] = []
@@ -98,7 +98,7 @@ class PruneCallback(keras.callbacks.Callback):
                 )
             # Each layer for itself: the layers inside it have their own turn.
             for owner, variable in target_variables(layer, TARGETS):
-                if owner is layer and self._matches(layer):
+                if owner is layer and self._rule.matches(layer):
                     reasons[f"{layer.name}/{variable.name}"] = reason = self.prune.refuses(
                         layer, variable
                     )
@@ -108,27 +108,12 @@ class PruneCallback(keras.callbacks.Callback):
             listed = "; ".join(f"{name} is {reason}" for name, reason in list(reasons.items())[:4])
             raise ValueError(
                 f"PruneCallback finds nothing to prune in model '{self.model.name}' with "
-                f"layers={self.layers!r}: received {listed or 'no layer with a kernel'}. "
+                f"layers={self._rule.layers!r}: received {listed or 'no layer with a kernel'}. "
                 "Mend the pattern, or build the model before fit."
             )
         return found
 
-    def _matches(self, layer) -> bool:
-        if not isinstance(self.layers, str):
-            return bool(self.layers(layer))
-        names = layer.name, type(layer).__name__
-        return any(fnmatch.fnmatchcase(name, self.layers) for name in names)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._start()
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self._start()
-
-    def _start(self) -> None:
-        if self._started:
-            return
-        self._started = True  # BackupAndRestore has restored the weights by now
+    def start(self) -> None:
         self._offset = max(0, self._last - iterations(self.model))
         self._update(self._step())
 

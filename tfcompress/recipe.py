@@ -239,14 +239,7 @@ def check_rules(recipe: Recipe, model: keras.Model) -> None:
     """
     operations = list(model.operations)
     for rule in recipe.rules:
-        matched = [operation for operation in operations if rule.matches(operation)]
-        if not matched:
-            names = ", ".join(layer.name for layer in model.layers[:8])
-            more = ", ..." if len(model.layers) > 8 else ""
-            raise ValueError(
-                f"the rule {_name(rule)} must match a layer of model '{model.name}', whose layers "
-                f"are {names}{more}; it matches none. Mend the pattern, or take the rule out."
-            )
+        matched = matches_of(rule, operations, model)
         decided = [operation for operation in matched if recipe.rule_of(operation) is rule]
         if not decided:
             raise ValueError(
@@ -256,6 +249,23 @@ def check_rules(recipe: Recipe, model: keras.Model) -> None:
         for technique in rule.techniques:
             if not isinstance(technique, Quantize):  # which is meant for activations, too
                 _check_takers(rule, technique, decided)
+
+
+def matches_of(rule: Rule, candidates: Sequence[Any], model) -> list[Any]:
+    """The layers and operations of a model that a rule matches.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    matched = [candidate for candidate in candidates if rule.matches(candidate)]
+    if not matched:
+        names = ", ".join(layer.name for layer in model.layers[:8])
+        more = ", ..." if len(model.layers) > 8 else ""
+        raise ValueError(
+            f"the rule {_name(rule)} must match a layer of model '{model.name}', whose layers "
+            f"are {names}{more}; it matches none. Mend the pattern, or take the rule out."
+        )
+    return matched
 
 
 def _check_takers(rule: Rule, technique: Technique, operations: list[Any]) -> None:

@@ -26,8 +26,9 @@ import keras
 from tfcompress import schedules, yaml_nodes
 from tfcompress.recipe import Recipe, Rule
 from tfcompress.schedules import Schedule
+from tfcompress.suggestions import expected_one_of
 from tfcompress.techniques import Cluster, GroupLasso, Prune, Quantize, Regularize, Technique
-from tfcompress.yaml_nodes import Node, one_of
+from tfcompress.yaml_nodes import Node
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "prune": Prune,
@@ -93,7 +94,7 @@ def content_of(source: str | os.PathLike[str]) -> tuple[bytes, str]:
         return yaml_nodes.read_bytes(name), name
     raise ValueError(
         f"unknown recipe {name!r}; name a .yaml file or a ready recipe: "
-        f"{one_of(name, ready_recipes())}"
+        f"{expected_one_of(name, ready_recipes())}"
     )
 
 
@@ -149,7 +150,7 @@ class _Reader:
         if not node.is_mapping:  # `- quantize` alone, with the defaults
             if node.value not in known:
                 raise node.error(
-                    f"unknown technique {node.value!r}; {one_of(str(node.value), known)}"
+                    f"unknown technique {node.value!r}; {expected_one_of(str(node.value), known)}"
                 )
             name, key, value = node.text, node, None
         else:

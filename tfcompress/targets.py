@@ -1,12 +1,13 @@
 """Targets: what a device or runtime asks of a .tflite file, read from `tflite_targets/*.json`."""
 
-import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from tfcompress.suggestions import expected_one_of
 
 _FOLDER = resources.files("tflite_targets")
 
@@ -26,7 +27,7 @@ class Target(Mapping[str, Any]):
         if key.startswith("_"):  # Asked for by copy and pickle, before there are any values.
             raise AttributeError(key)
         if key not in self._values:
-            raise AttributeError(f"a target has no {key!r} here. {_hint(key, self)}")
+            raise AttributeError(f"a target has no {key!r} here; {expected_one_of(key, self)}")
         return self._values[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -75,22 +76,18 @@ def load_target(name_or_path: str | os.PathLike[str]) -> Target:
         text = (_FOLDER / f"{given}.json").read_text(encoding="utf-8")
     elif Path(given).suffix == ".json":
         if not Path(given).is_file():
-            raise FileNotFoundError(f"no target file {given}. {_hint(given, list_targets())}")
+            raise FileNotFoundError(
+                f"no target file {given}; {expected_one_of(given, list_targets())}"
+            )
         text = Path(given).read_bytes().decode("utf-8", errors="replace")
     else:
-        raise ValueError(f"unknown target {given!r}. {_hint(given, list_targets())}")
+        raise ValueError(f"unknown target {given!r}; {expected_one_of(given, list_targets())}")
     try:
         target = json.loads(text, object_hook=Target)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"target file {given} is not valid JSON: {error}") from None
     _check(target, json.loads((_FOLDER / "schema.json").read_text(encoding="utf-8")), given)
     return target
-
-
-def _hint(received: str, expected: Iterable[str]) -> str:
-    close = difflib.get_close_matches(received, expected, n=1)
-    question = f" Did you mean {close[0]!r}?" if close else ""
-    return f"Expected one of {', '.join(expected)}.{question}"
 
 
 _TYPES = {Target: "object", tuple: "array", list: "array", str: "string", int: "integer"}
@@ -109,7 +106,7 @@ def _check(value: Any, schema: Mapping[str, Any], where: str) -> None:
     for key, item in value.items() if isinstance(value, Target) else ():
         known = schema.get("properties", {})
         if key not in known and not schema["additionalProperties"]:
-            raise ValueError(f"{where} has an unknown key {key!r}. {_hint(key, known)}")
+            raise ValueError(f"{where} has an unknown key {key!r}; {expected_one_of(key, known)}")
         _check(item, known.get(key) or schema["additionalProperties"], f"{where}: {key}")
     for index, item in enumerate(value) if isinstance(value, tuple) else ():
         _check(item, schema["items"], f"{where}[{index}]")

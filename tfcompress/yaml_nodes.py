@@ -5,13 +5,14 @@ Scalars follow YAML 1.2: `2:4`, `no` and `1x4` are text, `1e-5` is a number.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import yaml
+
+from tfcompress.suggestions import expected_one_of
 
 _LARGEST = 1_000_000
 _INT = re.compile(r"[-+]?[0-9]+")
@@ -104,7 +105,9 @@ class Node:
             key, value = Node(key_node, self.source), Node(value_node, self.source)
             name = key.value if key.is_mapping or key.is_list else key.text
             if name not in expected:
-                raise key.error(f"unknown key {name!r} in {what}; {one_of(name, expected)}")
+                raise key.error(
+                    f"unknown key {name!r} in {what}; {expected_one_of(name, expected)}"
+                )
             if name in found:
                 first = found[name][0].line
                 raise key.error(
@@ -127,19 +130,6 @@ class Node:
                 f"{what} must be a list, each element after '- '; received {self.value!r}."
             )
         return [Node(node, self.source) for node in self._node.value]
-
-
-def one_of(received: str, expected: Iterable[str]) -> str:
-    """What was expected, in words, and which of it may have been meant.
-
-    Example:
-        >>> one_of("sparcity", ["sparsity", "pattern"])
-        "expected one of sparsity, pattern. Did you mean 'sparsity'?"
-    """
-    expected = list(expected)
-    close = difflib.get_close_matches(received, expected, n=1)
-    mend = f" Did you mean {close[0]!r}?" if close else ""
-    return f"expected {'one of ' if len(expected) > 1 else ''}{', '.join(expected)}.{mend}"
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -134,18 +134,21 @@ def by_tfmot(task: Task, model: Any, data: Split) -> Any:
     # TFMOT's last update must fall on a multiple of the frequency; most of the stage, as above.
     end = pruning * steps_per_epoch * 3 // 4 // 10 * 10
     schedule = tfc.schedules.polynomial(0.0, SPARSITY, begin=0, end=end, frequency=10)
-    weights = tfc.Rule(lambda layer: type(layer).__name__ in ("Conv2D", "Dense"), [])
     stages = (
         (tfc.Prune(schedule), pruning, True),
         (tfc.Cluster(CLUSTERS), clustering, True),
         (tfc.Quantize(), rest, False),
     )
     for technique, epochs, kernels in stages:
-        rule = tfc.Rule(weights.layers if kernels else "*", [technique])
+        rule = tfc.Rule(_is_clusterable if kernels else "*", [technique])
         small = tfc.compress(model, tfc.Recipe([rule]))
         train(tf_keras, small, data, epochs, task.tuning_rate, [tfc.UpdateCompression()])
         model = tfc.finalize(small)
     return model
+
+
+def _is_clusterable(layer: Any) -> bool:
+    return type(layer).__name__ in ("Conv2D", "Dense")
 
 
 def measure(path: Path, model: Any, test: Split, precision: str) -> dict[str, float]:

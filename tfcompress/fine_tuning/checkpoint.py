@@ -89,8 +89,8 @@ class Checkpoint:
             model.load_weights(path)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"the checkpoint '{path}' cannot be read: {files._first(error)}. Begin anew with "
-                "--overwrite."
+                f"the checkpoint '{path}' cannot be read: {files.reason_of(error)}. Begin anew "
+                "with --overwrite."
             ) from error
 
     def remove(self) -> None:

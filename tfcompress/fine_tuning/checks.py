@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.files import _first
+from tfcompress.files import reason_of
 from tfcompress.fine_tuning.data import Data, output_names
 from tfcompress.fine_tuning.settings import Settings, is_kind
 
@@ -93,7 +93,7 @@ def evaluate(
         received = ", ".join(str(labels.shape) for labels in data.labels)
         expected = ", ".join(str(tuple(t.shape)) for t in model.outputs)
         raise ValueError(
-            f"loss and metrics cannot be computed: {_first(error)}. Received labels of shape "
+            f"loss and metrics cannot be computed: {reason_of(error)}. Received labels of shape "
             f"{received}; the model gives {expected}. Check that the loss is meant for them."
         ) from error
     values = {"loss": float(found["loss"])}

@@ -10,7 +10,7 @@ import numpy as np
 from keras import tree
 
 from tfcompress import arrays
-from tfcompress.data import _rows
+from tfcompress.data import as_rows
 
 # Names of inputs and labels in a file: to train with, and to judge with.
 TRAINING = (("x", "y"), ("x_train", "y_train"))
@@ -113,7 +113,7 @@ def match(found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING
     # Labels of the same pair as the inputs.
     pairs = [y for x, y in names if x in inputs] or [y for _, y in names]
     labels = _pick(found, outputs, pairs, "labels", path)
-    rows = [_rows(want, found[name]) for want, name in zip(wanted, inputs, strict=True)]
+    rows = [as_rows(want, found[name]) for want, name in zip(wanted, inputs, strict=True)]
     for name, array in zip(inputs, rows, strict=True):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(

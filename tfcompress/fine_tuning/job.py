@@ -20,12 +20,13 @@ from tfcompress.fine_tuning.checkpoint import Checkpoint, SaveCheckpoint
 from tfcompress.fine_tuning.checks import check_labels, check_probabilities, evaluate
 from tfcompress.fine_tuning.data import Data
 from tfcompress.fine_tuning.options import Options, PathLike
-from tfcompress.fine_tuning.result import FineTuned, weights_of
+from tfcompress.fine_tuning.result import FineTuned
 from tfcompress.fine_tuning.settings import Settings, saved_settings
 from tfcompress.graph import flatten
-from tfcompress.tflite.convert import convert
+from tfcompress.tflite.convert import check_arguments, convert
 from tfcompress.tflite.flatbuffer import zipped_size
 from tfcompress.tflite.trained import quantize_techniques
+from tfcompress.weights import weights_of
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -182,7 +183,7 @@ class _Job:
         if Path(self.options.output).suffix == ".keras":
             return None
         precision = self.options.precision or _natural_precision(small)
-        self.options.check_precision(precision)
+        check_arguments(precision, self.options.io_dtype)
         return precision
 
     def _train(self, small: keras.Model, done: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tfcompress import __version__, files
-from tfcompress.tflite.convert import IO_DTYPES
+from tfcompress.tflite.convert import check_arguments
 
 PathLike = str | os.PathLike[str]
 
@@ -75,7 +75,7 @@ class Options:
                 f"'{self.output}'. Leave them out, or write a .tflite file."
             )
         if self.precision is not None:
-            self.check_precision(self.precision)
+            check_arguments(self.precision, self.io_dtype)
         files.check_writable(self.output)
         for source in (self.model, self.recipe, self.data, self.validation_data):
             if source is None or not (Path(source).exists() and Path(self.output).exists()):
@@ -84,18 +84,6 @@ class Options:
                 raise ValueError(
                     f"the output is one of the files that are read, '{source}'. Name another file."
                 )
-
-    def check_precision(self, precision: str) -> None:
-        """Raises unless `convert` takes a precision and the type of inputs and outputs."""
-        if precision not in IO_DTYPES:
-            raise ValueError(
-                f"precision must be one of {', '.join(IO_DTYPES)}; received {precision!r}."
-            )
-        if self.io_dtype not in IO_DTYPES[precision]:
-            raise ValueError(
-                f"io_dtype must be one of {', '.join(IO_DTYPES[precision])} with precision "
-                f"'{precision}'; received {self.io_dtype!r}."
-            )
 
     @property
     def folder(self) -> str:

@@ -5,34 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import keras
-import numpy as np
-
-from tfcompress.layers import Compressed, effective_weight, target_variables, weight_name
-from tfcompress.techniques import Cluster, Quantize
 from tfcompress.tflite.tables import as_text, print_table
+from tfcompress.weights import Weight
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """A weight after training, before it is quantized.
-
-    Attributes:
-        name: layer and weight.
-        count: elements.
-        techniques: what was done to it.
-        sparsity: fraction of zeros.
-        unique: different values.
-    """
-
-    name: str
-    count: int
-    techniques: tuple[str, ...]
-    sparsity: float
-    unique: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,35 +101,3 @@ class FineTuned:
 
     def __str__(self) -> str:
         return as_text(self.render)
-
-
-def weights_of(model: keras.Model) -> tuple[Weight, ...]:
-    """The kernels of a compressed model, as its techniques but for quantization leave them.
-
-    Args:
-        model: a model from `compress`.
-    """
-    found = []
-    for layer in model.layers:
-        if isinstance(layer, Compressed):
-            for target in layer.bound:
-                names = tuple(type(t).__name__ for t in target.techniques)
-                value = effective_weight(target, stop=Quantize)
-                channels = [t for t in target.techniques if isinstance(t, Cluster)]
-                axes = channels[0].channels if channels else ()
-                name = weight_name(layer.layer, target.owner, target.variable)
-                found.append(_weight(name, names, value, axes))
-        else:
-            for owner, variable in target_variables(layer):
-                found.append(_weight(weight_name(layer, owner, variable), (), variable, ()))
-    return tuple(found)
-
-
-def _weight(name: str, techniques: tuple[str, ...], value: Any, axes: tuple[int, ...]) -> Weight:
-    array = keras.ops.convert_to_numpy(value)
-    zeros = int(array.size - np.count_nonzero(array))
-    # Of centroids for each channel: the most in one.
-    rows = np.moveaxis(array, axes, range(len(axes)))
-    rows = rows.reshape(int(np.prod(rows.shape[: len(axes)])), -1)
-    unique = max((len(np.unique(row)) for row in rows), default=0)
-    return Weight(name, array.size, techniques, zeros / array.size if array.size else 0.0, unique)

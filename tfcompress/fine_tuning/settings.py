@@ -1,7 +1,6 @@
 """How a model is compiled: as it was saved, or with a given loss and optimizer."""
 
 import dataclasses
-import difflib
 import json
 import zipfile
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import keras
 
-from tfcompress.files import _first
+from tfcompress.files import reason_of
+from tfcompress.suggestions import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Settings:
             except Exception as error:
                 raise ValueError(
                     "the settings of compile that were saved with the model cannot be read: "
-                    f"{_first(error)}. Pass --loss and --optimizer."
+                    f"{reason_of(error)}. Pass --loss and --optimizer."
                 ) from error
         if self.loss is not None:
             found["loss"] = _loss(self.loss, self.from_logits)
@@ -128,14 +128,12 @@ def _get(what: str, name: str) -> Any:
     try:
         return module.get(name)
     except (ValueError, TypeError):
-        known = [n for n in dir(module) if n[0].isupper() or what == "loss"]
-        close = difflib.get_close_matches(
-            name.lower().replace("_", ""), [n.lower().replace("_", "") for n in known], n=1
-        )
-        match = next((n for n in known if n.lower().replace("_", "") in close), None)
+        # Functions of losses, classes of optimizers, which Keras finds by their small letters.
+        known = [n.lower() for n in dir(module) if n[0].islower() == (what == "loss")]
+        usual = "mse" if what == "loss" else "adam"
+        mend = did_you_mean(name.lower(), known, "Look it up in keras.io/api.")
         raise ValueError(
-            f"unknown {what} {name!r}; expected the name of a Keras {what} such as "
-            f"{'mse' if what == 'loss' else 'adam'}.{f' Did you mean {match!r}?' if match else ''}"
+            f"unknown {what} {name!r}; expected the name of a Keras {what} such as {usual}. {mend}"
         ) from None
 
 

@@ -1,12 +1,11 @@
 """A recipe carried out on a tf_keras model by TFMOT, which can do a part of it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from tfcompress.legacy import MOVE, import_tf_keras, import_tfmot, require_graph, settings
 from tfcompress.legacy.quantization import quantize
 from tfcompress.legacy.rebuild import Rebuild, copy_layer, kind_of, weights_by_name, wrappers_of
-from tfcompress.recipe import Recipe
+from tfcompress.recipe import Recipe, matches_of
 from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.cluster import Cluster
 from tfcompress.techniques.prune import Prune
@@ -17,7 +16,7 @@ _STAGES = (
 )
 
 
-def compress(model: Any, recipe: Recipe | Sequence) -> Any:
+def compress(model: Any, recipe: Recipe) -> Any:
     """A copy of a tf_keras model under TFMOT's wrappers.
 
     Steps of schedules are TFMOT's, which counts batches from 1. Pruning needs the callback
@@ -25,7 +24,7 @@ def compress(model: Any, recipe: Recipe | Sequence) -> Any:
 
     Args:
         model: a Sequential or Functional `tf_keras.Model`; it is left untouched.
-        recipe: a `Recipe`, or a list of `Rule`s, with one technique for each layer.
+        recipe: a `Recipe` with one technique for each layer.
 
     Returns:
         A `tf_keras.Model`, not compiled.
@@ -34,9 +33,8 @@ def compress(model: Any, recipe: Recipe | Sequence) -> Any:
         ValueError: if TFMOT cannot do what the recipe says.
 
     Example:
-        >>> pruned = compress(model, [Rule("*", [Prune(0.5)])])  # doctest: +SKIP
+        >>> pruned = compress(model, Recipe([Rule("*", [Prune(0.5)])]))  # doctest: +SKIP
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
     require_graph(model)
     if wrappers_of(model):
         raise ValueError(
@@ -44,7 +42,8 @@ def compress(model: Any, recipe: Recipe | Sequence) -> Any:
             "tfcompress.finalize(model) first, and compress the result."
         )
     layers = [x for x in model._flatten_layers(include_self=False) if not hasattr(x, "layers")]
-    _check_rules(recipe, layers, model)
+    for rule in recipe.rules:
+        matches_of(rule, layers, model)
     kinds = {type(technique) for layer in layers for technique in recipe.techniques_of(layer)}
     _check_kinds(kinds)
     # TFMOT's wrappers take layers in, so they get those of a copy.
@@ -101,17 +100,6 @@ def finalize(model: Any) -> Any:
         for variable, value in zip(new.weights, weights_by_name(old, new), strict=True):
             variable.assign(value)
     return twin
-
-
-def _check_rules(recipe: Recipe, layers: list[Any], model) -> None:
-    for rule in recipe.rules:
-        if not any(rule.matches(layer) for layer in layers):
-            names = ", ".join(layer.name for layer in layers[:8])
-            raise ValueError(
-                f"the rule {rule.layers!r} must match a layer of model '{model.name}', whose "
-                f"layers are {names}{', ...' if len(layers) > 8 else ''}; it matches none. Mend "
-                "the pattern, or take the rule out."
-            )
 
 
 def _check_kinds(kinds: set[type[Technique]]) -> None:

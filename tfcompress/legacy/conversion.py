@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -13,61 +14,28 @@ from tfcompress.legacy.rebuild import wrappers_of
 from tfcompress.tflite import flatbuffer, lower, signature
 from tfcompress.tflite.converters import from_constants
 from tfcompress.tflite.job import Job
-from tfcompress.tflite.report import Report
 
 
-def convert(
-    model: Any,
-    path: files.PathLike,
-    *,
-    precision: str,
-    io_dtype: str,
-    batch_size: int,
-    strict: bool,
-    select_tf_ops: bool,
-    progress: Any,
-    **calibration,
-) -> Report:
-    """Writes a tf_keras model as a .tflite file.
+def run(job: Job, model: Any, calibration: Any, samples: int | None) -> bytes:
+    """The bytes of the .tflite file of a tf_keras model.
 
     Args:
+        job: what `tfcompress.convert` was asked for.
         model: a `tf_keras.Model`, under TFMOT's wrappers or not; it is left untouched.
-        path: where the file goes; it is written whole or not at all.
-        precision, io_dtype, batch_size, strict, select_tf_ops, progress: as of
-            `tfcompress.convert`; of a model trained by TFMOT for quantization "int8" only.
-        **calibration: calibration and samples of `tfcompress.convert`.
-
-    Returns:
-        A `Report`.
+        calibration, samples: as of `tfcompress.convert`.
 
     Raises:
         ValueError: if the model or an argument will not do.
     """
-    from tfcompress.tflite.convert import convert as of_saved_model
-
     require_graph(model)
-    job = Job(precision, io_dtype, batch_size, strict, select_tf_ops, progress)
     if wrappers_of(model).quantized:
-        data = _trained(model, job)
-        report = job.report(path, data)
-        files.atomic_write(path, data)
-        return report
+        return _trained(model, job)
     plain = finalize(model)
     with tempfile.TemporaryDirectory(prefix="tfcompress_") as folder:
         module = tf.Module()
         module.weights = plain.variables
         tf.saved_model.save(module, folder, signatures={"serve": _serve(plain, None, named=True)})
-        return of_saved_model(
-            folder,
-            path,
-            precision=precision,
-            io_dtype=io_dtype,
-            batch_size=batch_size,
-            strict=strict,
-            select_tf_ops=select_tf_ops,
-            progress=progress,
-            **calibration,
-        )
+        return job.run(files.SavedModel(Path(folder)), calibration, samples)
 
 
 def _trained(model, job: Job) -> bytes:

@@ -17,19 +17,10 @@ from tfcompress import files
 from tfcompress.legacy import import_tf_keras, reading, require_graph
 from tfcompress.legacy.keras3 import layer_of, name_of
 from tfcompress.legacy.rebuild import Found, Rebuild, copy_layer, kind_of, wrappers_of
+from tfcompress.weights import Weight, describe
 
 # Largest difference of outputs, relative to the largest output, that rounding explains.
 TOLERANCE = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """A kernel that came out of a wrapper: its layer, sparsity and number of different values."""
-
-    layer: str
-    shape: tuple[int, ...]
-    sparsity: float
-    unique: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +66,7 @@ class MigrationReport:
                 table.add_row(f"{kind}, stripped", escape(f"{len(names)}: {', '.join(names[:6])}"))
         for weight in self.weights[:20]:
             value = f"{weight.sparsity:.1%} zeros, {weight.unique:,} different values"
-            table.add_row(escape(weight.layer), value)
+            table.add_row(escape(weight.name), value)
         largest = f"{self.max_difference:.3g} ({self.relative_difference:.1g} of the largest)"
         table.add_row("difference of outputs", largest)
         for note in self.notes:
@@ -218,11 +209,8 @@ def _weights(pairs) -> list[Weight]:
         if kind_of(old) not in ("prune", "cluster"):
             continue
         for variable in new.weights:
-            value = keras.ops.convert_to_numpy(variable)
-            if value.ndim < 2:
-                continue
-            sparsity = 1 - np.count_nonzero(value) / value.size
-            rows.append(Weight(new.name, value.shape, float(sparsity), len(np.unique(value))))
+            if len(variable.shape) > 1:
+                rows.append(describe(f"{new.name}/{variable.name}", variable))
     return rows
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import keras
 from rich.console import Console
 
+from tfcompress import files
 from tfcompress.techniques import Prune
 from tfcompress.tflite.tables import Rows, print_table
 
@@ -88,9 +89,9 @@ class Sensitivity:
         return cls(data["model"], data["measure"], baseline, prune, tuple(rows))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the findings to a JSON file."""
+        """Writes the findings to a JSON file, whole or not at all."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        files.atomic_write(path, f"{text}\n".encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Sensitivity":

@@ -1,8 +1,11 @@
 """The plot of what `sensitivity` found."""
 
+import io
 import os
+from pathlib import Path
 from typing import Any
 
+from tfcompress import files
 from tfcompress.search.findings import Kind, Sensitivity
 
 # Colours that stay apart, also for those who see fewer of them.
@@ -25,7 +28,9 @@ def draw(found: Sensitivity, path: str | os.PathLike[str] | None = None) -> Any:
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _panel(axes, found, kind)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
+        files.atomic_write(path, drawn.getvalue())
     return figure
 
 

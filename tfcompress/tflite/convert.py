@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tfcompress import files
-from tfcompress.legacy import is_legacy
 from tfcompress.tflite.job import Job
 from tfcompress.tflite.report import Report
 
@@ -62,23 +61,8 @@ def convert(
     Example:
         >>> report = convert(qat, "model.tflite", precision="int8", io_dtype="int8")
     """
-    _check_arguments(precision, io_dtype, batch_size)
+    check_arguments(precision, io_dtype, batch_size)
     files.check_writable(path)
-    if is_legacy(model):
-        from tfcompress.legacy.conversion import convert as convert_legacy
-
-        return convert_legacy(
-            model,
-            path,
-            precision=precision,
-            io_dtype=io_dtype,
-            calibration=calibration,
-            batch_size=batch_size,
-            strict=strict,
-            select_tf_ops=select_tf_ops,
-            samples=samples,
-            progress=progress,
-        )
     job = Job(precision, io_dtype, batch_size, strict, select_tf_ops, progress)
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", files.load_model, model)
@@ -88,7 +72,8 @@ def convert(
     return report
 
 
-def _check_arguments(precision: str, io_dtype: str, batch_size: int) -> None:
+def check_arguments(precision: str, io_dtype: str, batch_size: int = 1) -> None:
+    """Raises unless `convert` takes a precision with a type of inputs and outputs and a batch."""
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision must be one of {', '.join(PRECISIONS)}; received {precision!r}."

@@ -12,6 +12,7 @@ from tfcompress import files
 from tfcompress.baking import is_compressed, require_advanced
 from tfcompress.compression import open_layers
 from tfcompress.graph import flatten
+from tfcompress.legacy import is_legacy
 from tfcompress.tflite import (
     flatbuffer,
     lower,
@@ -73,6 +74,11 @@ class Job:
         return result
 
     def run(self, model, calibration, samples) -> bytes:
+        """The bytes of the file."""
+        if is_legacy(model):
+            from tfcompress.legacy.conversion import run as run_legacy
+
+            return run_legacy(self, model, calibration, samples)
         is_keras = isinstance(model, keras.Model)
         if not is_keras and not isinstance(model, files.SavedModel):
             raise TypeError(
