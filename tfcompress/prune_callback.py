@@ -12,7 +12,7 @@ from keras import ops
 from tfcompress.callbacks import LateStart, inner_optimizer, iterations
 from tfcompress.layers import TARGETS, Compressed, require_merged, target_variables
 from tfcompress.recipe import Rule
-from tfcompress.techniques.prune import TAYLOR_MOMENTUM, Prune, as_mask, global_masks
+from tfcompress.techniques.prune import Prune, as_mask, global_masks, taylor_scores
 from tfcompress.techniques.quantize import as_tensor
 from tfcompress.techniques.regularize import Penalty, Regularize
 
@@ -241,8 +241,7 @@ class _Pruned:
         if self.prune.score == "movement":
             self.scores.assign(old - product)
         else:
-            keep = TAYLOR_MOMENTUM
-            self.scores.assign(keep * old + (1 - keep) * ops.abs(product))
+            self.scores.assign(taylor_scores(old, product))
 
 
 class _Mask(keras.constraints.Constraint):

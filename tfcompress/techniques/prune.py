@@ -18,7 +18,7 @@ from tfcompress.techniques.technique import Technique, check
 
 SCORES = ("magnitude", "l1", "l2", "max", "random", "taylor", "movement")
 # Weight of what was known before in the moving average of Taylor scores.
-TAYLOR_MOMENTUM = 0.9
+_TAYLOR_MOMENTUM = 0.9
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -244,6 +244,11 @@ class Prune(Technique):
         return weight * mask
 
 
+def taylor_scores(scores, product):
+    """The moving average of |weight * gradient|, from the product of one step."""
+    return _TAYLOR_MOMENTUM * scores + (1 - _TAYLOR_MOMENTUM) * ops.abs(product)
+
+
 def _watched(weight, mask, scores):
     """weight * mask, where the "gradient" of the scores is their next value."""
 
@@ -251,8 +256,8 @@ def _watched(weight, mask, scores):
     def multiply(weight, scores):
         def gradient(*upstreams, upstream=None):
             upstream = upstreams[0] if upstreams else upstream
-            new = ops.cast(ops.abs(upstream * weight), scores.dtype)
-            return upstream * mask, TAYLOR_MOMENTUM * scores + (1 - TAYLOR_MOMENTUM) * new
+            product = ops.cast(upstream * weight, scores.dtype)
+            return upstream * mask, taylor_scores(scores, product)
 
         return weight * mask, gradient
 
