@@ -8,6 +8,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import numpy as np
 import pytest
 
+# What tests share asserts, too.
+pytest.register_assert_rewrite("callback_models", "graph_models", "pruning_models")
+
 
 def make_cnn():
     """Conv/BN/ReLU6, depthwise, Add, Concatenate, pooling, Dense and Softmax."""

@@ -1,0 +1,61 @@
+"""Files for fine_tune: a model, a recipe and data; and runs with them."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcompress.fine_tuning import fine_tune
+
+RECIPE = """
+rules:
+  - layers: "*"
+    techniques:
+      - prune: {sparsity: {polynomial: {initial: 0.0, final: 0.75, end: 60%, frequency: 1}}}
+      - cluster: {clusters: 8, frequency: 2}
+      - quantize: {bits: 8}
+"""
+NAMES = ("model", "recipe", "data"), ("keras", "yaml", "npz")
+LOSS = "sparse_categorical_crossentropy"
+
+
+def make_model(activation="softmax"):
+    keras.utils.set_random_seed(0)
+    body = [
+        layers.Conv2D(8, 3),
+        layers.BatchNormalization(momentum=0.8),
+        layers.ReLU(),
+        layers.Dropout(0.2),
+    ]
+    head = [layers.Flatten(), layers.Dense(3, activation=activation)]
+    return keras.Sequential([keras.Input((6, 6, 2), name="image"), *body, *head])
+
+
+def make_data(count=70):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, count)
+    return random.normal(labels[:, None, None, None], 1, (count, 6, 6, 2)), labels
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    model = make_model()
+    model.compile(keras.optimizers.SGD(0.01), LOSS, metrics=["accuracy"], jit_compile=False)
+    model.save(folder / "model.keras")
+    images, labels = make_data()
+    np.savez(folder / "data.npz", x=images, y=labels)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """fine_tune with the files of `made`, but for what is given."""
+
+    def run(output="out.keras", **changed):
+        given = {"epochs": 3, "batch_size": 16, "output": tmp_path / output}
+        given |= {name: made / f"{name}.{e}" for name, e in zip(*NAMES, strict=True)}
+        return fine_tune(**{**given, **changed})
+
+    return run
