@@ -6,11 +6,12 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tfcompress import schedules
+    from tfcompress import distillation, schedules
     from tfcompress.baking import finalize
     from tfcompress.callbacks import UpdateCompression
     from tfcompress.compression import compress, quantize_aware
     from tfcompress.compression_logger import CompressionLogger
+    from tfcompress.distillation import Distiller, MutualDistiller, SelfDistiller
     from tfcompress.graph import flatten
     from tfcompress.prune_callback import PruneCallback
     from tfcompress.recipe import Recipe, Rule
@@ -38,6 +39,7 @@ _HOMES = {
     "tfcompress.callbacks": ["UpdateCompression"],
     "tfcompress.compression": ["compress", "quantize_aware"],
     "tfcompress.compression_logger": ["CompressionLogger"],
+    "tfcompress.distillation": ["Distiller", "MutualDistiller", "SelfDistiller"],
     "tfcompress.graph": ["flatten"],
     "tfcompress.prune_callback": ["PruneCallback"],
     "tfcompress.recipe": ["Recipe", "Rule"],
@@ -62,19 +64,23 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Cluster",
     "CompressionLogger",
+    "Distiller",
     "GroupLasso",
+    "MutualDistiller",
     "Prune",
     "PruneCallback",
     "Quantize",
     "Recipe",
     "Regularize",
     "Rule",
+    "SelfDistiller",
     "Sensitivity",
     "Technique",
     "UpdateCompression",
     "benchmark",
     "compress",
     "convert",
+    "distillation",
     "finalize",
     "flatten",
     "inspect",
@@ -128,8 +134,8 @@ else:
 
 
 def __getattr__(name: str):
-    if name == "schedules":
-        return importlib.import_module("tfcompress.schedules")
+    if name in ("distillation", "schedules"):
+        return importlib.import_module(f"tfcompress.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'tfcompress' has no attribute '{name}'")
     return getattr(importlib.import_module(_MODULES[name]), name)

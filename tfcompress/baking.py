@@ -16,6 +16,7 @@ from tfcompress.layers import (
     target_variables,
 )
 from tfcompress.legacy import is_legacy
+from tfcompress.model_inputs import require_model
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.quantize import as_tensor
 
@@ -41,6 +42,7 @@ def finalize(model: keras.Model) -> keras.Model:
         from tfcompress.legacy.compression import finalize as from_tfmot
 
         return from_tfmot(model)
+    require_model(model)
     if not is_compressed(model):
         return flatten(model)
     require_advanced(model)

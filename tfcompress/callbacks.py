@@ -73,7 +73,7 @@ class UpdateCompression(LateStart):
             hand_over(self, model)
 
     def on_train_begin(self, logs=None):
-        if not any(hasattr(layer, "advance") for layer in _layers(self.model)):
+        if not any(hasattr(layer, "advance") for layer in layers_of(self.model)):
             raise ValueError(
                 f"UpdateCompression found nothing to update in model '{self.model.name}'. Train "
                 "the model that tfcompress.compress or quantize_aware returned; one that is not "
@@ -170,7 +170,7 @@ def _check_averages(model: Any) -> None:
     """Raises where Keras would fail after training: for averages of states that are overwritten."""
     if not inner_optimizer(model.optimizer).use_ema:
         return
-    for layer in _layers(model):
+    for layer in layers_of(model):
         for target in getattr(layer, "bound", ()):
             for technique in target.techniques:
                 if technique.overwritten_states:
@@ -212,9 +212,15 @@ def _int(variable: Any) -> int:
     return int(as_tensor(variable))  # `int` alone fails on the variables of a MirroredStrategy
 
 
-def _layers(model: Any) -> list[Any]:
-    return list(model._flatten_layers())
+def models_of(model: Any) -> list[Any]:
+    """The models that callbacks are meant for: of one that distills, its students."""
+    return getattr(model, "students", None) or [model]
+
+
+def layers_of(model: Any) -> list[Any]:
+    """All layers of the models that callbacks are meant for."""
+    return [layer for part in models_of(model) for layer in part._flatten_layers()]
 
 
 def _scheduled(model: Any) -> list[Any]:
-    return [layer for layer in _layers(model) if getattr(layer, "scheduled", False)]
+    return [layer for layer in layers_of(model) if getattr(layer, "scheduled", False)]

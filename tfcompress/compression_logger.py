@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.baking import is_compressed
-from tfcompress.callbacks import iterations
+from tfcompress.callbacks import iterations, layers_of, models_of
 from tfcompress.layers import FakeQuant, target_variables
 from tfcompress.techniques import Cluster, Prune, Quantize, Technique
 from tfcompress.techniques.quantize import as_tensor
@@ -148,7 +148,7 @@ def measure(model: keras.Model) -> tuple[dict[str, float], dict[str, float]]:
         overall["sparsity"] = zeros / total
     if most:
         overall["unique_weights"] = most
-    for layer in model._flatten_layers():
+    for layer in layers_of(model):
         if isinstance(layer, FakeQuant):
             low, high = layer.limits()
             details[f"{layer.name}/range_min"] = float(low)
@@ -165,6 +165,6 @@ def _weights(model) -> Iterator[tuple[str, np.ndarray, list[Technique]]]:
                 yield tag, weight, kept
         return
     prune = Prune(0.5)
-    for owner, variable in target_variables(model):
+    for owner, variable in (pair for part in models_of(model) for pair in target_variables(part)):
         if prune.refuses(owner, variable) is None:
             yield variable.path, ops.convert_to_numpy(as_tensor(variable)), [prune]

@@ -64,7 +64,7 @@ def atomic_write(path: PathLike, data: bytes) -> None:
     target = Path(os.path.realpath(path))
     try:
         mode = target.stat().st_mode & 0o7777 if target.exists() else None
-        with _unfinished(target) as (descriptor, finish):
+        with unfinished(target) as (descriptor, finish):
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
@@ -73,7 +73,7 @@ def atomic_write(path: PathLike, data: bytes) -> None:
             os.fsync(descriptor)
             finish()
     except OSError as error:
-        raise _unwritable(error, path, f"{len(data):,} bytes") from error
+        raise unwritable(error, path, f"{len(data):,} bytes") from error
 
 
 def check_writable(path: PathLike) -> None:
@@ -108,16 +108,16 @@ def check_writable(path: PathLike) -> None:
                 f"cannot write '{path}': the file that is there is read-only. "
                 "Remove it or name another path."
             )
-        with _unfinished(target):
+        with unfinished(target):
             pass
     except OSError as error:
         if error.errno is None:  # One of the above.
             raise
-        raise _unwritable(error, path, "a new file") from error
+        raise unwritable(error, path, "a new file") from error
 
 
 @contextlib.contextmanager
-def _unfinished(target: Path) -> Iterator[tuple[int, Any]]:
+def unfinished(target: Path) -> Iterator[tuple[int, Any]]:
     """Open a new file beside `target`; gives its descriptor and what puts it in place."""
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
@@ -145,7 +145,8 @@ def _unfinished(target: Path) -> Iterator[tuple[int, Any]]:
             temporary.unlink(missing_ok=True)
 
 
-def _unwritable(error: OSError, path: PathLike, what: str) -> OSError:
+def unwritable(error: OSError, path: PathLike, what: str) -> OSError:
+    """Return the error for a file that could not be written, with the mend."""
     reason = (error.strerror or str(error)).lower()
     mend = _MENDS.get(error.errno or 0, "Name another path.")
     clear = type(error)(f"cannot write '{path}' ({what}): {reason}. {mend} Nothing was changed.")

@@ -25,6 +25,7 @@ __all__ = [
     "copy_operation",
     "copy_weights",
     "flatten",
+    "flatten_with_sources",
     "is_composite",
     "trace",
 ]
@@ -75,6 +76,18 @@ def flatten(model: keras.Model, *, inputs=None, keep: Iterable[str] = ()) -> ker
         >>> [layer.name for layer in flatten(model).layers[1:]]
         ['hidden', 'top']
     """
+    return flatten_with_sources(model, inputs=inputs, keep=keep)[0]
+
+
+def flatten_with_sources(
+    model: keras.Model, *, inputs=None, keep: Iterable[str] = ()
+) -> tuple[keras.Model, dict[int, Any]]:
+    """See `flatten`: the flat copy, and what each of its operations is a copy of.
+
+    Returns:
+        The copy, and {id of an operation of the copy: the user's own layer, or a `Parameter` with
+        the user's variable as `source`}.
+    """
     require_model(model)
     keep = {keep} if isinstance(keep, str) else set(keep)
     with _restored_nodes(model):
@@ -82,8 +95,9 @@ def flatten(model: keras.Model, *, inputs=None, keep: Iterable[str] = ()) -> ker
         _warn_lost_loops(model, graph)
         flattener = _Flattener(model, keep)
         flat = graph.rebuild(flattener.call)
-    copy_weights(flattener.copies.values())
-    return flat
+    copies = list(flattener.copies.values())
+    copy_weights(copies)
+    return flat, {id(twin): operation for operation, twin in copies}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +291,7 @@ def _warn_lost_loops(model, graph: Graph) -> None:
             f"class {type(model).__name__} cannot be made from (inputs, outputs, name). To train "
             "the copy so, give a Functional keras.Model class the same methods and make it from "
             "the copy's inputs and outputs.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

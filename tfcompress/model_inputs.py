@@ -1,4 +1,4 @@
-"""What models and layers are called with."""
+"""What models and layers are called with, and what models call their outputs."""
 
 import inspect
 from typing import Any
@@ -12,6 +12,11 @@ from tfcompress.nodes import Node, tensors_in
 def require_model(model) -> None:
     """Raises a TypeError unless this is a Keras 3 model."""
     if isinstance(model, keras.Model):
+        if getattr(model, "students", None):
+            raise TypeError(
+                f"model must be one to ship; received a {type(model).__name__}, which trains one. "
+                f"Pass what it trains: its {'student' if hasattr(model, 'student') else 'students'}."
+            )
         return
     kind = f"{type(model).__module__}.{type(model).__name__}"
     if "keras" in type(model).__module__.split(".")[0]:
@@ -41,7 +46,7 @@ def inputs_of(model, inputs=None) -> tuple[Any, tuple, dict]:
         ValueError: if the model is not built, or the shapes are not known.
     """
     if not model.built:
-        raise _not_built(model)
+        raise not_built(model)
     if inputs is None:  # a Functional class with a `call` of its own has them
         inputs = getattr(model, "_inputs_struct", None)
     if inputs is not None:
@@ -52,7 +57,7 @@ def inputs_of(model, inputs=None) -> tuple[Any, tuple, dict]:
         made = {names[key]: _input(x, names[key]) for key, x in config["shapes_dict"].items()}
         return list(made.values()), (), made
     if not config.get("input_shape"):
-        raise _not_built(model)
+        raise not_built(model)
     if len(wanted := _required(model)) > 1:
         raise ValueError(
             f"call() of model '{model.name}' ({type(model).__name__}) takes {', '.join(wanted)}, "
@@ -89,7 +94,8 @@ def _input(shape, name: str):
     return keras.Input(batch_shape=(None, *shape[1:]), name=name)
 
 
-def _not_built(model) -> ValueError:
+def not_built(model) -> ValueError:
+    """The error for a model without weights yet."""
     return ValueError(
         f"model '{model.name}' ({type(model).__name__}) is not built, so its inputs and weights "
         "are not known. Call it once on a batch of data, model(x), or model.build(shape)."
@@ -144,3 +150,12 @@ def _converted(x, like):
     if len(x.shape) == len(like.shape) + 1:
         return ops.squeeze(x, axis=-1)
     return ops.expand_dims(x, axis=-1) if len(x.shape) == len(like.shape) - 1 else x
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """The names by which losses and labels refer to a model's outputs, none if it has none."""
+    struct = getattr(model, "_outputs_struct", None)
+    if isinstance(struct, dict) and not any(tree.is_nested(x) for x in struct.values()):
+        return sorted(struct)  # as they are flattened
+    functional = getattr(model, "_functional", None) or model
+    return list(getattr(functional, "output_names", None) or [])

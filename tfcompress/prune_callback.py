@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.callbacks import LateStart, inner_optimizer, iterations
+from tfcompress.callbacks import LateStart, inner_optimizer, iterations, layers_of
 from tfcompress.layers import TARGETS, Compressed, require_merged, target_variables
 from tfcompress.recipe import Rule
 from tfcompress.techniques.prune import Prune, as_mask, global_masks, taylor_scores
@@ -90,7 +90,7 @@ class PruneCallback(LateStart):
     def _find(self) -> list["_Pruned"]:
         found: list[_Pruned] = []
         reasons = {}
-        for layer in self.model._flatten_layers():
+        for layer in layers_of(self.model):
             if isinstance(layer, Compressed):
                 raise ValueError(
                     f"PruneCallback prunes models that are not wrapped; layer '{layer.name}' comes "

@@ -1,73 +1,22 @@
 """A recipe says which layers get which techniques."""
 
 import dataclasses
-import fnmatch
-import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from tfcompress.layers import target_variables
+from tfcompress.rules import Rule, quantize_of
 from tfcompress.schedules import Schedule
 from tfcompress.techniques import Quantize, Technique
 
 if TYPE_CHECKING:
+    from tfcompress.distillation.settings import Distillation
     from tfcompress.search.findings import Sensitivity
 
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """The techniques of the layers that a pattern matches.
-
-    Args:
-        layers: a shell pattern matched against the name and the class of a layer ("*", "block_1*",
-            "Dense"), a type such as `keras.layers.Dense`, which takes in its subclasses, or a
-            predicate `f(layer) -> bool`.
-        techniques: applied in this order; an empty list leaves the layers as they are.
-
-    Raises:
-        TypeError: if an argument is of another type.
-        ValueError: if techniques come in an order in which one undoes another, or twice.
-    """
-
-    layers: str | type | Callable[[Any], bool]
-    techniques: Sequence[Technique] = ()
-
-    def __post_init__(self):
-        if not isinstance(self.layers, str) and not callable(self.layers):
-            raise TypeError(
-                f"layers must be a pattern such as '*' or a predicate; received {self.layers!r}."
-            )
-        if isinstance(self.layers, type) and not issubclass(self.layers, keras.Operation):
-            raise TypeError(
-                "layers must be a type of layers such as keras.layers.Dense; received "
-                f"{self.layers!r}."
-            )
-        techniques = self.techniques
-        if isinstance(techniques, Technique) or not isinstance(techniques, Sequence):
-            raise TypeError(
-                "techniques must be a list of techniques, such as [tfcompress.Quantize(bits=8)]; "
-                f"received {techniques!r}."
-            )
-        for technique in techniques:
-            if not isinstance(technique, Technique):
-                raise TypeError(
-                    "techniques must hold tfcompress techniques, such as Quantize(bits=8); "
-                    f"received {technique!r}."
-                )
-        _check_order(techniques)
-        object.__setattr__(self, "techniques", tuple(techniques))
-
-    def matches(self, layer) -> bool:
-        """Whether the rule is meant for a layer."""
-        if isinstance(self.layers, type):
-            return isinstance(layer, self.layers)
-        if not isinstance(self.layers, str):
-            return bool(self.layers(layer))
-        names = (layer.name, type(layer).__name__)
-        return any(fnmatch.fnmatchcase(name, self.layers) for name in names)
+__all__ = ["Recipe", "Rule", "check_rules", "matches_of", "quantize_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +25,20 @@ class Recipe:
 
     Args:
         rules: list of `Rule`; general ones first, exceptions after them.
+        distill: a `Distillation`, if the model is to learn from a teacher while it is compressed.
+            `compress` leaves it aside; training is up to `recipe.distill.distiller(small, teacher)`.
+            A recipe may then be without rules.
 
     Raises:
-        TypeError: if `rules` holds something else.
-        ValueError: if there is no rule.
+        TypeError: if `rules` or `distill` is something else.
+        ValueError: if there is neither a rule nor a distillation.
 
     Example:
         >>> recipe = Recipe([Rule("*", [Quantize(bits=8)]), Rule("head", [])])
     """
 
-    rules: Sequence[Rule]
+    rules: Sequence[Rule] = ()
+    distill: "Distillation | None" = None
 
     def __post_init__(self):
         rules = [self.rules] if isinstance(self.rules, Rule) else list(self.rules)
@@ -95,7 +48,9 @@ class Recipe:
                     "rules must be a list of Rule(layers, techniques); received an element "
                     f"{rule!r}."
                 )
-        if not rules:
+        if self.distill is not None:
+            _check_distillation(self.distill)
+        elif not rules:
             raise ValueError("a recipe must have at least one Rule; received none.")
         object.__setattr__(self, "rules", tuple(rules))
 
@@ -105,7 +60,7 @@ class Recipe:
 
         Args:
             source: the path of a `.yaml` file, or "int8", "int4", "sparse50-int8",
-                "sparse80-int8", "cluster16-int8" or "sparse-cluster-int8".
+                "sparse80-int8", "cluster16-int8", "sparse-cluster-int8" or "distill-int8".
             steps: optimizer steps of the whole training, epochs times batches, of which the file
                 may name shares such as `end: 60%`.
 
@@ -132,7 +87,7 @@ class Recipe:
         Raises:
             OSError: if it cannot be written.
             ValueError: if YAML cannot tell it: a predicate, a type, a function as score, a
-                regularizer or technique of your own.
+                regularizer, technique or loss of your own.
 
         Example:
             >>> Recipe.load("sparse50-int8", steps=1000).save("mine.yaml")  # doctest: +SKIP
@@ -157,7 +112,8 @@ class Recipe:
             "rules": [
                 {"layers": rule.layers, "techniques": [serialize(t) for t in rule.techniques]}
                 for rule in self.rules
-            ]
+            ],
+            "distill": self.distill and self.distill.get_config(),
         }
 
     @classmethod
@@ -202,28 +158,23 @@ class Recipe:
     def from_config(cls, config: dict[str, Any]) -> "Recipe":
         """The recipe that `get_config` told."""
         load = keras.saving.deserialize_keras_object
-        return cls([Rule(r["layers"], [load(t) for t in r["techniques"]]) for r in config["rules"]])
+        rules = [Rule(r["layers"], [load(t) for t in r["techniques"]]) for r in config["rules"]]
+        distill = config.get("distill")
+        if distill is not None:
+            from tfcompress.distillation.settings import Distillation
+
+            distill = Distillation.from_config(distill)
+        return cls(rules, distill)
 
 
-def quantize_of(techniques: Sequence[Technique]) -> Quantize | None:
-    """The Quantize among techniques, if there is one."""
-    return next((t for t in techniques if isinstance(t, Quantize)), None)
+def _check_distillation(distill: Any) -> None:
+    from tfcompress.distillation.settings import Distillation  # which needs this module in the end
 
-
-def _check_order(techniques: Sequence[Technique]) -> None:
-    names = [type(technique).__name__ for technique in techniques]
-    for before, after in itertools.pairwise(techniques):
-        if type(before) is type(after) and before.order > 0:
-            raise ValueError(
-                f"a rule must have each technique once; received {', '.join(names)}. "
-                f"Keep one {type(after).__name__}."
-            )
-        if before.order > after.order:
-            raise ValueError(
-                f"techniques must come in the order Regularize, Prune, Cluster, Quantize; received "
-                f"{', '.join(names)}. {type(after).__name__} would undo what "
-                f"{type(before).__name__} did: put it first."
-            )
+    if not isinstance(distill, Distillation):
+        raise TypeError(
+            "distill must be a Distillation, such as "
+            f"tfcompress.distillation.settings.Distillation(alpha=0.1); received {distill!r}."
+        )
 
 
 def check_rules(recipe: Recipe, model: keras.Model) -> None:
@@ -234,9 +185,15 @@ def check_rules(recipe: Recipe, model: keras.Model) -> None:
         model: a flat model.
 
     Raises:
-        ValueError: a rule matches no layer, later ones overrule it everywhere, or a technique of
-            its finds no weight that it is meant for.
+        ValueError: there are none, a rule matches no layer, later ones overrule it everywhere, or a
+            technique of its finds no weight that it is meant for.
     """
+    if not recipe.rules:
+        raise ValueError(
+            "the recipe has no rules, so that nothing would be compressed; expected at least one "
+            "Rule. Add one; or train the model as it is, with recipe.distill.distiller(model, "
+            "teacher) or the command tfcompress distill."
+        )
     operations = list(model.operations)
     for rule in recipe.rules:
         matched = matches_of(rule, operations, model)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 def did_you_mean(received: str, known: Iterable[str], otherwise: str = "") -> str:
@@ -25,3 +26,30 @@ def expected_one_of(received: str, known: Iterable[str]) -> str:
     names = list(known)
     several = "one of " if len(names) > 1 else ""
     return f"expected {several}{', '.join(names)}. {did_you_mean(received, names)}".strip()
+
+
+def named_in_keras(what: str, name: Any) -> Any:
+    """A Keras loss or optimizer by its name.
+
+    Args:
+        what: "loss" or "optimizer".
+        name: as `compile` takes it.
+
+    Raises:
+        ValueError: Keras has none of that name.
+    """
+    import keras  # which takes seconds, and not every error needs
+
+    module = keras.losses if what == "loss" else keras.optimizers
+    try:
+        if isinstance(name, str):
+            return module.get(name)
+    except (ValueError, TypeError):
+        pass
+    # Functions of losses, classes of optimizers, which Keras finds by their small letters.
+    known = [n.lower() for n in dir(module) if n[0].islower() == (what == "loss")]
+    usual = "mse" if what == "loss" else "adam"
+    mend = did_you_mean(str(name).lower(), known, "Look it up in keras.io/api.")
+    raise ValueError(
+        f"unknown {what} {name!r}; expected the name of a Keras {what} such as {usual}. {mend}"
+    )

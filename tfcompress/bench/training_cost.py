@@ -153,6 +153,8 @@ def measure(
                 count = (steps - WARM_UP) / 1000
                 self.spent = tuple((b - a) / count for a, b in zip(self.start, ends, strict=True))
 
+        on_predict_batch_end = on_train_batch_end
+
     random = np.random.default_rng(0)
     x = random.random((steps * BATCH, 32, 32, 3), "float32")
     y = random.integers(0, 10, steps * BATCH)

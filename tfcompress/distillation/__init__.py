@@ -1,0 +1,23 @@
+"""Knowledge distillation: losses between teachers and students, and models that fit by them."""
+
+from tfcompress.distillation.distiller import Distiller
+from tfcompress.distillation.feature_losses import AttentionTransfer, Features
+from tfcompress.distillation.generations import born_again
+from tfcompress.distillation.losses import DistillationLoss, Regression, SoftLabels
+from tfcompress.distillation.mutual import MutualDistiller
+from tfcompress.distillation.sample_losses import Contrastive, Relational
+from tfcompress.distillation.self_distiller import SelfDistiller
+
+__all__ = [
+    "AttentionTransfer",
+    "Contrastive",
+    "DistillationLoss",
+    "Distiller",
+    "Features",
+    "MutualDistiller",
+    "Regression",
+    "Relational",
+    "SelfDistiller",
+    "SoftLabels",
+    "born_again",
+]

@@ -1,0 +1,162 @@
+"""Teachers whose outputs come from a cache where it has them."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from tfcompress.distillation.cache import TeacherCache
+from tfcompress.distillation.host import call_on_host
+from tfcompress.distillation.reader import Reader, Tensors, frozen
+from tfcompress.distillation.taps import operations
+from tfcompress.distillation.training import replicas
+
+
+class CachedTeachers:
+    """What the losses want of the teachers: computed once for each sample, then looked up.
+
+    Args:
+        readers: of the teachers.
+        specs: for each teacher, source -> symbolic tensor.
+        where: path of the file, or "memory".
+    """
+
+    def __init__(self, readers: Sequence[Reader], specs: Sequence[Tensors], where: Any):
+        self.readers = list(readers)
+        self.where = where
+        self._keys = [(k, s) for k, reader in enumerate(readers) for s in reader.sources]
+        self._shapes = [tuple(specs[k][s].shape) for k, s in self._keys]
+        for (k, source), shape in zip(self._keys, self._shapes, strict=True):
+            if None in shape[1:]:
+                raise ValueError(
+                    f"cache needs outputs of the same shape for all samples; {source.name} of the "
+                    f"teacher '{readers[k].model.name}' gives {shape}. Leave cache out, or give "
+                    "the model inputs of a fixed shape."
+                )
+        self._cache = TeacherCache(None if where == "memory" else where)
+        self._open = False
+
+    def __call__(self, x: Any) -> list[Tensors]:
+        """What each teacher gives for a batch."""
+        inputs = [t for t in tree.flatten(x) if t is not None]
+        dtypes = ["float32"] * len(self._shapes)
+        hit, *rows = call_on_host(
+            self._look_up, inputs, [(), *((None, *s[1:]) for s in self._shapes)], ["bool", *dtypes]
+        )
+
+        def compute():
+            read = self._run(x)
+            tensors = [read[k][source] for k, source in self._keys]
+            # What is stored must be waited for, or it might be left out.
+            (count,) = call_on_host(self._store, [*inputs, *tensors], [()], ["int32"])
+            return [tensor + 0 * ops.cast(count, tensor.dtype) for tensor in tensors]
+
+        found = ops.cond(hit, lambda: list(rows), compute)
+        results: list[Tensors] = [{} for _ in self.readers]
+        for (k, source), tensor in zip(self._keys, found, strict=True):
+            results[k][source] = tensor
+        return results
+
+    def _run(self, x: Any) -> list[Tensors]:
+        return [frozen(reader(x, training=False)[1]) for reader in self.readers]
+
+    def _look_up(self, *inputs):
+        if not self._open:  # `train_on_batch`, say
+            batch = len(inputs[0])
+            return [np.False_, *(np.zeros((batch, *s[1:]), "float32") for s in self._shapes)]
+        hit, rows = self._cache.lookup([np.asarray(array) for array in inputs])
+        return [np.bool_(hit), *rows]
+
+    def _store(self, *arrays):
+        count = len(arrays) - len(self._keys)
+        if self._open:
+            self._cache.store(list(arrays[:count]), list(arrays[count:]))
+        return [np.int32(0)]
+
+    def fit(self, fit: Any, args: tuple, kwargs: dict[str, Any]) -> keras.callbacks.History:
+        """Runs `Model.fit` with the cache open.
+
+        Args:
+            fit: the bound method of the model.
+            args, kwargs: its arguments.
+
+        Raises:
+            ValueError: if the cache belongs to other teachers or data.
+        """
+        given = inspect.signature(fit).bind(*args, **kwargs)
+        callbacks = given.arguments.get("callbacks") or []
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(_EndEpochs(self._cache))
+        else:
+            own = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+            given.arguments["callbacks"] = [*own, _EndEpochs(self._cache)]
+        specs = [(shape[1:], "float32") for shape in self._shapes]
+        whole = given.arguments.get("steps_per_epoch") is None
+        self._cache.begin(
+            self._fingerprint(), specs, whole_epochs=whole, replicas=replicas(fit.__self__)
+        )
+        self._open = True
+        try:
+            return fit(*given.args, **given.kwargs)
+        except Exception:
+            if self._cache.error is not None:  # which reached us through the backend, mangled
+                raise self._cache.error from None
+            raise
+        finally:
+            self._open = False
+            self._cache.close()
+
+    def _fingerprint(self) -> str:
+        """Equal for teachers that give the same, also if other models were made before them."""
+        digest = hashlib.sha256()
+        for k, source in self._keys:
+            place = _place(self.readers[k].model, source.operation)
+            told = [k, source.output, place, source.given, source.logits_of]
+            digest.update(json.dumps(told).encode())
+        for reader in self.readers:
+            for variable in reader.model.variables:
+                value = np.ascontiguousarray(ops.convert_to_numpy(variable))
+                digest.update(f"{value.dtype}{value.shape}".encode())
+                digest.update(value.tobytes())
+            for layer in reader.model._flatten_layers():
+                digest.update(_settings(layer).encode())
+        return digest.hexdigest()
+
+
+class _EndEpochs(keras.callbacks.Callback):
+    """Tells the cache where epochs end."""
+
+    def __init__(self, cache: TeacherCache):
+        super().__init__()
+        self.cache = cache
+        self.cut_short = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Not read at the end of the epoch, where EarlyStopping sets it after a whole one.
+        self.cut_short = bool(self.model.stop_training)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.cache.end_epoch(cut_short=self.cut_short)
+
+
+def _place(model: keras.Model, operation: Any) -> int | None:
+    """Which of the operations of a model it is: names count what was made before."""
+    return next((k for k, (_, o) in enumerate(operations(model)) if o is operation), None)
+
+
+def _settings(layer: keras.Layer) -> str:
+    """The class of a layer, and what it was made with."""
+    name = type(layer).__name__
+    if layer._layers:
+        return name
+    try:
+        config = layer.get_config()
+    except NotImplementedError:
+        return name
+    told = {key: value for key, value in config.items() if key != "name"}
+    return name + json.dumps(told, default=lambda x: type(x).__name__, sort_keys=True)

@@ -1,0 +1,187 @@
+"""Losses between layers inside of a teacher and a student, with one value for each sample.
+
+Widths that differ are brought together by layers that are learned along with the student and
+thrown away with the `Distiller`.
+"""
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from tfcompress.distillation.losses import DistillationLoss, register, unreduced
+from tfcompress.suggestions import named_in_keras
+
+
+@register
+class Features(DistillationLoss):
+    """A layer of the student is to give what a layer of the teacher gives (hints).
+
+    Romero et al. 2015, arXiv:1412.6550. Where the student's layer has another width, a learned
+    linear projection leads to the teacher's; where the maps differ in size, the larger one is
+    resized to the smaller.
+
+    Args:
+        teacher_layer, student_layer: names of layers with outputs of the same rank, channels last.
+        loss: name of a Keras loss, a `keras.losses.Loss` or a function of (teacher, student).
+        projection: True projects in any case, False never; "auto" where the widths differ.
+        **kwargs: arguments of `DistillationLoss`.
+
+    Raises:
+        ValueError: if Keras has no such loss; in a `Distiller`, if the layers cannot be compared.
+
+    Example:
+        >>> Features("block4", "block2", weight=0.1)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        teacher_layer: str | None = None,
+        student_layer: str | None = None,
+        loss: Any = "mse",
+        projection: bool | str = "auto",
+        **kwargs,
+    ):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        if projection not in (True, False, "auto"):
+            raise ValueError(f"projection must be True, False or 'auto'; received {projection!r}.")
+        self.loss = loss if callable(loss) else named_in_keras("loss", loss)
+        self.projection = projection
+
+    def check(self, teacher_shape, student_shape):
+        _require_rank(teacher_shape, student_shape)
+        if self.projection is False and teacher_shape[-1] != student_shape[-1]:
+            raise ValueError(
+                f"the teacher's layer has {teacher_shape[-1]} channels, the student's "
+                f"{student_shape[-1]}; expected the same number with projection=False. Leave "
+                "projection out to learn one."
+            )
+
+    def adapters(self, teacher_shape, student_shape):
+        needed = teacher_shape[-1] != student_shape[-1]
+        if needed if self.projection == "auto" else self.projection:
+            return None, layers.Dense(teacher_shape[-1], name=f"{self.name}_projection")
+        return None, None
+
+    def call(self, y_true, y_pred):
+        teacher, student = same_size(y_true, y_pred)
+        return _per_sample(unreduced(self.loss, teacher, student))
+
+    def get_config(self):
+        loss = keras.saving.serialize_keras_object(self.loss)
+        return {**super().get_config(), "loss": loss, "projection": self.projection}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+
+
+@register
+class AttentionTransfer(DistillationLoss):
+    """The student is to look where the teacher looks.
+
+    The attention map of a layer is the sum over its channels of |feature|^power, divided by its L2
+    norm; the loss is the squared distance of the two maps (Zagoruyko and Komodakis 2017,
+    arXiv:1612.03928). Widths may differ; the larger map is resized to the smaller.
+
+    Args:
+        teacher_layer, student_layer: names of layers with outputs of shape (batch, positions...,
+            channels) of the same rank.
+        power: 1 or more; larger ones look at the strongest places alone.
+        **kwargs: arguments of `DistillationLoss`.
+
+    Raises:
+        ValueError: if the power is less than 1.
+
+    Example:
+        >>> AttentionTransfer("block4", "block2", weight=100.0)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        teacher_layer: str | None = None,
+        student_layer: str | None = None,
+        power: float = 2.0,
+        **kwargs,
+    ):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        if power < 1:
+            raise ValueError(f"power must be 1 or more; received {power!r}. 2 is usual.")
+        self.power = power
+
+    def check(self, teacher_shape, student_shape):
+        _require_rank(teacher_shape, student_shape)
+        if len(teacher_shape) < 3:
+            raise ValueError(
+                f"attention needs layers with positions, (batch, positions..., channels); received "
+                f"the shape {tuple(teacher_shape)}. Name layers before the pooling."
+            )
+
+    def call(self, y_true, y_pred):
+        maps = [
+            ops.mean(ops.abs(x) ** self.power, axis=-1, keepdims=True) for x in (y_true, y_pred)
+        ]
+        teacher, student = (normalized(flat(x)) for x in same_size(*maps))
+        return ops.sum(ops.square(teacher - student), axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "power": self.power}
+
+
+def same_size(teacher: Any, student: Any) -> tuple[Any, Any]:
+    """Two maps of the same size: the larger one resized, bilinearly, to the smaller.
+
+    Args:
+        teacher, student: tensors of shape (batch, positions..., channels).
+    """
+    sizes = tuple(teacher.shape[1:-1]), tuple(student.shape[1:-1])
+    if sizes[0] == sizes[1] or None in (*sizes[0], *sizes[1]):
+        return teacher, student
+    size = tuple(min(pair) for pair in zip(*sizes, strict=True))
+    return resized(teacher, size), resized(student, size)
+
+
+def resized(x: Any, size: tuple[int, ...]) -> Any:
+    """A sequence or an image brought to a size, with the average of what falls together."""
+    if tuple(x.shape[1:-1]) == size:
+        return x
+    flat = x[:, None] if len(size) == 1 else x
+    target = (1, *size) if len(size) == 1 else size
+    new = ops.image.resize(
+        flat, target, interpolation="bilinear", antialias=True, data_format="channels_last"
+    )
+    return new[:, 0] if len(size) == 1 else new
+
+
+def _require_rank(teacher_shape, student_shape) -> None:
+    sizes = tuple(teacher_shape[1:-1]), tuple(student_shape[1:-1])
+    if len(teacher_shape) != len(student_shape) or (len(sizes[0]) > 2 and sizes[0] != sizes[1]):
+        raise ValueError(
+            f"the teacher's layer gives {tuple(teacher_shape)}, the student's "
+            f"{tuple(student_shape)}; expected the same number of axes, of which widths of "
+            "sequences and images may differ. Name layers of the same kind."
+        )
+    if teacher_shape[-1] is None or student_shape[-1] is None:
+        raise ValueError(
+            f"the teacher's layer gives {tuple(teacher_shape)}, the student's "
+            f"{tuple(student_shape)}; expected a known number of channels, the last axis."
+        )
+
+
+def _per_sample(values):
+    return (
+        ops.mean(values, axis=tuple(range(1, len(values.shape))))
+        if len(values.shape) > 1
+        else values
+    )
+
+
+def flat(x):
+    """All of a sample in one axis."""
+    return ops.reshape(x, (ops.shape(x)[0], -1))
+
+
+def normalized(x):
+    """Vectors along the last axis, of length 1."""
+    # The gradient of a norm is not defined at 0.
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))

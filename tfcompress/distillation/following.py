@@ -1,0 +1,148 @@
+"""Follows channels through a flat graph: which axes of the weights of a model belong together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import tree
+
+from tfcompress.distillation.channels import Axis, Channels, size_of
+from tfcompress.distillation.layer_axes import handler
+from tfcompress.distillation.weighted import Axes, Call, Weight, Weighted, variable_of
+from tfcompress.flat_layers import FixedTraining
+from tfcompress.graph import Graph, Node, trace
+from tfcompress.layers import Compressed, FusedBatchNorm
+from tfcompress.nodes import has_own_call, unique
+
+
+class Follower:
+    """What the axes of all tensors and weights of a flat model count.
+
+    Args:
+        graph: of the flat model.
+        sources: id of an operation of the graph -> the user's own layer or variable in its place.
+
+    Attributes:
+        channels: the groups of channels.
+        layers: the layers with weights, in the order of the graph.
+        made: id of a node -> the layers that are called there for the first time.
+    """
+
+    def __init__(self, graph: Graph, sources: Mapping[int, Any] | None = None):
+        self.graph, self.sources = graph, sources or {}
+        self.channels = Channels()
+        self.layers: list[Weighted] = []
+        self.made: dict[int, list[Weighted]] = {}
+        self._known: dict[int, Weighted] = {}
+        self._axes: dict[int, Axes] = {}
+        self._at: Node | None = None
+        for node in graph.nodes:
+            self._at = node
+            self._visit(node)
+        for tensor in tree.flatten(graph.outputs):
+            for axis in self._axes[id(tensor)]:
+                if axis is not None:
+                    self.channels.keep(axis, "they are an output of the model")
+        for layer in self.layers:
+            layer.weights = [self._resolved(weight) for weight in layer.weights]
+            layer.inputs = [self.channels.resolve(axis) for axis in layer.inputs]
+
+    def _resolved(self, weight: Weight) -> Weight:
+        axes = [axis if axis is None else self.channels.resolve(axis) for axis in weight.axes]
+        return dataclasses.replace(weight, axes=tuple(axes))
+
+    def fresh(self, shape: Sequence[int | None], source: str) -> Axes:
+        """Axes of a tensor of which nothing is known."""
+        sizes = [None, *list(shape)[1:]] if shape else []
+        return [None if size is None else self.channels.new(size, source) for size in sizes]
+
+    def same(self, a: Axis | None, b: Axis | None) -> None:
+        """Notes that two axes count the same channels."""
+        if a is not None and b is not None:
+            self.channels.unify(a, b)
+
+    def register(self, call: Call, kind: str, weights: Iterable[Weight], inputs=()) -> None:
+        """Notes the weights of a layer; at its second call, that they are the same."""
+        kept = [weight for weight in weights if weight.variable is not None]
+        key = id(variable_of(call.layer))
+        if key in self._known:
+            for old, new in zip(self._known[key].weights, kept, strict=True):
+                for pair in zip(old.axes, new.axes, strict=True):
+                    self.same(*pair)
+        elif kept:
+            layer = Weighted(call.name, kind, call.layer, kept, list(inputs))
+            self._known[key] = layer
+            self.layers.append(layer)
+            self.made.setdefault(id(self._at), []).append(layer)
+
+    def follow(self, call: Call) -> list[Axes]:
+        """The axes of the outputs of a call."""
+        found = handler(call.layer)
+        outputs = None
+        if found is not None:
+            outputs = found(self, call)
+        elif isinstance(call.layer, keras.Layer):
+            outputs = self._open(call)
+        return [
+            self._fitting(outputs[i] if outputs and i < len(outputs) else None, shape, call)
+            for i, shape in enumerate(call.shapes)
+        ]
+
+    def _fitting(self, axes: Axes | None, shape, call: Call) -> Axes:
+        """The axes, if they are right; those of an unknown tensor otherwise."""
+        fresh = self.fresh(shape, call.source)
+        if axes is None or len(axes) != len(shape):
+            return fresh
+        return [
+            axis if axis is None or size is None or size_of(axis) == size else new
+            for axis, size, new in zip(axes, shape, fresh, strict=True)
+        ]
+
+    def _visit(self, node: Node) -> None:
+        shapes = [tuple(tensor.shape) for tensor in node.outputs]
+        if node.is_input:
+            axes = [self.fresh(shape, f"the model's input '{node.name}'") for shape in shapes]
+        else:
+            layer = unwrapped(self.sources.get(id(node.operation), node.operation))
+            inputs = [self._axes[id(tensor)] for tensor in node.inputs]
+            axes = self.follow(Call(node.name, layer, inputs, shapes, node))
+        for tensor, found in zip(node.outputs, axes, strict=True):
+            self._axes[id(tensor)] = found
+
+    def axes_of(self, tensor) -> Axes:
+        """The axes of a tensor of the graph."""
+        return self._axes[id(tensor)]
+
+    def _open(self, call: Call) -> list[Axes]:
+        """Follows channels inside of a user's layer, if it can be traced."""
+        layer, node = call.layer, call.node
+        if has_own_call(type(layer)) and not layer._layers:
+            try:
+                inner = trace(layer, node.args, node.kwargs)
+            except ValueError:
+                inner = None
+            if inner is not None:
+                for outer, tensor in zip(unique(node.inputs), inner.inputs, strict=True):
+                    self._axes[id(tensor)] = self._axes[id(outer)]
+                for part in inner.nodes:
+                    if not part.is_input:
+                        self._visit(part)
+                return [self._axes[id(t)] for t in tree.flatten(inner.outputs)]
+        return self.unknown(call)
+
+    def unknown(self, call: Call) -> list[Axes]:
+        """Notes the weights of a layer that can be copied, but not cut."""
+        whole = [Weight(v, (None,) * len(v.shape)) for v in call.layer.weights]
+        inputs = [axis for axes in call.inputs for axis in axes if axis is not None]
+        self.register(call, type(call.layer).__name__, whole, inputs)
+        return []
+
+
+def unwrapped(operation):
+    """The layer inside of those that compression and flattening put around it."""
+    while isinstance(operation, Compressed | FusedBatchNorm | FixedTraining):
+        operation = operation.layer
+    return operation

@@ -1,0 +1,276 @@
+"""What the axes of the weights of Keras's layers count, and where their channels go."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import keras
+
+from tfcompress.attention import is_plain_attention
+from tfcompress.distillation.channels import Axis, Concat, Product, size_of
+from tfcompress.distillation.operation_axes import OPERATIONS
+from tfcompress.distillation.weighted import Axes, Call, Weight, variable_of
+
+if TYPE_CHECKING:
+    from tfcompress.distillation.following import Follower
+
+Handler = Callable[["Follower", Call], list[Axes] | None]
+
+
+def handler(operation) -> Handler | None:
+    """The function that follows channels through an operation; None if its kind is not known."""
+    if getattr(operation, "quantization_mode", None) or getattr(operation, "lora_enabled", False):
+        return None
+    for cls in type(operation).__mro__:
+        home = cls.__module__.startswith(("keras.src.", "tfcompress."))
+        same = getattr(cls, "call", None) is type(operation).call
+        if home and (same or cls.__name__ in _OVERRIDDEN) and cls.__name__ in _HANDLERS:
+            return _HANDLERS[cls.__name__]
+    return None
+
+
+# Classes whose subclasses here change nothing of what the axes count.
+_OVERRIDDEN = ("BatchNormalization",)
+
+
+def _channel_axis(layer) -> int:
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
+def _dense(flow: Follower, call: Call) -> list[Axes]:
+    layer, (x,) = call.layer, call.inputs
+    out = flow.channels.new(layer.units, call.source)
+    weights = [Weight(layer.kernel, (x[-1], out), (1,)), Weight(layer.bias, (out,))]
+    flow.register(call, "Dense", weights)
+    return [[*x[:-1], out]]
+
+
+def _conv(flow: Follower, call: Call) -> list[Axes]:
+    layer, (x,) = call.layer, call.inputs
+    axis, positions = _channel_axis(layer), (None,) * layer.rank
+    into, out = x[axis], flow.channels.new(layer.filters, call.source)
+    rest: Axis = out
+    if layer.groups > 1 and into is not None:
+        groups = flow.channels.new(layer.groups, call.source)
+        inner = flow.channels.new(size_of(into) // layer.groups, call.source)
+        flow.same(into, Product((groups, inner)))
+        into = inner
+        rest = flow.channels.new(layer.filters // layer.groups, call.source)
+        flow.same(out, Product((groups, rest)))
+    kernel = Weight(layer.kernel, (*positions, into, out), (layer.rank + 1,))
+    flow.register(call, type(layer).__name__, [kernel, Weight(layer.bias, (out,))])
+    return [_placed(flow, call, axis, out)]
+
+
+def _conv_transpose(flow: Follower, call: Call) -> list[Axes]:
+    layer, (x,) = call.layer, call.inputs
+    axis, out = _channel_axis(layer), flow.channels.new(layer.filters, call.source)
+    positions = (None,) * layer.rank
+    kernel = Weight(layer.kernel, (*positions, out, x[axis]), (layer.rank,))
+    flow.register(call, type(layer).__name__, [kernel, Weight(layer.bias, (out,))])
+    return [_placed(flow, call, axis, out)]
+
+
+def _depthwise(flow: Follower, call: Call) -> list[Axes]:
+    layer, (x,) = call.layer, call.inputs
+    axis = _channel_axis(layer)
+    kernel, out = _depthwise_kernel(flow, call, layer.kernel, x[axis])
+    flow.register(call, type(layer).__name__, [kernel, Weight(layer.bias, (out,))])
+    return [_placed(flow, call, axis, out)]
+
+
+def _depthwise_kernel(flow: Follower, call: Call, kernel, into) -> tuple[Weight, Axis | None]:
+    """A depthwise kernel, and the axis that it makes: the multiplier runs fastest."""
+    layer = call.layer
+    many = layer.depth_multiplier > 1
+    times = flow.channels.new(layer.depth_multiplier, call.source)
+    out = Product((into, times)) if many and into is not None else into
+    makes = (layer.rank + 1,) if many else ()
+    return Weight(kernel, (*(None,) * layer.rank, into, times), makes), out
+
+
+def _separable(flow: Follower, call: Call) -> list[Axes]:
+    layer, (x,) = call.layer, call.inputs
+    axis, out = _channel_axis(layer), flow.channels.new(layer.filters, call.source)
+    depthwise, between = _depthwise_kernel(flow, call, layer.depthwise_kernel, x[axis])
+    place = (*(None,) * layer.rank, between, out)
+    pointwise = Weight(layer.pointwise_kernel, place, (layer.rank + 1,))
+    flow.register(call, type(layer).__name__, [depthwise, pointwise, Weight(layer.bias, (out,))])
+    return [_placed(flow, call, axis, out)]
+
+
+def _placed(flow: Follower, call: Call, axis: int, channels: Axis | None) -> Axes:
+    """Axes of a convolution's output: its channels, and positions."""
+    axes = flow.fresh(call.shapes[0], call.source)
+    axes[axis] = channels
+    return axes
+
+
+def _normalization(flow: Follower, call: Call) -> list[Axes]:
+    layer, x = call.layer, call.inputs[0]
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    places = tuple(x[axis] for axis in sorted(axis % len(x) for axis in axes))
+    names = ("gamma", "beta", "moving_mean", "moving_variance", "scale")
+    found = [getattr(layer, name, None) for name in names]
+    weights = [Weight(v, places) for v in found if hasattr(v, "assign")]
+    kind = type(layer).__name__.removeprefix("Frozen")
+    flow.register(call, kind, weights)
+    return [x]
+
+
+def _prelu(flow: Follower, call: Call) -> list[Axes]:
+    layer, x = call.layer, call.inputs[0]
+    shared = layer.shared_axes or ()
+    axes = tuple(None if place in shared else axis for place, axis in enumerate(x[1:], start=1))
+    flow.register(call, "PReLU", [Weight(layer.alpha, axes)])
+    return [x]
+
+
+def _embedding(flow: Follower, call: Call) -> list[Axes]:
+    layer, (x,) = call.layer, call.inputs
+    out = flow.channels.new(layer.output_dim, call.source)
+    flow.register(call, "Embedding", [Weight(layer.embeddings, (None, out), (1,))])
+    return [[*x, out]]
+
+
+def _einsum(flow: Follower, call: Call) -> list[Axes] | None:
+    layer, (x,) = call.layer, call.inputs
+    left, result = layer.equation.replace(" ", "").split("->")
+    taken, kernel = left.split(",")
+    extra = len(x) - len(taken.replace("...", ""))
+    dots = "0123456789"[:extra]  # letters for the axes that the dots stand for
+    if extra < 0 or ("..." in taken) != (extra > 0):
+        return flow.unknown(call)
+    taken, result = taken.replace("...", dots), result.replace("...", dots)
+    known: dict[str, Axis | None] = dict(zip(taken, x, strict=True))
+    for letter, size in zip(kernel, layer.kernel.shape, strict=True):
+        if letter not in known:
+            known[letter] = flow.channels.new(size, call.source)
+    made = tuple(i for i, letter in enumerate(kernel) if letter not in taken)
+    weights = [Weight(layer.kernel, tuple(known[letter] for letter in kernel), made)]
+    if layer.bias is not None:
+        letters = result[len(result) - len(layer.bias.shape) :]
+        own = (known[letter] if letter in layer.bias_axes else None for letter in letters)
+        weights.append(Weight(layer.bias, tuple(own)))
+    flow.register(call, "EinsumDense", weights)
+    return [[known[letter] for letter in result]]
+
+
+def _attention(flow: Follower, call: Call) -> list[Axes] | None:
+    layer = call.layer
+    if not is_plain_attention(layer):
+        return flow.unknown(call)
+    given = _named_inputs(flow, call)
+    query, value = given["query"], given["value"]
+    heads = flow.channels.new(layer.num_heads, f"the heads of {call.source}")
+    size = flow.channels.new(layer.value_dense.kernel.shape[-1], f"the values of {call.source}")
+    out = flow.channels.new(layer.output_dense.kernel.shape[-1], call.source)
+    # Scores are divided by the root of their size, so that nothing can be cut of queries and keys.
+    parts = [
+        (layer.query_dense, (query[-1], heads, None)),
+        (layer.key_dense, (given.get("key", value)[-1], heads, None)),
+        (layer.value_dense, (value[-1], heads, size)),
+    ]
+    weights = [Weight(layer.output_dense.kernel, (heads, size, out), (2,))]
+    weights.append(Weight(layer.output_dense.bias, (out,)))
+    for part, axes in parts:
+        makes = (1, 2) if axes[2] is not None else (1,)
+        weights += [Weight(part.kernel, axes, makes), Weight(part.bias, axes[1:])]
+    flow.register(call, "MultiHeadAttention", weights)
+    return [[*query[:-1], out]]
+
+
+def _named_inputs(flow: Follower, call: Call) -> dict[str, Axes]:
+    """The axes of the tensors of a call, by the names of the arguments."""
+    names = list(inspect.signature(call.layer.call).parameters)
+    given = {**dict(zip(names, call.node.args, strict=False)), **call.node.kwargs}
+    tensors = {k: v for k, v in given.items() if isinstance(v, keras.KerasTensor)}
+    return {name: flow.axes_of(tensor) for name, tensor in tensors.items()}
+
+
+# Blocks of `units` columns in the weights of a cell.
+_GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
+
+
+def _recurrent(flow: Follower, call: Call) -> list[Axes]:
+    layer, x = call.layer, call.inputs[0]
+    out = flow.channels.new(layer.units, call.source)
+    flow.register(call, type(layer).__name__, _cell_weights(layer, x[-1], out))
+    for state in call.inputs[1:]:
+        flow.same(state[-1], out)
+    return _sequence(layer, x, [out], len(call.shapes))
+
+
+def _cell_weights(layer, into: Axis | None, out: Axis) -> Iterator[Weight]:
+    cell = layer.cell
+    gates = Concat((out,) * _GATES[type(layer).__name__])
+    yield Weight(cell.kernel, (into, gates), (1,))
+    yield Weight(cell.recurrent_kernel, (out, gates), (1,))
+    if cell.use_bias:
+        two = len(cell.bias.shape) == 2  # a GRU's input and recurrent biases
+        yield Weight(cell.bias, (None, gates) if two else (gates,))
+
+
+def _sequence(layer, x: Axes, outs: list[Axis], count: int) -> list[Axes]:
+    whole: Axis = Concat(tuple(outs)) if len(outs) > 1 else outs[0]
+    first: Axes = [*x[:2], whole] if layer.return_sequences else [x[0], whole]
+    states = (count - 1) // len(outs)
+    return [first, *([x[0], out] for out in outs for _ in range(states))]
+
+
+def _bidirectional(flow: Follower, call: Call) -> list[Axes] | None:
+    layer, x = call.layer, call.inputs[0]
+    directions = [layer.forward_layer, layer.backward_layer]
+    plain = all(type(part).__name__ in _GATES for part in directions)
+    if not plain or len(call.inputs) > 1 or layer.merge_mode is None:
+        return flow.unknown(call)
+    outs: list[Axis] = [flow.channels.new(part.units, call.source) for part in directions]
+    pairs = zip(directions, outs, strict=True)
+    weights = [w for part, out in pairs for w in _cell_weights(part, x[-1], out)]
+    flow.register(call, "Bidirectional", weights)
+    if layer.merge_mode != "concat":
+        flow.same(*outs)
+        outs = outs[:1]
+    return _sequence(layer, x, outs, 1)
+
+
+def _time_distributed(flow: Follower, call: Call) -> list[Axes] | None:
+    x = call.inputs[0]
+    shapes = [(shape[0], *shape[2:]) for shape in call.shapes]
+    inner = Call(call.name, call.layer.layer, [[x[0], *x[2:]]], shapes, call.node)
+    if len(call.inputs) > 1 or handler(inner.layer) is None:
+        return flow.unknown(call)
+    return [[axes[0], x[1], *axes[1:]] for axes in flow.follow(inner)]
+
+
+def _parameter(flow: Follower, call: Call) -> list[Axes]:
+    variable = variable_of(call.layer)
+    axes = tuple(flow.channels.new(size, call.source) for size in variable.shape)
+    matrix = sum(size > 1 for size in variable.shape) > 1
+    makes = (len(axes) - 1,) if matrix else ()
+    flow.register(call, "Parameter", [Weight(variable, axes, makes)])
+    return [list(axes)]
+
+
+_HANDLERS: dict[str, Handler] = {
+    **OPERATIONS,
+    "Dense": _dense,
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _conv),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _conv_transpose),
+    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _depthwise),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
+    "BatchNormalization": _normalization,
+    "LayerNormalization": _normalization,
+    "GroupNormalization": _normalization,
+    "RMSNormalization": _normalization,
+    "PReLU": _prelu,
+    "Embedding": _embedding,
+    "EinsumDense": _einsum,
+    "MultiHeadAttention": _attention,
+    **dict.fromkeys(_GATES, _recurrent),
+    "Bidirectional": _bidirectional,
+    "TimeDistributed": _time_distributed,
+    "Parameter": _parameter,
+}

@@ -1,0 +1,225 @@
+"""Losses between what a teacher gives and what a student gives, as Keras losses.
+
+Each is called as `loss(teacher, student, sample_weight)`, and has one value for each sample (and
+each position, where the outputs have several), so that weights of samples and masks apply.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfcompress.distillation.outputs import to_logits
+from tfcompress.suggestions import named_in_keras
+
+register = keras.saving.register_keras_serializable("tfcompress")
+
+
+class DistillationLoss(keras.losses.Loss):
+    """What a student is to have in common with its teacher; base of the losses below.
+
+    Args:
+        weight: factor of this loss among the others.
+        output: name or index of the output it is about; None for each.
+        teacher_layer, student_layer: names of layers whose outputs to compare instead.
+        teacher: index of the one teacher it is about; None for each.
+        name: under which it is reported.
+
+    Raises:
+        ValueError: if the weight is negative, or a layer is named for one model alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        output: str | int | None = None,
+        teacher_layer: str | None = None,
+        student_layer: str | None = None,
+        teacher: int | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+    ):
+        name = name or _snake(type(self).__name__)
+        super().__init__(name=name, reduction="sum_over_batch_size", dtype=dtype)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise ValueError(f"weight must be a number of 0 or more; received {weight!r}.")
+        if (teacher_layer is None) != (student_layer is None):
+            raise ValueError(
+                f"{type(self).__name__} compares a layer of the teacher with one of the student; "
+                f"received teacher_layer={teacher_layer!r}, student_layer={student_layer!r}. "
+                "Name both, or neither to compare the outputs."
+            )
+        if output is not None and teacher_layer is not None:
+            raise ValueError(
+                f"{type(self).__name__} is about an output or about layers; received output="
+                f"{output!r} and teacher_layer={teacher_layer!r}. Leave one of them out."
+            )
+        self.weight, self.output, self.teacher = float(weight), output, teacher
+        self.teacher_layer, self.student_layer = teacher_layer, student_layer
+
+    def check(self, teacher_shape: tuple, student_shape: tuple) -> None:
+        """Raises a ValueError unless tensors of these shapes, batch first, can be compared."""
+        require_same(teacher_shape, student_shape)
+
+    def adapters(self, teacher_shape: tuple, student_shape: tuple) -> tuple[Any, Any]:
+        """Layers to learn that stand between the models and this loss; None where none is needed.
+
+        Returns:
+            (layer for the teacher's tensor, layer for the student's), not built.
+        """
+        return None, None
+
+    def get_config(self) -> dict[str, Any]:
+        names = "weight output teacher_layer student_layer teacher name".split()
+        return {name: getattr(self, name) for name in names}
+
+
+@register
+class SoftLabels(DistillationLoss):
+    """The student's classes are to be as likely as the teacher's, softened by a temperature.
+
+    temperature^2 * KL(softmax(teacher / temperature) || softmax(student / temperature)), whose
+    gradients stay as large as those of labels at every temperature (Hinton et al. 2015,
+    arXiv:1503.02531). Classes are along the last axis; other axes are positions.
+
+    Args:
+        temperature: softens both distributions; greater than 0. None takes the `Distiller`'s.
+        from_logits: whether the models give logits (True) or probabilities (False); a pair if
+            teacher and student differ. None lets the `Distiller` find it out; without one, logits.
+        activation: "softmax" for one class of several, "sigmoid" for classes that exclude nothing.
+            None lets the `Distiller` find it out; without one, softmax.
+        **kwargs: arguments of `DistillationLoss`.
+
+    Raises:
+        ValueError: if the temperature is not greater than 0, or the activation is another one.
+
+    Example:
+        >>> loss = SoftLabels(temperature=2.0)
+        >>> round(float(loss([[2.0, 0.0]], [[0.0, 2.0]])), 4)  # 4 * (p - q) * log(p / q)
+        1.8485
+    """
+
+    def __init__(
+        self,
+        temperature: float | None = None,
+        from_logits: bool | tuple[bool, bool] | None = None,
+        activation: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if temperature is not None:
+            check_temperature(temperature)
+        if activation not in ("softmax", "sigmoid", None):
+            raise ValueError(f"activation must be softmax or sigmoid; received {activation!r}.")
+        self.temperature, self.activation = temperature, activation
+        given = list(from_logits) if isinstance(from_logits, list | tuple) else [from_logits] * 2
+        if len(given) != 2 or any(x not in (True, False, None) for x in given):
+            raise ValueError(
+                "from_logits must be True, False, None or a pair of them, for teacher and student; "
+                f"received {from_logits!r}."
+            )
+        self.from_logits = tuple(given)
+
+    def check(self, teacher_shape, student_shape):
+        require_same(teacher_shape, student_shape)
+        if self.activation != "sigmoid" and student_shape[-1] == 1:
+            raise ValueError(
+                "soft labels need two classes or more; the output has one number. Pass "
+                "losses=[SoftLabels(activation='sigmoid')] for the logit of yes or no, or "
+                "losses=['mse'] for a quantity."
+            )
+
+    def call(self, y_true, y_pred):
+        temperature = 1.0 if self.temperature is None else self.temperature
+        teacher, student = (
+            self.logits(x, given) / temperature
+            for x, given in zip((y_true, y_pred), self.from_logits, strict=True)
+        )
+        if self.activation != "sigmoid":
+            expected = ops.log_softmax(teacher, axis=-1)
+            gaps = ops.exp(expected) * (expected - ops.log_softmax(student, axis=-1))
+            return temperature**2 * ops.sum(gaps, axis=-1)
+        yes, no = ops.sigmoid(teacher), ops.sigmoid(-teacher)
+        gaps = yes * (ops.log_sigmoid(teacher) - ops.log_sigmoid(student))
+        gaps += no * (ops.log_sigmoid(-teacher) - ops.log_sigmoid(-student))
+        return temperature**2 * ops.mean(gaps, axis=-1)
+
+    def logits(self, values, from_logits):
+        """Logits of what a model gives."""
+        return to_logits(values, self.activation or "softmax") if from_logits is False else values
+
+    def get_config(self):
+        own = {"temperature": self.temperature, "activation": self.activation}
+        return {**super().get_config(), **own, "from_logits": self.from_logits}
+
+
+@register
+class Regression(DistillationLoss):
+    """The student's numbers are to be the teacher's: for outputs that are not classes.
+
+    Also for outputs with positions, such as maps of depth: the loss is taken at each of them.
+
+    Args:
+        loss: name of a Keras loss, a `keras.losses.Loss` or a function of (teacher, student) that
+            gives a value for each sample.
+        **kwargs: arguments of `DistillationLoss`.
+
+    Raises:
+        ValueError: if Keras has no loss of that name.
+
+    Example:
+        >>> float(Regression("mae")([[1.0, 3.0]], [[1.0, 2.0]]))
+        0.5
+    """
+
+    def __init__(self, loss: Any = "mse", **kwargs):
+        self.loss = loss if callable(loss) else named_in_keras("loss", loss)
+        if kwargs.get("name") is None:
+            kwargs["name"] = _snake(getattr(self.loss, "__name__", type(self.loss).__name__))
+        super().__init__(**kwargs)
+
+    def call(self, y_true, y_pred):
+        return unreduced(self.loss, y_true, y_pred)
+
+    def get_config(self):
+        return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+
+
+def unreduced(loss: Any, teacher: Any, student: Any) -> Any:
+    """The values of a Keras loss, or of a function like one, before they are averaged."""
+    return (
+        loss.call(teacher, student)
+        if isinstance(loss, keras.losses.Loss)
+        else loss(teacher, student)
+    )
+
+
+def check_temperature(temperature: Any) -> None:
+    """Raises unless a temperature is a number greater than 0."""
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"temperature must be a number greater than 0; received {temperature!r}. "
+            "2 to 8 is usual; 1 leaves the probabilities as they are."
+        )
+
+
+def require_same(teacher_shape: tuple, student_shape: tuple) -> None:
+    """Raises unless two shapes are the same, as far as they are known."""
+    same = len(teacher_shape) == len(student_shape) and all(
+        a == b or a is None or b is None for a, b in zip(teacher_shape, student_shape, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            f"the teacher gives {tuple(teacher_shape)}, the student {tuple(student_shape)}; "
+            "expected the same shape."
+        )
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")

@@ -1,0 +1,135 @@
+"""MutualDistiller: students that learn together, each from the others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfcompress.distillation.distiller import register
+from tfcompress.distillation.outputs import symbolic_inputs
+from tfcompress.distillation.planning import Plan
+from tfcompress.distillation.reader import Reader
+from tfcompress.distillation.training import DistillingModel, evaluate_term
+
+
+@register
+class MutualDistiller(DistillingModel):
+    """A `keras.Model` whose `fit` trains two or more students, each the teacher of the others.
+
+    The loss is the sum over students of alpha * (loss of `compile`) + (1 - alpha) * (mean over the
+    other students of `losses`), where what the others give counts as given (deep mutual learning,
+    Zhang et al. 2018, arXiv:1706.00384). No trained teacher is needed. `evaluate` and `predict`
+    are those of the first student, the one to ship; `students` stay your own models.
+
+    Args:
+        students: built `keras.Model`s, two or more, with the same inputs and outputs of the same
+            shapes; each plain, compressed or pruned.
+        losses, alpha, temperature: see `Distiller`. The teacher of a loss is any other student.
+        **kwargs: name and dtype of the model.
+
+    Raises:
+        TypeError, ValueError: as `Distiller`; or if there are fewer than two students.
+
+    Example:
+        >>> mutual = MutualDistiller([small, large])  # doctest: +SKIP
+        >>> mutual.compile("adam", "sparse_categorical_crossentropy")  # doctest: +SKIP
+        >>> mutual.fit(x, y, epochs=10)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        students: Sequence[keras.Model],
+        losses: Any = None,
+        *,
+        alpha: float = 0.5,
+        temperature: float = 1.0,
+        **kwargs,
+    ):
+        if not isinstance(students, list | tuple) or len(students) < 2:
+            raise ValueError(
+                "students must be a list of two models or more that learn from each other; "
+                f"received {students!r}. A single student with a teacher is a Distiller."
+            )
+        super().__init__(students, alpha, temperature, **kwargs)
+        _require_different(students)
+        self._students, self._given = list(students), losses
+        inputs = symbolic_inputs(students[0])
+        count = len(students)
+        self._plans = [
+            Plan(
+                student,
+                [other for other in students if other is not student],
+                losses,
+                temperature,
+                inputs,
+                [1 / (count - 1)] * (count - 1),
+            )
+            for student in students
+        ]
+        adapters = [layer for plan in self._plans for term in plan.terms for layer in term.adapters]
+        self.adapters = [layer for layer in adapters if layer is not None]
+        self._readers = [
+            Reader(student, self._sources(index)) for index, student in enumerate(students)
+        ]
+        names = [f"task_loss_{index + 1}" for index in range(count)]
+        self.finish(self._readers[0], [*names, "distillation_loss"])
+
+    @property
+    def students(self) -> list[keras.Model]:
+        return self._students
+
+    def _sources(self, index: int) -> list[Any]:
+        """What is read of a student, for itself and for those that learn from it."""
+        found = list(self._plans[index].student_sources)
+        for other, plan in enumerate(self._plans):
+            if other != index:
+                found += plan.teacher_sources(index - (index > other))
+        return found
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        read = [self.student_tensors(x, y_pred, training)]
+        read += [reader(x, training=training) for reader in self._readers[1:]]
+        tasks = [self.task_loss(y, outputs, sample_weight) for outputs, _ in read]
+        values = []
+        for index, plan in enumerate(self._plans):
+            others = [tensors for other, (_, tensors) in enumerate(read) if other != index]
+            values += [
+                evaluate_term(
+                    term,
+                    others[term.teacher][term.theirs],
+                    read[index][1][term.ours],
+                    sample_weight,
+                )
+                for term in plan.terms
+            ]
+        self.report(x, [*tasks, sum(values)])
+        return self.alpha * sum(tasks) + (1 - self.alpha) * sum(values) + self.penalties()
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "students": [serialize(student) for student in self._students],
+            "losses": serialize(self._given),
+            "alpha": self.alpha,
+            "temperature": self.temperature,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config, load = dict(config), keras.saving.deserialize_keras_object
+        config["students"] = [load(s, custom_objects=custom_objects) for s in config["students"]]
+        config["losses"] = load(config["losses"], custom_objects=custom_objects)
+        return cls(**config)
+
+
+def _require_different(students: Sequence[keras.Model]) -> None:
+    owners: dict[int, int] = {}
+    for index, student in enumerate(students):
+        for variable in student.trainable_variables:
+            if owners.setdefault(id(variable), index) != index:
+                raise ValueError(
+                    f"students {owners[id(variable)]} and {index} share the weight "
+                    f"{variable.path}; expected models of their own. Copy one with "
+                    "tfcompress.flatten(model)."
+                )

@@ -1,0 +1,302 @@
+"""Where channels go in operations without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from keras import KerasTensor, ops, tree
+
+from tfcompress.distillation.channels import Axis, Concat, Leaf, Product, size_of
+from tfcompress.distillation.weighted import Axes, Call
+
+if TYPE_CHECKING:
+    from tfcompress.distillation.following import Follower
+
+# By the names of classes, of layers and of the operations of keras.ops alike.
+_ELEMENTWISE = (
+    "Activation ReLU LeakyReLU ELU Softmax Dropout SpatialDropout1D SpatialDropout2D "
+    "SpatialDropout3D GaussianDropout GaussianNoise AlphaDropout ActivityRegularization Identity "
+    "Rescaling Masking FakeQuant UnitNormalization Add Subtract Multiply Divide TrueDivide "
+    "Maximum Minimum Average Power SquaredDifference Where "
+    "Relu Relu6 LeakyRelu Elu Selu Celu Gelu Silu HardSilu HardSigmoid HardTanh HardShrink "
+    "SoftShrink Softplus Softsign LogSigmoid LogSoftmax Sigmoid Tanh TanhShrink Threshold "
+    "Squareplus SparseSigmoid Exp Expm1 Log Log1p Sqrt Rsqrt Square Abs Absolute Negative Sign "
+    "Round Floor Ceil Sin Cos Erf Clip Reciprocal Cast StopGradient Copy ConvertToTensor "
+    "Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot Equal NotEqual NanToNum"
+)
+_SPATIAL = (
+    "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D "
+    "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
+    "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
+    "UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D "
+    "Cropping1D Cropping2D Cropping3D Resizing MaxPool AveragePool Resize AdaptiveMaxPool "
+    "AdaptiveAveragePool PadImages CropImages"
+)
+_GLOBAL = (
+    "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D "
+    "GlobalMaxPooling2D GlobalMaxPooling3D"
+)
+_REDUCING = "Mean Sum Max Amax Min Amin Prod Std Var Median Any All"
+
+
+def _elementwise(flow: Follower, call: Call) -> list[Axes]:
+    rank = len(call.shapes[0])
+    columns: list[list[Axis]] = [[] for _ in range(rank)]
+    for axes in [*call.inputs, *_constants(flow, call)]:
+        for axis, column in zip(reversed(axes), reversed(columns), strict=False):
+            if axis is not None:
+                column.append(axis)
+    out: Axes = []
+    for column, size in zip(columns, call.shapes[0], strict=True):
+        column = [axis for axis in column if size_of(axis) == size]
+        for axis in column[1:]:
+            flow.same(column[0], axis)
+        out.append(column[0] if column else None)
+    return [_filled(flow, call, out)]
+
+
+def _filled(flow: Follower, call: Call, axes: Axes) -> Axes:
+    """Unknown axes after the batch get groups of their own."""
+    fresh = flow.fresh(call.shapes[0], call.source)
+    return [new if axis is None else axis for axis, new in zip(axes, fresh, strict=True)]
+
+
+def _constants(flow: Follower, call: Call) -> list[Axes]:
+    """The axes of arrays among the arguments, of which all values stay in their places."""
+    found: list[Axes] = []
+    for leaf in tree.flatten((call.node.args, call.node.kwargs)):
+        shape = () if isinstance(leaf, KerasTensor) else tuple(getattr(leaf, "shape", ()))
+        if shape and np.ptp(ops.convert_to_numpy(leaf)) > 0:
+            axes: Axes = [flow.channels.new(size, call.source) for size in shape]
+            for axis in axes:
+                if axis is not None and size_of(axis) > 1:
+                    flow.channels.keep(axis, f"{call.source} computes with a constant for each")
+            found.append(axes)
+    return found
+
+
+def _spatial(flow: Follower, call: Call) -> list[Axes]:
+    first = getattr(call.layer, "data_format", None) == "channels_first"
+    axes = flow.fresh(call.shapes[0], call.source)
+    axes[1 if first else -1] = call.inputs[0][1 if first else -1]
+    return [axes]
+
+
+def _global(flow: Follower, call: Call) -> list[Axes]:
+    if call.layer.keepdims:
+        return _spatial(flow, call)
+    x = call.inputs[0]
+    return [[x[0], x[1 if call.layer.data_format == "channels_first" else -1]]]
+
+
+def _reduce(flow: Follower, call: Call) -> list[Axes] | None:
+    x, axis = call.inputs[0], call.layer.axis
+    if axis is None:
+        return None
+    gone = {a % len(x) for a in ([axis] if isinstance(axis, int) else axis)}
+    if call.layer.keepdims:
+        fresh = flow.fresh(call.shapes[0], call.source)
+        return [[new if i in gone else x[i] for i, new in enumerate(fresh)]]
+    return [[a for i, a in enumerate(x) if i not in gone]]
+
+
+def _flatten(flow: Follower, call: Call) -> list[Axes]:
+    x = call.inputs[0]
+    if call.layer.data_format == "channels_first":
+        x = [x[0], *x[2:], x[1]]
+    return [_regrouped(flow, call, x)]
+
+
+def _reshape(flow: Follower, call: Call) -> list[Axes]:
+    return [_regrouped(flow, call, call.inputs[0])]
+
+
+def _regrouped(flow: Follower, call: Call, x: Axes) -> Axes:
+    """The axes of a reshaped tensor, made of the factors of the ones that it had."""
+    shape = call.shapes[0]
+    fresh = flow.fresh(shape, call.source)
+    axes = [axis for axis in x[1:] if axis is not None]
+    if not shape or x[0] is not None or len(axes) < len(x) - 1 or None in shape[1:]:
+        return fresh
+    factors: list[Axis] = []
+    for axis in axes:
+        axis = flow.channels.resolve(axis)
+        factors += axis.parts if isinstance(axis, Product) else [axis]
+    out: list[list[Axis]] = []
+    for size in shape[1:]:
+        taken = _take(flow, call, factors, size or 1)
+        if taken is None:
+            return fresh
+        out.append(taken)
+    if out and out[-1]:
+        out[-1] += factors  # of size 1
+    pairs = zip(out, fresh[1:], strict=True)
+    return [None, *(Product(tuple(taken)) if taken else new for taken, new in pairs)]
+
+
+def _take(flow: Follower, call: Call, factors: list[Axis], size: int) -> list[Axis] | None:
+    """Takes factors of a size off the front of a list; splits the last if need be."""
+    taken: list[Axis] = []
+    if size == 1 and not (factors and isinstance(flow.channels.resolve(factors[0]), Leaf)):
+        return taken
+    while size > 1 or not taken:
+        axis = flow.channels.resolve(factors.pop(0)) if factors else None
+        if axis is None:
+            return None
+        whole = size_of(axis)
+        if size % whole == 0:
+            taken.append(axis)
+            size //= whole
+            continue
+        if whole % size or not isinstance(axis, Leaf):
+            return None
+        pieces = [flow.channels.new(n, call.source) for n in (size, whole // size)]
+        flow.same(axis, Product(tuple(pieces)))
+        taken.append(pieces[0])
+        factors.insert(0, pieces[1])
+        size = 1
+    return taken
+
+
+def _permute(flow: Follower, call: Call) -> list[Axes]:
+    x, layer = call.inputs[0], call.layer
+    kind, order = type(layer).__name__, list(range(len(call.inputs[0])))
+    if kind == "Permute":
+        order = [0, *layer.dims]
+    elif kind == "Transpose":
+        order = list(layer.axes) if layer.axes is not None else order[::-1]
+    elif kind == "Swapaxes":
+        a, b = layer.axis1, layer.axis2
+        order[a], order[b] = order[b], order[a]
+    return [[x[i] for i in order]]
+
+
+def _expand(flow: Follower, call: Call) -> list[Axes] | None:
+    axis = call.layer.axis
+    if not isinstance(axis, int):
+        return None
+    x, place = list(call.inputs[0]), axis % len(call.shapes[0])
+    return [[*x[:place], flow.channels.new(1, call.source), *x[place:]]]
+
+
+def _squeeze(flow: Follower, call: Call) -> list[Axes]:
+    x, axis = call.inputs[0], call.layer.axis
+    wanted = [axis] if isinstance(axis, int) else axis
+    gone = {a % len(x) for a in wanted} if wanted is not None else _ones(x)
+    return [[a for i, a in enumerate(x) if i not in gone]]
+
+
+def _ones(x: Axes) -> set[int]:
+    return {i for i, axis in enumerate(x) if axis is not None and size_of(axis) == 1}
+
+
+def _align_right(flow: Follower, call: Call) -> list[Axes]:
+    """A tensor that is repeated along new axes, or along ones of size 1."""
+    shape, x = call.shapes[0], call.inputs[0]
+    padded: Axes = [*[None] * (len(shape) - len(x)), *x]
+    pairs = zip(padded, shape, strict=True)
+    same = [a if a is not None and size_of(a) == size else None for a, size in pairs]
+    return [_filled(flow, call, same)]
+
+
+def _repeat_vector(flow: Follower, call: Call) -> list[Axes]:
+    x = call.inputs[0]
+    return [[x[0], flow.channels.new(call.layer.n, call.source), x[1]]]
+
+
+def _concatenate(flow: Follower, call: Call) -> list[Axes]:
+    axis = call.layer.axis % len(call.shapes[0])
+    parts = [axes[axis] for axes in call.inputs]
+    out: Axes = []
+    for place in range(len(call.shapes[0])):
+        column = [axes[place] for axes in call.inputs]
+        if place != axis:
+            for other in column[1:]:
+                flow.same(column[0], other)
+        out.append(column[0])
+    known = [part for part in parts if part is not None]
+    out[axis] = Concat(tuple(known)) if len(known) == len(parts) else None
+    return [out]
+
+
+def _split(flow: Follower, call: Call) -> list[Axes] | None:
+    x, axis = call.inputs[0], call.layer.axis % len(call.inputs[0])
+    sizes = [shape[axis] for shape in call.shapes]
+    if x[axis] is None or None in sizes:
+        return None
+    parts = flow.channels.split(x[axis], [n for n in sizes if n is not None], call.source)
+    return [[*x[:axis], part, *x[axis + 1 :]] for part in parts] if parts else None
+
+
+def _get_item(flow: Follower, call: Call) -> list[Axes] | None:
+    if _is_zeroed(flow, call):
+        return None
+    given = [*call.node.args[1:], *call.node.kwargs.values()]
+    key = given[0] if isinstance(given[0], tuple | list) else (given[0],)
+    x = call.inputs[0]
+    out: Axes = []
+    if Ellipsis in key:
+        at = list(key).index(Ellipsis)
+        left = len(x) - sum(part is not None for part in key) + 1
+        key = (*key[:at], *[slice(None)] * left, *key[at + 1 :])
+    rest = list(x)
+    for part in key:
+        if part is None:
+            out.append(flow.channels.new(1, call.source))
+        elif isinstance(part, slice):
+            out.append(_sliced(flow, call, rest.pop(0), part))
+        elif isinstance(part, int):
+            rest.pop(0)
+        else:
+            return None
+    return [[*out, *rest]]
+
+
+def _is_zeroed(flow: Follower, call: Call) -> bool:
+    """Whether only the shape of a result is used: it is multiplied by zeros."""
+    readers = flow.graph.consumers(call.node.outputs[0])
+    leaves = [tree.flatten((node.args, node.kwargs)) for node in readers]
+    arrays = [[x for x in found if hasattr(x, "shape")] for found in leaves]
+    zeros = [any(not isinstance(x, KerasTensor) and not np.any(x) for x in each) for each in arrays]
+    kinds = {type(node.operation).__name__ for node in readers}
+    return kinds == {"Multiply"} and all(zeros)
+
+
+def _sliced(flow: Follower, call: Call, axis: Axis | None, part: slice) -> Axis | None:
+    if axis is None or part == slice(None):
+        return axis
+    start, stop, step = part.indices(size_of(axis))
+    if step != 1 or stop <= start:
+        return None
+    sizes = [start, stop - start, size_of(axis) - stop]
+    found = flow.channels.split(axis, [n for n in sizes if n], call.source)
+    return found[1 if start else 0] if found else flow.channels.new(stop - start, call.source)
+
+
+def _matmul(flow: Follower, call: Call) -> list[Axes] | None:
+    if len(call.inputs) != 2 or min(len(axes) for axes in call.inputs) < 2:
+        return None
+    a, b = call.inputs
+    flow.same(a[-1], b[-2])
+    return [[*(a if len(a) >= len(b) else b)[:-2], a[-2], b[-1]]]
+
+
+OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
+    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    **dict.fromkeys(_SPATIAL.split(), _spatial),
+    **dict.fromkeys(_GLOBAL.split(), _global),
+    **dict.fromkeys(_REDUCING.split(), _reduce),
+    **dict.fromkeys(("Permute", "Transpose", "Swapaxes"), _permute),
+    **dict.fromkeys(("BroadcastTo", "RepeatBatch"), _align_right),
+    "Flatten": _flatten,
+    "Reshape": _reshape,
+    "RepeatVector": _repeat_vector,
+    "ExpandDims": _expand,
+    "Squeeze": _squeeze,
+    "Concatenate": _concatenate,
+    "Split": _split,
+    "GetItem": _get_item,
+    "Matmul": _matmul,
+}

@@ -1,0 +1,234 @@
+"""What losses, as the user gave them, come to for one student and its teachers."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from tfcompress.distillation.losses import DistillationLoss, SoftLabels
+from tfcompress.distillation.outputs import activation_of, looks_like_probabilities, try_out
+from tfcompress.distillation.reader import Reader, Source
+from tfcompress.distillation.taps import find_operation
+from tfcompress.distillation.translation import as_losses
+from tfcompress.model_inputs import output_names
+from tfcompress.suggestions import expected_one_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One loss between one teacher and the student.
+
+    Attributes:
+        loss: with all that was left open filled in.
+        teacher: index of the teacher.
+        theirs, ours: where in the teacher and in the student the tensors are.
+        output: index of the output it is about; None inside of the models.
+        factor: what its value is multiplied by.
+        adapters: learned layers for the teacher's and the student's tensor, or None.
+    """
+
+    loss: DistillationLoss
+    teacher: int
+    theirs: Source
+    ours: Source
+    output: int | None
+    factor: float
+    adapters: tuple[Any, Any]
+
+
+class Plan:
+    """Terms, and what must be read of student and teachers for them.
+
+    Args:
+        student: a built model.
+        teachers: built models; the student itself for self-distillation.
+        losses: see `Distiller`.
+        temperature: of `SoftLabels` that have none of their own.
+        inputs: structure of the student's symbolic inputs.
+        shares: of the teachers in what the student learns; they sum up to 1.
+
+    Raises:
+        TypeError, ValueError: if the losses do not fit the models.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teachers: Sequence[keras.Model],
+        losses: Any,
+        temperature: float,
+        inputs: Any,
+        shares: Sequence[float],
+    ):
+        self.student, self.teachers, self.inputs = student, list(teachers), inputs
+        self.temperature, self.shares = temperature, shares
+        self._tried: dict[int, list[np.ndarray]] = {}
+        self._outputs = {
+            id(model): tree.flatten(Reader(model, []).specs(inputs, whose)[0])
+            for model, whose in [(student, "student"), *((t, "teacher") for t in teachers)]
+        }
+        self._names = output_names(student)
+        wanted = as_losses(losses, len(self._outputs[id(student)]))
+        drafts = [draft for loss in wanted for draft in self._drafts(loss)]
+        self.terms = self._finish(drafts)
+
+    def _drafts(self, loss: DistillationLoss) -> list[tuple]:
+        """(loss, teacher, teacher's source, student's source, output) for all a loss is about."""
+        teachers = range(len(self.teachers)) if loss.teacher is None else [self._teacher(loss)]
+        if loss.teacher_layer is not None and loss.student_layer is not None:
+            at = Source(operation=find_operation(self.student, loss.student_layer, "student"))
+            return [
+                (_filled(loss, self.temperature), k, self._inside(k, loss.teacher_layer), at, None)
+                for k in teachers
+            ]
+        return [self._of_output(loss, k, index) for index in self._indices(loss) for k in teachers]
+
+    def _inside(self, teacher: int, name: str) -> Source:
+        return Source(operation=find_operation(self.teachers[teacher], name, "teacher"))
+
+    def _teacher(self, loss: DistillationLoss) -> int:
+        if not isinstance(loss.teacher, int) or not 0 <= loss.teacher < len(self.teachers):
+            raise ValueError(
+                f"teacher of {loss.name} must be an index from 0 to {len(self.teachers) - 1}; "
+                f"received {loss.teacher!r}."
+            )
+        return loss.teacher
+
+    def _indices(self, loss: DistillationLoss) -> list[int]:
+        count, names = len(self._outputs[id(self.student)]), self._names
+        if loss.output is None:
+            return list(range(count))
+        if isinstance(loss.output, int) and 0 <= loss.output < count:
+            return [loss.output]
+        if loss.output in names:
+            return [names.index(loss.output)]
+        raise ValueError(
+            f"the student has no output {loss.output!r}; "
+            f"{expected_one_of(str(loss.output), names or map(str, range(count)))}"
+        )
+
+    def _of_output(self, loss: DistillationLoss, teacher: int, index: int) -> tuple:
+        theirs = self._position_in_teacher(teacher, index)
+        sources = Source(output=theirs), Source(output=index)
+        if isinstance(loss, SoftLabels):
+            models = (self.teachers[teacher], theirs), (self.student, index)
+            loss, sources = self._logits(loss, models)
+        return loss, teacher, *sources, index
+
+    def _position_in_teacher(self, teacher: int, index: int) -> int:
+        """Where the teacher has an output of the student: by name, else in the same place."""
+        model = self.teachers[teacher]
+        theirs, ours = output_names(model), self._names
+        both = len(ours) > 1 and set(ours) <= set(theirs)
+        position = theirs.index(ours[index]) if both else index
+        counts = len(self._outputs[id(model)]), len(self._outputs[id(self.student)])
+        if not both and counts[0] != counts[1]:
+            raise ValueError(
+                f"the teacher '{model.name}' has {counts[0]} outputs ({', '.join(theirs)}), the "
+                f"student {counts[1]} ({', '.join(ours)}); expected as many, or the same names. "
+                "Make a teacher of some of its outputs with keras.Model(inputs, outputs)."
+            )
+        return position
+
+    def _logits(self, loss: SoftLabels, models) -> tuple[SoftLabels, tuple[Source, Source]]:
+        """Soft labels that are handed logits, and where these are found."""
+        kinds = [self._kind(*model) for model in models]
+        activation = loss.activation
+        if activation is None:
+            activation = "sigmoid" if kinds[1][0] == "sigmoid" else "softmax"
+        theirs, ours = (
+            self._logits_source(model, index, given, kind, activation, whose)
+            for (model, index), given, kind, whose in zip(
+                models, loss.from_logits, kinds, ("teacher", "student"), strict=True
+            )
+        )
+        filled = _filled(loss, self.temperature)
+        filled.activation, filled.from_logits = activation, (True, True)
+        return filled, (theirs, ours)
+
+    def _kind(self, model: keras.Model, index: int) -> tuple[str | None, Any]:
+        kind, operation = activation_of(model, index)
+        if kind is None:
+            if id(model) not in self._tried:
+                self._tried[id(model)] = try_out(model, self.inputs)
+            if looks_like_probabilities(self._tried[id(model)][index]):
+                return "softmax", None
+        return kind, operation
+
+    def _logits_source(self, model, index, given, kind, activation, whose) -> Source:
+        name, operation = kind
+        if name in ("softmax", "sigmoid") and name != activation:
+            raise ValueError(
+                f"the {whose} '{model.name}' ends with {name}, but soft labels are taken with "
+                f"activation={activation!r}; expected the same. Pass "
+                f"losses=[SoftLabels(activation={name!r})], or mend the other model."
+            )
+        if given is True and name == activation:
+            raise ValueError(
+                f"the {whose} '{model.name}' gives probabilities (its outputs come from {name}), "
+                "but from_logits=True says logits. Leave from_logits out, or pass False."
+            )
+        if given is False and name == "linear":
+            raise ValueError(
+                f"the {whose} '{model.name}' gives logits (its last layer has no activation), but "
+                "from_logits=False says probabilities. Leave from_logits out, or pass True."
+            )
+        if name == activation and operation is not None:
+            return Source(operation=operation, given=True)
+        probabilities = given is False or name == activation
+        return Source(output=index, logits_of=activation if probabilities else None)
+
+    @property
+    def student_sources(self) -> list[Source]:
+        """What is read of the student."""
+        return [term.ours for term in self.terms]
+
+    def teacher_sources(self, teacher: int) -> list[Source]:
+        """What is read of one of the teachers."""
+        return [term.theirs for term in self.terms if term.teacher == teacher]
+
+    def _finish(self, drafts: list[tuple]) -> list[Term]:
+        ours = Reader(self.student, [draft[3] for draft in drafts])
+        _, self.student_specs = ours.specs(self.inputs, "student")
+        self.teacher_specs = []
+        for index, teacher in enumerate(self.teachers):
+            reader = Reader(teacher, [draft[2] for draft in drafts if draft[1] == index])
+            self.teacher_specs.append(reader.specs(self.inputs, "teacher")[1])
+        names: dict[str, int] = {}
+        return [self._term(draft, names) for draft in drafts]
+
+    def _term(self, draft: tuple, names: dict[str, int]) -> Term:
+        loss, teacher, theirs, ours, output = draft
+        shapes = self.teacher_specs[teacher][theirs].shape, self.student_specs[ours].shape
+        try:
+            loss.check(*shapes)
+        except ValueError as error:
+            place = f"{theirs.name} of the teacher '{self.teachers[teacher].name}' and {ours.name}"
+            raise ValueError(
+                f"{type(loss).__name__} between {place} of the student '{self.student.name}': "
+                f"{error}"
+            ) from error
+        name = loss.name
+        if output is not None and len(self._outputs[id(self.student)]) > 1:
+            name = f"{self._names[output] if self._names else output}_{name}"
+        names[name] = names.get(name, 0) + 1
+        loss = copy.copy(loss)
+        loss.name = name if names[name] == 1 else f"{name}_{names[name]}"
+        adapters = loss.adapters(*shapes)
+        for layer, shape in zip(adapters, shapes, strict=True):
+            if layer is not None and not layer.built:
+                layer.build(shape)
+        share = 1.0 if loss.teacher is not None else self.shares[teacher]
+        return Term(loss, teacher, theirs, ours, output, loss.weight * share, adapters)
+
+
+def _filled(loss: DistillationLoss, temperature: float) -> Any:
+    """A copy of a loss, with the temperature if it has none."""
+    loss = copy.copy(loss)
+    if isinstance(loss, SoftLabels) and loss.temperature is None:
+        loss.temperature = temperature
+    return loss

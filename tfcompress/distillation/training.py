@@ -1,0 +1,244 @@
+"""What the models that distill have in common: a `keras.Model` that fits others."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from tfcompress.baking import is_compressed
+from tfcompress.distillation.losses import check_temperature
+from tfcompress.distillation.planning import Term
+from tfcompress.distillation.reader import Reader, Tensors, frozen
+from tfcompress.legacy import is_legacy
+from tfcompress.model_inputs import not_built, output_names, require_model
+
+
+class DistillingModel(keras.Model):
+    """Fits students to labels and to teachers; `call` is that of the first student.
+
+    Args:
+        students: the models to train.
+        alpha: share of the labels in the loss, in [0, 1].
+        temperature: of soft labels.
+    """
+
+    def __init__(self, students: Sequence[keras.Model], alpha, temperature, **kwargs):
+        for student in students:
+            check_model(student, "student")
+        check_alpha(alpha)
+        check_temperature(temperature)
+        super().__init__(**kwargs)
+        self.alpha, self.temperature = float(alpha), float(temperature)
+        self.supports_masking = True
+        self._read = _Read()
+        self.trackers: list[keras.metrics.Mean] = []
+
+    @property
+    def students(self) -> list[keras.Model]:
+        """The models that are trained."""
+        raise NotImplementedError
+
+    @property
+    def frozen_models(self) -> list[keras.Model]:
+        """The models that stay as they are."""
+        return []
+
+    def finish(self, reader: Reader, names: Sequence[str]) -> None:
+        """Ends construction.
+
+        Args:
+            reader: runs the first student.
+            names: of the parts of the loss that are reported.
+        """
+        self._reader = reader
+        self.trackers = [keras.metrics.Mean(name=name) for name in names]
+        self.built = True
+
+    def call(self, inputs, training=None):
+        outputs, tensors = self._reader(inputs, training=training)
+        self._read.last = outputs, tensors
+        return outputs
+
+    def student_tensors(self, x, y_pred, training) -> tuple[Any, Tensors]:
+        """Outputs of the first student and what was read of it when it gave them."""
+        outputs, tensors = self._read.last
+        self._read.last = None, {}
+        if y_pred is None or outputs is None or not _same(outputs, y_pred):
+            return self._reader(x, training=training)
+        return outputs, tensors
+
+    def task_loss(self, y, y_pred, sample_weight) -> Any:
+        """The loss that `compile` was given, without regularization.
+
+        Raises:
+            ValueError: if there is none, or there are no labels.
+        """
+        if not self.alpha:
+            return ops.zeros(())
+        if self._compile_loss is None:
+            raise ValueError(
+                f"compile got no loss for the labels, which alpha={self.alpha:g} gives a share. "
+                "Pass one, compile(optimizer, loss), or learn from the teacher alone with alpha=0."
+            )
+        if y is None:
+            raise ValueError(
+                f"the data have no labels, which alpha={self.alpha:g} gives a share in the loss. "
+                "Pass them, fit(x, y), or learn from the teacher alone with alpha=0."
+            )
+        return self._compile_loss(y, y_pred, sample_weight)
+
+    def penalties(self) -> Any:
+        """The sum of what regularizers and `add_loss` of the students and of adapters add."""
+        found = [self._aggregate_additional_loss(loss) for loss in self.losses]
+        return sum(found) if found else 0.0
+
+    def report(self, x, values: Sequence[Any]) -> None:
+        """Updates the reported parts of the loss with those of one batch."""
+        count = ops.shape(next(t for t in tree.flatten(x) if t is not None))[0]
+        for tracker, value in zip(self.trackers, values, strict=True):
+            tracker.update_state(value * replicas(), sample_weight=count)
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names by which the losses of `compile` refer to the outputs."""
+        return output_names(self.students[0])
+
+    @property
+    def losses(self) -> list[Any]:
+        if self._losses_override:  # what JAX computed in the forward pass
+            return self._losses_override
+        kept = [*self.students, *(x for x in self._layers if x not in self.frozen_models)]
+        found = {id(loss): loss for layer in _different(kept) for loss in layer.losses}
+        return list(found.values())
+
+    def _is_frozen(self) -> set[int]:
+        return {id(v) for model in self.frozen_models for v in model.variables}
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        frozen_ids = self._is_frozen()
+        return [v for v in super().trainable_variables if id(v) not in frozen_ids]
+
+    @property
+    def trainable_weights(self) -> list[Any]:
+        frozen_ids = self._is_frozen()
+        return [v for v in super().trainable_weights if id(v) not in frozen_ids]
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        trained = {id(v) for v in self.trainable_variables}
+        return [v for v in self.variables if id(v) not in trained]
+
+    @property
+    def non_trainable_weights(self) -> list[Any]:
+        trained = {id(v) for v in self.trainable_weights}
+        return [v for v in self.weights if id(v) not in trained]
+
+
+def evaluate_term(term: Term, teacher: Any, student: Any, sample_weight: Any) -> Any:
+    """The value of one loss of a batch, with its factor.
+
+    Args:
+        term: the loss.
+        teacher, student: the tensors it compares.
+        sample_weight: as `fit` gives it, or None.
+    """
+    theirs, ours = term.adapters
+    teacher = frozen(teacher)
+    teacher = teacher if theirs is None else theirs(teacher)
+    student = student if ours is None else ours(student)
+    weight = _weight_of(term, sample_weight, len(student.shape) - 1)
+    return term.factor * term.loss(teacher, student, weight)
+
+
+def _weight_of(term: Term, sample_weight: Any, rank: int) -> Any:
+    """The weights of samples for one loss, with as many axes as its values may have.
+
+    Where each output has weights of its own, a loss between layers takes their mean.
+    """
+    weights = [w for w in tree.flatten(sample_weight) if w is not None]
+    if not weights:
+        return None
+    if len(weights) > 1 and term.output is not None:
+        weight = tree.flatten(sample_weight)[term.output]
+    else:
+        weight = sum(_per_sample(w) for w in weights) / len(weights) if len(weights) > 1 else None
+        weight = weights[0] if weight is None else weight
+    if weight is None:
+        return None
+    weight = ops.cast(weight, "float32")
+    if len(weight.shape) == 2 and weight.shape[-1] == 1:
+        weight = weight[:, 0]
+    if term.output is None:
+        return _per_sample(weight)
+    missing = rank - len(weight.shape)
+    return ops.reshape(weight, (*ops.shape(weight), *[1] * missing)) if missing > 0 else weight
+
+
+def _per_sample(weight: Any) -> Any:
+    weight = ops.cast(weight, "float32")
+    axes = tuple(range(1, len(weight.shape)))
+    return ops.mean(weight, axis=axes) if axes else weight
+
+
+def check_model(model: Any, whose: str) -> None:
+    """Raises unless a student or a teacher can be one."""
+    if is_legacy(model):
+        raise TypeError(
+            f"the {whose} is a model of tf_keras (Keras 2); expected one of Keras 3. Bring it over "
+            "with `tfcompress migrate old.h5 new.keras`."
+        )
+    require_model(model)
+    if isinstance(model, DistillingModel):
+        raise TypeError(
+            f"the {whose} is a {type(model).__name__}; expected the model inside. Pass its "
+            ".student."
+        )
+    if not model.built or not model.variables:
+        raise not_built(model)
+    if whose == "teacher" and is_compressed(model):
+        raise ValueError(
+            f"the teacher '{model.name}' comes from compress and could change in training; "
+            "expected a plain model. Pass tfcompress.finalize(teacher)."
+        )
+
+
+def check_alpha(alpha: Any) -> None:
+    """Raises unless a share is a number from 0 to 1."""
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not 0 <= alpha <= 1:
+        raise ValueError(
+            f"alpha must be a number in [0, 1], the share of the labels in the loss; received "
+            f"{alpha!r}. 0.1 is usual; 0 needs no labels."
+        )
+
+
+class _Read(threading.local):
+    """What the last forward pass in this thread gave: replicas run in threads of their own."""
+
+    last: tuple[Any, Tensors] = (None, {})
+
+
+def _same(a: Any, b: Any) -> bool:
+    pairs = tree.flatten(a), tree.flatten(b)
+    return len(pairs[0]) == len(pairs[1]) and all(x is y for x, y in zip(*pairs, strict=True))
+
+
+def _different(things: Sequence[Any]) -> list[Any]:
+    return list({id(thing): thing for thing in things}.values())
+
+
+def replicas(model: keras.Model | None = None) -> int:
+    """How many replicas share a batch, by which Keras divides the losses of each.
+
+    Args:
+        model: whose strategy counts; None for the one that is running.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy() if model is None else model.distribute_strategy
+    return strategy.num_replicas_in_sync

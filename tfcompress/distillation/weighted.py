@@ -1,0 +1,88 @@
+"""The layers of a model that have weights, and what the axes of these count."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, TypeAlias
+
+from tfcompress.distillation.channels import Axis
+from tfcompress.graph import Node
+from tfcompress.layers import Parameter
+
+# The axes of a tensor; None where nothing is known of one, as of the batch.
+Axes: TypeAlias = list[Axis | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A variable with what its axes count.
+
+    Attributes:
+        variable: a `keras.Variable`.
+        axes: None for an axis of which nothing can be cut, as the positions of a kernel.
+        makes: the axes whose channels it makes, and so tells the importance of.
+    """
+
+    variable: Any
+    axes: tuple[Axis | None, ...]
+    makes: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(eq=False)
+class Weighted:
+    """A layer with weights, or a lone weight of an opened layer.
+
+    Attributes:
+        name: in the flat model.
+        kind: its class.
+        layer: the wrapped or plain layer itself.
+        weights: its variables.
+        inputs: axes of its input of which all channels must stay, if it is of an unknown class.
+    """
+
+    name: str
+    kind: str
+    layer: Any
+    weights: list[Weight]
+    inputs: list[Axis] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(weight.variable.shape) for weight in self.weights]
+
+    @property
+    def size(self) -> int:
+        """How many numbers its weights are."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of a layer or operation.
+
+    Attributes:
+        name: of the node.
+        layer: the operation, without the layers of compression around it.
+        inputs: axes of the tensors that it is called with.
+        shapes: of its outputs.
+        node: the node itself.
+    """
+
+    name: str
+    layer: Any
+    inputs: list[Axes]
+    shapes: list[tuple[int | None, ...]]
+    node: Node
+
+    @property
+    def source(self) -> str:
+        return f"{type(self.layer).__name__} '{self.name}'"
+
+
+def variable_of(operation):
+    """The weight that a `Parameter` stands for, the user's own if there is one; else the layer."""
+    if not isinstance(operation, Parameter):
+        return operation
+    return vars(operation).get("source", operation.value)
