@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from tfcompress.callbacks import UpdateCompression
     from tfcompress.compression import compress, quantize_aware
     from tfcompress.compression_logger import CompressionLogger
-    from tfcompress.distillation import Distiller, MutualDistiller, SelfDistiller
+    from tfcompress.distillation import (
+        Distiller,
+        MutualDistiller,
+        SelfDistiller,
+        init_from_teacher,
+    )
     from tfcompress.graph import flatten
     from tfcompress.prune_callback import PruneCallback
     from tfcompress.recipe import Recipe, Rule
@@ -39,7 +44,12 @@ _HOMES = {
     "tfcompress.callbacks": ["UpdateCompression"],
     "tfcompress.compression": ["compress", "quantize_aware"],
     "tfcompress.compression_logger": ["CompressionLogger"],
-    "tfcompress.distillation": ["Distiller", "MutualDistiller", "SelfDistiller"],
+    "tfcompress.distillation": [
+        "Distiller",
+        "MutualDistiller",
+        "SelfDistiller",
+        "init_from_teacher",
+    ],
     "tfcompress.graph": ["flatten"],
     "tfcompress.prune_callback": ["PruneCallback"],
     "tfcompress.recipe": ["Recipe", "Rule"],
@@ -83,6 +93,7 @@ __all__ = [
     "distillation",
     "finalize",
     "flatten",
+    "init_from_teacher",
     "inspect",
     "list_targets",
     "load_target",

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(line, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        models = {name: (build(name, Path(folder)), list) for name in VARIANTS}
+        models: dict[str, tuple[Any, Callable[[], list]]] = {
+            name: (build(name, Path(folder)), list) for name in VARIANTS
+        }
         found = measure(models, keras, options.rounds, options.steps, progress)
     # What distillation may cost at most: both models, one after the other.
     pairs = zip(found["plain"], found["teacher"], strict=True)
-    found["plain + teacher"] = [tuple(map(sum, zip(a, b, strict=True))) for a, b in pairs]
+    found["plain + teacher"] = [(a[0] + b[0], a[1] + b[1]) for a, b in pairs]
     summary = summarize(found, "plain")
     both = summarize(found, "plain + teacher")
     if options.json:

@@ -25,7 +25,7 @@ from tfcompress.bench.joint_quality import train
 from tfcompress.tflite.flatbuffer import zipped_size
 
 TEACHER, STUDENT = (32, 64, 64), (6, 8, 12)
-EPOCHS, TUNING_EPOCHS, RATE, TUNING_RATE = 15, 10, 5e-3, 2e-3
+EPOCHS, TUNING_EPOCHS, RATE, TUNING_RATE = 30, 10, 5e-3, 2e-3
 ALPHA, TEMPERATURE = 0.1, 4.0
 
 

@@ -3,6 +3,7 @@
 from tfcompress.distillation.distiller import Distiller
 from tfcompress.distillation.feature_losses import AttentionTransfer, Features
 from tfcompress.distillation.generations import born_again
+from tfcompress.distillation.initialization import Initialization, init_from_teacher
 from tfcompress.distillation.losses import DistillationLoss, Regression, SoftLabels
 from tfcompress.distillation.mutual import MutualDistiller
 from tfcompress.distillation.sample_losses import Contrastive, Relational
@@ -14,10 +15,12 @@ __all__ = [
     "DistillationLoss",
     "Distiller",
     "Features",
+    "Initialization",
     "MutualDistiller",
     "Regression",
     "Relational",
     "SelfDistiller",
     "SoftLabels",
     "born_again",
+    "init_from_teacher",
 ]

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tfcompress.distillation.following import Follower
-from tfcompress.distillation.weighted import Weighted
+from tfcompress.channels.following import Follower
+from tfcompress.channels.weighted import Weighted
 from tfcompress.nodes import Node, unique
 
 

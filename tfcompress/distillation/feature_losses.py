@@ -7,6 +7,7 @@ thrown away with the `Distiller`.
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from tfcompress.distillation.losses import DistillationLoss, register, unreduced
@@ -19,7 +20,7 @@ class Features(DistillationLoss):
 
     Romero et al. 2015, arXiv:1412.6550. Where the student's layer has another width, a learned
     linear projection leads to the teacher's; where the maps differ in size, the larger one is
-    resized to the smaller.
+    averaged down to the smaller.
 
     Args:
         teacher_layer, student_layer: names of layers with outputs of the same rank, channels last.
@@ -82,7 +83,7 @@ class AttentionTransfer(DistillationLoss):
 
     The attention map of a layer is the sum over its channels of |feature|^power, divided by its L2
     norm; the loss is the squared distance of the two maps (Zagoruyko and Komodakis 2017,
-    arXiv:1612.03928). Widths may differ; the larger map is resized to the smaller.
+    arXiv:1612.03928). Widths may differ; the larger map is averaged down to the smaller.
 
     Args:
         teacher_layer, student_layer: names of layers with outputs of shape (batch, positions...,
@@ -129,37 +130,40 @@ class AttentionTransfer(DistillationLoss):
 
 
 def same_size(teacher: Any, student: Any) -> tuple[Any, Any]:
-    """Two maps of the same size: the larger one resized, bilinearly, to the smaller.
+    """Two maps of the same size: along each axis, the larger one averaged down to the smaller.
 
     Args:
         teacher, student: tensors of shape (batch, positions..., channels).
     """
-    sizes = tuple(teacher.shape[1:-1]), tuple(student.shape[1:-1])
-    if sizes[0] == sizes[1] or None in (*sizes[0], *sizes[1]):
-        return teacher, student
-    size = tuple(min(pair) for pair in zip(*sizes, strict=True))
-    return resized(teacher, size), resized(student, size)
+    for axis in range(1, len(student.shape) - 1):
+        sizes = teacher.shape[axis], student.shape[axis]
+        if None not in sizes:
+            teacher = _averaged(teacher, axis, min(sizes))
+            student = _averaged(student, axis, min(sizes))
+    return teacher, student
 
 
-def resized(x: Any, size: tuple[int, ...]) -> Any:
-    """A sequence or an image brought to a size, with the average of what falls together."""
-    if tuple(x.shape[1:-1]) == size:
+def _averaged(x: Any, axis: int, size: int) -> Any:
+    """Brings an axis to a smaller size; each new element is the mean of what it covers.
+
+    As a product with a matrix, which XLA can compile, other than the resizing of images.
+    """
+    old = x.shape[axis]
+    if old == size:
         return x
-    flat = x[:, None] if len(size) == 1 else x
-    target = (1, *size) if len(size) == 1 else size
-    new = ops.image.resize(
-        flat, target, interpolation="bilinear", antialias=True, data_format="channels_last"
-    )
-    return new[:, 0] if len(size) == 1 else new
+    edges = np.arange(size + 1) * old / size
+    places = np.arange(old)
+    covered = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
+    shares = ops.cast(np.maximum(covered, 0) * size / old, x.dtype)
+    return ops.moveaxis(ops.tensordot(shares, x, axes=[[1], [axis]]), 0, axis)
 
 
 def _require_rank(teacher_shape, student_shape) -> None:
-    sizes = tuple(teacher_shape[1:-1]), tuple(student_shape[1:-1])
-    if len(teacher_shape) != len(student_shape) or (len(sizes[0]) > 2 and sizes[0] != sizes[1]):
+    if len(teacher_shape) != len(student_shape):
         raise ValueError(
             f"the teacher's layer gives {tuple(teacher_shape)}, the student's "
-            f"{tuple(student_shape)}; expected the same number of axes, of which widths of "
-            "sequences and images may differ. Name layers of the same kind."
+            f"{tuple(student_shape)}; expected the same number of axes, whose sizes may differ. "
+            "Name layers of the same kind."
         )
     if teacher_shape[-1] is None or student_shape[-1] is None:
         raise ValueError(

@@ -36,9 +36,10 @@ def _tensorflow(function, tensors, shapes, dtypes):
     import tensorflow as tf
 
     results = tf.numpy_function(function, list(tensors), [tf.as_dtype(d) for d in dtypes])
+    results = tf.nest.flatten(results)  # eagerly, one result alone comes without a list
     for result, shape in zip(results, shapes, strict=True):
         result.set_shape(shape)
-    return list(results)
+    return results
 
 
 def _jax(function, tensors, shapes, dtypes):

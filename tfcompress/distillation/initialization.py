@@ -10,11 +10,11 @@ from typing import Any, Literal
 import keras
 from keras import layers
 
+from tfcompress.channels.following import Follower
+from tfcompress.channels.weighted import Weighted
 from tfcompress.compression import open_layers
-from tfcompress.distillation.following import Follower
 from tfcompress.distillation.matching import Pairs, difference, match_layers
 from tfcompress.distillation.selection import Selection, select
-from tfcompress.distillation.weighted import Weighted
 from tfcompress.graph import Graph, flatten, flatten_with_sources
 from tfcompress.layers import Compressed, FakeQuant, baked_weight
 from tfcompress.model_inputs import require_model
@@ -103,12 +103,7 @@ def init_from_teacher(
     _require_untrained(student)
     flat, sources = _quietly(flatten_with_sources, student)
     ours = Follower(Graph.of(flat), sources)
-    teachers = _followed(teacher, flat)
-    plans = [
-        _plan(ours, theirs, values, _checked(match or {}, ours, theirs))
-        for theirs, values in teachers
-    ]
-    plan = max(plans, key=lambda plan: sum(layer.size for layer in plan.selection.values))
+    plan = _best_plan(ours, _followed(teacher, flat), match or {})
     if not plan.selection.values:
         raise _nothing_matches(student, teacher, plan)
     for layer, values in plan.selection.values.items():
@@ -142,20 +137,21 @@ def _followed(teacher: keras.Model, student: keras.Model) -> list[tuple[Follower
     Of a student with opened layers, as `compress` opens those that it quantizes, the teacher's are
     tried opened, too.
     """
-    flat = _quietly(flatten, teacher)
-    values = {
-        id(target.variable): baked_weight(target, stop=Quantize)
-        for layer in flat._flatten_layers()
-        if isinstance(layer, Compressed)
-        for target in layer.bound
-    }
-    found = [(Follower(Graph.of(flat)), values)]
-    quantized = [any(isinstance(x, FakeQuant) for x in model.layers) for model in (student, flat)]
-    if quantized == [True, False]:
-        # Of a copy: opening takes layers as they are.
-        opened = _quietly(open_layers, flat)
-        found.append((Follower(Graph.of(opened)), {}))
-    return found
+    models = [_quietly(flatten, teacher)]
+    if _is_quantized(student) and not _is_quantized(models[0]):
+        models.append(_quietly(open_layers, models[0]))
+    return [(Follower(Graph.of(model)), _effective(model)) for model in models]
+
+
+def _is_quantized(model: keras.Model) -> bool:
+    return any(isinstance(layer, FakeQuant) for layer in model.layers)
+
+
+def _effective(model: keras.Model) -> dict[int, Any]:
+    """id of a weight -> what techniques but `Quantize` make of it."""
+    wrapped = [layer for layer in model.layers if isinstance(layer, Compressed)]
+    targets = [target for layer in wrapped for target in layer.bound]
+    return {id(target.variable): baked_weight(target, stop=Quantize) for target in targets}
 
 
 def _checked(match: Mapping[str, str], student: Follower, teacher: Follower) -> dict[str, str]:
@@ -189,9 +185,20 @@ class _Plan:
     selection: Selection
 
 
-def _plan(student: Follower, teacher: Follower, values, match: Mapping[str, str]) -> _Plan:
-    pairs = match_layers(student, teacher, match)
-    return _Plan(student, teacher, pairs, select(student, pairs, values))
+def _best_plan(student: Follower, teachers, match: Mapping[str, str]) -> _Plan:
+    """Of a teacher as it is and opened, the plan that sets more."""
+    plans, errors = [], []
+    for teacher, values in teachers:
+        try:
+            given = _checked(match, student, teacher)
+        except ValueError as error:
+            errors.append(error)
+            continue
+        pairs = match_layers(student, teacher, given)
+        plans.append(_Plan(student, teacher, pairs, select(student, pairs, values)))
+    if not plans:
+        raise errors[0]
+    return max(plans, key=lambda plan: sum(layer.size for layer in plan.selection.values))
 
 
 def _nothing_matches(student: keras.Model, teacher: keras.Model, plan: _Plan) -> ValueError:
@@ -202,10 +209,12 @@ def _nothing_matches(student: keras.Model, teacher: keras.Model, plan: _Plan) ->
         + (f" and {len(side.layers) - 4} more" if len(side.layers) > 4 else "")
         for model, side in models
     ]
+    reasons = [f"Of '{x.name}': {why}. " for x, why in plan.selection.reasons.items()]
+    told = next(iter(reasons), "")
     return ValueError(
         "no layer of the student can start from one of the teacher: expected layers of the same "
         f"class and kernel size, none wider than the teacher's; the student {listed[0]}; the "
-        f"teacher {listed[1]}. Exchange the two if they are the wrong way round."
+        f"teacher {listed[1]}. {told}Exchange the two if they are the wrong way round."
     )
 
 

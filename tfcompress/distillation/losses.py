@@ -29,6 +29,8 @@ class DistillationLoss(keras.losses.Loss):
         ValueError: if the weight is negative, or a layer is named for one model alone.
     """
 
+    per_position = False  # whether there is a value for each position, not only for each sample
+
     def __init__(
         self,
         *,
@@ -99,6 +101,8 @@ class SoftLabels(DistillationLoss):
         >>> round(float(loss([[2.0, 0.0]], [[0.0, 2.0]])), 4)  # 4 * (p - q) * log(p / q)
         1.8485
     """
+
+    per_position = True
 
     def __init__(
         self,
@@ -172,6 +176,8 @@ class Regression(DistillationLoss):
         >>> float(Regression("mae")([[1.0, 3.0]], [[1.0, 2.0]]))
         0.5
     """
+
+    per_position = True
 
     def __init__(self, loss: Any = "mse", **kwargs):
         self.loss = loss if callable(loss) else named_in_keras("loss", loss)

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tfcompress.channels.following import Follower
+from tfcompress.channels.weighted import Weighted
 from tfcompress.distillation.blocks import Block, Run, begins, blocks_of, runs_of
-from tfcompress.distillation.following import Follower
-from tfcompress.distillation.weighted import Weighted
 
 Pairs = list[tuple[Weighted, Weighted]]
 # What a pair counts, and what equal names, equal shapes and a place further off add to that.
@@ -62,13 +62,12 @@ def match_layers(student: Follower, teacher: Follower, given: Mapping[str, str])
     second = blocks_of(teacher, set(given.values()))
     single = [Run(((block,),)) for block in second]
     layers = [Run(((block,),)) for block in _one_block(second)]
+    best: Pairs = []
     # From the strictest to the loosest; the first that matches most layers.
-    found = [
-        _align(first, runs_of(second)),
-        _align(first, single),
-        _align(_one_block(first), layers),
-    ]
-    best = max(found, key=lambda pairs: len(pairs))
+    for blocks, runs in (first, runs_of(second)), (first, single), (_one_block(first), layers):
+        best = max(best, _align(blocks, runs), key=len)
+        if len(best) == sum(len(block.layers) for block in first):
+            break
     order = {id(layer): place for place, layer in enumerate(student.layers)}
     return sorted([*fixed, *best], key=lambda pair: order[id(pair[0])])
 

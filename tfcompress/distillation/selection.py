@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from tfcompress.distillation.channels import (
+from tfcompress.channels.axes import (
     Axis,
     Concat,
     Leaf,
@@ -19,9 +19,9 @@ from tfcompress.distillation.channels import (
     shares,
     size_of,
 )
-from tfcompress.distillation.following import Follower
+from tfcompress.channels.following import Follower
+from tfcompress.channels.weighted import Weight, Weighted
 from tfcompress.distillation.matching import Pairs, difference
-from tfcompress.distillation.weighted import Weight, Weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +182,9 @@ class _Selector:
             if a is None:
                 continue
             taken = indices(a, b, choice)
-            if size_of(b) < array.shape[place]:
-                taken = _places(b, other.axes[place])[taken]
+            whole = other.axes[place]
+            if whole is not None and size_of(b) < size_of(whole):
+                taken = _places(b, whole)[taken]
             array = np.take(array, taken, axis=place)
         return array
 
@@ -241,11 +242,11 @@ def _weights(ours: Weighted, theirs: Weighted) -> Iterator[tuple[Weight, Weight]
     return zip(ours.weights, theirs.weights, strict=True)
 
 
-def _places(parts: Concat, whole: Concat) -> np.ndarray:
+def _places(kept: Axis, whole: Axis) -> np.ndarray:
     """Where the channels of some parts of a concatenation are in the whole."""
-    starts = np.cumsum([0, *map(size_of, whole.parts)])
-    spans = zip(whole.parts, starts[:-1], starts[1:], strict=True)
-    return np.concatenate([np.arange(a, b) for part, a, b in spans if part in parts.parts])
+    parts = () if isinstance(whole, Leaf) else whole.parts
+    mask = [np.full(size_of(p), isinstance(kept, Concat) and p in kept.parts) for p in parts]
+    return np.flatnonzero(np.concatenate(mask))
 
 
 def _noun(makes: bool, heads: bool) -> str:

@@ -99,13 +99,18 @@ class Distillation:
         """Sets the weights of a student to those of a teacher; see `init_from_teacher`."""
         from tfcompress.distillation.initialization import init_from_teacher
 
-        return init_from_teacher(student, teacher[0] if isinstance(teacher, list | tuple) else teacher)
+        return init_from_teacher(
+            student, teacher[0] if isinstance(teacher, list | tuple) else teacher
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The settings as plain data."""
         serialize = keras.saving.serialize_keras_object
         losses = self.losses and [serialize(loss) for loss in self.losses]
-        return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "losses": losses}
+        return {
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "losses": losses,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Distillation:

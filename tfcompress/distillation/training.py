@@ -149,30 +149,31 @@ def evaluate_term(term: Term, teacher: Any, student: Any, sample_weight: Any) ->
     teacher = frozen(teacher)
     teacher = teacher if theirs is None else theirs(teacher)
     student = student if ours is None else ours(student)
-    weight = _weight_of(term, sample_weight, len(student.shape) - 1)
+    rank = len(student.shape) - 1 if term.loss.per_position else 1
+    weight = _weight_of(term, sample_weight, rank)
     return term.factor * term.loss(teacher, student, weight)
 
 
 def _weight_of(term: Term, sample_weight: Any, rank: int) -> Any:
-    """The weights of samples for one loss, with as many axes as its values may have.
+    """The weights of samples for one loss whose values have `rank` axes; None if there are none.
 
     Where each output has weights of its own, a loss between layers takes their mean.
     """
-    weights = [w for w in tree.flatten(sample_weight) if w is not None]
-    if not weights:
+    weights = tree.flatten(sample_weight)
+    given = [weight for weight in weights if weight is not None]
+    if not given:
         return None
-    if len(weights) > 1 and term.output is not None:
-        weight = tree.flatten(sample_weight)[term.output]
+    if len(weights) == 1:
+        weight = weights[0]
+    elif term.output is not None:
+        weight = weights[term.output]
     else:
-        weight = sum(_per_sample(w) for w in weights) / len(weights) if len(weights) > 1 else None
-        weight = weights[0] if weight is None else weight
+        weight = sum(_per_sample(each) for each in given) / len(given)
     if weight is None:
         return None
-    weight = ops.cast(weight, "float32")
-    if len(weight.shape) == 2 and weight.shape[-1] == 1:
-        weight = weight[:, 0]
-    if term.output is None:
+    if rank == 1:
         return _per_sample(weight)
+    weight = ops.cast(weight, "float32")
     missing = rank - len(weight.shape)
     return ops.reshape(weight, (*ops.shape(weight), *[1] * missing)) if missing > 0 else weight
 
@@ -196,7 +197,7 @@ def check_model(model: Any, whose: str) -> None:
             f"the {whose} is a {type(model).__name__}; expected the model inside. Pass its "
             ".student."
         )
-    if not model.built or not model.variables:
+    if not model.built:
         raise not_built(model)
     if whose == "teacher" and is_compressed(model):
         raise ValueError(

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 from keras import tree
 
-from tfcompress.distillation.channels import Axis, Channels, size_of
-from tfcompress.distillation.layer_axes import handler
-from tfcompress.distillation.weighted import Axes, Call, Weight, Weighted, variable_of
+from tfcompress.channels.axes import Axis, Channels, size_of
+from tfcompress.channels.layer_axes import handler
+from tfcompress.channels.weighted import Axes, Call, Weight, Weighted, variable_of
 from tfcompress.flat_layers import FixedTraining
 from tfcompress.graph import Graph, Node, trace
 from tfcompress.layers import Compressed, FusedBatchNorm
@@ -64,7 +64,7 @@ class Follower:
         if a is not None and b is not None:
             self.channels.unify(a, b)
 
-    def register(self, call: Call, kind: str, weights: Iterable[Weight], inputs=()) -> None:
+    def register(self, call: Call, weights: Iterable[Weight], inputs=()) -> None:
         """Notes the weights of a layer; at its second call, that they are the same."""
         kept = [weight for weight in weights if weight.variable is not None]
         key = id(variable_of(call.layer))
@@ -73,6 +73,7 @@ class Follower:
                 for pair in zip(old.axes, new.axes, strict=True):
                     self.same(*pair)
         elif kept:
+            kind = type(call.layer).__name__.removeprefix("Frozen")  # called with training=False
             layer = Weighted(call.name, kind, call.layer, kept, list(inputs))
             self._known[key] = layer
             self.layers.append(layer)
@@ -137,7 +138,7 @@ class Follower:
         """Notes the weights of a layer that can be copied, but not cut."""
         whole = [Weight(v, (None,) * len(v.shape)) for v in call.layer.weights]
         inputs = [axis for axes in call.inputs for axis in axes if axis is not None]
-        self.register(call, type(call.layer).__name__, whole, inputs)
+        self.register(call, whole, inputs)
         return []
 
 

@@ -7,7 +7,7 @@ import functools
 import math
 from typing import Any, TypeAlias
 
-from tfcompress.distillation.channels import Axis
+from tfcompress.channels.axes import Axis
 from tfcompress.graph import Node
 from tfcompress.layers import Parameter
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import keras
 
 from tfcompress.attention import is_plain_attention
-from tfcompress.distillation.channels import Axis, Concat, Product, size_of
-from tfcompress.distillation.operation_axes import OPERATIONS
-from tfcompress.distillation.weighted import Axes, Call, Weight, variable_of
+from tfcompress.channels.axes import Axis, Concat, Product, size_of
+from tfcompress.channels.operation_axes import OPERATIONS
+from tfcompress.channels.weighted import Axes, Call, Weight, variable_of
 
 if TYPE_CHECKING:
-    from tfcompress.distillation.following import Follower
+    from tfcompress.channels.following import Follower
 
 Handler = Callable[["Follower", Call], list[Axes] | None]
 
@@ -25,14 +25,10 @@ def handler(operation) -> Handler | None:
         return None
     for cls in type(operation).__mro__:
         home = cls.__module__.startswith(("keras.src.", "tfcompress."))
-        same = getattr(cls, "call", None) is type(operation).call
-        if home and (same or cls.__name__ in _OVERRIDDEN) and cls.__name__ in _HANDLERS:
+        same = getattr(cls, "call", None) is getattr(type(operation), "call", None)
+        if home and same and cls.__name__ in _HANDLERS:
             return _HANDLERS[cls.__name__]
     return None
-
-
-# Classes whose subclasses here change nothing of what the axes count.
-_OVERRIDDEN = ("BatchNormalization",)
 
 
 def _channel_axis(layer) -> int:
@@ -43,7 +39,7 @@ def _dense(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
     out = flow.channels.new(layer.units, call.source)
     weights = [Weight(layer.kernel, (x[-1], out), (1,)), Weight(layer.bias, (out,))]
-    flow.register(call, "Dense", weights)
+    flow.register(call, weights)
     return [[*x[:-1], out]]
 
 
@@ -60,7 +56,7 @@ def _conv(flow: Follower, call: Call) -> list[Axes]:
         rest = flow.channels.new(layer.filters // layer.groups, call.source)
         flow.same(out, Product((groups, rest)))
     kernel = Weight(layer.kernel, (*positions, into, out), (layer.rank + 1,))
-    flow.register(call, type(layer).__name__, [kernel, Weight(layer.bias, (out,))])
+    flow.register(call, [kernel, Weight(layer.bias, (out,))])
     return [_placed(flow, call, axis, out)]
 
 
@@ -69,7 +65,7 @@ def _conv_transpose(flow: Follower, call: Call) -> list[Axes]:
     axis, out = _channel_axis(layer), flow.channels.new(layer.filters, call.source)
     positions = (None,) * layer.rank
     kernel = Weight(layer.kernel, (*positions, out, x[axis]), (layer.rank,))
-    flow.register(call, type(layer).__name__, [kernel, Weight(layer.bias, (out,))])
+    flow.register(call, [kernel, Weight(layer.bias, (out,))])
     return [_placed(flow, call, axis, out)]
 
 
@@ -77,7 +73,7 @@ def _depthwise(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
     axis = _channel_axis(layer)
     kernel, out = _depthwise_kernel(flow, call, layer.kernel, x[axis])
-    flow.register(call, type(layer).__name__, [kernel, Weight(layer.bias, (out,))])
+    flow.register(call, [kernel, Weight(layer.bias, (out,))])
     return [_placed(flow, call, axis, out)]
 
 
@@ -97,7 +93,7 @@ def _separable(flow: Follower, call: Call) -> list[Axes]:
     depthwise, between = _depthwise_kernel(flow, call, layer.depthwise_kernel, x[axis])
     place = (*(None,) * layer.rank, between, out)
     pointwise = Weight(layer.pointwise_kernel, place, (layer.rank + 1,))
-    flow.register(call, type(layer).__name__, [depthwise, pointwise, Weight(layer.bias, (out,))])
+    flow.register(call, [depthwise, pointwise, Weight(layer.bias, (out,))])
     return [_placed(flow, call, axis, out)]
 
 
@@ -115,8 +111,7 @@ def _normalization(flow: Follower, call: Call) -> list[Axes]:
     names = ("gamma", "beta", "moving_mean", "moving_variance", "scale")
     found = [getattr(layer, name, None) for name in names]
     weights = [Weight(v, places) for v in found if hasattr(v, "assign")]
-    kind = type(layer).__name__.removeprefix("Frozen")
-    flow.register(call, kind, weights)
+    flow.register(call, weights)
     return [x]
 
 
@@ -124,14 +119,14 @@ def _prelu(flow: Follower, call: Call) -> list[Axes]:
     layer, x = call.layer, call.inputs[0]
     shared = layer.shared_axes or ()
     axes = tuple(None if place in shared else axis for place, axis in enumerate(x[1:], start=1))
-    flow.register(call, "PReLU", [Weight(layer.alpha, axes)])
+    flow.register(call, [Weight(layer.alpha, axes)])
     return [x]
 
 
 def _embedding(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
     out = flow.channels.new(layer.output_dim, call.source)
-    flow.register(call, "Embedding", [Weight(layer.embeddings, (None, out), (1,))])
+    flow.register(call, [Weight(layer.embeddings, (None, out), (1,))])
     return [[*x, out]]
 
 
@@ -154,7 +149,7 @@ def _einsum(flow: Follower, call: Call) -> list[Axes] | None:
         letters = result[len(result) - len(layer.bias.shape) :]
         own = (known[letter] if letter in layer.bias_axes else None for letter in letters)
         weights.append(Weight(layer.bias, tuple(own)))
-    flow.register(call, "EinsumDense", weights)
+    flow.register(call, weights)
     return [[known[letter] for letter in result]]
 
 
@@ -178,7 +173,7 @@ def _attention(flow: Follower, call: Call) -> list[Axes] | None:
     for part, axes in parts:
         makes = (1, 2) if axes[2] is not None else (1,)
         weights += [Weight(part.kernel, axes, makes), Weight(part.bias, axes[1:])]
-    flow.register(call, "MultiHeadAttention", weights)
+    flow.register(call, weights)
     return [[*query[:-1], out]]
 
 
@@ -197,20 +192,25 @@ _GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
 def _recurrent(flow: Follower, call: Call) -> list[Axes]:
     layer, x = call.layer, call.inputs[0]
     out = flow.channels.new(layer.units, call.source)
-    flow.register(call, type(layer).__name__, _cell_weights(layer, x[-1], out))
+    flow.register(call, _cell_weights(layer, x[-1], out))
     for state in call.inputs[1:]:
-        flow.same(state[-1], out)
+        if state[-1] is not None and size_of(state[-1]) == layer.units:  # no mask
+            flow.same(state[-1], out)
     return _sequence(layer, x, [out], len(call.shapes))
 
 
 def _cell_weights(layer, into: Axis | None, out: Axis) -> Iterator[Weight]:
     cell = layer.cell
-    gates = Concat((out,) * _GATES[type(layer).__name__])
+    gates = Concat((out,) * next(n for name, n in _GATES.items() if _is_a(layer, name)))
     yield Weight(cell.kernel, (into, gates), (1,))
     yield Weight(cell.recurrent_kernel, (out, gates), (1,))
     if cell.use_bias:
         two = len(cell.bias.shape) == 2  # a GRU's input and recurrent biases
         yield Weight(cell.bias, (None, gates) if two else (gates,))
+
+
+def _is_a(layer, name: str) -> bool:
+    return isinstance(layer, getattr(keras.layers, name))
 
 
 def _sequence(layer, x: Axes, outs: list[Axis], count: int) -> list[Axes]:
@@ -223,13 +223,13 @@ def _sequence(layer, x: Axes, outs: list[Axis], count: int) -> list[Axes]:
 def _bidirectional(flow: Follower, call: Call) -> list[Axes] | None:
     layer, x = call.layer, call.inputs[0]
     directions = [layer.forward_layer, layer.backward_layer]
-    plain = all(type(part).__name__ in _GATES for part in directions)
+    plain = all(any(_is_a(part, name) for name in _GATES) for part in directions)
     if not plain or len(call.inputs) > 1 or layer.merge_mode is None:
         return flow.unknown(call)
     outs: list[Axis] = [flow.channels.new(part.units, call.source) for part in directions]
     pairs = zip(directions, outs, strict=True)
     weights = [w for part, out in pairs for w in _cell_weights(part, x[-1], out)]
-    flow.register(call, "Bidirectional", weights)
+    flow.register(call, weights)
     if layer.merge_mode != "concat":
         flow.same(*outs)
         outs = outs[:1]
@@ -250,7 +250,7 @@ def _parameter(flow: Follower, call: Call) -> list[Axes]:
     axes = tuple(flow.channels.new(size, call.source) for size in variable.shape)
     matrix = sum(size > 1 for size in variable.shape) > 1
     makes = (len(axes) - 1,) if matrix else ()
-    flow.register(call, "Parameter", [Weight(variable, axes, makes)])
+    flow.register(call, [Weight(variable, axes, makes)])
     return [list(axes)]
 
 
@@ -262,6 +262,7 @@ _HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _depthwise),
     **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
     "BatchNormalization": _normalization,
+    "FrozenBatchNormalization": _normalization,
     "LayerNormalization": _normalization,
     "GroupNormalization": _normalization,
     "RMSNormalization": _normalization,

@@ -1,115 +1,33 @@
-"""Where channels go in operations without weights."""
+"""Where channels go in operations that move and join axes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from keras import KerasTensor, ops, tree
+from keras import KerasTensor, tree
 
-from tfcompress.distillation.channels import Axis, Concat, Leaf, Product, size_of
-from tfcompress.distillation.weighted import Axes, Call
+from tfcompress.channels.axes import Axis, Concat, Leaf, Product, size_of
+from tfcompress.channels.weighted import Axes, Call
 
 if TYPE_CHECKING:
-    from tfcompress.distillation.following import Follower
-
-# By the names of classes, of layers and of the operations of keras.ops alike.
-_ELEMENTWISE = (
-    "Activation ReLU LeakyReLU ELU Softmax Dropout SpatialDropout1D SpatialDropout2D "
-    "SpatialDropout3D GaussianDropout GaussianNoise AlphaDropout ActivityRegularization Identity "
-    "Rescaling Masking FakeQuant UnitNormalization Add Subtract Multiply Divide TrueDivide "
-    "Maximum Minimum Average Power SquaredDifference Where "
-    "Relu Relu6 LeakyRelu Elu Selu Celu Gelu Silu HardSilu HardSigmoid HardTanh HardShrink "
-    "SoftShrink Softplus Softsign LogSigmoid LogSoftmax Sigmoid Tanh TanhShrink Threshold "
-    "Squareplus SparseSigmoid Exp Expm1 Log Log1p Sqrt Rsqrt Square Abs Absolute Negative Sign "
-    "Round Floor Ceil Sin Cos Erf Clip Reciprocal Cast StopGradient Copy ConvertToTensor "
-    "Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot Equal NotEqual NanToNum"
-)
-_SPATIAL = (
-    "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D "
-    "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
-    "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
-    "UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D "
-    "Cropping1D Cropping2D Cropping3D Resizing MaxPool AveragePool Resize AdaptiveMaxPool "
-    "AdaptiveAveragePool PadImages CropImages"
-)
-_GLOBAL = (
-    "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D "
-    "GlobalMaxPooling2D GlobalMaxPooling3D"
-)
-_REDUCING = "Mean Sum Max Amax Min Amin Prod Std Var Median Any All"
+    from tfcompress.channels.following import Follower
 
 
-def _elementwise(flow: Follower, call: Call) -> list[Axes]:
-    rank = len(call.shapes[0])
-    columns: list[list[Axis]] = [[] for _ in range(rank)]
-    for axes in [*call.inputs, *_constants(flow, call)]:
-        for axis, column in zip(reversed(axes), reversed(columns), strict=False):
-            if axis is not None:
-                column.append(axis)
-    out: Axes = []
-    for column, size in zip(columns, call.shapes[0], strict=True):
-        column = [axis for axis in column if size_of(axis) == size]
-        for axis in column[1:]:
-            flow.same(column[0], axis)
-        out.append(column[0] if column else None)
-    return [_filled(flow, call, out)]
-
-
-def _filled(flow: Follower, call: Call, axes: Axes) -> Axes:
+def filled(flow: Follower, call: Call, axes: Axes) -> Axes:
     """Unknown axes after the batch get groups of their own."""
     fresh = flow.fresh(call.shapes[0], call.source)
     return [new if axis is None else axis for axis, new in zip(axes, fresh, strict=True)]
 
 
-def _constants(flow: Follower, call: Call) -> list[Axes]:
-    """The axes of arrays among the arguments, of which all values stay in their places."""
-    found: list[Axes] = []
-    for leaf in tree.flatten((call.node.args, call.node.kwargs)):
-        shape = () if isinstance(leaf, KerasTensor) else tuple(getattr(leaf, "shape", ()))
-        if shape and np.ptp(ops.convert_to_numpy(leaf)) > 0:
-            axes: Axes = [flow.channels.new(size, call.source) for size in shape]
-            for axis in axes:
-                if axis is not None and size_of(axis) > 1:
-                    flow.channels.keep(axis, f"{call.source} computes with a constant for each")
-            found.append(axes)
-    return found
-
-
-def _spatial(flow: Follower, call: Call) -> list[Axes]:
-    first = getattr(call.layer, "data_format", None) == "channels_first"
-    axes = flow.fresh(call.shapes[0], call.source)
-    axes[1 if first else -1] = call.inputs[0][1 if first else -1]
-    return [axes]
-
-
-def _global(flow: Follower, call: Call) -> list[Axes]:
-    if call.layer.keepdims:
-        return _spatial(flow, call)
-    x = call.inputs[0]
-    return [[x[0], x[1 if call.layer.data_format == "channels_first" else -1]]]
-
-
-def _reduce(flow: Follower, call: Call) -> list[Axes] | None:
-    x, axis = call.inputs[0], call.layer.axis
-    if axis is None:
-        return None
-    gone = {a % len(x) for a in ([axis] if isinstance(axis, int) else axis)}
-    if call.layer.keepdims:
-        fresh = flow.fresh(call.shapes[0], call.source)
-        return [[new if i in gone else x[i] for i, new in enumerate(fresh)]]
-    return [[a for i, a in enumerate(x) if i not in gone]]
-
-
-def _flatten(flow: Follower, call: Call) -> list[Axes]:
+def flatten(flow: Follower, call: Call) -> list[Axes]:
     x = call.inputs[0]
     if call.layer.data_format == "channels_first":
         x = [x[0], *x[2:], x[1]]
     return [_regrouped(flow, call, x)]
 
 
-def _reshape(flow: Follower, call: Call) -> list[Axes]:
+def reshape(flow: Follower, call: Call) -> list[Axes]:
     return [_regrouped(flow, call, call.inputs[0])]
 
 
@@ -160,7 +78,7 @@ def _take(flow: Follower, call: Call, factors: list[Axis], size: int) -> list[Ax
     return taken
 
 
-def _permute(flow: Follower, call: Call) -> list[Axes]:
+def permute(flow: Follower, call: Call) -> list[Axes]:
     x, layer = call.inputs[0], call.layer
     kind, order = type(layer).__name__, list(range(len(call.inputs[0])))
     if kind == "Permute":
@@ -173,7 +91,7 @@ def _permute(flow: Follower, call: Call) -> list[Axes]:
     return [[x[i] for i in order]]
 
 
-def _expand(flow: Follower, call: Call) -> list[Axes] | None:
+def expand(flow: Follower, call: Call) -> list[Axes] | None:
     axis = call.layer.axis
     if not isinstance(axis, int):
         return None
@@ -181,7 +99,7 @@ def _expand(flow: Follower, call: Call) -> list[Axes] | None:
     return [[*x[:place], flow.channels.new(1, call.source), *x[place:]]]
 
 
-def _squeeze(flow: Follower, call: Call) -> list[Axes]:
+def squeeze(flow: Follower, call: Call) -> list[Axes]:
     x, axis = call.inputs[0], call.layer.axis
     wanted = [axis] if isinstance(axis, int) else axis
     gone = {a % len(x) for a in wanted} if wanted is not None else _ones(x)
@@ -192,21 +110,21 @@ def _ones(x: Axes) -> set[int]:
     return {i for i, axis in enumerate(x) if axis is not None and size_of(axis) == 1}
 
 
-def _align_right(flow: Follower, call: Call) -> list[Axes]:
+def align_right(flow: Follower, call: Call) -> list[Axes]:
     """A tensor that is repeated along new axes, or along ones of size 1."""
     shape, x = call.shapes[0], call.inputs[0]
     padded: Axes = [*[None] * (len(shape) - len(x)), *x]
     pairs = zip(padded, shape, strict=True)
     same = [a if a is not None and size_of(a) == size else None for a, size in pairs]
-    return [_filled(flow, call, same)]
+    return [filled(flow, call, same)]
 
 
-def _repeat_vector(flow: Follower, call: Call) -> list[Axes]:
+def repeat_vector(flow: Follower, call: Call) -> list[Axes]:
     x = call.inputs[0]
     return [[x[0], flow.channels.new(call.layer.n, call.source), x[1]]]
 
 
-def _concatenate(flow: Follower, call: Call) -> list[Axes]:
+def concatenate(flow: Follower, call: Call) -> list[Axes]:
     axis = call.layer.axis % len(call.shapes[0])
     parts = [axes[axis] for axes in call.inputs]
     out: Axes = []
@@ -221,7 +139,7 @@ def _concatenate(flow: Follower, call: Call) -> list[Axes]:
     return [out]
 
 
-def _split(flow: Follower, call: Call) -> list[Axes] | None:
+def split(flow: Follower, call: Call) -> list[Axes] | None:
     x, axis = call.inputs[0], call.layer.axis % len(call.inputs[0])
     sizes = [shape[axis] for shape in call.shapes]
     if x[axis] is None or None in sizes:
@@ -230,7 +148,7 @@ def _split(flow: Follower, call: Call) -> list[Axes] | None:
     return [[*x[:axis], part, *x[axis + 1 :]] for part in parts] if parts else None
 
 
-def _get_item(flow: Follower, call: Call) -> list[Axes] | None:
+def get_item(flow: Follower, call: Call) -> list[Axes] | None:
     if _is_zeroed(flow, call):
         return None
     given = [*call.node.args[1:], *call.node.kwargs.values()]
@@ -275,28 +193,14 @@ def _sliced(flow: Follower, call: Call, axis: Axis | None, part: slice) -> Axis 
     return found[1 if start else 0] if found else flow.channels.new(stop - start, call.source)
 
 
-def _matmul(flow: Follower, call: Call) -> list[Axes] | None:
-    if len(call.inputs) != 2 or min(len(axes) for axes in call.inputs) < 2:
-        return None
-    a, b = call.inputs
-    flow.same(a[-1], b[-2])
-    return [[*(a if len(a) >= len(b) else b)[:-2], a[-2], b[-1]]]
+def stack(flow: Follower, call: Call) -> list[Axes]:
+    first, place = call.inputs[0], call.layer.axis % len(call.shapes[0])
+    for axes in call.inputs[1:]:
+        for pair in zip(first, axes, strict=True):
+            flow.same(*pair)
+    return [[*first[:place], flow.channels.new(len(call.inputs), call.source), *first[place:]]]
 
 
-OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
-    **dict.fromkeys(_SPATIAL.split(), _spatial),
-    **dict.fromkeys(_GLOBAL.split(), _global),
-    **dict.fromkeys(_REDUCING.split(), _reduce),
-    **dict.fromkeys(("Permute", "Transpose", "Swapaxes"), _permute),
-    **dict.fromkeys(("BroadcastTo", "RepeatBatch"), _align_right),
-    "Flatten": _flatten,
-    "Reshape": _reshape,
-    "RepeatVector": _repeat_vector,
-    "ExpandDims": _expand,
-    "Squeeze": _squeeze,
-    "Concatenate": _concatenate,
-    "Split": _split,
-    "GetItem": _get_item,
-    "Matmul": _matmul,
-}
+def unstack(flow: Follower, call: Call) -> list[Axes]:
+    x, axis = call.inputs[0], call.layer.axis % len(call.inputs[0])
+    return [[a for i, a in enumerate(x) if i != axis] for _ in call.shapes]

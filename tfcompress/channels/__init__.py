@@ -1,0 +1,1 @@
+"""Which axes of the weights and tensors of a model count the same channels."""
