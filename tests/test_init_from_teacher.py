@@ -21,7 +21,7 @@ from init_models import (
 from keras import layers, ops
 
 import tfcompress as tfc
-from tfcompress.distillation.channels import Channels, Concat, Leaf, Product, indices, links, shares
+from tfcompress.channels.axes import Channels, Concat, Leaf, Product, indices, links, shares
 from tfcompress.distillation.initialization import init_from_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:these operations stay float")
