@@ -209,7 +209,7 @@ def test_a_full_disk(refuse, monkeypatch, function):
 
 
 def test_a_read_only_folder_is_found_before_the_work(refuse, monkeypatch):
-    monkeypatch.setattr("tfcompress.files._unfinished", fail_with(errno.EROFS))
+    monkeypatch.setattr("tfcompress.files.unfinished", fail_with(errno.EROFS))
     monkeypatch.setattr("tfcompress.files.load_model", lambda path: pytest.fail("worked in vain"))
     line = refuse(*CONVERT, "--precision", "float32")
     assert "cannot write 'out.tflite' (a new file): read-only file system." in line

@@ -9,7 +9,17 @@ import pytest
 from tfcompress import __version__, cli, options
 from tfcompress.cli import main
 
-COMMANDS = ["compress", "migrate", "convert", "inspect", "verify", "benchmark", "targets", "demo"]
+COMMANDS = [
+    "compress",
+    "distill",
+    "migrate",
+    "convert",
+    "inspect",
+    "verify",
+    "benchmark",
+    "targets",
+    "demo",
+]
 
 
 def test_options_name_what_the_library_knows():

@@ -155,7 +155,7 @@ def test_compress_passes_every_option_on(tmp_path, monkeypatch, capsys):
             "validation_split": 0.2,
             "precision": "int4",
         },
-        **{"io_dtype": "int8", "resume": True, "overwrite": False},
+        **{"io_dtype": "int8", "resume": True, "overwrite": False, "teacher": None},
     }
     capsys.readouterr()
     assert run(*command, "--overwrite", "-q") == 130

@@ -8,8 +8,8 @@ from fine_tuning_files import LOSS, RECIPE, make_data, make_model
 
 import tfcompress as tfc
 from tfcompress.fine_tuning.data import match
-from tfcompress.fine_tuning.job import _natural_precision
 from tfcompress.fine_tuning.settings import Settings, is_kind, saved_settings
+from tfcompress.fine_tuning.writing import natural_precision
 
 # Fixtures of all modules about fine_tune.
 made, run = fine_tuning_files.made, fine_tuning_files.run
@@ -64,7 +64,7 @@ def test_errors_before_training(run, changed, message, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": make_data()[0]}, "with the arrays x and y; received arrays without these names"),
+        ({"x": make_data()[0]}, "must hold the labels 'y' or '.*'; received 'x'. Save"),
         ({"x": make_data()[0], "z": make_data()[1]}, "the labels 'y' or '.*'; received 'x', 'z'"),
         ({"a": make_data()[0], "y": make_data()[1]}, "inputs 'x' or 'x_train' or 'image'"),
         ({"x": make_data()[0], "y": make_data()[1][:9]}, "same number .*'x' 70, 'y' 9"),
@@ -154,4 +154,4 @@ def test_every_epoch_has_all_samples_in_an_order_of_its_own():
 )
 def test_the_precision_that_a_recipe_trains_for(techniques, precision):
     small = tfc.compress(make_model(), tfc.Recipe([tfc.Rule("*", techniques)]))
-    assert _natural_precision(small) == precision
+    assert natural_precision(small) == precision

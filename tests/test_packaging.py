@@ -178,7 +178,7 @@ def test_wheel_holds_the_data_and_nothing_else(wheel):
         assert f"tflite_targets/{name}.json" in names
     assert "tfcompress/py.typed" in names
     recipes = {f"tfcompress/recipes/{path.name}" for path in ROOT.glob("tfcompress/recipes/*")}
-    assert len(recipes) == 6
+    assert len(recipes) == 7
     assert recipes <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {

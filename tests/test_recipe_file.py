@@ -5,6 +5,7 @@ import pytest
 from keras import layers
 
 from tfcompress import Cluster, GroupLasso, Prune, Quantize, Recipe, Regularize, Rule, schedules
+from tfcompress.distillation.settings import Distillation
 from tfcompress.recipe_file import parse, ready_recipes
 from tfcompress.recipe_writing import to_yaml
 
@@ -173,8 +174,8 @@ def test_mistakes_in_techniques_name_line_and_key(lines, message):
     [
         ("", "recipe.yaml is empty"),
         ("# nothing", "recipe.yaml is empty"),
-        ("rules", "line 1: a recipe must be a mapping of rules; received 'rules'"),
-        ("\nrule: []", "line 2: unknown key 'rule' in a recipe; expected rules. Did you mean"),
+        ("rules", "line 1: a recipe must be a mapping of rules, distill; received 'rules'"),
+        ("\nrule: []", "line 2: unknown key 'rule' in a recipe; expected .* Did you mean 'rules'"),
         ("{}", "line 1: a recipe must have the key 'rules'"),
         ("rules: []", "line 1: rules must hold at least one rule"),
         ("rules: {layers: a}", "line 1: rules must be a list"),
@@ -257,10 +258,13 @@ def test_what_yaml_cannot_tell(rule, message, tmp_path):
 
 
 def test_ready_recipes():
-    names = "cluster16-int8 int4 int8 sparse-cluster-int8 sparse50-int8 sparse80-int8".split()
+    names = "cluster16-int8 distill-int8 int4 int8 sparse-cluster-int8".split()
+    names += ["sparse50-int8", "sparse80-int8"]
     assert ready_recipes() == names
     for name in names:
-        (rule,) = Recipe.load(name, steps=1000).rules
+        recipe = Recipe.load(name, steps=1000)
+        assert recipe.distill == (Distillation() if name == "distill-int8" else None)
+        (rule,) = recipe.rules
         found = {type(t).__name__: t for t in rule.techniques}
         assert rule.layers == "*"
         assert found["Quantize"].bits == (4 if name == "int4" else 8)

@@ -185,7 +185,7 @@ def test_a_complete_file_may_be_on_a_read_only_disk(target, monkeypatch):
     def refuse(path):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("tfcompress.files._unfinished", refuse)
+    monkeypatch.setattr("tfcompress.files.unfinished", refuse)
     cache = TeacherCache(target)
     cache.begin("teacher", SPECS, whole_epochs=True)
     require_found(cache, *samples(8))

@@ -1,6 +1,6 @@
 """The command line: `tfcompress convert`, `inspect`, `verify`, `benchmark`, `targets`, `demo`.
 
-`tfcompress compress` and `migrate` live in `commands.py`.
+`tfcompress compress`, `distill` and `migrate` live in `commands.py`.
 
 TensorFlow is imported only by the commands that need it, so that the others answer at once.
 """
@@ -70,6 +70,7 @@ def _root(
     Examples:
       tfcompress demo
       tfcompress compress model.keras --recipe int8 --data train.npz --epochs 5 -o small.tflite
+      tfcompress distill teacher.keras student.keras --data train.npz --epochs 5 -o small.tflite
       tfcompress convert model.keras -o model.tflite --precision float16
       tfcompress verify model.keras model.tflite --data x_test.npy
       tfcompress COMMAND --help
@@ -81,6 +82,7 @@ def _root(
 
 
 app.command()(commands.compress)
+app.command()(commands.distill)
 app.command()(commands.migrate)
 
 

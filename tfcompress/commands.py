@@ -1,13 +1,34 @@
-"""The commands `tfcompress compress` and `tfcompress migrate`."""
+"""The commands that train or bring over: `tfcompress compress`, `distill` and `migrate`."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tfcompress.options import IoDtype, Json, Quiet, TrainedPrecision
+from tfcompress.options import (
+    BatchSize,
+    ConstantRate,
+    Data,
+    Epochs,
+    FromLogits,
+    IoDtype,
+    Json,
+    LearningRate,
+    Loss,
+    Optimizer,
+    Overwrite,
+    Quiet,
+    Resume,
+    Seed,
+    TrainedOutput,
+    TrainedPrecision,
+    ValidationData,
+    ValidationSplit,
+)
 from tfcompress.terminal import Progress, emit, say
 
 
@@ -17,78 +38,34 @@ def compress(
         str,
         typer.Option(
             help="A YAML file, or int8, int4, sparse50-int8, sparse80-int8, cluster16-int8, "
-            "sparse-cluster-int8.",
+            "sparse-cluster-int8, distill-int8.",
             show_default=False,
         ),
     ],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="A .npz file of the arrays x and y, or named as the model's inputs and outputs.",
-            show_default=False,
-        ),
-    ],
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training.", show_default=False)],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The .keras or .tflite file to write.",
-            readable=False,
-            show_default=False,
-        ),
-    ],
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples in each step.")] = 32,
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            help="A Keras loss such as sparse_categorical_crossentropy; by default the one that "
-            "the model was saved with.",
-            show_default=False,
-        ),
-    ] = None,
-    from_logits: Annotated[
-        bool, typer.Option("--from-logits", help="The model gives logits, for --loss.")
-    ] = False,
-    optimizer: Annotated[
-        str | None,
-        typer.Option(
-            help="A Keras optimizer such as adam; by default the one that was saved.",
-            show_default=False,
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="Instead of the optimizer's; it falls to 0 along a cosine, unless the saved "
-            "optimizer has a schedule of its own.",
-            show_default=False,
-        ),
-    ] = None,
-    constant_rate: Annotated[
-        bool, typer.Option("--constant-rate", help="Keep the learning rate as it is.")
-    ] = False,
-    validation_data: Annotated[
+    data: Data,
+    epochs: Epochs,
+    output: TrainedOutput,
+    teacher: Annotated[
         Path | None,
         typer.Option(
-            help="A .npz file to judge with: x_val and y_val, x_test and y_test, or x and y.",
+            help="A .keras or .h5 file, for a recipe with a section distill; by default the model "
+            "itself as it was before.",
             show_default=False,
         ),
     ] = None,
-    validation_split: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Or a fraction of the data, drawn at random.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
+    batch_size: BatchSize = 32,
+    loss: Loss = None,
+    from_logits: FromLogits = False,
+    optimizer: Optimizer = None,
+    learning_rate: LearningRate = None,
+    constant_rate: ConstantRate = False,
+    validation_data: ValidationData = None,
+    validation_split: ValidationSplit = 0.0,
+    seed: Seed = 0,
     precision: TrainedPrecision = None,
     io_dtype: IoDtype = "float32",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted training.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew although there is one.")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,42 +77,183 @@ def compress(
           -o small.tflite
       tfcompress compress model.keras --recipe recipe.yaml --data train.npz --epochs 5 \\
           -o small.keras --loss mse --optimizer adam --learning-rate 1e-4
-      tfcompress compress model.keras --recipe sparse50-int8 --data train.npz --epochs 5 \\
+      tfcompress compress model.keras --recipe distill-int8 --data train.npz --epochs 5 \\
           -o small.tflite --resume
 
     After each epoch the state is kept beside the output; an interrupted training goes on with
     --resume, and gives what it would have given. The file is written whole or not at all.
     """
-    options = {
-        "batch_size": batch_size,
-        "loss": loss,
-        "from_logits": from_logits,
-        "optimizer": optimizer,
-        "learning_rate": learning_rate,
-        "constant_rate": constant_rate,
-        "validation_data": validation_data,
-        "validation_split": validation_split,
-        "seed": seed,
-        "precision": precision,
-        "io_dtype": io_dtype,
-        "resume": resume,
-        "overwrite": overwrite,
-    }
     with Progress(quiet) as progress:
         progress("load TensorFlow", 0, None)
         from tfcompress.fine_tuning import fine_tune
+
+        with _kept_when_interrupted(output, epochs):
+            found = fine_tune(
+                model,
+                recipe,
+                data,
+                output,
+                epochs=epochs,
+                progress=progress,
+                teacher=teacher,
+                batch_size=batch_size,
+                loss=loss,
+                from_logits=from_logits,
+                optimizer=optimizer,
+                learning_rate=learning_rate,
+                constant_rate=constant_rate,
+                validation_data=validation_data,
+                validation_split=validation_split,
+                seed=seed,
+                precision=precision,
+                io_dtype=io_dtype,
+                resume=resume,
+                overwrite=overwrite,
+            )
+    emit(found, json)
+
+
+def distill(
+    teacher: Annotated[
+        Path,
+        typer.Argument(
+            help="A .keras or .h5 file to learn from; it stays as it is.", show_default=False
+        ),
+    ],
+    student: Annotated[
+        Path, typer.Argument(help="A .keras or .h5 file to train.", show_default=False)
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="A .npz file of the arrays x and y, or named as the student's inputs and "
+            "outputs; with --alpha 0 the inputs are enough.",
+            show_default=False,
+        ),
+    ],
+    epochs: Epochs,
+    output: TrainedOutput,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A YAML file, or a ready recipe such as int8 or sparse50-int8: its rules "
+            "compress the student, its section distill names the losses. Without it, the "
+            "teacher's soft labels are learned.",
+            show_default=False,
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the labels in the loss, 0.1 if the recipe does not say; 0 needs no "
+            "labels.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Softens the classes of both models, 4 if the recipe does not say.",
+            show_default=False,
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep the teacher's outputs in a file that later trainings read, too, or in "
+            "memory; from the second epoch on it then costs nothing.",
+            show_default=False,
+        ),
+    ] = None,
+    start_from_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--start-from-teacher", help="Start from the teacher's weights, as far as they fit."
+        ),
+    ] = False,
+    batch_size: BatchSize = 32,
+    loss: Loss = None,
+    from_logits: FromLogits = False,
+    optimizer: Optimizer = None,
+    learning_rate: LearningRate = None,
+    constant_rate: ConstantRate = False,
+    validation_data: ValidationData = None,
+    validation_split: ValidationSplit = 0.0,
+    seed: Seed = 0,
+    precision: TrainedPrecision = None,
+    io_dtype: IoDtype = "float32",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small student from a larger teacher, and compress it on the way.
+
+    \b
+    Examples:
+      tfcompress distill teacher.keras student.keras --data train.npz --epochs 20 \\
+          -o student.tflite
+      tfcompress distill teacher.keras student.keras --data train.npz --epochs 20 \\
+          -o student.tflite --recipe sparse50-int8 --temperature 2 --cache outputs.h5
+      tfcompress distill teacher.keras student.keras --data unlabelled.npz --epochs 20 \\
+          -o student.keras --alpha 0 --start-from-teacher
+
+    Loss, optimizer and metrics are those the student was saved with. A recipe with a section
+    distill makes pruning, quantization and distillation one file; models of quantities, not of
+    classes, need one with distill: {losses: [mse]}. Without labels, the student is judged by how
+    near it is to the teacher. After each epoch the state is kept beside the output; an interrupted
+    training goes on with --resume, and gives what it would have given.
+    """
+    with Progress(quiet) as progress:
+        progress("load TensorFlow", 0, None)
+        from tfcompress.fine_tuning import distill as run
+
+        with _kept_when_interrupted(output, epochs):
+            found = run(
+                teacher,
+                student,
+                data,
+                output,
+                epochs=epochs,
+                progress=progress,
+                recipe=recipe,
+                alpha=alpha,
+                temperature=temperature,
+                cache=cache,
+                start_from_teacher=start_from_teacher,
+                batch_size=batch_size,
+                loss=loss,
+                from_logits=from_logits,
+                optimizer=optimizer,
+                learning_rate=learning_rate,
+                constant_rate=constant_rate,
+                validation_data=validation_data,
+                validation_split=validation_split,
+                seed=seed,
+                precision=precision,
+                io_dtype=io_dtype,
+                resume=resume,
+                overwrite=overwrite,
+            )
+    emit(found, json)
+
+
+@contextlib.contextmanager
+def _kept_when_interrupted(output: Path, epochs: int) -> Iterator[None]:
+    """Says how to go on with a training that is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
         from tfcompress.fine_tuning.checkpoint import Checkpoint
 
-        try:
-            found = fine_tune(
-                model, recipe, data, output, epochs=epochs, progress=progress, **options
-            )
-        except KeyboardInterrupt:
-            done = Checkpoint(f"{output}.checkpoint").epoch()
-            if done:
-                say(f"{done} of {epochs} epochs are kept: go on with --resume added.")
-            raise
-    emit(found, json)
+        done = Checkpoint(f"{output}.checkpoint").epoch()
+        if done:
+            say(f"{done} of {epochs} epochs are kept: go on with --resume added.")
+        raise
 
 
 def migrate(

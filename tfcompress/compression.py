@@ -31,7 +31,8 @@ def compress(model: keras.Model, recipe: Recipe, *, inputs=None) -> keras.Model:
     Args:
         model: any Keras 3 model that `flatten` takes; it is left untouched. A tf_keras (Keras 2)
             model is compressed by TensorFlow Model Optimization, as far as that goes.
-        recipe: a `Recipe`, or a list of `Rule`s.
+        recipe: a `Recipe`, or a list of `Rule`s. Its `distill` is left to the training: fit
+            `recipe.distill.distiller(small, teacher)`.
         inputs: see `flatten`.
 
     Returns:

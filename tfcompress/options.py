@@ -141,3 +141,66 @@ Calibration = Annotated[
         show_default=False,
     ),
 ]
+# Of the commands that train.
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="A .npz file of the arrays x and y, or named as the model's inputs and outputs.",
+        show_default=False,
+    ),
+]
+Epochs = Annotated[int, typer.Option(min=1, help="Epochs of training.", show_default=False)]
+TrainedOutput = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="The .keras or .tflite file to write.",
+        readable=False,
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples in each step.")]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        help="A Keras loss such as sparse_categorical_crossentropy; by default the one that "
+        "the model was saved with.",
+        show_default=False,
+    ),
+]
+FromLogits = Annotated[
+    bool, typer.Option("--from-logits", help="The model gives logits, for --loss.")
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        help="A Keras optimizer such as adam; by default the one that was saved.",
+        show_default=False,
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Instead of the optimizer's; it falls to 0 along a cosine, unless the saved "
+        "optimizer has a schedule of its own.",
+        show_default=False,
+    ),
+]
+ConstantRate = Annotated[
+    bool, typer.Option("--constant-rate", help="Keep the learning rate as it is.")
+]
+ValidationData = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .npz file to judge with: x_val and y_val, x_test and y_test, or x and y.",
+        show_default=False,
+    ),
+]
+ValidationSplit = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Or a fraction of the data, drawn at random.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of all that is random.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew although there is one.")]

@@ -25,9 +25,9 @@ class Recipe:
 
     Args:
         rules: list of `Rule`; general ones first, exceptions after them.
-        distill: a `Distillation`, if the model is to learn from a teacher while it is compressed.
-            `compress` leaves it aside; training is up to `recipe.distill.distiller(small, teacher)`.
-            A recipe may then be without rules.
+        distill: a `Distillation`, if the model is to learn from a teacher while it is compressed;
+            a recipe may then be without rules. `compress` wraps the model as the rules say, and
+            leaves training to you: fit `recipe.distill.distiller(small, teacher)`.
 
     Raises:
         TypeError: if `rules` or `distill` is something else.
@@ -172,8 +172,7 @@ def _check_distillation(distill: Any) -> None:
 
     if not isinstance(distill, Distillation):
         raise TypeError(
-            "distill must be a Distillation, such as "
-            f"tfcompress.distillation.settings.Distillation(alpha=0.1); received {distill!r}."
+            f"distill must be a tfcompress.distillation.Distillation; received {distill!r}."
         )
 
 

@@ -8,7 +8,8 @@
       - layers: head
         techniques: []
 
-Keys are the arguments of the techniques and of the functions of `tfcompress.schedules`.
+Keys are the arguments of the techniques and of the functions of `tfcompress.schedules`. A section
+`distill` is described in `recipe_distill`.
 """
 
 import dataclasses
@@ -16,19 +17,23 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfcompress import schedules, yaml_nodes
+from tfcompress import recipe_distill, schedules, yaml_nodes
 from tfcompress.recipe import Recipe, Rule
 from tfcompress.schedules import Schedule
 from tfcompress.suggestions import expected_one_of
 from tfcompress.techniques import Cluster, GroupLasso, Prune, Quantize, Regularize, Technique
+from tfcompress.yaml_arguments import ArgumentReader, build, require, single
 from tfcompress.yaml_nodes import Node
+
+if TYPE_CHECKING:
+    from tfcompress.distillation.settings import Distillation
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "prune": Prune,
@@ -47,12 +52,9 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 BOUND = {"axes", "inputs", "outputs", "channels", "follows"}
 # Arguments that count optimizer steps, and may be shares of the whole training instead.
 _STEPS = {"begin", "end", "step", "frequency", "delay", "freeze"}
-_SECTIONS = ("rules",)
+_SECTIONS = ("rules", "distill")
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 _FOLDER = resources.files("tfcompress") / "recipes"
-
-Arguments = dict[str, tuple[Node, Node]]
 
 
 def ready_recipes() -> list[str]:
@@ -113,16 +115,34 @@ def parse(content: bytes, source: str, steps: int | None = None) -> Recipe:
         )
     root = yaml_nodes.parse(content, source)
     sections = root.items("a recipe", _SECTIONS)
-    if "rules" not in sections:
+    if not sections:
         raise root.error("a recipe must have the key 'rules'; received none. Add one.")
-    key, value = sections["rules"]
-    elements = value.elements("rules")
-    if not elements:
-        raise key.error("rules must hold at least one rule; received none. Add one.")
-    return Recipe([_Reader(steps).rule(element) for element in elements])
+    rules: list[Rule] = []
+    if "rules" in sections:
+        key, value = sections["rules"]
+        elements = value.elements("rules")
+        if not elements:
+            raise key.error("rules must hold at least one rule; received none. Add one.")
+        rules = [_Reader(steps).rule(element) for element in elements]
+    distill = sections.get("distill")
+    return Recipe(rules, distill and recipe_distill.read(*distill))
 
 
-class _Reader:
+def distillation_of(content: bytes, source: str) -> "Distillation | None":
+    """What YAML says about learning from a teacher, which no length of the training changes.
+
+    Args:
+        content, source: see `parse`.
+
+    Returns:
+        The `Distillation`, or None if there is no such section.
+    """
+    root = yaml_nodes.parse(content, source)
+    section = root.items("a recipe", _SECTIONS).get("distill")
+    return section and recipe_distill.read(*section)
+
+
+class _Reader(ArgumentReader):
     """Makes rules, techniques and schedules of nodes.
 
     Args:
@@ -134,7 +154,7 @@ class _Reader:
 
     def rule(self, node: Node) -> Rule:
         keys = node.items("a rule", ("layers", "techniques"))
-        _require(node, keys, ("layers", "techniques"), "a rule")
+        require(node, keys, ("layers", "techniques"), "a rule")
         layers = keys["layers"][1]
         if layers.is_mapping or layers.is_list or not layers.text:
             raise layers.error(
@@ -143,7 +163,7 @@ class _Reader:
             )
         elements = keys["techniques"][1].elements("techniques")
         techniques = [self.technique(element) for element in elements]
-        return _build(Rule, keys, {"layers": layers.text, "techniques": techniques}, "a rule")
+        return build(Rule, keys, {"layers": layers.text, "techniques": techniques}, "a rule")
 
     def technique(self, node: Node) -> Technique:
         known = ("regularize", *TECHNIQUES)
@@ -154,7 +174,7 @@ class _Reader:
                 )
             name, key, value = node.text, node, None
         else:
-            name, key, value = _single(node, "a technique", known)
+            name, key, value = single(node, "a technique", known)
         if name == "regularize":
             return self.regularize(key, value)
         cls = TECHNIQUES[name]
@@ -172,7 +192,7 @@ class _Reader:
             key, given = keys["group_lasso"]
             if not given.is_mapping:
                 strength = self.scalar(given, "group_lasso", float)
-                return _build(lambda: Regularize(GroupLasso(strength)), keys, {}, "regularize")
+                return build(lambda: Regularize(GroupLasso(strength)), keys, {}, "regularize")
             hints = {"strength": float, "pattern": str}
             parameters = {"strength": False, "pattern": False}
             return Regularize(self.make(GroupLasso, key, given, parameters, hints, "group_lasso"))
@@ -190,11 +210,11 @@ class _Reader:
         return Regularize(cls(**factors))
 
     def schedule(self, node: Node, what: str) -> Schedule:
-        name, key, value = _single(node, f"a schedule of {what}", SCHEDULES)
+        name, key, value = single(node, f"a schedule of {what}", SCHEDULES)
         function = SCHEDULES[name]
         if name == "points":
             pairs = self.points(value)
-            return _build(function, {"points": (key, value)}, {"points": pairs}, what)
+            return build(function, {"points": (key, value)}, {"points": pairs}, what)
         signature = inspect.signature(function).parameters
         parameters = {n: p.default is inspect.Parameter.empty for n, p in signature.items()}
         return self.make(function, key, value, parameters, typing.get_type_hints(function), name)
@@ -211,45 +231,24 @@ class _Reader:
             pairs.append((step, self.scalar(pair[1], "value", float)))
         return pairs
 
-    def make(self, function, key: Node, node: Node | None, parameters, hints, what: str):
-        """Calls a function with the entries of a mapping as its arguments.
-
-        Args:
-            function: what to call.
-            key, node: the key that names it and its value; no value gives no arguments.
-            parameters: name -> whether it must be given.
-            hints: name -> type.
-            what: the function in words.
-        """
-        keys: Arguments = {}
-        if node is not None and not node.is_null:
-            keys = node.items(what, parameters)
-        _require(key, keys, [name for name, needed in parameters.items() if needed], what)
-        arguments = {name: self.argument(v, name, hints[name]) for name, (_, v) in keys.items()}
-        return _build(function, {**keys, "": (key, key)}, arguments, what)
-
     def argument(self, node: Node, name: str, hint: Any) -> Any:
         if Schedule in typing.get_args(hint) and node.is_mapping:
             return self.schedule(node, name)
-        return self.scalar(node, name, hint)
+        return super().argument(node, name, hint)
 
     def scalar(self, node: Node, name: str, hint: Any) -> Any:
-        """A value of the type that a hint names."""
-        kinds = {typing.get_origin(kind) or kind for kind in typing.get_args(hint) or [hint]}
-        is_scalar = not (node.is_mapping or node.is_list)
-        if is_scalar and not kinds & {int, float, bool}:
-            return node.text
-        value = node.value
-        if name in _STEPS and isinstance(value, str) and (share := _PERCENT.fullmatch(value)):
-            return self.share(node, name, float(share[1]))
-        if float in kinds and type(value) is int:
-            return float(value)
-        if is_scalar and type(value) in kinds:
-            return value
-        expected = [words for kind, words in _WORDS.items() if kind in kinds]
-        expected += ["a share of the training such as 60%"] if name in _STEPS else []
-        expected += [f"a schedule ({', '.join(SCHEDULES)})"] if Schedule in kinds else []
-        raise node.error(f"{name} must be {' or '.join(expected)}; received {value!r}.")
+        if (
+            name in _STEPS
+            and isinstance(node.value, str)
+            and (at := _PERCENT.fullmatch(node.value))
+        ):
+            return self.share(node, name, float(at[1]))
+        return super().scalar(node, name, hint)
+
+    def expected(self, name: str, kinds: set[Any]) -> list[str]:
+        words = super().expected(name, kinds)
+        words += ["a share of the training such as 60%"] if name in _STEPS else []
+        return words + ([f"a schedule ({', '.join(SCHEDULES)})"] if Schedule in kinds else [])
 
     def share(self, node: Node, name: str, percent: float) -> int:
         if percent > 100:
@@ -261,32 +260,3 @@ class _Reader:
             )
         least = 1 if name == "frequency" else 0
         return max(least, round(self.steps * percent / 100))
-
-
-def _single(node: Node, what: str, expected) -> tuple[str, Node, Node]:
-    """The only entry of a mapping: its name, its key and its value."""
-    keys = node.items(what, expected)
-    if len(keys) != 1:
-        raise node.error(
-            f"{what} must have one of the keys {', '.join(expected)}; received "
-            f"{', '.join(keys) or 'none'}. Take one; a list may hold several of them."
-        )
-    name, (key, value) = next(iter(keys.items()))
-    return name, key, value
-
-
-def _require(node: Node, keys: Mapping[str, Any], names, what: str) -> None:
-    for name in names:
-        if name not in keys:
-            given = ", ".join(keys) or "nothing"
-            raise node.error(f"{what} must have the key {name!r}; received {given}. Add it.")
-
-
-def _build(function, keys: Arguments, arguments: dict[str, Any], what: str):
-    """Calls a function; its errors are given the line of the argument that they begin with."""
-    try:
-        return function(**arguments)
-    except (TypeError, ValueError) as error:
-        subject = str(error).split(" ", 1)[0]
-        key, _ = keys.get(subject) or keys.get("") or next(iter(keys.values()))
-        raise key.error(f"{what}: {error}") from error

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import yaml
 
-from tfcompress import recipe_file
+from tfcompress import recipe_distill, recipe_file
 from tfcompress.recipe import Recipe
 from tfcompress.schedules import Schedule
 from tfcompress.techniques import GroupLasso, Regularize, Technique
@@ -22,7 +22,8 @@ def to_yaml(recipe: Recipe) -> str:
         The text; what is as by default is left out.
 
     Raises:
-        ValueError: YAML cannot tell a predicate, a type, a function or a class of one's own.
+        ValueError: YAML cannot tell a predicate, a type, a function or a class of one's own, also
+            among the losses of a distillation.
 
     Example:
         >>> print(to_yaml(Recipe.load("int8")), end="")
@@ -42,7 +43,12 @@ def to_yaml(recipe: Recipe) -> str:
         rules.append(
             {"layers": rule.layers, "techniques": [_technique(t) for t in rule.techniques]}
         )
-    return yaml.safe_dump({"rules": rules}, sort_keys=False, allow_unicode=True)
+    told: dict[str, Any] = {}
+    if recipe.distill is not None:
+        told["distill"] = recipe_distill.written(recipe.distill)
+    if rules:
+        told["rules"] = rules
+    return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
 
 
 def _technique(technique: Technique) -> Any:

@@ -9,7 +9,8 @@ TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.ipynb"))
 
 
 def test_there_are_tutorials():
-    assert {"1_quantize.ipynb", "2_prune_and_cluster.ipynb"} <= {path.name for path in TUTORIALS}
+    expected = {"1_quantize.ipynb", "2_prune_and_cluster.ipynb", "3_distill.ipynb"}
+    assert expected <= {path.name for path in TUTORIALS}
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
@@ -46,3 +47,9 @@ def test_tutorial_runs(path, tmp_path, monkeypatch):
         last = printed.split("int8, 80% zeros, 16 values")[1].split()
         assert int(last[1]) < 7000  # zipped, of 46,600
         assert float(last[2].rstrip("%")) >= 96
+    if path.stem == "3_distill":
+        alone, taught = printed.split("\nmean")[1].split()[:2]
+        assert float(taught.rstrip("%")) > float(alone.rstrip("%"))
+        last = printed.split("student_int8.tflite ")[1].split()
+        assert int(last[0]) < 8000  # bytes, of the teacher's 229,104
+        assert float(last[1].rstrip("%")) >= 95

@@ -8,10 +8,12 @@ from tfcompress.distillation.losses import DistillationLoss, Regression, SoftLab
 from tfcompress.distillation.mutual import MutualDistiller
 from tfcompress.distillation.sample_losses import Contrastive, Relational
 from tfcompress.distillation.self_distiller import SelfDistiller
+from tfcompress.distillation.settings import Distillation
 
 __all__ = [
     "AttentionTransfer",
     "Contrastive",
+    "Distillation",
     "DistillationLoss",
     "Distiller",
     "Features",

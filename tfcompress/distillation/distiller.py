@@ -25,6 +25,9 @@ class Distiller(DistillingModel):
     (add `UpdateCompression` to `fit`), or pruned by `PruneCallback`. Teachers run in inference and
     are left untouched.
 
+    Beside the loss, `fit` and `evaluate` report `task_loss`, that of `compile`, and
+    `distillation_loss` with its parts, each with its own weight, before alpha is applied.
+
     Args:
         student: built `keras.Model` to train.
         teacher: built `keras.Model` with the same inputs and outputs of the same shapes, or a list

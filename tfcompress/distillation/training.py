@@ -100,6 +100,21 @@ class DistillingModel(keras.Model):
         for tracker, value in zip(self.trackers, values, strict=True):
             tracker.update_state(value * replicas(), sample_weight=count)
 
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if y is None:  # metrics of `compile` need labels
+            return self._own_metrics_result()
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def get_metrics_result(self):
+        compiled = self._compile_metrics
+        if compiled is None or compiled.built:
+            return super().get_metrics_result()
+        return self._own_metrics_result()
+
+    def _own_metrics_result(self) -> dict[str, Any]:
+        own = (metric for metric in self.metrics if metric is not self._compile_metrics)
+        return {metric.name: metric.result() for metric in own}
+
     @property
     def output_names(self) -> list[str]:
         """The names by which the losses of `compile` refer to the outputs."""

@@ -1,6 +1,6 @@
-"""Fine-tuning under a recipe, from files to a file: the work behind `tfcompress compress`."""
+"""Training from files to a file: the work of `tfcompress compress` and `tfcompress distill`."""
 
-from tfcompress.fine_tuning.job import fine_tune
+from tfcompress.fine_tuning.job import distill, fine_tune
 from tfcompress.fine_tuning.result import FineTuned
 
-__all__ = ["FineTuned", "fine_tune"]
+__all__ = ["FineTuned", "distill", "fine_tune"]

@@ -74,7 +74,7 @@ class Checkpoint:
         """Keeps the state of a model and its optimizer after an epoch, and no older one."""
         old = self._states()
         unfinished = self.folder / f"unfinished{_ENDING}"
-        model.save_weights(unfinished, overwrite=True)
+        _kept(model).save_weights(unfinished, overwrite=True)
         with open(unfinished, "rb") as stream:
             os.fsync(stream.fileno())
         unfinished.replace(self.folder / f"{epoch}{_ENDING}")
@@ -86,7 +86,7 @@ class Checkpoint:
         model.optimizer.build(model.trainable_variables)
         path = self.folder / f"{self.epoch()}{_ENDING}"
         try:
-            model.load_weights(path)
+            _kept(model).load_weights(path)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"the checkpoint '{path}' cannot be read: {files.reason_of(error)}. Begin anew "
@@ -143,6 +143,21 @@ class SaveCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.checkpoint.save(self.model, epoch + 1)
+
+
+class _Learned(keras.Model):
+    """What a model that distills has learned, without the teachers, which do not change."""
+
+    def __init__(self, distiller: Any):
+        super().__init__()
+        self.student, self.adapters = distiller.student, distiller.adapters
+        self.optimizer = distiller.optimizer
+        self.built = True
+
+
+def _kept(model: keras.Model) -> keras.Model:
+    """The model whose weights and optimizer are written."""
+    return _Learned(model) if getattr(model, "frozen_models", None) else model
 
 
 def _change(name: str, before: Any, now: Any) -> str:

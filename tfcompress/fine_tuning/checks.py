@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from tfcompress.files import reason_of
-from tfcompress.fine_tuning.data import Data, output_names
+from tfcompress.fine_tuning.data import Data
 from tfcompress.fine_tuning.settings import Settings, is_kind
+from tfcompress.model_inputs import output_names
 
 _CROSSENTROPIES = ("SparseCategoricalCrossentropy", "CategoricalCrossentropy", "BinaryCrossentropy")
 

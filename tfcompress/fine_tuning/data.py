@@ -11,6 +11,7 @@ from keras import tree
 
 from tfcompress import arrays
 from tfcompress.data import as_rows
+from tfcompress.model_inputs import output_names
 
 # Names of inputs and labels in a file: to train with, and to judge with.
 TRAINING = (("x", "y"), ("x_train", "y_train"))
@@ -23,7 +24,7 @@ class Data:
 
     Attributes:
         inputs: arrays in the order of the model's inputs, flattened.
-        labels: arrays in the order of its outputs, flattened.
+        labels: arrays in the order of its outputs, flattened; none if the samples have no labels.
         packed: the structures that the model takes and gives, and the dtypes of the inputs.
     """
 
@@ -34,22 +35,27 @@ class Data:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
-    def take(self, rows) -> tuple[Any, Any]:
+    def take(self, rows) -> tuple[Any, ...]:
         """Inputs and labels of some samples, as `Model.fit` takes them."""
         inputs, outputs, dtypes = self.packed
         x = [a[rows].astype(dtype) for a, dtype in zip(self.inputs, dtypes, strict=True)]
         y = [a[rows] for a in self.labels]
         # tf.data takes lists for tensors.
         inputs, outputs = tree.lists_to_tuples((inputs, outputs))
-        return tree.pack_sequence_as(inputs, x), tree.pack_sequence_as(outputs, y)
+        packed = tree.pack_sequence_as(inputs, x)
+        return (packed, tree.pack_sequence_as(outputs, y)) if y else (packed,)
 
-    def batches(self, size: int, rows=None) -> Iterator[tuple[Any, Any]]:
+    def without_labels(self) -> "Data":
+        """The same samples, to learn from a teacher alone."""
+        return dataclasses.replace(self, labels=[])
+
+    def batches(self, size: int, rows=None) -> Iterator[tuple[Any, ...]]:
         """All samples, or those of some rows, in their order."""
         rows = np.arange(len(self)) if rows is None else rows
         for start in range(0, len(rows), size):
             yield self.take(rows[start : start + size])
 
-    def shuffled(self, size: int, seed: int, epochs: range) -> Iterator[tuple[Any, Any]]:
+    def shuffled(self, size: int, seed: int, epochs: range) -> Iterator[tuple[Any, ...]]:
         """Batches of some epochs; the order of each follows from the seed and its number."""
         for epoch in epochs:
             order = np.random.default_rng([seed, epoch]).permutation(len(self))
@@ -73,7 +79,7 @@ class Data:
 
 
 def read(path) -> dict[str, np.ndarray]:
-    """Reads a .npz file of several arrays.
+    """Reads the arrays of a .npz file; a single one, which has no labels, may be a .npy.
 
     Args:
         path: the file.
@@ -82,6 +88,8 @@ def read(path) -> dict[str, np.ndarray]:
         ValueError: it is missing, damaged or something else.
     """
     found = arrays.load_arrays(path) if not os.path.isdir(path) else None
+    if isinstance(found, np.ndarray):
+        return {_name_of_one(path): found}
     if not isinstance(found, dict):
         raise ValueError(
             f"'{path}' must be a .npz file with the arrays x and y; received "
@@ -91,7 +99,28 @@ def read(path) -> dict[str, np.ndarray]:
     return found
 
 
-def match(found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING) -> Data:
+def _name_of_one(path) -> str:
+    with open(path, "rb") as stream:
+        if stream.read(2) != b"PK":
+            return "x"
+    with np.load(path, allow_pickle=False) as file:
+        return file.files[0]
+
+
+def has_labels(found: dict[str, np.ndarray], model: keras.Model, names=TRAINING) -> bool:
+    """Whether arrays, by name, hold labels of a model.
+
+    Args:
+        found, model, names: see `match`.
+    """
+    own = output_names(model)
+    usual = [name for _, name in names] if len(own) == 1 else []
+    return all(name in found for name in own) or any(name in found for name in usual)
+
+
+def match(
+    found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING, labelled: bool = True
+) -> Data:
     """Finds the inputs and labels of a model among arrays.
 
     Args:
@@ -100,6 +129,7 @@ def match(found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING
         path: where the arrays come from, for messages.
         names: pairs of names of inputs and labels, the best first; names of the model's own inputs
             and outputs are taken as well.
+        labelled: whether labels are wanted.
 
     Returns:
         The `Data`.
@@ -112,7 +142,7 @@ def match(found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING
     inputs = _pick(found, [t.name for t in wanted], [x for x, _ in names], "inputs", path)
     # Labels of the same pair as the inputs.
     pairs = [y for x, y in names if x in inputs] or [y for _, y in names]
-    labels = _pick(found, outputs, pairs, "labels", path)
+    labels = _pick(found, outputs, pairs, "labels", path) if labelled else []
     rows = [as_rows(want, found[name]) for want, name in zip(wanted, inputs, strict=True)]
     for name, array in zip(inputs, rows, strict=True):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -130,14 +160,6 @@ def match(found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING
     dtypes = [tensor.dtype for tensor in wanted]
     packed = model._inputs_struct, model._outputs_struct, dtypes
     return Data(rows, [found[name] for name in labels], packed)
-
-
-def output_names(model: keras.Model) -> list[str]:
-    """The names by which losses and labels refer to a model's outputs."""
-    struct = model._outputs_struct
-    if isinstance(struct, dict) and not any(tree.is_nested(x) for x in struct.values()):
-        return sorted(struct)  # as they are flattened
-    return list(model.output_names)
 
 
 def _pick(found, own: list[str], usual: list[str], what: str, path) -> list[str]:

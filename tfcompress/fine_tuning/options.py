@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tfcompress import __version__, files
+from tfcompress.distillation.settings import Distillation
 from tfcompress.tflite.convert import check_arguments
 
 PathLike = str | os.PathLike[str]
@@ -14,14 +16,18 @@ PathLike = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The arguments of `fine_tune`, which describes them.
+    """The arguments of `fine_tune` and `distill`, which describe them.
+
+    Args:
+        told: what `distill` was told about the distillation, which goes before its recipe; None
+            for `fine_tune`.
 
     Raises:
         ValueError, OSError: if one is out of its range, or the output cannot be written.
     """
 
     model: PathLike
-    recipe: PathLike
+    recipe: PathLike | None
     data: PathLike
     output: PathLike
     epochs: int
@@ -38,6 +44,8 @@ class Options:
     io_dtype: str = "float32"
     resume: bool = False
     overwrite: bool = False
+    teacher: PathLike | None = None
+    told: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -77,36 +85,81 @@ class Options:
         if self.precision is not None:
             check_arguments(self.precision, self.io_dtype)
         files.check_writable(self.output)
-        for source in (self.model, self.recipe, self.data, self.validation_data):
-            if source is None or not (Path(source).exists() and Path(self.output).exists()):
-                continue
-            if Path(self.output).samefile(source):
+        for source in self._sources():
+            if _is_same(self.output, source):
                 raise ValueError(
                     f"the output is one of the files that are read, '{source}'. Name another file."
                 )
+
+    def _sources(self) -> list[PathLike]:
+        """The files that are read."""
+        named = (self.model, self.recipe, self.data, self.validation_data, self.teacher)
+        return [path for path in named if path is not None]
+
+    def distillation(self, found: Distillation | None) -> Distillation | None:
+        """How the model learns from a teacher, if it does.
+
+        Args:
+            found: what the recipe says about it.
+
+        Raises:
+            ValueError: there is a teacher, but nothing says that it is to teach; or the cache would
+                overwrite another file.
+        """
+        if self.told is not None:
+            found = dataclasses.replace(found or Distillation(), **self.told)
+        if found is None and self.teacher is not None:
+            raise ValueError(
+                f"the recipe '{self.recipe}' must have a section distill for the teacher "
+                f"'{self.teacher}' to teach; received none. Add 'distill: {{alpha: 0.1, "
+                "temperature: 4}', pass --recipe distill-int8, or use the command tfcompress "
+                "distill."
+            )
+        if found is not None and found.cache not in (None, "memory"):
+            for other in (self.output, *self._sources()):
+                if _is_same(found.cache, other):
+                    raise ValueError(
+                        f"the cache is another one of the files, '{other}'. Name a file of its own."
+                    )
+            files.check_writable(found.cache)
+        return found
 
     @property
     def folder(self) -> str:
         """Where the checkpoint is kept."""
         return f"{os.fspath(self.output)}.checkpoint"
 
-    def fingerprint(self, recipe: bytes) -> dict[str, Any]:
+    def fingerprint(
+        self, recipe: bytes | None, distillation: Distillation | None
+    ) -> dict[str, Any]:
         """All that a training depends on, as JSON: what it must share with one to resume.
 
         Args:
             recipe: the content of its file.
+            distillation: how the model learns from a teacher.
         """
-        read = {name: getattr(self, name) for name in ("model", "data", "validation_data")}
+        read = {
+            name: getattr(self, name) for name in ("model", "data", "validation_data", "teacher")
+        }
         plain = (
             "epochs batch_size loss from_logits optimizer learning_rate constant_rate "
             "validation_split seed"
         ).split()
+        # Of the losses the recipe tells; where outputs are kept changes nothing.
+        taught = ("alpha", "temperature", "start_from_teacher")
         return {
             "tfcompress": __version__,
             **{name: None if path is None else _hash(path) for name, path in read.items()},
-            "recipe": hashlib.sha256(recipe).hexdigest(),
+            "recipe": recipe and hashlib.sha256(recipe).hexdigest(),
             **{name: getattr(self, name) for name in plain},
+            **{name: getattr(distillation, name, None) for name in taught},
         }
+
+
+def _is_same(a: PathLike, b: PathLike) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b) or (
+        os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
+    )
 
 
 def _hash(path: PathLike) -> str:

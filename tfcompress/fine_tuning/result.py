@@ -13,24 +13,49 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Taught:
+    """What a model learned from.
+
+    Attributes:
+        teacher: its file; None if the model learned from itself as it was before.
+        alpha, temperature: see `Distillation`.
+        started: fraction of the weights that began as the teacher's; None if it was not asked for.
+        scores: loss and metrics of the teacher, where there are labels and it gives what its
+            student gives; empty if the teacher is the model itself.
+        bytes, zipped: size of the teacher in the format of the output, in float32; None if it is
+            the model itself, or cannot be converted.
+    """
+
+    teacher: str | None
+    alpha: float
+    temperature: float
+    started: float | None
+    scores: dict[str, float]
+    bytes: int | None = None
+    zipped: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class FineTuned:
     """What came out of a fine-tuning.
 
     Attributes:
-        model, recipe, output: the files, or the name of a ready recipe.
+        model, recipe, output: the files, or the name of a ready recipe, or None.
         precision: of a .tflite file; None of a .keras file.
         epochs, steps: of the training; steps are batches.
         resumed: epochs that an interrupted training had done.
         judged_on: which samples `before` and `after` were measured on.
-        before, after: loss and metrics.
+        before, after: loss and metrics; without labels "distillation_loss", and "agreement": the
+            fraction of samples that the teacher puts into the same class.
         weights: one entry for each kernel.
         before_bytes, before_zipped: size of the original in the same format, in float32.
         bytes, zipped: size of the output, as it is and deflated.
         seconds: wall time.
+        taught: what it learned from; None without a teacher.
     """
 
     model: str
-    recipe: str
+    recipe: str | None
     output: str
     precision: str | None
     epochs: int
@@ -45,6 +70,7 @@ class FineTuned:
     bytes: int
     zipped: int
     seconds: float
+    taught: Taught | None = None
 
     @property
     def sparsity(self) -> float:
@@ -65,26 +91,43 @@ class FineTuned:
         from rich.console import Console
 
         console = console or Console()
+        theirs = self.taught if self.taught and self.taught.teacher else None
         rows: list[tuple[Any, ...]] = [
-            (name, f"{value:.4f}", f"{self.after.get(name, float('nan')):.4f}")
-            for name, value in self.before.items()
+            (_words(name), *(_shown(name, found.get(name)) for found in self._columns(theirs)))
+            for name in self.before
         ]
+        sizes = [("bytes", self.before_bytes, self.bytes)]
+        sizes += [("bytes, zipped", self.before_zipped, self.zipped)]
+        teachers = [theirs.bytes, theirs.zipped] if theirs else [None, None]
         rows += [
-            ("bytes", self.before_bytes, self.bytes),
-            ("bytes, zipped", self.before_zipped, self.zipped),
+            (name, *(["-" if size is None else size] if theirs else []), *both)
+            for (name, *both), size in zip(sizes, teachers, strict=True)
         ]
         kind = f", {self.precision}" if self.precision else ""
-        title = f"{self.output}{kind}"
-        print_table(console, title, "what,before >,after >", rows)
+        columns = "what,teacher >,before >,after >" if theirs else "what,before >,after >"
+        print_table(console, f"{self.output}{kind}", columns, rows)
         for line in self._lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _columns(self, theirs: Taught | None) -> list[dict[str, float]]:
+        return [*([theirs.scores] if theirs else []), self.before, self.after]
+
+    def _learned(self) -> list[str]:
+        """What was learned from whom, in words."""
+        taught = self.taught
+        if taught is None:
+            return []
+        whom = taught.teacher or "itself as it was before"
+        line = f"Taught by {whom}, alpha {taught.alpha:g}, temperature {taught.temperature:g}."
+        if taught.started is not None:
+            line += f" {taught.started:.1%} of its weights began as the teacher's."
+        return [line]
 
     def _lines(self) -> list[str]:
         pruned = [w for w in self.weights if "Prune" in w.techniques]
         clustered = [w for w in self.weights if "Cluster" in w.techniques]
-        lines = [
-            f"{self.model} under the recipe {self.recipe}, measured on {self.judged_on}.",
-        ]
+        under = f" under the recipe {self.recipe}" if self.recipe else ""
+        lines = [f"{self.model}{under}, measured on {self.judged_on}.", *self._learned()]
         if pruned:
             count = sum(w.count for w in pruned)
             zeros = sum(round(w.sparsity * w.count) for w in pruned)
@@ -101,3 +144,13 @@ class FineTuned:
 
     def __str__(self) -> str:
         return as_text(self.render)
+
+
+def _words(name: str) -> str:
+    return name.replace("agreement", "agreement with the teacher")
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if name.endswith("agreement") else f"{value:.4f}"

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from tfcompress.files import reason_of
-from tfcompress.suggestions import did_you_mean
+from tfcompress.suggestions import named_in_keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Settings:
         from_logits: whether that loss takes logits.
         optimizer: name of a Keras optimizer, instead of the saved one.
         learning_rate: instead of the optimizer's own.
+        needs_loss: whether there must be a loss: not to learn from a teacher alone.
 
     Raises:
         ValueError: a name is not known, or neither saved nor given.
@@ -32,14 +33,16 @@ class Settings:
     from_logits: bool = False
     optimizer: str | None = None
     learning_rate: float | None = None
+    needs_loss: bool = True
 
     def __post_init__(self):
-        missing = [name for name in ("loss", "optimizer") if getattr(self, name) is None]
+        needed = ("loss", "optimizer") if self.needs_loss else ("optimizer",)
+        missing = [name for name in needed if getattr(self, name) is None]
         if self.saved is None and missing:
+            loss = "--loss, such as sparse_categorical_crossentropy, and " * self.needs_loss
             raise ValueError(
                 "the model was saved without the settings of compile; received no "
-                f"{' and no '.join(missing)}. Pass --loss, such as "
-                "sparse_categorical_crossentropy, and --optimizer, such as adam."
+                f"{' and no '.join(missing)}. Pass {loss}--optimizer, such as adam."
             )
         if self.from_logits and self.loss is None:
             raise ValueError(
@@ -69,12 +72,22 @@ class Settings:
             found["metrics"] = ["accuracy"] if "crossentropy" in self.loss.lower() else None
             found["loss_weights"] = found["weighted_metrics"] = None
         if self.optimizer is not None:
-            found["optimizer"] = _get("optimizer", self.optimizer)
+            found["optimizer"] = named_in_keras("optimizer", self.optimizer)
         if self.learning_rate is not None:
             found["optimizer"] = _with_rate(found["optimizer"], self.learning_rate)
         if steps is not None:
             found["optimizer"] = _decaying(found["optimizer"], steps)
         return {**found, **_compilation(found)}
+
+    @property
+    def loss_is_known(self) -> bool:
+        """Whether the model can be judged by labels."""
+        return self.saved is not None or self.loss is not None
+
+    def without_labels(self, steps: int | None = None) -> dict[str, Any]:
+        """As `arguments`, for a training that has no labels."""
+        by_labels = ("loss", "metrics", "loss_weights", "weighted_metrics")
+        return {k: v for k, v in self.arguments(steps).items() if k not in by_labels}
 
     def without_optimizer(self) -> dict[str, Any]:
         """Arguments for a model that is only evaluated."""
@@ -112,7 +125,7 @@ def is_kind(loss: Any, kind: str) -> bool:
 
 
 def _loss(name: str, from_logits: bool) -> Any:
-    loss = _get("loss", name)
+    loss = named_in_keras("loss", name)
     if not from_logits:
         return name
     for cls in ("BinaryCrossentropy", "CategoricalCrossentropy", "SparseCategoricalCrossentropy"):
@@ -121,20 +134,6 @@ def _loss(name: str, from_logits: bool) -> Any:
     raise ValueError(
         f"from_logits is for crossentropies; received the loss {name!r}. Leave it out."
     )
-
-
-def _get(what: str, name: str) -> Any:
-    module = keras.losses if what == "loss" else keras.optimizers
-    try:
-        return module.get(name)
-    except (ValueError, TypeError):
-        # Functions of losses, classes of optimizers, which Keras finds by their small letters.
-        known = [n.lower() for n in dir(module) if n[0].islower() == (what == "loss")]
-        usual = "mse" if what == "loss" else "adam"
-        mend = did_you_mean(name.lower(), known, "Look it up in keras.io/api.")
-        raise ValueError(
-            f"unknown {what} {name!r}; expected the name of a Keras {what} such as {usual}. {mend}"
-        ) from None
 
 
 def _decaying(optimizer: Any, steps: int) -> Any:

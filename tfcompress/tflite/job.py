@@ -13,6 +13,7 @@ from tfcompress.baking import is_compressed, require_advanced
 from tfcompress.compression import open_layers
 from tfcompress.graph import flatten
 from tfcompress.legacy import is_legacy
+from tfcompress.model_inputs import require_model
 from tfcompress.tflite import (
     flatbuffer,
     lower,
@@ -86,6 +87,7 @@ class Job:
                 f"{type(model).__module__}.{type(model).__name__}."
             )
         if is_keras:
+            require_model(model)
             require_advanced(model)
         if self.precision not in STATIC:
             return self._by_converter(model)

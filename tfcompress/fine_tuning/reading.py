@@ -1,0 +1,115 @@
+"""What a training reads: the model, its teacher and the data, matched to one another."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress import files
+from tfcompress.distillation.settings import Distillation
+from tfcompress.fine_tuning import data as datasets
+from tfcompress.fine_tuning.data import Data
+from tfcompress.fine_tuning.options import Options, PathLike
+from tfcompress.fine_tuning.settings import Settings, saved_settings
+from tfcompress.fine_tuning.teaching import Teaching
+from tfcompress.graph import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Models and data.
+
+    Attributes:
+        original: the flat model as it was saved.
+        settings: how it is compiled.
+        teaching: the teacher and what it teaches; None without one.
+        training: what to learn.
+        judged: what to measure with, which may be the same.
+        judged_on: `judged` in words.
+    """
+
+    original: keras.Model
+    settings: Settings
+    teaching: Teaching | None
+    training: Data
+    judged: Data
+    judged_on: str
+
+    def batches(self, size: int) -> int:
+        """How many batches an epoch has."""
+        return math.ceil(len(self.training) / size)
+
+
+def read(options: Options, distillation: Distillation | None, progress: Callable) -> Read:
+    """Reads models and data; first what is quick to be found wrong.
+
+    Args:
+        options: with the files.
+        distillation: how the model learns from a teacher; None if it does not.
+        progress: called as `progress(stage, done, total)`.
+
+    Raises:
+        ValueError: a file is missing or damaged, or does not fit the others.
+    """
+    progress("read the data", 0, None)
+    arrays = datasets.read(options.data)
+    judging = options.validation_data and datasets.read(options.validation_data)
+    progress("load the model", 0, None)
+    loaded = _load(options.model)
+    original = flatten(loaded)
+    teaching = None
+    if distillation is not None:
+        teacher = loaded if options.teacher is None else _load(options.teacher)
+        teaching = Teaching(distillation, teacher)
+    settings = Settings(
+        saved_settings(options.model),
+        options.loss,
+        options.from_logits,
+        options.optimizer,
+        options.learning_rate,
+        needs_loss=distillation is None or distillation.alpha > 0,
+    )
+    matcher = _Matcher(original, settings, distillation)
+    training = judged = matcher(arrays, options.data, datasets.TRAINING)
+    kind = "training"
+    if judging:
+        judged = matcher(judging, options.validation_data, datasets.VALIDATION)
+        kind = "validation"
+    elif options.validation_split:
+        training, judged = training.split(options.validation_split, options.seed)
+        kind = "validation"
+    judged_on = f"the {kind} data ({len(judged):,} samples)"
+    return Read(original, settings, teaching, training, judged, judged_on)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Matcher:
+    """Finds the data of a model among arrays; without labels, if none are there or needed."""
+
+    model: keras.Model
+    settings: Settings
+    distillation: Distillation | None
+
+    def __call__(self, arrays: dict[str, np.ndarray], path: Any, names: Any) -> Data:
+        there = datasets.has_labels(arrays, self.model, names)
+        if self.distillation is not None and self.settings.needs_loss and not there:
+            raise ValueError(
+                f"'{path}' holds no labels, which alpha={self.distillation.alpha:g} gives a share "
+                f"in the loss; received {', '.join(map(repr, arrays))}. Add the array y, or learn "
+                "from the teacher alone: --alpha 0."
+            )
+        labelled = self.settings.needs_loss or (there and self.settings.loss_is_known)
+        return datasets.match(arrays, self.model, path, names, labelled)
+
+
+def _load(path: PathLike) -> keras.Model:
+    loaded = files.load_model(path)
+    if isinstance(loaded, files.SavedModel):
+        raise ValueError(
+            f"'{path}' is a SavedModel, which holds no Keras layers to train or to learn from; "
+            "expected a .keras or .h5 file. Save the model with model.save('model.keras')."
+        )
+    return loaded

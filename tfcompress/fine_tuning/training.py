@@ -1,0 +1,120 @@
+"""The training itself: an epoch follows from the seed and its number alone."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.callbacks import UpdateCompression, layers_of, models_of
+from tfcompress.fine_tuning.checkpoint import Checkpoint, SaveCheckpoint
+from tfcompress.fine_tuning.data import Data
+from tfcompress.fine_tuning.options import Options
+
+Progress = Callable[[str, int, int | None], Any]
+
+
+def train(
+    model: keras.Model,
+    training: Data,
+    held_out: Data | None,
+    options: Options,
+    checkpoint: Checkpoint,
+    done: int,
+    progress: Progress,
+    known: str,
+) -> None:
+    """Fits a compiled model from one epoch on, and keeps its state after each.
+
+    Args:
+        model: what `fit` is called on.
+        training: what it learns.
+        held_out: what it is judged on after each epoch; None if nothing.
+        options: epochs, batch size and seed.
+        checkpoint: where states are kept; the last one is read if epochs are done.
+        done: how many are.
+        progress: called as `progress(stage, done, total)`.
+        known: the loss before, in words.
+
+    Raises:
+        ValueError: the loss became infinite, or a cache belongs to other data.
+    """
+    if done:
+        checkpoint.restore(model)
+    if done == options.epochs:  # only the file was not written
+        return
+    batches = math.ceil(len(training) / options.batch_size)
+    scheduled = any(hasattr(layer, "advance") for layer in layers_of(model))
+    try:
+        model.fit(
+            training.shuffled(options.batch_size, options.seed, range(done, options.epochs)),
+            steps_per_epoch=batches,
+            epochs=options.epochs,
+            initial_epoch=done,
+            validation_data=held_out and held_out.take(slice(None)),
+            validation_batch_size=options.batch_size,
+            shuffle=False,  # done already
+            verbose=0,
+            callbacks=[
+                _SeedEpochs(options.seed),
+                *([UpdateCompression()] if scheduled else []),
+                _ShowProgress(progress, options.epochs, batches, known),
+                SaveCheckpoint(checkpoint),
+            ],
+        )
+    except ValueError as error:
+        # It would diverge again; and where nothing was trained, nothing is to be kept.
+        if isinstance(error, _Diverged) or not checkpoint.epoch():
+            checkpoint.remove()
+        raise
+
+
+class _Diverged(ValueError):
+    """The loss is no longer finite."""
+
+
+class _SeedEpochs(keras.callbacks.Callback):
+    """Makes the random numbers of each epoch follow from the seed and its number.
+
+    The state of random generators is not saved with the weights.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        random = np.random.default_rng([self.seed, epoch, 1])
+        for variable in (v for model in models_of(self.model) for v in model.variables):
+            if variable.name == "seed_generator_state":
+                state = random.integers(0, 2**31, variable.shape)
+                variable.assign(state.astype(variable.dtype))
+
+
+class _ShowProgress(keras.callbacks.Callback):
+    """Reports batches, with the loss and metrics after the epoch before."""
+
+    def __init__(self, progress: Progress, epochs: int, batches: int, known: str):
+        super().__init__()
+        self.progress, self.epochs, self.batches = progress, epochs, batches
+        self.known = known
+        self.stage = ""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.stage = f"epoch {epoch + 1} of {self.epochs}"
+        self.stage += f" (so far: {self.known})" if self.known else ""
+        self.progress(self.stage, 0, self.batches)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.progress(self.stage, batch + 1, self.batches)
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = logs or {}
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise _Diverged(
+                f"the loss became {logs['loss']} in epoch {epoch + 1}; expected a finite number. "
+                "Lower --learning-rate."
+            )
+        names = sorted(logs, key=lambda name: name.removeprefix("val_") != "loss")
+        self.known = ", ".join(f"{name} {logs[name]:.4f}" for name in names[:4])
