@@ -39,6 +39,8 @@ bench: $(READY)  ## measure the cost of training and conversion, how equal files
 	$(BIN)/python -m tfcompress.bench.equality
 	$(BIN)/python -m tfcompress.bench.mask_update
 	$(BIN)/python -m tfcompress.bench.joint_quality
+	$(BIN)/python -m tfcompress.bench.distillation_cost
+	$(BIN)/python -m tfcompress.bench.distillation_quality
 
 demo test test-full bench: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.

@@ -214,7 +214,7 @@ def _int(variable: Any) -> int:
 
 def models_of(model: Any) -> list[Any]:
     """The models that callbacks are meant for: of one that distills, its students."""
-    return getattr(model, "students", None) or [model]
+    return model.students if hasattr(model, "frozen_models") else [model]
 
 
 def layers_of(model: Any) -> list[Any]:

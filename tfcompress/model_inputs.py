@@ -12,10 +12,11 @@ from tfcompress.nodes import Node, tensors_in
 def require_model(model) -> None:
     """Raises a TypeError unless this is a Keras 3 model."""
     if isinstance(model, keras.Model):
-        if getattr(model, "students", None):
+        if hasattr(model, "students") and hasattr(model, "frozen_models"):
+            name = "student" if hasattr(model, "student") else "students[0]"
             raise TypeError(
                 f"model must be one to ship; received a {type(model).__name__}, which trains one. "
-                f"Pass what it trains: its {'student' if hasattr(model, 'student') else 'students'}."
+                f"Pass what it trains: its .{name}."
             )
         return
     kind = f"{type(model).__module__}.{type(model).__name__}"

@@ -15,6 +15,9 @@ from tfcompress.distillation.host import call_on_host
 from tfcompress.distillation.reader import Reader, Tensors, frozen
 from tfcompress.distillation.taps import operations
 from tfcompress.distillation.training import replicas
+from tfcompress.nodes import Graph
+
+_TENSORS = (keras.KerasTensor, keras.Variable)
 
 
 class CachedTeachers:
@@ -125,6 +128,8 @@ class CachedTeachers:
                 digest.update(value.tobytes())
             for layer in reader.model._flatten_layers():
                 digest.update(_settings(layer).encode())
+                if getattr(layer, "_outputs_struct", None) is not None:
+                    digest.update(_arguments(layer).encode())
         return digest.hexdigest()
 
 
@@ -147,6 +152,15 @@ class _EndEpochs(keras.callbacks.Callback):
 def _place(model: keras.Model, operation: Any) -> int | None:
     """Which of the operations of a model it is: names count what was made before."""
     return next((k for k, (_, o) in enumerate(operations(model)) if o is operation), None)
+
+
+def _arguments(model: keras.Model) -> str:
+    """What the operations of a Functional model are called with besides tensors."""
+    told = []
+    for node in Graph.of(model).nodes:
+        given = [x for x in tree.flatten((node.args, node.kwargs)) if not isinstance(x, _TENSORS)]
+        told.append([type(node.operation).__name__, [str(x) for x in given]])
+    return json.dumps(told)
 
 
 def _settings(layer: keras.Layer) -> str:

@@ -78,11 +78,13 @@ class Distiller(DistillingModel):
         self.terms = plan.terms
         self.adapters = [x for term in plan.terms for x in term.adapters if x is not None]
         self._teacher_readers = [
-            Reader(each, plan.teacher_sources(k)) for k, each in enumerate(teachers)
+            Reader(each, plan.teacher_sources(k), plan.input_names)
+            for k, each in enumerate(teachers)
         ]
         self._cached = None
         if cache is not None:
-            self.supports_jit = False  # on TensorFlow, XLA cannot call the host
+            # On TensorFlow, XLA cannot call the host.
+            self.supports_jit = keras.backend.backend() != "tensorflow"
             self._cached = CachedTeachers(self._teacher_readers, plan.teacher_specs, cache)
         parts = [term.loss.name for term in plan.terms]
         self.finish(

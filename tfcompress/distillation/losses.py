@@ -60,6 +60,17 @@ class DistillationLoss(keras.losses.Loss):
         self.weight, self.output, self.teacher = float(weight), output, teacher
         self.teacher_layer, self.student_layer = teacher_layer, student_layer
 
+    def __copy__(self):
+        # Keras would save and load it, which loses functions and some settings of its losses.
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if not self.per_position:  # a mask of positions cannot weigh what has none
+            y_true, y_pred = unpadded(y_true), unpadded(y_pred)
+        return super().__call__(y_true, y_pred, sample_weight)
+
     def check(self, teacher_shape: tuple, student_shape: tuple) -> None:
         """Raises a ValueError unless tensors of these shapes, batch first, can be compared."""
         require_same(teacher_shape, student_shape)
@@ -203,6 +214,15 @@ def unreduced(loss: Any, teacher: Any, student: Any) -> Any:
         if isinstance(loss, keras.losses.Loss)
         else loss(teacher, student)
     )
+
+
+def unpadded(tensor: Any) -> Any:
+    """A tensor with zeros at its padded positions, and no mask."""
+    mask = getattr(tensor, "_keras_mask", None)
+    if mask is None:
+        return tensor
+    axes = [1] * (len(tensor.shape) - len(mask.shape))
+    return tensor * ops.cast(ops.reshape(mask, (*ops.shape(mask), *axes)), tensor.dtype)
 
 
 def check_temperature(temperature: Any) -> None:

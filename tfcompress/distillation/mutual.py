@@ -66,10 +66,13 @@ class MutualDistiller(DistillingModel):
             )
             for student in students
         ]
+        if alpha:
+            self._require_one_kind()
         adapters = [layer for plan in self._plans for term in plan.terms for layer in term.adapters]
         self.adapters = [layer for layer in adapters if layer is not None]
         self._readers = [
-            Reader(student, self._sources(index)) for index, student in enumerate(students)
+            Reader(student, self._sources(index), self._plans[0].input_names)
+            for index, student in enumerate(students)
         ]
         names = [f"task_loss_{index + 1}" for index in range(count)]
         self.finish(self._readers[0], [*names, "distillation_loss"])
@@ -77,6 +80,21 @@ class MutualDistiller(DistillingModel):
     @property
     def students(self) -> list[keras.Model]:
         return self._students
+
+    def _require_one_kind(self) -> None:
+        """Raises where one loss for labels cannot be right for all students."""
+        for index in self._plans[0].outputs:
+            kinds = [
+                plan.kind(plan.student, index)[0] in ("softmax", "sigmoid") for plan in self._plans
+            ]
+            if len(set(kinds)) > 1:
+                soft = self.students[kinds.index(True)].name
+                plain = self.students[kinds.index(False)].name
+                raise ValueError(
+                    f"student '{soft}' gives probabilities, '{plain}' does not; expected outputs "
+                    "of one kind, since compile takes one loss for the labels of all. End both "
+                    "with the same activation, or learn without labels, alpha=0."
+                )
 
     def _sources(self, index: int) -> list[Any]:
         """What is read of a student, for itself and for those that learn from it."""

@@ -1,5 +1,6 @@
 """What the outputs of a model are: logits, probabilities of classes, or of yes and no."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -35,18 +36,25 @@ def activation_of(model: keras.Model, index: int) -> tuple[str | None, Any]:
     graph = Graph.of(functional)
     tensor = tree.flatten(graph.outputs)[index]
     node = graph.producer(tensor)
+    shape = tuple(tensor.shape)
     while node is not None and isinstance(node.operation, _PASSING) and node.inputs:
         tensor = node.inputs[0]
         node = graph.producer(tensor)
+    if tuple(tensor.shape)[-1] != shape[-1]:
+        return None, None
     if node is None or node.is_input:
         return None, None
     if isinstance(node.operation, keras.Model):
         position = [id(t) for t in node.outputs].index(id(tensor))
-        return activation_of(node.operation, position)
-    return _of_operation(node.operation)
+        kind, operation = activation_of(node.operation, position)
+    else:
+        kind, operation = of_operation(node.operation)
+    # What is given to an activation before a Reshape has another shape than the output.
+    return kind, operation if tuple(tensor.shape) == shape else None
 
 
-def _of_operation(operation: Any) -> tuple[str | None, Any]:
+def of_operation(operation: Any) -> tuple[str | None, Any]:
+    """The activation of a layer, and the layer if it does nothing else; see `activation_of`."""
     inner = getattr(operation, "layer", operation)  # of Compressed, TimeDistributed
     kind = type(inner).__name__.lower()
     if kind in ("softmax", "sigmoid"):
@@ -74,11 +82,11 @@ def looks_like_probabilities(values: np.ndarray) -> bool:
     return bool(np.abs(values.sum(-1) - 1).max() < _TOLERANCE)
 
 
-def try_out(model: keras.Model, inputs: Any) -> list[np.ndarray]:
+def try_out(model: Callable[[Any], Any], inputs: Any) -> list[np.ndarray]:
     """The outputs of a model for two samples of noise, to see what they look like.
 
     Args:
-        model: a built model.
+        model: gives the outputs for inputs.
         inputs: the structure of its symbolic inputs.
 
     Returns:
@@ -92,7 +100,7 @@ def try_out(model: keras.Model, inputs: Any) -> list[np.ndarray]:
             return ops.convert_to_tensor(random.normal(size=shape), dtype=tensor.dtype)
         return ops.zeros(shape, dtype=tensor.dtype)  # the one index that each table has
 
-    outputs = model(tree.map_structure(sample, inputs), training=False)
+    outputs = model(tree.map_structure(sample, inputs))
     return [ops.convert_to_numpy(x).astype("float32") for x in tree.flatten(outputs)]
 
 

@@ -17,6 +17,9 @@ from tfcompress.distillation.translation import as_losses
 from tfcompress.model_inputs import output_names
 from tfcompress.suggestions import expected_one_of
 
+# What a model that distills reports in any case.
+_TAKEN = ("loss", "task_loss", "distillation_loss")
+
 
 @dataclasses.dataclass(frozen=True)
 class Term:
@@ -66,9 +69,10 @@ class Plan:
     ):
         self.student, self.teachers, self.inputs = student, list(teachers), inputs
         self.temperature, self.shares = temperature, shares
+        self.input_names = [tensor.name for tensor in tree.flatten(inputs)]
         self._tried: dict[int, list[np.ndarray]] = {}
         self._outputs = {
-            id(model): tree.flatten(Reader(model, []).specs(inputs, whose)[0])
+            id(model): tree.flatten(Reader(model, [], self.input_names).specs(inputs, whose)[0])
             for model, whose in [(student, "student"), *((t, "teacher") for t in teachers)]
         }
         self._names = output_names(student)
@@ -136,7 +140,7 @@ class Plan:
 
     def _logits(self, loss: SoftLabels, models) -> tuple[SoftLabels, tuple[Source, Source]]:
         """Soft labels that are handed logits, and where these are found."""
-        kinds = [self._kind(*model) for model in models]
+        kinds = [self.kind(*model) for model in models]
         activation = loss.activation
         if activation is None:
             activation = "sigmoid" if kinds[1][0] == "sigmoid" else "softmax"
@@ -150,11 +154,14 @@ class Plan:
         filled.activation, filled.from_logits = activation, (True, True)
         return filled, (theirs, ours)
 
-    def _kind(self, model: keras.Model, index: int) -> tuple[str | None, Any]:
+    def kind(self, model: keras.Model, index: int) -> tuple[str | None, Any]:
+        """The activation behind an output, by structure or by values; see `activation_of`."""
         kind, operation = activation_of(model, index)
         if kind is None:
             if id(model) not in self._tried:
-                self._tried[id(model)] = try_out(model, self.inputs)
+                run = Reader(model, [], self.input_names)
+                outputs = try_out(lambda x: run(x, training=False)[0], self.inputs)
+                self._tried[id(model)] = outputs
             if looks_like_probabilities(self._tried[id(model)][index]):
                 return "softmax", None
         return kind, operation
@@ -183,6 +190,11 @@ class Plan:
         return Source(output=index, logits_of=activation if probabilities else None)
 
     @property
+    def outputs(self) -> range:
+        """Indices of the student's outputs."""
+        return range(len(self._outputs[id(self.student)]))
+
+    @property
     def student_sources(self) -> list[Source]:
         """What is read of the student."""
         return [term.ours for term in self.terms]
@@ -196,7 +208,8 @@ class Plan:
         _, self.student_specs = ours.specs(self.inputs, "student")
         self.teacher_specs = []
         for index, teacher in enumerate(self.teachers):
-            reader = Reader(teacher, [draft[2] for draft in drafts if draft[1] == index])
+            wanted = [draft[2] for draft in drafts if draft[1] == index]
+            reader = Reader(teacher, wanted, self.input_names)
             self.teacher_specs.append(reader.specs(self.inputs, "teacher")[1])
         names: dict[str, int] = {}
         return [self._term(draft, names) for draft in drafts]
@@ -215,6 +228,11 @@ class Plan:
         name = loss.name
         if output is not None and len(self._outputs[id(self.student)]) > 1:
             name = f"{self._names[output] if self._names else output}_{name}"
+        if name in _TAKEN:
+            raise ValueError(
+                f"the name of {type(loss).__name__} must be another one: {name!r} is reported for "
+                "the sum of losses. Leave it out, or give one of its own."
+            )
         names[name] = names.get(name, 0) + 1
         loss = copy.copy(loss)
         loss.name = name if names[name] == 1 else f"{name}_{names[name]}"

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -14,6 +14,10 @@ from tfcompress.distillation.taps import recorded
 from tfcompress.files import reason_of
 
 Tensors = dict["Source", Any]
+
+
+class CannotTap(ValueError):
+    """It is not clear which tensor of a layer is meant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +48,18 @@ class Reader:
     Args:
         model: a built model.
         sources: what is wanted.
+        names: of the inputs it is called with, if they come as a list.
     """
 
-    def __init__(self, model: keras.Model, sources: Iterable[Source]):
+    def __init__(self, model: keras.Model, sources: Iterable[Source], names: Sequence[str] = ()):
         self.model, self.sources = model, tuple(dict.fromkeys(sources))
+        self.names = list(names)
 
     def __call__(self, inputs, training: bool | None = None) -> tuple[Any, Tensors]:
         """(outputs of the model, source -> tensor)."""
         wanted = [source.operation for source in self.sources if source.operation is not None]
         with recorded(wanted) as record:
-            outputs = self.model(_as_called(self.model, inputs), training=training)
+            outputs = self.model(_as_called(self.model, inputs, self.names), training=training)
         return outputs, {source: self._pick(source, outputs, record) for source in self.sources}
 
     def _pick(self, source: Source, outputs, record) -> Any:
@@ -62,13 +68,13 @@ class Reader:
         else:
             calls = record[id(source.operation)]
             if len(calls) != 1:
-                raise ValueError(
+                raise CannotTap(
                     f"{source.name} of '{self.model.name}' runs {len(calls)} times in the model; "
                     "expected once, so that it is clear which tensor is meant. Name another layer."
                 )
             tensor = calls[0][0 if source.given else 1]
             if tree.is_nested(tensor):
-                raise ValueError(
+                raise CannotTap(
                     f"{source.name} of '{self.model.name}' gives {len(tree.flatten(tensor))} "
                     "tensors; expected one. Name another layer."
                 )
@@ -91,6 +97,8 @@ class Reader:
         """
         try:
             outputs, tensors = _Symbolic(self).compute_output_spec(inputs)
+        except CannotTap as error:
+            raise error.__context__ or error from None
         except Exception as error:  # Keras and TensorFlow raise many kinds.
             shapes = ", ".join(str(tuple(t.shape)) for t in tree.flatten(inputs))
             raise ValueError(
@@ -120,12 +128,15 @@ class _Symbolic(keras.Operation):
         return outputs, list(tensors.values())
 
 
-def _as_called(model: keras.Model, inputs: Any) -> Any:
+def _as_called(model: keras.Model, inputs: Any, names: list[str]) -> Any:
     """The inputs of one model in the structure that another takes them in."""
     struct = getattr(model, "_inputs_struct", None)
     if struct is None or isinstance(model, keras.Sequential):
         return inputs
     flat, wanted = tree.flatten(inputs), tree.flatten(struct)
+    listed = isinstance(struct, dict) and isinstance(inputs, list | tuple)
+    if listed and sorted(names) == sorted(t.name for t in wanted):
+        return {key: flat[names.index(t.name)] for key, t in struct.items()}
     fits = isinstance(inputs, dict) and {t.name for t in wanted} <= set(inputs)
     if fits or len(flat) != len(wanted) or type(inputs) is type(struct) is not dict:
         return inputs

@@ -8,7 +8,7 @@ from keras import layers, tree
 
 from tfcompress.distillation.distiller import register
 from tfcompress.distillation.losses import SoftLabels
-from tfcompress.distillation.outputs import activation_of, symbolic_inputs
+from tfcompress.distillation.outputs import activation_of, of_operation, symbolic_inputs
 from tfcompress.distillation.planning import Plan
 from tfcompress.distillation.reader import Reader, Source
 from tfcompress.distillation.taps import find_operation
@@ -78,10 +78,13 @@ class SelfDistiller(DistillingModel):
                 "layers alone. Add SoftLabels()."
             )
         self.adapters = [x for term in plan.terms for x in term.adapters if x is not None]
+        self._activation, _ = plan.kind(model, 0)
+        found = [find_operation(model, name, "student") for name in self.shallow]
+        specs = Reader(model, [Source(operation=x) for x in found]).specs(inputs, "student")[1]
         self._exits = [
-            Source(operation=find_operation(model, name, "student")) for name in self.shallow
+            self._exit(operation, specs[Source(operation=operation)], heads is None)
+            for operation in found
         ]
-        self._activation, _ = activation_of(model, 0)
         specs = Reader(model, self._exits).specs(inputs, "student")[1]
         self.heads = self._make_heads(heads, [specs[source] for source in self._exits])
         sources = [*plan.student_sources, *plan.teacher_sources(0), *self._exits]
@@ -93,6 +96,22 @@ class SelfDistiller(DistillingModel):
     @property
     def students(self) -> list[keras.Model]:
         return [self.student]
+
+    def _exit(self, operation: Any, spec: Any, own: bool) -> Source:
+        """Where a head begins; at the logits of a layer that is a head already."""
+        activation = self._activation
+        if own and tuple(spec.shape[1:]) == tuple(self._output.shape[1:]):
+            model = getattr(self.student, "_functional", None) or self.student
+            if operation in getattr(model, "operations", []):
+                upto = keras.Model(model._inputs_struct, operation.output)
+                kind, alone = activation_of(upto, 0)
+            else:
+                kind, alone = of_operation(operation)
+            if kind in ("softmax", "sigmoid") and kind == activation:
+                if alone is not None:
+                    return Source(operation=alone, given=True)
+                return Source(operation=operation, logits_of=kind)
+        return Source(operation=operation)
 
     def _make_heads(self, given, specs) -> list[keras.Layer]:
         if given is not None and len(given) != len(specs):
@@ -161,10 +180,12 @@ class SelfDistiller(DistillingModel):
                 f"layer '{layer}' lies inside of a nested or subclassed model, where no model can "
                 "end. Make the SelfDistiller of tfcompress.flatten(model)."
             )
-        outputs = self.heads[index](operation.output)
-        if self._activation in ("softmax", "sigmoid"):
-            outputs = layers.Activation(self._activation)(outputs)
-        return keras.Model(model.inputs, outputs, name=f"{self.student.name}_{layer}")
+        outputs = operation.output
+        if not self._exits[index].given and self._exits[index].logits_of is None:
+            outputs = self.heads[index](outputs)
+            if self._activation in ("softmax", "sigmoid"):
+                outputs = layers.Activation(self._activation)(outputs)
+        return keras.Model(model._inputs_struct, outputs, name=f"{self.student.name}_{layer}")
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -207,11 +207,6 @@ def check_model(model: Any, whose: str) -> None:
             "with `tfcompress migrate old.h5 new.keras`."
         )
     require_model(model)
-    if isinstance(model, DistillingModel):
-        raise TypeError(
-            f"the {whose} is a {type(model).__name__}; expected the model inside. Pass its "
-            ".student."
-        )
     if not model.built:
         raise not_built(model)
     if whose == "teacher" and is_compressed(model):
