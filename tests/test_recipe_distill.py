@@ -225,7 +225,7 @@ def test_wrong_arguments(arguments, error, message):
 def test_a_recipe_without_rules_needs_a_distillation_and_does_not_compress():
     with pytest.raises(ValueError, match="at least one Rule; received none"):
         Recipe()
-    with pytest.raises(TypeError, match=r"distill must be a tfcompress\.distillation\.Distillation.*received \{'alpha'"):
+    with pytest.raises(TypeError, match=r"distill must be .*\.Distillation; received \{'alpha'"):
         Recipe(distill={"alpha": 0.1})
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     with pytest.raises(ValueError, match=r"has no rules, so that nothing.*distill\.distiller\("):

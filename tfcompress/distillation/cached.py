@@ -12,11 +12,13 @@ from keras import ops, tree
 
 from tfcompress.distillation.cache import TeacherCache
 from tfcompress.distillation.host import call_on_host
+from tfcompress.distillation.masks import keep_mask, mask_of
 from tfcompress.distillation.reader import Reader, Tensors, frozen
 from tfcompress.distillation.taps import operations
 from tfcompress.distillation.training import replicas
 from tfcompress.nodes import Graph
 
+_CHANGING = ("name", "registered_name", "build_config", "shared_object_id", "seed")
 _TENSORS = (keras.KerasTensor, keras.Variable)
 
 
@@ -25,14 +27,15 @@ class CachedTeachers:
 
     Args:
         readers: of the teachers.
-        specs: for each teacher, source -> symbolic tensor.
+        inputs: structure of the student's symbolic inputs.
         where: path of the file, or "memory".
     """
 
-    def __init__(self, readers: Sequence[Reader], specs: Sequence[Tensors], where: Any):
+    def __init__(self, readers: Sequence[Reader], inputs: Any, where: Any):
         self.readers = list(readers)
         self.where = where
         self._keys = [(k, s) for k, reader in enumerate(readers) for s in reader.sources]
+        specs = [reader.specs(inputs, "teacher")[1] for reader in readers]
         self._shapes = [tuple(specs[k][s].shape) for k, s in self._keys]
         for (k, source), shape in zip(self._keys, self._shapes, strict=True):
             if None in shape[1:]:
@@ -41,6 +44,11 @@ class CachedTeachers:
                     f"teacher '{readers[k].model.name}' gives {shape}. Leave cache out, or give "
                     "the model inputs of a fixed shape."
                 )
+        # Where positions are padded: masks, too, must come out of the cache.
+        self._masked = [n for n, (k, s) in enumerate(self._keys) if s in readers[k].masks]
+        for n in self._masked:
+            k, source = self._keys[n]
+            self._shapes.append(self._shapes[n][: readers[k].masks[source]])
         self._cache = TeacherCache(None if where == "memory" else where)
         self._open = False
 
@@ -55,13 +63,17 @@ class CachedTeachers:
         def compute():
             read = self._run(x)
             tensors = [read[k][source] for k, source in self._keys]
+            tensors += [ops.cast(mask_of(tensors[n]), "float32") for n in self._masked]
             # What is stored must be waited for, or it might be left out.
             (count,) = call_on_host(self._store, [*inputs, *tensors], [()], ["int32"])
             return [tensor + 0 * ops.cast(count, tensor.dtype) for tensor in tensors]
 
         found = ops.cond(hit, lambda: list(rows), compute)
         results: list[Tensors] = [{} for _ in self.readers]
-        for (k, source), tensor in zip(self._keys, found, strict=True):
+        count = len(self._keys)
+        for n, mask in zip(self._masked, found[count:], strict=True):
+            keep_mask(found[n], ops.cast(mask, "bool"))
+        for (k, source), tensor in zip(self._keys, found[:count], strict=True):
             results[k][source] = tensor
         return results
 
@@ -76,7 +88,7 @@ class CachedTeachers:
         return [np.bool_(hit), *rows]
 
     def _store(self, *arrays):
-        count = len(arrays) - len(self._keys)
+        count = len(arrays) - len(self._shapes)
         if self._open:
             self._cache.store(list(arrays[:count]), list(arrays[count:]))
         return [np.int32(0)]
@@ -94,10 +106,9 @@ class CachedTeachers:
         given = inspect.signature(fit).bind(*args, **kwargs)
         callbacks = given.arguments.get("callbacks") or []
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(_EndEpochs(self._cache))
-        else:
-            own = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
-            given.arguments["callbacks"] = [*own, _EndEpochs(self._cache)]
+            callbacks = callbacks.callbacks
+        own = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+        given.arguments["callbacks"] = [*own, _EndEpochs(self._cache)]
         specs = [(shape[1:], "float32") for shape in self._shapes]
         whole = given.arguments.get("steps_per_epoch") is None
         self._cache.begin(
@@ -166,11 +177,19 @@ def _arguments(model: keras.Model) -> str:
 def _settings(layer: keras.Layer) -> str:
     """The class of a layer, and what it was made with."""
     name = type(layer).__name__
-    if layer._layers:
-        return name
+    if getattr(layer, "_outputs_struct", None) is not None or isinstance(layer, keras.Sequential):
+        return name  # of models the layers and their calls are told one by one
     try:
         config = layer.get_config()
     except NotImplementedError:
         return name
-    told = {key: value for key, value in config.items() if key != "name"}
-    return name + json.dumps(told, default=lambda x: type(x).__name__, sort_keys=True)
+    plain = json.dumps(_lasting(config), default=lambda x: type(x).__name__, sort_keys=True)
+    return name + plain
+
+
+def _lasting(config: Any) -> Any:
+    """A config without what changes from one making of a model to the next, and tells nothing."""
+    if isinstance(config, dict):
+        kept = {str(k): v for k, v in config.items() if k not in _CHANGING}
+        return {k: _lasting(v) for k, v in kept.items() if not k.endswith("_initializer")}
+    return [_lasting(x) for x in config] if isinstance(config, list | tuple) else config

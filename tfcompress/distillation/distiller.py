@@ -7,10 +7,12 @@ from typing import Any
 import keras
 
 from tfcompress.distillation.cached import CachedTeachers
+from tfcompress.distillation.losses import is_number
 from tfcompress.distillation.outputs import symbolic_inputs
 from tfcompress.distillation.planning import Plan
 from tfcompress.distillation.reader import Reader, Tensors
 from tfcompress.distillation.training import DistillingModel, check_model, evaluate_term
+from tfcompress.distillation.translation import as_losses
 
 register = keras.saving.register_keras_serializable("tfcompress")
 
@@ -72,7 +74,7 @@ class Distiller(DistillingModel):
         _require_apart(student, teachers)
         self.student, self.teachers = student, teachers
         self._shares = _shares(teacher_weights, len(teachers))
-        self._given = losses
+        self._given = losses and as_losses(losses)
         inputs = symbolic_inputs(student)
         plan = Plan(student, teachers, losses, temperature, inputs, self._shares)
         self.terms = plan.terms
@@ -85,7 +87,7 @@ class Distiller(DistillingModel):
         if cache is not None:
             # On TensorFlow, XLA cannot call the host.
             self.supports_jit = keras.backend.backend() != "tensorflow"
-            self._cached = CachedTeachers(self._teacher_readers, plan.teacher_specs, cache)
+            self._cached = CachedTeachers(self._teacher_readers, inputs, cache)
         parts = [term.loss.name for term in plan.terms]
         self.finish(
             Reader(student, plan.student_sources),
@@ -104,8 +106,9 @@ class Distiller(DistillingModel):
         outputs, ours = self.student_tensors(x, y_pred, training)
         task = self.task_loss(y, outputs, sample_weight)
         theirs = self.teacher_tensors(x, training)
+        weights = self.listed_weights(sample_weight)
         values = [
-            evaluate_term(term, theirs[term.teacher][term.theirs], ours[term.ours], sample_weight)
+            evaluate_term(term, theirs[term.teacher][term.theirs], ours[term.ours], weights)
             for term in self.terms
         ]
         distillation = sum(values)
@@ -118,15 +121,10 @@ class Distiller(DistillingModel):
             return self._cached(x)
         return [reader(x, training=False)[1] for reader in self._teacher_readers]
 
-    def fit(self, *args, **kwargs):
-        """Trains the student; see `keras.Model.fit`.
-
-        Raises:
-            ValueError: also if the cache belongs to other teachers or other data.
-        """
+    def run_fit(self, fit, args, kwargs):
         if self._cached is None:
-            return super().fit(*args, **kwargs)
-        return self._cached.fit(super().fit, args, kwargs)
+            return super().run_fit(fit, args, kwargs)
+        return self._cached.fit(fit, args, kwargs)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -155,7 +153,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     weights = [1.0] * count if weights is None else list(weights)
     if not count:
         raise ValueError("teacher must be a model or a list of one or more; received none.")
-    if len(weights) != count or min(weights) <= 0:
+    if len(weights) != count or not all(is_number(w) and w > 0 for w in weights):
         raise ValueError(
             f"teacher_weights must be {count} numbers greater than 0, one for each teacher; "
             f"received {weights}."
@@ -164,7 +162,11 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def _require_apart(student: keras.Model, teachers: list[keras.Model]) -> None:
-    trained = {id(v) for v in student.trainable_variables}
+    # BatchNormalization changes in training although its statistics do not count as trainable.
+    changing = [layer for layer in student._flatten_layers() if layer.trainable]
+    trained = {
+        id(v) for x in changing for v in (*x._trainable_variables, *x._non_trainable_variables)
+    }
     for teacher in teachers:
         shared = [v for v in teacher.variables if id(v) in trained]
         if shared:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.distillation.losses import DistillationLoss, register, unreduced
+from tfcompress.distillation.losses import DistillationLoss, per_sample, register, unreduced
 from tfcompress.suggestions import named_in_keras
 
 
@@ -66,7 +66,7 @@ class Features(DistillationLoss):
 
     def call(self, y_true, y_pred):
         teacher, student = same_size(y_true, y_pred)
-        return _per_sample(unreduced(self.loss, teacher, student))
+        return per_sample(unreduced(self.loss, teacher, student))
 
     def get_config(self):
         loss = keras.saving.serialize_keras_object(self.loss)
@@ -172,20 +172,13 @@ def _require_rank(teacher_shape, student_shape) -> None:
         )
 
 
-def _per_sample(values):
-    return (
-        ops.mean(values, axis=tuple(range(1, len(values.shape))))
-        if len(values.shape) > 1
-        else values
-    )
-
-
 def flat(x):
     """All of a sample in one axis."""
     return ops.reshape(x, (ops.shape(x)[0], -1))
 
 
 def normalized(x):
-    """Vectors along the last axis, of length 1."""
-    # The gradient of a norm is not defined at 0.
-    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+    """Vectors along the last axis, of length 1; one of zeros stays so, and has no gradient."""
+    squares = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    apart = squares > 1e-12
+    return ops.where(apart, x * ops.rsqrt(ops.where(apart, squares, 1.0)), 0.0)

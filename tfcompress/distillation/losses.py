@@ -4,11 +4,15 @@ Each is called as `loss(teacher, student, sample_weight)`, and has one value for
 each position, where the outputs have several), so that weights of samples and masks apply.
 """
 
+import math
+import numbers
+import re
 from typing import Any
 
 import keras
 from keras import ops
 
+from tfcompress.distillation.masks import mask_of, unpadded
 from tfcompress.distillation.outputs import to_logits
 from tfcompress.suggestions import named_in_keras
 
@@ -42,9 +46,12 @@ class DistillationLoss(keras.losses.Loss):
         name: str | None = None,
         dtype: Any = None,
     ):
-        name = name or _snake(type(self).__name__)
-        super().__init__(name=name, reduction="sum_over_batch_size", dtype=dtype)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+        # Of a lambda or the like: names of losses become names of scopes in graphs.
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name or _snake(type(self).__name__)).strip("_")
+        super().__init__(
+            name=name or "loss_of_outputs", reduction="sum_over_batch_size", dtype=dtype
+        )
+        if not is_number(weight) or weight < 0:
             raise ValueError(f"weight must be a number of 0 or more; received {weight!r}.")
         if (teacher_layer is None) != (student_layer is None):
             raise ValueError(
@@ -68,7 +75,8 @@ class DistillationLoss(keras.losses.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if not self.per_position:  # a mask of positions cannot weigh what has none
-            y_true, y_pred = unpadded(y_true), unpadded(y_pred)
+            masks = [m for m in (mask_of(y_true), mask_of(y_pred)) if m is not None]
+            y_true, y_pred = unpadded(y_true, masks), unpadded(y_pred, masks)
         return super().__call__(y_true, y_pred, sample_weight)
 
     def check(self, teacher_shape: tuple, student_shape: tuple) -> None:
@@ -153,7 +161,10 @@ class SoftLabels(DistillationLoss):
         )
         if self.activation != "sigmoid":
             expected = ops.log_softmax(teacher, axis=-1)
-            gaps = ops.exp(expected) * (expected - ops.log_softmax(student, axis=-1))
+            likely = ops.exp(expected)
+            gaps = likely * (expected - ops.log_softmax(student, axis=-1))
+            # A class that the teacher masks, by a logit of -inf, costs nothing.
+            gaps = ops.where(likely > 0, gaps, ops.zeros_like(gaps))
             return temperature**2 * ops.sum(gaps, axis=-1)
         yes, no = ops.sigmoid(teacher), ops.sigmoid(-teacher)
         gaps = yes * (ops.log_sigmoid(teacher) - ops.log_sigmoid(student))
@@ -196,8 +207,21 @@ class Regression(DistillationLoss):
             kwargs["name"] = _snake(getattr(self.loss, "__name__", type(self.loss).__name__))
         super().__init__(**kwargs)
 
+    def check(self, teacher_shape, student_shape):
+        super().check(teacher_shape, student_shape)
+        tensors = (keras.KerasTensor(shape) for shape in (teacher_shape, student_shape))
+        if not _Unreduced(self.loss).compute_output_spec(*tensors).shape:
+            raise ValueError(
+                f"the loss {self.name!r} gives one number for a whole batch; expected a value for "
+                "each sample, so that weights of samples apply. Take the mean over all axes but "
+                "the first."
+            )
+
     def call(self, y_true, y_pred):
-        return unreduced(self.loss, y_true, y_pred)
+        values = unreduced(self.loss, y_true, y_pred)
+        # As many axes as the weights of samples have for outputs of this shape.
+        missing = len(y_pred.shape) - 1 - len(values.shape)
+        return ops.reshape(values, (*ops.shape(values), *[1] * missing)) if missing > 0 else values
 
     def get_config(self):
         return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
@@ -205,6 +229,17 @@ class Regression(DistillationLoss):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+
+
+class _Unreduced(keras.Operation):
+    """The values of a loss, to be described without being computed."""
+
+    def __init__(self, loss: Any):
+        super().__init__()
+        self.loss = loss
+
+    def call(self, teacher, student):
+        return unreduced(self.loss, teacher, student)
 
 
 def unreduced(loss: Any, teacher: Any, student: Any) -> Any:
@@ -216,19 +251,21 @@ def unreduced(loss: Any, teacher: Any, student: Any) -> Any:
     )
 
 
-def unpadded(tensor: Any) -> Any:
-    """A tensor with zeros at its padded positions, and no mask."""
-    mask = getattr(tensor, "_keras_mask", None)
-    if mask is None:
-        return tensor
-    axes = [1] * (len(tensor.shape) - len(mask.shape))
-    return tensor * ops.cast(ops.reshape(mask, (*ops.shape(mask), *axes)), tensor.dtype)
+def per_sample(values: Any) -> Any:
+    """Means over all axes but the first."""
+    axes = tuple(range(1, len(values.shape)))
+    return ops.mean(values, axis=axes) if axes else values
+
+
+def is_number(value: Any) -> bool:
+    """Whether something is a finite number."""
+    plain = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return plain and math.isfinite(value)
 
 
 def check_temperature(temperature: Any) -> None:
     """Raises unless a temperature is a number greater than 0."""
-    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-    if not number or not 0 < temperature < float("inf"):
+    if not is_number(temperature) or temperature <= 0:
         raise ValueError(
             f"temperature must be a number greater than 0; received {temperature!r}. "
             "2 to 8 is usual; 1 leaves the probabilities as they are."

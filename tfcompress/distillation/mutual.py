@@ -10,6 +10,7 @@ from tfcompress.distillation.outputs import symbolic_inputs
 from tfcompress.distillation.planning import Plan
 from tfcompress.distillation.reader import Reader
 from tfcompress.distillation.training import DistillingModel, evaluate_term
+from tfcompress.distillation.translation import as_losses
 
 
 @register
@@ -52,7 +53,7 @@ class MutualDistiller(DistillingModel):
             )
         super().__init__(students, alpha, temperature, **kwargs)
         _require_different(students)
-        self._students, self._given = list(students), losses
+        self._students, self._given = list(students), losses and as_losses(losses)
         inputs = symbolic_inputs(students[0])
         count = len(students)
         self._plans = [
@@ -108,6 +109,7 @@ class MutualDistiller(DistillingModel):
         read = [self.student_tensors(x, y_pred, training)]
         read += [reader(x, training=training) for reader in self._readers[1:]]
         tasks = [self.task_loss(y, outputs, sample_weight) for outputs, _ in read]
+        weights = self.listed_weights(sample_weight)
         values = []
         for index, plan in enumerate(self._plans):
             others = [tensors for other, (_, tensors) in enumerate(read) if other != index]
@@ -116,7 +118,7 @@ class MutualDistiller(DistillingModel):
                     term,
                     others[term.teacher][term.theirs],
                     read[index][1][term.ours],
-                    sample_weight,
+                    weights,
                 )
                 for term in plan.terms
             ]

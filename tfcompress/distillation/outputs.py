@@ -83,7 +83,7 @@ def looks_like_probabilities(values: np.ndarray) -> bool:
 
 
 def try_out(model: Callable[[Any], Any], inputs: Any) -> list[np.ndarray]:
-    """The outputs of a model for two samples of noise, to see what they look like.
+    """The outputs of a model for a few samples of noise, to see what they look like.
 
     Args:
         model: gives the outputs for inputs.
@@ -95,7 +95,7 @@ def try_out(model: Callable[[Any], Any], inputs: Any) -> list[np.ndarray]:
     random = np.random.default_rng(0)
 
     def sample(tensor):
-        shape = [2, *(8 if size is None else size for size in tensor.shape[1:])]
+        shape = [8, *(64 if size is None else size for size in tensor.shape[1:])]
         if "float" in tensor.dtype:
             return ops.convert_to_tensor(random.normal(size=shape), dtype=tensor.dtype)
         return ops.zeros(shape, dtype=tensor.dtype)  # the one index that each table has
@@ -119,5 +119,6 @@ def to_logits(values: Any, kind: str) -> Any:
     known = getattr(values, "_keras_logits", None)  # which Keras leaves there on TensorFlow
     if known is not None:
         return known
+    values = ops.cast(values, "float32")
     log = ops.log(ops.maximum(values, _TINY))
     return log if kind == "softmax" else log - ops.log(ops.maximum(1 - values, _TINY))

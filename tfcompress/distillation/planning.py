@@ -76,7 +76,7 @@ class Plan:
             for model, whose in [(student, "student"), *((t, "teacher") for t in teachers)]
         }
         self._names = output_names(student)
-        wanted = as_losses(losses, len(self._outputs[id(student)]))
+        wanted = as_losses(losses)
         drafts = [draft for loss in wanted for draft in self._drafts(loss)]
         self.terms = self._finish(drafts)
 
@@ -158,13 +158,22 @@ class Plan:
         """The activation behind an output, by structure or by values; see `activation_of`."""
         kind, operation = activation_of(model, index)
         if kind is None:
-            if id(model) not in self._tried:
-                run = Reader(model, [], self.input_names)
-                outputs = try_out(lambda x: run(x, training=False)[0], self.inputs)
-                self._tried[id(model)] = outputs
-            if looks_like_probabilities(self._tried[id(model)][index]):
+            values = self._values(model, index)
+            if values is not None and looks_like_probabilities(values):
                 return "softmax", None
         return kind, operation
+
+    def _values(self, model: keras.Model, index: int) -> np.ndarray | None:
+        """What an output gives for noise; None if the model cannot take any."""
+        if id(model) not in self._tried:
+            run = Reader(model, [], self.input_names)
+            try:
+                outputs = try_out(lambda x: run(x, training=False)[0], self.inputs)
+            except Exception:  # of inputs that must be more than noise
+                outputs = []
+            self._tried[id(model)] = outputs
+        found = self._tried[id(model)]
+        return found[index] if found else None
 
     def _logits_source(self, model, index, given, kind, activation, whose) -> Source:
         name, operation = kind
@@ -186,8 +195,20 @@ class Plan:
             )
         if name == activation and operation is not None:
             return Source(operation=operation, given=True)
+        if name is None and given is None:
+            self._require_logits(model, index, whose)
         probabilities = given is False or name == activation
         return Source(output=index, logits_of=activation if probabilities else None)
+
+    def _require_logits(self, model: keras.Model, index: int, whose: str) -> None:
+        """Raises if outputs may be probabilities that exclude nothing, which look like others."""
+        values = self._values(model, index)
+        if values is not None and values.min() >= 0 and values.max() <= 1:
+            raise ValueError(
+                f"the {whose} '{model.name}' gives numbers from 0 to 1, which may be probabilities "
+                "of yes or no, or logits. Say which: losses=[SoftLabels(from_logits=False, "
+                "activation='sigmoid')], or SoftLabels(from_logits=True)."
+            )
 
     @property
     def outputs(self) -> range:

@@ -1,6 +1,5 @@
 """A model together with the tensors that losses want of it, got in one forward pass."""
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from tfcompress.distillation.masks import keep_mask, mask_of
 from tfcompress.distillation.outputs import to_logits
 from tfcompress.distillation.taps import recorded
 from tfcompress.files import reason_of
@@ -54,6 +54,7 @@ class Reader:
     def __init__(self, model: keras.Model, sources: Iterable[Source], names: Sequence[str] = ()):
         self.model, self.sources = model, tuple(dict.fromkeys(sources))
         self.names = list(names)
+        self.masks: dict[Source, int] = {}  # source -> axes of its mask, once specs are known
 
     def __call__(self, inputs, training: bool | None = None) -> tuple[Any, Tensors]:
         """(outputs of the model, source -> tensor)."""
@@ -67,6 +68,12 @@ class Reader:
             tensor = tree.flatten(outputs)[source.output]
         else:
             calls = record[id(source.operation)]
+            if not calls:
+                raise CannotTap(
+                    f"{source.name} of '{self.model.name}' is not called where it can be seen: it "
+                    "is quantized by Keras, or inside of a tf.function or a loop. Name another "
+                    "layer."
+                )
             if len(calls) != 1:
                 raise CannotTap(
                     f"{source.name} of '{self.model.name}' runs {len(calls)} times in the model; "
@@ -79,10 +86,9 @@ class Reader:
                     "tensors; expected one. Name another layer."
                 )
         if source.logits_of is not None:
-            mask = getattr(tensor, "_keras_mask", None)
+            mask = mask_of(tensor)
             tensor = to_logits(tensor, source.logits_of)
-            if mask is not None:
-                keep_mask(tensor, mask)
+            keep_mask(tensor, mask)
         return tensor
 
     def specs(self, inputs: Any, whose: str) -> tuple[Any, Tensors]:
@@ -125,6 +131,8 @@ class _Symbolic(keras.Operation):
 
     def call(self, inputs):
         outputs, tensors = self.reader(inputs, training=False)
+        masks = {source: mask_of(tensor) for source, tensor in tensors.items()}
+        self.reader.masks = {s: len(mask.shape) for s, mask in masks.items() if mask is not None}
         return outputs, list(tensors.values())
 
 
@@ -145,21 +153,12 @@ def _as_called(model: keras.Model, inputs: Any, names: list[str]) -> Any:
     return tree.pack_sequence_as(struct, flat)
 
 
-def keep_mask(tensor: Any, mask: Any) -> None:
-    """Hands on the mask of padded positions, which Keras losses look for."""
-    if getattr(tensor, "_keras_mask", None) is None:
-        with contextlib.suppress(AttributeError):  # of tensors that take no attributes
-            tensor._keras_mask = mask
-
-
 def frozen(tensors: Any) -> Any:
     """Tensors that no gradient flows back from, in float32, with their masks."""
 
     def freeze(tensor):
         new = ops.stop_gradient(ops.cast(tensor, "float32"))
-        mask = getattr(tensor, "_keras_mask", None)
-        if mask is not None:
-            keep_mask(new, mask)
+        keep_mask(new, mask_of(tensor))
         return new
 
     return tree.map_structure(freeze, tensors)

@@ -13,6 +13,7 @@ from tfcompress.distillation.planning import Plan
 from tfcompress.distillation.reader import Reader, Source
 from tfcompress.distillation.taps import find_operation
 from tfcompress.distillation.training import DistillingModel, evaluate_term
+from tfcompress.distillation.translation import as_losses
 
 _POOLINGS = {
     3: layers.GlobalAveragePooling1D,
@@ -63,7 +64,7 @@ class SelfDistiller(DistillingModel):
         **kwargs,
     ):
         super().__init__([model], alpha, temperature, **kwargs)
-        self.student, self._given = model, losses
+        self.student, self._given = model, losses and as_losses(losses)
         self.shallow = [shallow] if isinstance(shallow, str) else list(shallow)
         if not self.shallow:
             raise ValueError("shallow must name one layer or more to put heads after; none given.")
@@ -135,7 +136,8 @@ class SelfDistiller(DistillingModel):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         outputs, read = self.student_tensors(x, y_pred, training)
-        task = self.task_loss(y, outputs, sample_weight)
+        weights = self.listed_weights(sample_weight)
+        task = self._own_loss(y, outputs, sample_weight)
         values, shares = [], []
         for head, source in zip(self.heads, self._exits, strict=True):
             logits = head(read[source], training=training)
@@ -144,14 +146,20 @@ class SelfDistiller(DistillingModel):
             values.append(0.0)
             for term in self._towards:
                 given = logits if isinstance(term.loss, SoftLabels) else outputs_of_head
-                values[-1] += evaluate_term(term, read[term.theirs], given, sample_weight)
+                values[-1] += evaluate_term(term, read[term.theirs], given, weights)
             shares.append(self.alpha * own + (1 - self.alpha) * values[-1])
         within = sum(
-            evaluate_term(term, read[term.theirs], read[term.ours], sample_weight)
+            evaluate_term(term, read[term.theirs], read[term.ours], weights)
             for term in self._within
         )
         self.report(x, [task, sum(values) + within, *shares])
         return task + sum(shares) + (1 - self.alpha) * within + self.penalties()
+
+    def _own_loss(self, y, outputs, sample_weight) -> Any:
+        """The loss of the model's own output, of which alpha is no share."""
+        if self.alpha or self._compile_loss is None or y is None:
+            return self.task_loss(y, outputs, sample_weight)
+        return self._compile_loss(y, outputs, sample_weight)
 
     def _as_output(self, logits: Any) -> Any:
         if self._activation in ("softmax", "sigmoid"):

@@ -48,7 +48,7 @@ class Distillation:
         check_alpha(self.alpha)
         check_temperature(self.temperature)
         if self.losses is not None:
-            object.__setattr__(self, "losses", tuple(as_losses(self.losses, 1)))
+            object.__setattr__(self, "losses", tuple(as_losses(self.losses)))
         if self.cache is not None:
             if not isinstance(self.cache, str | os.PathLike) or not os.fspath(self.cache):
                 raise TypeError(

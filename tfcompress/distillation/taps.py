@@ -121,11 +121,15 @@ def _install(operation: Any) -> None:
         return outputs
 
     listen.listeners = 1  # type: ignore[attr-defined]
+    listen.before = operation.__dict__.get("call")  # type: ignore[attr-defined]
     operation.__dict__["call"] = listen
 
 
 def _remove(operation: Any) -> None:
     listener = operation.__dict__["call"]
     listener.listeners -= 1
-    if not listener.listeners:
-        del operation.__dict__["call"]
+    if listener.listeners:
+        return
+    del operation.__dict__["call"]
+    if listener.before is not None:  # the user's own
+        operation.__dict__["call"] = listener.before

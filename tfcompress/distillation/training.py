@@ -1,14 +1,15 @@
 """What the models that distill have in common: a `keras.Model` that fits others."""
 
+import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import ops, tree
 
 from tfcompress.baking import is_compressed
-from tfcompress.distillation.losses import check_temperature
+from tfcompress.distillation.losses import check_temperature, is_number, per_sample
 from tfcompress.distillation.planning import Term
 from tfcompress.distillation.reader import Reader, Tensors, frozen
 from tfcompress.legacy import is_legacy
@@ -32,6 +33,7 @@ class DistillingModel(keras.Model):
         super().__init__(**kwargs)
         self.alpha, self.temperature = float(alpha), float(temperature)
         self.supports_masking = True
+        self.autocast = False  # which is up to the student
         self._read = _Read()
         self.trackers: list[keras.metrics.Mean] = []
 
@@ -70,7 +72,7 @@ class DistillingModel(keras.Model):
         return outputs, tensors
 
     def task_loss(self, y, y_pred, sample_weight) -> Any:
-        """The loss that `compile` was given, without regularization.
+        """The loss that `compile` was given, without regularization; 0 if alpha is.
 
         Raises:
             ValueError: if there is none, or there are no labels.
@@ -88,6 +90,32 @@ class DistillingModel(keras.Model):
                 "Pass them, fit(x, y), or learn from the teacher alone with alpha=0."
             )
         return self._compile_loss(y, y_pred, sample_weight)
+
+    def listed_weights(self, sample_weight: Any) -> list[Any]:
+        """Weights of samples in the order of the outputs: one for all of them, or one for each."""
+        if isinstance(sample_weight, Mapping):
+            return [sample_weight.get(name) for name in self.output_names]
+        return tree.flatten(sample_weight)
+
+    def fit(self, *args, **kwargs):
+        """Trains the students; see `keras.Model.fit`.
+
+        Raises:
+            ValueError: if weights come without labels, with which Keras would drop them.
+        """
+        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        x = given.get("x")
+        arrays = x is not None and all(hasattr(part, "__array__") for part in tree.flatten(x))
+        if arrays and given.get("y") is None and given.get("sample_weight") is not None:
+            raise ValueError(
+                "sample_weight needs labels y beside it, without which Keras drops it; received "
+                "none. Pass any y of the same length: with alpha=0 it is not read."
+            )
+        return self.run_fit(super().fit, args, kwargs)
+
+    def run_fit(self, fit: Callable, args: tuple, kwargs: dict[str, Any]):
+        """Calls `keras.Model.fit`."""
+        return fit(*args, **kwargs)
 
     def penalties(self) -> Any:
         """The sum of what regularizers and `add_loss` of the students and of adapters add."""
@@ -152,29 +180,28 @@ class DistillingModel(keras.Model):
         return [v for v in self.weights if id(v) not in trained]
 
 
-def evaluate_term(term: Term, teacher: Any, student: Any, sample_weight: Any) -> Any:
+def evaluate_term(term: Term, teacher: Any, student: Any, weights: list[Any]) -> Any:
     """The value of one loss of a batch, with its factor.
 
     Args:
         term: the loss.
         teacher, student: the tensors it compares.
-        sample_weight: as `fit` gives it, or None.
+        weights: of samples, see `DistillingModel.listed_weights`.
     """
     theirs, ours = term.adapters
     teacher = frozen(teacher)
     teacher = teacher if theirs is None else theirs(teacher)
     student = student if ours is None else ours(student)
     rank = len(student.shape) - 1 if term.loss.per_position else 1
-    weight = _weight_of(term, sample_weight, rank)
+    weight = _weight_of(term, weights, rank)
     return term.factor * term.loss(teacher, student, weight)
 
 
-def _weight_of(term: Term, sample_weight: Any, rank: int) -> Any:
+def _weight_of(term: Term, weights: list[Any], rank: int) -> Any:
     """The weights of samples for one loss whose values have `rank` axes; None if there are none.
 
     Where each output has weights of its own, a loss between layers takes their mean.
     """
-    weights = tree.flatten(sample_weight)
     given = [weight for weight in weights if weight is not None]
     if not given:
         return None
@@ -183,20 +210,14 @@ def _weight_of(term: Term, sample_weight: Any, rank: int) -> Any:
     elif term.output is not None:
         weight = weights[term.output]
     else:
-        weight = sum(_per_sample(each) for each in given) / len(given)
+        weight = sum(per_sample(ops.cast(w, "float32")) for w in given) / len(given)
     if weight is None:
         return None
-    if rank == 1:
-        return _per_sample(weight)
     weight = ops.cast(weight, "float32")
+    if rank == 1:
+        return per_sample(weight)
     missing = rank - len(weight.shape)
     return ops.reshape(weight, (*ops.shape(weight), *[1] * missing)) if missing > 0 else weight
-
-
-def _per_sample(weight: Any) -> Any:
-    weight = ops.cast(weight, "float32")
-    axes = tuple(range(1, len(weight.shape)))
-    return ops.mean(weight, axis=axes) if axes else weight
 
 
 def check_model(model: Any, whose: str) -> None:
@@ -218,8 +239,7 @@ def check_model(model: Any, whose: str) -> None:
 
 def check_alpha(alpha: Any) -> None:
     """Raises unless a share is a number from 0 to 1."""
-    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not number or not 0 <= alpha <= 1:
+    if not is_number(alpha) or not 0 <= alpha <= 1:
         raise ValueError(
             f"alpha must be a number in [0, 1], the share of the labels in the loss; received "
             f"{alpha!r}. 0.1 is usual; 0 needs no labels."

@@ -15,13 +15,12 @@ _EXPECTED = (
 )
 
 
-def as_losses(given: Any, outputs: int) -> list[DistillationLoss]:
+def as_losses(given: Any) -> list[DistillationLoss]:
     """A list of losses.
 
     Args:
         given: None for soft labels of every output; one loss, a list of them, or a dict from
-            names of outputs to one or several.
-        outputs: how many the student has.
+            names or numbers of outputs to one or several.
 
     Raises:
         TypeError, ValueError: if there is something else among them, or nothing.
