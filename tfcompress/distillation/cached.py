@@ -110,7 +110,7 @@ class CachedTeachers:
         own = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
         given.arguments["callbacks"] = [*own, _EndEpochs(self._cache)]
         specs = [(shape[1:], "float32") for shape in self._shapes]
-        whole = given.arguments.get("steps_per_epoch") is None
+        whole = given.arguments.get("steps_per_epoch") is None or fit.__self__.whole_epochs
         self._cache.begin(
             self._fingerprint(), specs, whole_epochs=whole, replicas=replicas(fit.__self__)
         )

@@ -25,6 +25,8 @@ class DistillingModel(keras.Model):
         temperature: of soft labels.
     """
 
+    whole_epochs = False  # whether each epoch goes through all data though `fit` is given its steps
+
     def __init__(self, students: Sequence[keras.Model], alpha, temperature, **kwargs):
         for student in students:
             check_model(student, "student")
