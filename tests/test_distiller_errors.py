@@ -255,12 +255,13 @@ def test_logits_given_as_probabilities_and_the_reverse(which):
 
 
 def test_softmax_and_sigmoid():
-    soft, yes_no = mlp(4, "soft", 1, "softmax"), mlp(8, "yes_no", 2, "sigmoid")
+    yes_no, plain = mlp(8, "yes_no", 2, "sigmoid"), mlp(4, "plain")
     refused(
         "teacher 'yes_no' ends with sigmoid.*'softmax'.*expected the same",
-        lambda: tfc.Distiller(soft, yes_no),
+        lambda: tfc.Distiller(plain, yes_no, kd.SoftLabels(activation="softmax")),
     )
-    refused("teacher 'soft' ends with softmax.*'sigmoid'", lambda: tfc.Distiller(yes_no, soft))
+    # Of logits and probabilities the latter tell.
+    assert tfc.Distiller(plain, yes_no).terms[0].loss.activation == "sigmoid"
 
 
 def test_probabilities_of_a_subclassed_model_said_to_be_logits():
@@ -329,3 +330,24 @@ def test_other_data_than_the_models_take():
     distiller = compiled(tfc.Distiller(*pair()), run_eagerly=False)
     with pytest.raises(ValueError, match="shape"):
         fit(distiller, X[:, :4], Y)
+
+
+def test_activations_that_differ():
+    models = mlp(4, "student", 0, "sigmoid"), mlp(8, "teacher", 1, "softmax")
+    refused(
+        r"'teacher' ends with softmax, the student 'student' with sigmoid.*losses=\['mse'\]",
+        lambda: tfc.Distiller(*models),
+    )
+    tfc.Distiller(*models, "mse")
+
+
+def test_missing_models_are_named():
+    refused("^student: model must be", lambda: tfc.Distiller(None, mlp(4, "t")), TypeError)
+    refused("^teacher: model must be", lambda: tfc.Distiller(mlp(4, "s"), "t.keras"), TypeError)
+
+
+def test_names_of_losses_as_in_recipes():
+    distiller = tfc.Distiller(*pair(), ["soft_labels", "relational", "mae"])
+    kinds = [type(term.loss) for term in distiller.terms]
+    assert kinds == [kd.SoftLabels, kd.Relational, kd.Regression]
+    assert "weight=0.5, name='soft_labels', temperature=2.0" in repr(kd.SoftLabels(2.0, weight=0.5))

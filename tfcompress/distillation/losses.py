@@ -91,6 +91,10 @@ class DistillationLoss(keras.losses.Loss):
         """
         return None, None
 
+    def __repr__(self):
+        told = {key: value for key, value in self.get_config().items() if value is not None}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in told.items())})"
+
     def get_config(self) -> dict[str, Any]:
         names = "weight output teacher_layer student_layer teacher name".split()
         return {name: getattr(self, name) for name in names}

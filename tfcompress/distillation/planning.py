@@ -141,9 +141,17 @@ class Plan:
     def _logits(self, loss: SoftLabels, models) -> tuple[SoftLabels, tuple[Source, Source]]:
         """Soft labels that are handed logits, and where these are found."""
         kinds = [self.kind(*model) for model in models]
+        names = [name for name, _ in kinds]
+        if set(names) == {"softmax", "sigmoid"}:
+            (teacher, _), (student, _) = models
+            raise ValueError(
+                f"the teacher '{teacher.name}' ends with {names[0]}, the student '{student.name}' "
+                f"with {names[1]}; soft labels need the same activation of both. Mend one of them, "
+                "or compare the probabilities as numbers: losses=['mse']."
+            )
         activation = loss.activation
         if activation is None:
-            activation = "sigmoid" if kinds[1][0] == "sigmoid" else "softmax"
+            activation = "sigmoid" if "sigmoid" in names else "softmax"
         theirs, ours = (
             self._logits_source(model, index, given, kind, activation, whose)
             for (model, index), given, kind, whose in zip(
@@ -180,8 +188,8 @@ class Plan:
         if name in ("softmax", "sigmoid") and name != activation:
             raise ValueError(
                 f"the {whose} '{model.name}' ends with {name}, but soft labels are taken with "
-                f"activation={activation!r}; expected the same. Pass "
-                f"losses=[SoftLabels(activation={name!r})], or mend the other model."
+                f"activation={activation!r}; expected the same. Leave activation out, or pass "
+                f"SoftLabels(activation={name!r})."
             )
         if given is True and name == activation:
             raise ValueError(

@@ -80,7 +80,7 @@ class SelfDistiller(DistillingModel):
             )
         self.adapters = [x for term in plan.terms for x in term.adapters if x is not None]
         self._activation, _ = plan.kind(model, 0)
-        found = [find_operation(model, name, "student") for name in self.shallow]
+        found = [find_operation(model, name, "model") for name in self.shallow]
         specs = Reader(model, [Source(operation=x) for x in found]).specs(inputs, "student")[1]
         self._exits = [
             self._exit(operation, specs[Source(operation=operation)], heads is None)

@@ -229,7 +229,10 @@ def check_model(model: Any, whose: str) -> None:
             f"the {whose} is a model of tf_keras (Keras 2); expected one of Keras 3. Bring it over "
             "with `tfcompress migrate old.h5 new.keras`."
         )
-    require_model(model)
+    try:
+        require_model(model)
+    except TypeError as error:
+        raise TypeError(f"{whose}: {error}") from None
     if not model.built:
         raise not_built(model)
     if whose == "teacher" and is_compressed(model):

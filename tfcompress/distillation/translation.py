@@ -8,7 +8,10 @@ import keras
 
 from tfcompress.distillation.feature_losses import Features
 from tfcompress.distillation.losses import DistillationLoss, Regression, SoftLabels
+from tfcompress.distillation.sample_losses import Contrastive, Relational
 
+# Losses that need no arguments, by the names that recipes have for them.
+_NAMES = {"soft_labels": SoftLabels, "relational": Relational, "contrastive": Contrastive}
 _EXPECTED = (
     "expected losses of tfcompress.distillation such as SoftLabels(), names of Keras losses such "
     "as 'mse', or a dict of them by output"
@@ -62,6 +65,8 @@ def _translated(given: Any) -> DistillationLoss:
             f"losses must be objects; received the class {given.__name__}. Write "
             f"{given.__name__}()."
         )
+    if isinstance(given, str) and given in _NAMES:
+        return _NAMES[given]()
     if isinstance(given, str) or callable(given):
         return Regression(given)
     raise TypeError(f"received {given!r} among the losses; {_EXPECTED}.")
