@@ -9,7 +9,7 @@ from keras import layers, tree
 from tfcompress.distillation.distiller import register
 from tfcompress.distillation.losses import SoftLabels
 from tfcompress.distillation.outputs import activation_of, of_operation, symbolic_inputs
-from tfcompress.distillation.planning import Plan
+from tfcompress.distillation.planning import Plan, Term
 from tfcompress.distillation.reader import Reader, Source
 from tfcompress.distillation.taps import find_operation
 from tfcompress.distillation.training import DistillingModel, evaluate_term
@@ -71,21 +71,10 @@ class SelfDistiller(DistillingModel):
         inputs = symbolic_inputs(model)
         plan = Plan(model, [model], losses, temperature, inputs, [1.0])
         self._output = _single(tree.flatten(Reader(model, []).specs(inputs, "student")[0]), model)
-        self._within = [term for term in plan.terms if term.output is None]
-        self._towards = [term for term in plan.terms if term.output is not None]
-        if not self._towards:
-            raise ValueError(
-                "SelfDistiller needs a loss of the output for its heads; received losses between "
-                "layers alone. Add SoftLabels()."
-            )
+        self._within, self._towards = _parted(plan.terms)
         self.adapters = [x for term in plan.terms for x in term.adapters if x is not None]
         self._activation, _ = plan.kind(model, 0)
-        found = [find_operation(model, name, "model") for name in self.shallow]
-        specs = Reader(model, [Source(operation=x) for x in found]).specs(inputs, "student")[1]
-        self._exits = [
-            self._exit(operation, specs[Source(operation=operation)], heads is None)
-            for operation in found
-        ]
+        self._exits = self._find_exits(inputs, heads is None)
         specs = Reader(model, self._exits).specs(inputs, "student")[1]
         self.heads = self._make_heads(heads, [specs[source] for source in self._exits])
         sources = [*plan.student_sources, *plan.teacher_sources(0), *self._exits]
@@ -97,6 +86,12 @@ class SelfDistiller(DistillingModel):
     @property
     def students(self) -> list[keras.Model]:
         return [self.student]
+
+    def _find_exits(self, inputs: Any, own: bool) -> list[Source]:
+        found = [find_operation(self.student, name, "model") for name in self.shallow]
+        sources = [Source(operation=operation) for operation in found]
+        specs = Reader(self.student, sources).specs(inputs, "model")[1]
+        return [self._exit(x, specs[s], own) for x, s in zip(found, sources, strict=True)]
 
     def _exit(self, operation: Any, spec: Any, own: bool) -> Source:
         """Where a head begins; at the logits of a layer that is a head already."""
@@ -214,6 +209,17 @@ class SelfDistiller(DistillingModel):
         config["losses"] = load(config["losses"], custom_objects=custom_objects)
         config["heads"] = [load(h, custom_objects=custom_objects) for h in config["heads"]]
         return cls(**config)
+
+
+def _parted(terms: list[Term]) -> tuple[list[Term], list[Term]]:
+    """Losses between layers, and those of the output, which are for the heads."""
+    towards = [term for term in terms if term.output is not None]
+    if not towards:
+        raise ValueError(
+            "SelfDistiller needs a loss of the output for its heads; received losses between "
+            "layers alone. Add SoftLabels()."
+        )
+    return [term for term in terms if term.output is None], towards
 
 
 def _single(outputs: list[Any], model: keras.Model) -> Any:
