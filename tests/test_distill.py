@@ -53,8 +53,10 @@ def test_the_student_learns_and_the_result_says_so(whole, made):
     assert [p.name for p in path.parent.iterdir()] == ["out.keras"]
     shown = str(found)
     assert re.search("what +. teacher . before . +after", shown)
-    assert f"Taught by {made / 'teacher.keras'}, alpha 0.1, temperature 4." in shown
-    assert json.loads(json.dumps(found.to_dict()))["taught"]["started"] is None
+    taught = f"Taught by {made / 'teacher.keras'}: soft_labels; alpha 0.1, temperature 4."
+    assert taught in shown
+    told = json.loads(json.dumps(found.to_dict()))["taught"]
+    assert (told["started"], told["losses"]) == (None, {"soft_labels": 1.0})
 
 
 def test_the_teacher_and_the_student_files_are_only_read(made, run):

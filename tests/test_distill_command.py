@@ -117,7 +117,10 @@ def untrained(monkeypatch):
     ("words", "message"),
     [
         (["--alpha", "2"], "Invalid value for '--alpha': .* See tfcompress distill --help"),
-        (["--temperature", "0"], "temperature must be a number greater than 0; received 0.0"),
+        (["--temperature", "0"], "--temperature must be a number greater than 0; received 0.0"),
+        (["--temperature", "nan"], "--temperature must be a number greater than 0; received nan"),
+        (["--learning-rate", "0"], "--learning-rate must be a number greater than 0; received 0.0"),
+        (["--learning-rate", "nan"], "--learning-rate must be .* greater than 0; received nan"),
         (["--recipe", "int9"], "unknown recipe 'int9'"),
         (["--recipe", "missing.yaml"], "no file at 'missing.yaml'"),
         (["--cache", "missing/c.h5"], "cannot write 'missing/c.h5': there is no folder"),
@@ -200,6 +203,12 @@ def test_data_without_labels_need_alpha_0(command, untrained, tmp_path):
         r"'x'. Add the array y, or learn from the teacher alone: --alpha 0.\n$",
         said,
     )
+    np.savez(tmp_path / "bad.npz", x=make_data()[0], labels=make_data()[1])
+    _, _, said = command("-q", data=tmp_path / "bad.npz")
+    assert said.endswith("Call it y (here: labels), or learn from the teacher alone: --alpha 0.\n")
+    np.savez(tmp_path / "bad.npz", images=make_data()[0], labels=make_data()[1])
+    _, _, said = command("-q", data=tmp_path / "bad.npz")
+    assert said.endswith("Call them x and y (here: images, labels).\n")
     np.savez(tmp_path / "bad.npz", y=make_data()[1])
     status, _, said = command("-q", "--alpha", 0, data=tmp_path / "bad.npz")
     assert status == 2

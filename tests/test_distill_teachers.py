@@ -43,7 +43,7 @@ def test_compress_by_a_recipe_with_the_model_itself_for_a_teacher(made, tmp_path
     after = distance(student, load(tmp_path / "out.keras")(images), 4.0)
     assert found.after["distillation_loss"] == pytest.approx(after, rel=0.01)  # 8 bits
     assert (found.taught.teacher, found.taught.bytes) == (None, None)
-    assert "Taught by itself as it was before, alpha 0, temperature 4." in str(found)
+    assert "Taught by itself as it was before: soft_labels; alpha 0, temperature 4." in str(found)
 
 
 @pytest.mark.slow
@@ -58,6 +58,7 @@ def test_compress_with_a_teacher(made, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the teacher")  # untrained
 def test_a_cache_is_kept_for_later_trainings_and_refused_for_other_teachers(run, made, tmp_path):
     given = {"cache": tmp_path / "cache.h5", "epochs": 2}
     first = run(**given)
@@ -73,6 +74,7 @@ def test_a_cache_is_kept_for_later_trainings_and_refused_for_other_teachers(run,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the teacher")  # untrained
 def test_a_cache_of_a_teacher_with_random_layers_is_read_again(run, tmp_path):
     # Whose generators begin elsewhere each time that the file is loaded.
     body = [layers.Flatten(), layers.Dropout(0.5), layers.Dense(3)]

@@ -108,7 +108,7 @@ def test_seeds_differ(run, whole):
 @pytest.mark.slow
 def test_an_interrupted_training_is_not_lost_by_accident(run, tmp_path):
     interrupted(run, 8)
-    with pytest.raises(ValueError, match=r"\(1 epochs are done\).*--resume.*--overwrite"):
+    with pytest.raises(ValueError, match=r"\(1 epoch is done\).*--resume.*--overwrite"):
         run()
     with pytest.raises(ValueError, match=r"epochs was 3, now 4; seed was 0, now 7. Give the same"):
         run(resume=True, epochs=4, seed=7)

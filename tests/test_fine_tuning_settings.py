@@ -39,7 +39,9 @@ def test_settings_that_were_not_saved(run, tmp_path, made):
         ({"optimizer": "sdg"}, r"unknown optimizer 'sdg'; .*Did you mean 'sgd'\?"),
         ({"loss": "mse", "from_logits": True}, "from_logits is for crossentropies; .*'mse'"),
         ({"from_logits": True}, "from_logits belongs to a loss that is given by name"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number greater than 0; received 0.0"),
+        ({"learning_rate": np.nan}, "learning_rate must be .* greater than 0; received nan"),
+        ({"learning_rate": np.inf}, "learning_rate must be .* greater than 0; received inf"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1; received 0"),
         ({"validation_split": 1.5}, r"validation_split must be in \[0, 1\); received 1.5"),
         ({"validation_split": 0.001}, "leaves 0 of 70 samples"),
@@ -67,6 +69,12 @@ def test_errors_before_training(run, changed, message, monkeypatch, tmp_path):
         ({"x": make_data()[0]}, "must hold the labels 'y' or '.*'; received 'x'. Save"),
         ({"x": make_data()[0], "z": make_data()[1]}, "the labels 'y' or '.*'; received 'x', 'z'"),
         ({"a": make_data()[0], "y": make_data()[1]}, "inputs 'x' or 'x_train' or 'image'"),
+        ({"x": make_data()[0], "labels": make_data()[1]}, r"Call it y \(here: labels\)\.$"),
+        ({"images": make_data()[0], "y": make_data()[1]}, r"Call it x \(here: images\)\.$"),
+        (
+            {"images": make_data()[0], "labels": make_data()[1]},
+            r"received 'images', 'labels'. Call them x and y \(here: images, labels\)\.$",
+        ),
         ({"x": make_data()[0], "y": make_data()[1][:9]}, "same number .*'x' 70, 'y' 9"),
         ({"x": make_data()[0], "y": make_data()[1] + 1}, "from 0 to 2, .* values from 1 to 3"),
         ({"x": make_data()[0], "y": make_data()[1] + 0.5}, "must be whole numbers"),
@@ -74,6 +82,11 @@ def test_errors_before_training(run, changed, message, monkeypatch, tmp_path):
         ({"x": make_data()[0] * np.nan, "y": make_data()[1]}, "finite numbers; received NaN"),
         ({"x": make_data()[0], "y": make_data()[1].astype(str)}, "must hold numbers"),
         ({"x": make_data()[0][:0], "y": make_data()[1][:0]}, "1 or more; received 'x' 0"),
+        (
+            {"x": make_data()[0], "y": np.eye(3)[make_data()[1]]},
+            r"must be class numbers, .* received one-hot labels of shape \(70, 3\)\. Pass --loss "
+            r"categorical_crossentropy, or number the classes: y\.argmax\(-1\)\.$",
+        ),
         ({"x": make_data()[0], "y": np.zeros((70, 2), int)}, "loss and metrics cannot be computed"),
     ],
 )

@@ -126,6 +126,10 @@ def test_what_is_saved_is_loaded(tmp_path):
     [
         ("distill:\n  alpah: 1", "2: unknown key 'alpah' in distill; .* Did you mean 'alpha'"),
         ("distill:\n  temperature: 2\n  alpha: 2", r"3: distill: alpha must be .*\[0, 1\].*2.0"),
+        (
+            "distill:\n  alpha: 0.2\n  teacher: big.keras",
+            "3: .* the teacher is named on the command line, --teacher FILE",
+        ),
         ("distill: {alpha: null}", "1: alpha must be a number; received None"),
         ("distill:\n\n  temperature: 0", "3: distill: temperature must be .* greater than 0"),
         ("distill: {temperature: warm}", "1: temperature must be a number; received 'warm'"),
@@ -220,6 +224,13 @@ def test_what_yaml_cannot_tell(loss, message, tmp_path):
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         Distillation(**arguments)
+
+
+def test_a_distillation_shows_what_is_not_as_by_default():
+    assert repr(Distillation()) == "Distillation()"
+    shown = repr(Distillation(["mse"], alpha=0.5, cache="memory"))
+    assert shown.startswith("Distillation(losses=(Regression(")
+    assert shown.endswith("alpha=0.5, cache='memory')")
 
 
 def test_a_recipe_without_rules_needs_a_distillation_and_does_not_compress():

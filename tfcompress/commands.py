@@ -28,6 +28,7 @@ from tfcompress.options import (
     TrainedPrecision,
     ValidationData,
     ValidationSplit,
+    above_zero,
 )
 from tfcompress.terminal import Progress, emit, say
 
@@ -155,7 +156,7 @@ def distill(
     temperature: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
+            callback=above_zero("--temperature", "2 to 8"),
             help="Softens the classes of both models, 4 if the recipe does not say.",
             show_default=False,
         ),
@@ -163,9 +164,9 @@ def distill(
     cache: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE",
-            help="Keep the teacher's outputs in a file that later trainings read, too, or in "
-            "memory; from the second epoch on it then costs nothing.",
+            metavar="FILE|memory",
+            help='A file, or "memory": where the teacher\'s outputs are kept, which then costs '
+            "nothing from the second epoch on. A file also serves later trainings.",
             show_default=False,
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,31 @@ def one_of(option: str, choices: tuple[str, ...]) -> Callable[[str | None], str 
         mend = did_you_mean(value, choices, "Choose one of them.")
         raise ValueError(
             f"{option} must be one of {', '.join(choices)}; received {value!r}. {mend}"
+        )
+
+    return check
+
+
+def above_zero(option: str, usual: str) -> Callable[[float | None], float | None]:
+    """Return the check of an option that takes a number greater than 0.
+
+    Args:
+        option: its name, with dashes.
+        usual: values to try, in words.
+
+    Returns:
+        See `one_of`.
+
+    Example:
+        >>> above_zero("--temperature", "2 to 8")(4.0)
+        4.0
+    """
+
+    def check(value: float | None) -> float | None:
+        if value is None or 0 < value < math.inf:
+            return value
+        raise ValueError(
+            f"{option} must be a number greater than 0; received {value!r}. Usual is {usual}."
         )
 
     return check
@@ -182,7 +208,7 @@ Optimizer = Annotated[
 LearningRate = Annotated[
     float | None,
     typer.Option(
-        min=0.0,
+        callback=above_zero("--learning-rate", "1e-3 to 1e-5"),
         help="Instead of the optimizer's; it falls to 0 along a cosine, unless the saved "
         "optimizer has a schedule of its own.",
         show_default=False,
@@ -203,4 +229,7 @@ ValidationSplit = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of all that is random.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew although there is one.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Begin anew although an interrupted training is kept."),
+]

@@ -14,6 +14,7 @@ Keys are the arguments of `Distillation` and of the losses of `tfcompress.distil
 Keras may be named alone.
 """
 
+import contextlib
 import inspect
 import typing
 from typing import Any
@@ -60,6 +61,14 @@ def read(key: Node, node: Node) -> Distillation:
     Raises:
         ValueError: something in it is wrong; says the line and the key.
     """
+    entries = {}
+    with contextlib.suppress(ValueError):  # of which `make` tells
+        entries = node.items("distill", (*_HINTS, "teacher"))
+    if "teacher" in entries:
+        raise entries["teacher"][0].error(
+            "a recipe serves any teacher; received one in distill. Take the key out: the teacher "
+            "is named on the command line, --teacher FILE of tfcompress compress."
+        )
     return _Reader().make(Distillation, key, node, dict.fromkeys(_HINTS, False), _HINTS, "distill")
 
 

@@ -119,6 +119,14 @@ class Distillation:
         losses = config["losses"] and [load(loss) for loss in config["losses"]]
         return cls(**{**config, "losses": losses})
 
+    def __repr__(self) -> str:
+        told = [
+            f"{field.name}={value!r}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return f"Distillation({', '.join(told)})"
+
     def __eq__(self, other: object) -> bool:
         # Losses of Keras are equal to themselves alone.
         return isinstance(other, Distillation) and self.get_config() == other.get_config()

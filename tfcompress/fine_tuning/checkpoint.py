@@ -49,7 +49,7 @@ class Checkpoint:
         done = self.epoch()
         if done and not overwrite:
             raise ValueError(
-                f"an interrupted training is kept in '{self.folder}' ({done} epochs are done). "
+                f"an interrupted training is kept in '{self.folder}' ({_epochs(done)} done). "
                 "Go on with --resume, or begin anew with --overwrite."
             )
         return 0
@@ -158,6 +158,10 @@ class _Learned(keras.Model):
 def _kept(model: keras.Model) -> keras.Model:
     """The model whose weights and optimizer are written."""
     return _Learned(model) if getattr(model, "frozen_models", None) else model
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch is" if count == 1 else f"{count} epochs are"
 
 
 def _change(name: str, before: Any, now: Any) -> str:

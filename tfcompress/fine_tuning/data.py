@@ -107,15 +107,49 @@ def _name_of_one(path) -> str:
         return file.files[0]
 
 
+def has_inputs(found: dict[str, np.ndarray], model: keras.Model, names=TRAINING) -> bool:
+    """Whether arrays, by name, hold inputs of a model.
+
+    Args:
+        found, model, names: see `match`.
+    """
+    own = [tensor.name for tensor in tree.flatten(model._inputs_struct)]
+    return _is_there(found, own, [name for name, _ in names])
+
+
 def has_labels(found: dict[str, np.ndarray], model: keras.Model, names=TRAINING) -> bool:
     """Whether arrays, by name, hold labels of a model.
 
     Args:
         found, model, names: see `match`.
     """
-    own = output_names(model)
-    usual = [name for _, name in names] if len(own) == 1 else []
+    return _is_there(found, output_names(model), [name for _, name in names])
+
+
+def _is_there(found: dict[str, np.ndarray], own: list[str], usual: list[str]) -> bool:
+    usual = usual if len(own) == 1 else []
     return all(name in found for name in own) or any(name in found for name in usual)
+
+
+def mend_names(
+    found: dict[str, np.ndarray], model: keras.Model, names=TRAINING, labelled: bool = True
+) -> str:
+    """What to call the arrays of a file that have unknown names; nothing if no such are needed.
+
+    Args:
+        found, model, names, labelled: see `match`.
+    """
+    own = [tensor.name for tensor in tree.flatten(model._inputs_struct)]
+    outputs = output_names(model) if labelled else []
+    usual = [x for x, _ in names], [y for _, y in names]
+    others = [name for name in found if name not in {*own, *outputs, *usual[0], *usual[1]}]
+    wanted = [] if _is_there(found, own, usual[0]) else own if len(own) > 1 else ["x"]
+    if outputs and not _is_there(found, outputs, usual[1]):
+        wanted = [*wanted, *(outputs if len(outputs) > 1 else ["y"])]
+    if not others or not wanted:
+        return ""
+    listed = " and ".join([", ".join(wanted[:-1]), wanted[-1]] if wanted[1:] else wanted)
+    return f"Call {'them' if wanted[1:] else 'it'} {listed} (here: {', '.join(others)})."
 
 
 def match(
@@ -139,10 +173,12 @@ def match(
     """
     wanted = tree.flatten(model._inputs_struct)
     outputs = output_names(model)
-    inputs = _pick(found, [t.name for t in wanted], [x for x, _ in names], "inputs", path)
+    own = [tensor.name for tensor in wanted]
+    calls = mend_names(found, model, names, labelled)
+    inputs = _pick(found, own, [x for x, _ in names], "inputs", path, calls)
     # Labels of the same pair as the inputs.
     pairs = [y for x, y in names if x in inputs] or [y for _, y in names]
-    labels = _pick(found, outputs, pairs, "labels", path) if labelled else []
+    labels = _pick(found, outputs, pairs, "labels", path, calls) if labelled else []
     rows = [as_rows(want, found[name]) for want, name in zip(wanted, inputs, strict=True)]
     for name, array in zip(inputs, rows, strict=True):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -162,7 +198,7 @@ def match(
     return Data(rows, [found[name] for name in labels], packed)
 
 
-def _pick(found, own: list[str], usual: list[str], what: str, path) -> list[str]:
+def _pick(found, own: list[str], usual: list[str], what: str, path, calls: str) -> list[str]:
     if all(name in found for name in own):
         return own
     usual = list(dict.fromkeys(usual)) if len(own) == 1 else []
@@ -173,7 +209,7 @@ def _pick(found, own: list[str], usual: list[str], what: str, path) -> list[str]
     expected = " or ".join([*(repr(name) for name in usual), expected])
     raise ValueError(
         f"'{path}' must hold the {what} {expected}; received {', '.join(map(repr, found))}. "
-        f"Save it with np.savez('data.npz', {usual[0] if usual else own[0]}=...)."
+        + (calls or f"Save it with np.savez('data.npz', {usual[0] if usual else own[0]}=...).")
     )
 
 

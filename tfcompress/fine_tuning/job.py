@@ -13,10 +13,16 @@ from tfcompress import files, recipe_file
 from tfcompress.baking import finalize
 from tfcompress.compression import compress
 from tfcompress.fine_tuning.checkpoint import Checkpoint
-from tfcompress.fine_tuning.checks import check_labels, check_probabilities, evaluate
+from tfcompress.fine_tuning.checks import (
+    check_labels,
+    check_probabilities,
+    evaluate,
+    warn_of_teacher,
+)
 from tfcompress.fine_tuning.options import Options, PathLike
 from tfcompress.fine_tuning.reading import read
 from tfcompress.fine_tuning.result import FineTuned, Taught
+from tfcompress.fine_tuning.teaching import told_of
 from tfcompress.fine_tuning.training import train
 from tfcompress.fine_tuning.writing import content_of, precision_of
 from tfcompress.graph import flatten
@@ -171,10 +177,10 @@ class _Job:
         for part in (self.read.training, self.read.judged):
             if part.labels:
                 check_labels(self.read.original, self.read.settings.arguments()["loss"], part)
-        check_probabilities(self.read.original, self.read.settings, self.read.training)
+                check_probabilities(self.read.original, self.read.settings, part)
         self.progress("measure the model", 0, None)
         self.before = self._evaluate(self.read.original)
-        self.taught = self._measure_teacher()
+        self.taught = self._measure_teacher(trained)
         return trained
 
     def _evaluate(self, model: keras.Model, trained: Any = None) -> dict[str, float]:
@@ -183,19 +189,24 @@ class _Job:
             return self.read.teaching.judge(model, self.read.judged, size, trained)
         return evaluate(model, self.read.settings, self.read.judged, size)
 
-    def _measure_teacher(self) -> Taught | None:
-        """What the result says of the teacher."""
+    def _measure_teacher(self, trained: Any) -> Taught | None:
+        """What the result says of the teacher, which is compared with its student."""
         if self.read.teaching is None:
             return None
-        path, how, scores = self.options.teacher, self.read.teaching.how, {}
+        path, scores = self.options.teacher, {}
         alike = None if path is None else self.read.teaching.as_student(self.read.original)
         if alike is not None and self.read.judged.labels:
             self.progress("measure the teacher", 0, None)
             scores = evaluate(alike, self.read.settings, self.read.judged, self.options.batch_size)
+        if path is not None:
+            sizes = self.read.teaching.teacher.count_params(), self.read.original.count_params()
+            warn_of_teacher(os.fspath(path), sizes, scores, self.before, self.read.judged_on)
+        losses, temperature = told_of(trained)
         return Taught(
             teacher=None if path is None else os.fspath(path),
-            alpha=how.alpha,
-            temperature=how.temperature,
+            alpha=trained.alpha,
+            losses=losses,
+            temperature=temperature,
             started=self.started,
             scores=scores,
         )

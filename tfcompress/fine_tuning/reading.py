@@ -10,6 +10,7 @@ import numpy as np
 
 from tfcompress import files
 from tfcompress.distillation.settings import Distillation
+from tfcompress.distillation.training import DistillingModel
 from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning.data import Data
 from tfcompress.fine_tuning.options import Options, PathLike
@@ -95,11 +96,13 @@ class _Matcher:
 
     def __call__(self, arrays: dict[str, np.ndarray], path: Any, names: Any) -> Data:
         there = datasets.has_labels(arrays, self.model, names)
-        if self.distillation is not None and self.settings.needs_loss and not there:
+        inputs = datasets.has_inputs(arrays, self.model, names)
+        if self.distillation is not None and self.settings.needs_loss and inputs and not there:
+            mend = datasets.mend_names(arrays, self.model, names) or "Add the array y."
             raise ValueError(
                 f"'{path}' holds no labels, which alpha={self.distillation.alpha:g} gives a share "
-                f"in the loss; received {', '.join(map(repr, arrays))}. Add the array y, or learn "
-                "from the teacher alone: --alpha 0."
+                f"in the loss; received {', '.join(map(repr, arrays))}. "
+                f"{mend.rstrip('.')}, or learn from the teacher alone: --alpha 0."
             )
         labelled = self.settings.needs_loss or (there and self.settings.loss_is_known)
         return datasets.match(arrays, self.model, path, names, labelled)
@@ -111,5 +114,12 @@ def _load(path: PathLike) -> keras.Model:
         raise ValueError(
             f"'{path}' is a SavedModel, which holds no Keras layers to train or to learn from; "
             "expected a .keras or .h5 file. Save the model with model.save('model.keras')."
+        )
+    if isinstance(loaded, DistillingModel):
+        inner = "student" if hasattr(loaded, "student") else "students[0]"
+        raise ValueError(
+            f"'{path}' is a {type(loaded).__name__}, which trains a student; expected a model of "
+            'its own. Take the student out of it: python -c "import keras, tfcompress; '
+            f"keras.saving.load_model('{path}').{inner}.save('student.keras')\""
         )
     return loaded

@@ -18,7 +18,9 @@ class Taught:
 
     Attributes:
         teacher: its file; None if the model learned from itself as it was before.
-        alpha, temperature: see `Distillation`.
+        alpha: see `Distillation`.
+        losses: names and weights of what was learned.
+        temperature: of its soft labels; None if there are none, or several with different ones.
         started: fraction of the weights that began as the teacher's; None if it was not asked for.
         scores: loss and metrics of the teacher, where there are labels and it gives what its
             student gives; empty if the teacher is the model itself.
@@ -28,7 +30,8 @@ class Taught:
 
     teacher: str | None
     alpha: float
-    temperature: float
+    losses: dict[str, float]
+    temperature: float | None
     started: float | None
     scores: dict[str, float]
     bytes: int | None = None
@@ -118,7 +121,9 @@ class FineTuned:
         if taught is None:
             return []
         whom = taught.teacher or "itself as it was before"
-        line = f"Taught by {whom}, alpha {taught.alpha:g}, temperature {taught.temperature:g}."
+        named = [n if w == 1 else f"{n} x{w:g}" for n, w in taught.losses.items()]
+        line = f"Taught by {whom}: {', '.join(named)}; alpha {taught.alpha:g}"
+        line += "." if taught.temperature is None else f", temperature {taught.temperature:g}."
         if taught.started is not None:
             line += f" {taught.started:.1%} of its weights began as the teacher's."
         return [line]
@@ -139,11 +144,15 @@ class FineTuned:
             most = max(w.unique for w in clustered)
             lines.append(f"{len(clustered)} clustered kernels have {most} values each at most.")
         resumed = f", {self.resumed} of them before it was resumed" if self.resumed else ""
-        trained = f"{self.epochs} epochs{resumed} ({self.steps} steps)"
+        trained = f"{_counted(self.epochs, 'epoch')}{resumed} ({_counted(self.steps, 'step')})"
         return [*lines, f"Trained {trained}; {self.seconds:.0f} seconds."]
 
     def __str__(self) -> str:
         return as_text(self.render)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _words(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,12 @@ class Settings:
             raise ValueError(
                 "from_logits belongs to a loss that is given by name; received none. Pass --loss."
             )
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0; received {self.learning_rate!r}.")
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(
+                f"learning_rate must be a number greater than 0; received {rate!r}. 1e-3 to 1e-5 "
+                "is usual."
+            )
         self.arguments()
 
     def arguments(self, steps: int | None = None) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class Teaching:
     def distiller(self, student: keras.Model) -> Distiller:
         """What trains a student that is ready to begin."""
         started = dataclasses.replace(self.how, start_from_teacher=False)
-        return started.distiller(student, self.teacher)
+        distiller = started.distiller(student, self.teacher)
+        distiller.whole_epochs = True  # `fit` is given steps that go through all data
+        return distiller
 
     def as_student(self, student: keras.Model) -> keras.Model | None:
         """The teacher with the inputs and outputs of its student, so that both are judged alike.
@@ -144,6 +146,21 @@ class Teaching:
         return {
             key: float(np.mean(a == b)) for key, a, b in zip(keys, self._decided, ours, strict=True)
         }
+
+
+def told_of(distiller: Distiller) -> tuple[dict[str, float], float | None]:
+    """What a student learns, for people.
+
+    Args:
+        distiller: what trains it.
+
+    Returns:
+        (name -> weight of each loss; the temperature of its soft labels, if there is one).
+    """
+    losses = {term.loss.name: term.factor for term in distiller.terms}
+    soft = [term.loss for term in distiller.terms if isinstance(term.loss, SoftLabels)]
+    found = {loss.temperature for loss in soft}
+    return losses, found.pop() if len(found) == 1 else None
 
 
 def _decisions(

@@ -59,7 +59,7 @@ def train(
             callbacks=[
                 _SeedEpochs(options.seed),
                 *([UpdateCompression()] if scheduled else []),
-                _ShowProgress(progress, options.epochs, batches, known),
+                _ShowProgress(progress, options.epochs, batches, known, _parts_of(model)),
                 SaveCheckpoint(checkpoint),
             ],
         )
@@ -68,6 +68,11 @@ def train(
         if isinstance(error, _Diverged) or not checkpoint.epoch():
             checkpoint.remove()
         raise
+
+
+def _parts_of(model: keras.Model) -> list[str]:
+    """The parts of the loss that a model which distills reports beside their sum."""
+    return [tracker.name for tracker in getattr(model, "trackers", [])]
 
 
 class _Diverged(ValueError):
@@ -93,12 +98,19 @@ class _SeedEpochs(keras.callbacks.Callback):
 
 
 class _ShowProgress(keras.callbacks.Callback):
-    """Reports batches, with the loss and metrics after the epoch before."""
+    """Reports batches, with the loss and metrics after the epoch before.
 
-    def __init__(self, progress: Progress, epochs: int, batches: int, known: str):
+    Args:
+        progress: called as `progress(stage, done, total)`.
+        epochs, batches: of the training, and of an epoch.
+        known: loss and metrics before, in words.
+        parts: names of parts of the loss, which are not shown.
+    """
+
+    def __init__(self, progress: Progress, epochs: int, batches: int, known: str, parts: list[str]):
         super().__init__()
         self.progress, self.epochs, self.batches = progress, epochs, batches
-        self.known = known
+        self.known, self.parts = known, parts
         self.stage = ""
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -116,5 +128,11 @@ class _ShowProgress(keras.callbacks.Callback):
                 f"the loss became {logs['loss']} in epoch {epoch + 1}; expected a finite number. "
                 "Lower --learning-rate."
             )
-        names = sorted(logs, key=lambda name: name.removeprefix("val_") != "loss")
-        self.known = ", ".join(f"{name} {logs[name]:.4f}" for name in names[:4])
+        names = [name for name in logs if name.removeprefix("val_") not in self.parts]
+        names.sort(key=lambda name: name.removeprefix("val_") != "loss")
+        self.known = ", ".join(f"{self._words(name)} {logs[name]:.4f}" for name in names[:4])
+
+    def _words(self, name: str) -> str:
+        # The loss of labels alone is what the result tells.
+        total = self.parts and name.removeprefix("val_") == "loss"
+        return f"total {name}" if total else name
