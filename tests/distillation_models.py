@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import layers
 
+import tfcompress as tfc
+
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(32, 6)).astype("float32")
 Y = RANDOM.integers(0, 3, 32)
@@ -116,3 +118,25 @@ def divergence(teacher, student, temperature):
 def crossentropy(labels, logits):
     """Of each sample."""
     return -log_softmax(logits)[np.arange(len(labels)), labels]
+
+
+def loss_of(distiller, x=X, y=Y, sample_weight=None, training=False):
+    """The loss of one batch and the parts that are reported."""
+    distiller.reset_metrics()
+    outputs = distiller(x, training=training)
+    loss = distiller.compute_loss(x, y, outputs, sample_weight, training=training)
+    return float(loss), {tracker.name: float(tracker.result()) for tracker in distiller.trackers}
+
+
+def logits(model, x=X):
+    return as_numpy(model(x, training=False))
+
+
+def distillation(student, teacher, losses=None, x=X, sample_weight=None, **kwargs):
+    """The part of the loss without labels, alone."""
+    distiller = tfc.Distiller(student, teacher, losses, alpha=0, **kwargs)
+    return loss_of(compiled(distiller), x, None, sample_weight)[0]
+
+
+def hidden(model, x=X, layer="hidden"):
+    return as_numpy(keras.Model(model.input, model.get_layer(layer).output)(x))
