@@ -140,3 +140,32 @@ def distillation(student, teacher, losses=None, x=X, sample_weight=None, **kwarg
 
 def hidden(model, x=X, layer="hidden"):
     return as_numpy(keras.Model(model.input, model.get_layer(layer).output)(x))
+
+
+class Counting(layers.Layer):
+    """Counts the times that it really runs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.counts = []
+
+    def call(self, inputs):
+        import tensorflow as tf
+
+        def count(x):
+            self.counts.append(len(x))
+            return x
+
+        outputs = tf.numpy_function(count, [inputs], inputs.dtype)
+        outputs.set_shape(inputs.shape)
+        return outputs
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+
+def counting(width, name, seed):
+    inner = mlp(width, name, seed)
+    counter = Counting(name="counter")
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, inner(counter(inputs)), name=f"counting_{name}"), counter

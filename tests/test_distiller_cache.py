@@ -10,6 +10,7 @@ from distillation_models import (
     assert_same,
     compiled,
     convnet,
+    counting,
     fit,
     mlp,
     pair,
@@ -17,7 +18,6 @@ from distillation_models import (
     weights_of,
 )
 from keras import layers
-from test_distiller import counting
 
 import tfcompress as tfc
 from tfcompress import distillation as kd

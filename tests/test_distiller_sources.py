@@ -10,6 +10,7 @@ from distillation_models import (
     as_numpy,
     compiled,
     convnet,
+    counting,
     distillation,
     divergence,
     fit,
@@ -125,35 +126,6 @@ def test_tap_of_a_compressed_layer_is_behind_its_activation():
     assert feature.min() >= 0  # behind the relu
     assert len(np.unique(feature)) <= 256  # behind the rounding
     assert np.abs(as_numpy(outputs) - as_numpy(rounded(IMAGES))).max() == 0
-
-
-class Counting(layers.Layer):
-    """Counts the times that it really runs."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.counts = []
-
-    def call(self, inputs):
-        import tensorflow as tf
-
-        def count(x):
-            self.counts.append(len(x))
-            return x
-
-        outputs = tf.numpy_function(count, [inputs], inputs.dtype)
-        outputs.set_shape(inputs.shape)
-        return outputs
-
-    def compute_output_spec(self, inputs):
-        return keras.KerasTensor(inputs.shape, inputs.dtype)
-
-
-def counting(width, name, seed):
-    inner = mlp(width, name, seed)
-    counter = Counting(name="counter")
-    inputs = keras.Input((6,))
-    return keras.Model(inputs, inner(counter(inputs)), name=f"counting_{name}"), counter
 
 
 @pytest.mark.parametrize("eagerly", [False, True])
