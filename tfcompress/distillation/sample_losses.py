@@ -12,7 +12,8 @@ class Relational(DistillationLoss):
 
     Distances of pairs, as multiples of their mean, and the angles of triplets are compared by the
     Huber loss (Park et al. 2019, arXiv:1904.05068). Shapes may differ: only samples are compared.
-    Angles take memory of the third power of the batch size.
+    It takes memory for the square of the batch size times the width of the layer, and angles for
+    its third power: name a layer behind the pooling.
 
     Args:
         teacher_layer, student_layer: names of layers; None compares the outputs.

@@ -28,7 +28,7 @@ class Distillation:
         temperature: of soft labels that have none of their own, greater than 0.
         cache: path of a file in which the teacher's outputs are kept, or "memory".
         start_from_teacher: the student starts from the teacher's weights, as far as they fit; see
-            `tfcompress.distillation.initialization.init_from_teacher`.
+            `tfcompress.init_from_teacher`.
 
     Raises:
         TypeError, ValueError: if one of them is of another type or out of its range.
