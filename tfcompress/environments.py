@@ -1,0 +1,188 @@
+"""Virtual environments of other tools: one each, as their pins conflict; made at first use.
+
+They lie in `$TFCOMPRESS_CACHE`, else in `tfcompress` under `$XDG_CACHE_HOME` or `~/.cache`, and are
+named after their packages and the Python version, so that a change of either makes a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+_READY = ".ready"
+_SECONDS = 1800.0
+
+Maker = Callable[[Path], None]
+
+
+class Unavailable(RuntimeError):
+    """A tool cannot be had here; the message says why and what to do."""
+
+
+def cache_folder() -> Path:
+    """Return the folder that environments lie in; it need not exist.
+
+    Example:
+        >>> cache_folder().name  # doctest: +SKIP
+        'tfcompress'
+    """
+    if given := os.environ.get("TFCOMPRESS_CACHE"):
+        return Path(given).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "tfcompress"
+
+
+def python_environment(name: str, packages: Sequence[str]) -> Path:
+    """Return the Python of a virtual environment that holds these packages.
+
+    Args:
+        name: what it is for; a part of its folder's name.
+        packages: pinned requirements, as pip takes them.
+
+    Returns:
+        The path of its interpreter.
+
+    Raises:
+        Unavailable: it cannot be made, for example as no index can be reached.
+
+    Example:
+        >>> python_environment("vela", ["ethos-u-vela==5.2.0"])  # doctest: +SKIP
+    """
+
+    def make(folder: Path) -> None:
+        run_tool([sys.executable, "-m", "venv", str(folder)], what=name)
+        pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
+        run_tool([*pip, "install", "--quiet", *packages], what=name)
+
+    version = ".".join(map(str, sys.version_info[:2]))
+    return _made(name, [f"python{version}", *packages], make) / "bin/python"
+
+
+def node_environment(name: str, packages: Sequence[str]) -> Path:
+    """Return a folder with these npm packages under `node_modules`.
+
+    Args:
+        name: what it is for; a part of its folder's name.
+        packages: pinned, as npm takes them: `kotlin-compiler@2.4.20`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        Unavailable: it cannot be made.
+
+    Example:
+        >>> node_environment("kotlin", ["kotlin-compiler@2.4.20"])  # doctest: +SKIP
+    """
+    npm = program("npm", "npm")
+
+    def make(folder: Path) -> None:
+        command = [npm, "install", "--no-audit", "--no-fund", "--loglevel=error"]
+        run_tool([*command, "--prefix", str(folder), *packages], what=name)
+
+    return _made(name, ["npm", *packages], make)
+
+
+def program(name: str, debian_package: str) -> str:
+    """Return the path of an installed program.
+
+    Args:
+        name: its command.
+        debian_package: where Debian has it, for the error.
+
+    Raises:
+        Unavailable: it is not installed.
+
+    Example:
+        >>> program("sh", "dash")  # doctest: +SKIP
+        '/usr/bin/sh'
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise Unavailable(
+            f"{name} is not installed: on Debian or Ubuntu, sudo apt-get install {debian_package}"
+        )
+    return found
+
+
+def run_tool(
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    what: str,
+    seconds: float = _SECONDS,
+    folder: Path | None = None,
+) -> str:
+    """Run a program of an environment and return what it printed on standard output.
+
+    Args:
+        command: the program and its arguments.
+        what: the tool's name, for the error.
+        seconds: after which it is killed.
+        folder: to run it in.
+
+    Returns:
+        Its standard output.
+
+    Raises:
+        Unavailable: it cannot be started, fails or takes too long; with the end of what it said.
+
+    Example:
+        >>> run_tool(["echo", "yes"], what="echo")
+        'yes\\n'
+    """
+    # The libraries of the calling environment are none of the tool's business.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    try:
+        done = subprocess.run(
+            [os.fspath(word) for word in command],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            cwd=folder,
+            env=kept,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{what} did not end within {seconds:.0f} s") from None
+    except OSError as error:
+        raise Unavailable(f"{what} cannot be started: {error}") from error
+    if done.returncode != 0:
+        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise Unavailable(
+            f"{what} failed with status {done.returncode}: {' '.join(said[-3:])[-600:]}"
+        )
+    return done.stdout
+
+
+def _made(name: str, contents: Sequence[str], make: Maker) -> Path:
+    digest = hashlib.sha256("\n".join(contents).encode()).hexdigest()[:10]
+    folder = cache_folder() / f"{name}-{digest}"
+    if (folder / _READY).exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            # Another process may have made it meanwhile.
+            if not (folder / _READY).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                # Last, so that what was interrupted never counts as whole.
+                (folder / _READY).write_text("\n".join(contents) + "\n")
+    except OSError as error:
+        raise Unavailable(f"cannot make an environment in '{folder}': {error}") from error
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
