@@ -1,111 +1,16 @@
-"""The target files, and the package as it is after `pip install` outside the checkout."""
+"""The package as it is after `pip install` outside the checkout."""
 
-import copy
-import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-import jsonschema
 import pytest
-
-from tfcompress.targets import list_targets, load_target
+from test_targets import NAMES
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ROOT / "tflite_targets"
-NAMES = ["edge_tpu", "ethos_u55", "ethos_u65", "microcontroller", "mobile_cpu", "mobile_gpu"]
-
-
-def test_list_targets_names_every_file_but_the_schema():
-    assert list_targets() == NAMES
-    assert {path.stem for path in TARGETS.glob("*.json")} == {*NAMES, "schema"}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_target_file_fits_the_schema(name):
-    schema = json.loads((TARGETS / "schema.json").read_text())
-    values = json.loads((TARGETS / f"{name}.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(values)
-    assert values["name"] == name
-    assert values["precision"] in values["precisions"]
-
-
-def test_edge_tpu_values():
-    target = load_target("edge_tpu")
-    assert target.weights.bits == 8
-    assert target["weights"]["granularity"]["dense"] == "per-tensor"
-    assert target.io_dtypes == ("int8", "uint8")
-    assert target.shapes.inner_dims == 3
-    assert target.memory.sram_bytes == 8 * 1024 * 1024
-
-
-def test_target_is_read_only_and_can_be_copied():
-    target = load_target("ethos_u55")
-    with pytest.raises(AttributeError):
-        target.precision = "int4"
-    with pytest.raises(TypeError):
-        target["precision"] = "int4"
-    assert copy.deepcopy(target) == pickle.loads(pickle.dumps(target)) == target
-
-
-def test_misspelt_target_names_the_close_match():
-    with pytest.raises(ValueError, match=r"'edgetpu'.*microcontroller.*Did you mean 'edge_tpu'\?"):
-        load_target("edgetpu")
-
-
-def test_misspelt_key_names_the_close_match():
-    with pytest.raises(AttributeError, match=r"'wieghts'.*Did you mean 'weights'\?"):
-        load_target("edge_tpu").wieghts  # noqa: B018
-
-
-def test_target_from_a_file_of_ones_own(tmp_path):
-    path = tmp_path / "board.json"
-    shutil.copy(TARGETS / "microcontroller.json", path)
-    assert load_target(path) == load_target(str(path)) == load_target("microcontroller")
-
-
-def test_missing_target_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no target file .*board\.json"):
-        load_target(tmp_path / "board.json")
-
-
-def without_precision(values):
-    del values["precision"]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (without_precision, r"lacks the key 'precision'"),
-        (lambda values: values.update(precison="int8"), r"key 'precison'.*mean 'precision'\?"),
-        (lambda values: values.update(items=1), r"unknown key 'items'"),
-        (lambda values: values.update(precision="int7"), r"precision must be one of .*'int7'"),
-        (lambda values: values["weights"].update(bits="8"), r"weights: bits must be .*'8'"),
-        (lambda values: values["shapes"].update(batch=True), r"batch must be integer.*True"),
-        (lambda values: values.update(io_dtypes=["int9"]), r"io_dtypes\[0\] must be one of .*int9"),
-        (lambda values: values.update(memory=None), r"memory must be object; received None"),
-    ],
-)
-def test_target_file_that_does_not_fit_the_schema(tmp_path, spoil, message):
-    values = json.loads((TARGETS / "edge_tpu.json").read_text())
-    spoil(values)
-    path = tmp_path / "board.json"
-    path.write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=message):
-        load_target(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"[]", b"3"])
-def test_target_file_that_is_no_json_object(tmp_path, content):
-    path = tmp_path / "board.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"board\.json (is not valid JSON|must be object)"):
-        load_target(path)
 
 
 def run(*command, cwd):

@@ -23,6 +23,8 @@ from tfcompress.tflite.inspection import (
     SignatureInfo,
     TensorInfo,
 )
+from tfcompress.tflite.metadata import metadata_of
+from tfcompress.tflite.metadata.types import Metadata
 from tfcompress.tflite.statistics import Statistics, measure
 
 __all__ = [
@@ -61,13 +63,14 @@ def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
     known: dict[tuple, Statistics] = {}
     graphs = [_tensors(model, g, known) for g in range(len(model.subgraphs))]
     tensors = tuple(t for graph in graphs for t in graph)
-    operators = tuple(op for g in range(len(graphs)) for op in _operators(model, g, graphs[g]))
+    operators = tuple(op for g in range(len(graphs)) for op in operators_of(model, g, graphs[g]))
     counts = Counter((op.name, op.dtype, op.version) for op in operators)
     groups = _constants(model, tensors, operators)
     layers = tuple(_layer(*key, found) for key, found in groups.items())
     constants = [t for found in groups.values() for t in found]
     weights = [t for t in constants if t.is_weight]
     first = model.subgraphs[0]
+    model_metadata, problem = _model_metadata(model, data, flatbuffer.describe(path))
     return Inspection(
         path=os.fspath(path) if isinstance(path, (str, os.PathLike)) else "",
         file_bytes=len(data),
@@ -92,6 +95,8 @@ def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
         weights=sum(math.prod(t.shape) for t in weights),
         entropy_bytes=sum(t.entropy_bytes or 0 for t in weights),
         coded_bytes=sum(layer.coded_bytes for layer in layers),
+        model_metadata=model_metadata,
+        model_metadata_problem=problem,
     )
 
 
@@ -100,7 +105,7 @@ def _tensors(model: Any, subgraph: int, known: dict[tuple, Statistics]) -> list[
     scales = {i for t in graph.tensors for i in _side_tensors(graph, t.quantization)}
     found = []
     for i, tensor in enumerate(graph.tensors):
-        t = _tensor(model, subgraph, i, tensor)
+        t = tensor_of(model, subgraph, i, tensor)
         if t.is_constant:
             statistics = _statistics(model, tensor, t, known, is_scale=i in scales)
             t = dataclasses.replace(t, **dataclasses.asdict(statistics))
@@ -108,7 +113,8 @@ def _tensors(model: Any, subgraph: int, known: dict[tuple, Statistics]) -> list[
     return found
 
 
-def _tensor(model: Any, subgraph: int, index: int, tensor: Any) -> TensorInfo:
+def tensor_of(model: Any, subgraph: int, index: int, tensor: Any) -> TensorInfo:
+    """Describe a tensor, without the statistics of its values."""
     dtype, quantization = flatbuffer.dtype_name(tensor), tensor.quantization
     stored = model.buffers[tensor.buffer].data
     size = 0 if stored is None else len(stored)
@@ -168,7 +174,8 @@ def _side_tensors(graph: Any, quantization: Any) -> list[int]:
     return [i for i in (details.scales, details.zeroPoints) if 0 < i < len(graph.tensors)]
 
 
-def _operators(model: Any, subgraph: int, tensors: list[TensorInfo]) -> list[OperatorInfo]:
+def operators_of(model: Any, subgraph: int, tensors: list[TensorInfo]) -> list[OperatorInfo]:
+    """Describe the operators of a graph, given its tensors."""
     found = []
     for index, op in enumerate(model.subgraphs[subgraph].operators):
         name = flatbuffer.op_name(model, op)
@@ -275,6 +282,14 @@ def _metadata(model: Any, entry: Any) -> MetadataInfo:
     is_text = name in ("min_runtime_version", "keras_version")
     readable = flatbuffer.text(stored).rstrip("\0") if is_text else None
     return MetadataInfo(name, len(stored), readable)
+
+
+def _model_metadata(model: Any, data: bytes, name: str) -> tuple[Metadata | None, str | None]:
+    # The model itself runs without it.
+    try:
+        return metadata_of(model, data, name), None
+    except ValueError as error:
+        return None, str(error)
 
 
 def _signature(entry: Any) -> SignatureInfo:

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from tfcompress.tflite.metadata.table import print_metadata
+from tfcompress.tflite.metadata.types import Metadata
 from tfcompress.tflite.tables import Rows, as_text, print_table
 
 if TYPE_CHECKING:
@@ -165,6 +167,8 @@ class Inspection:
     weights: int  # elements of those that `sparsity` is over
     entropy_bytes: int  # of the weights
     coded_bytes: int  # all constants, the weights among them coded
+    model_metadata: Metadata | None  # names, labels and so on, see `tfcompress.Metadata`
+    model_metadata_problem: str | None  # why it cannot be read, if it cannot
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dicts and numbers, ready for `json.dumps`."""
@@ -181,6 +185,7 @@ class Inspection:
 
         console = console or Console()
         _render_summary(self, console)
+        print_metadata(console, self.model_metadata, self.model_metadata_problem)
         rows: Rows = [(c.name, c.dtype, c.version, c.count) for c in self.op_counts]
         print_table(console, "Operators", "name,dtype,version >,count >", rows)
         layers = sorted(self.layer_bytes, key=lambda layer: -layer.bytes)

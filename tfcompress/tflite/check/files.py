@@ -1,0 +1,168 @@
+"""What a target says about a .tflite file as a whole: inputs and outputs, memory, good habits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfcompress.targets import Target
+from tfcompress.tflite import arena, flatbuffer
+from tfcompress.tflite.check.kernels import output_channels
+from tfcompress.tflite.check.limits import is_kept, measured
+from tfcompress.tflite.check.operators import Op, tensors
+from tfcompress.tflite.check.result import Finding
+
+# Indices and truth values are taken as they are; these stand for real numbers.
+_REAL = ("float32", "float16", "bfloat16", "int8", "uint8", "int16", "int4")
+_PRECISIONS = {"int16": "int16x8", "dynamic_int8": "dynamic_int8", "int8": "int8"}
+
+
+def findings(model: Any, ops: list[Op], file_bytes: int, target: Target) -> tuple[Finding, ...]:
+    """Return what is to be said of a whole file, fatal things first.
+
+    Args:
+        model: a `ModelT`.
+        ops: its operators.
+        file_bytes: the size of the file.
+        target: whose rules.
+
+    Example:
+        >>> findings(model, operators(model), 1000, target)  # doctest: +SKIP
+        ()
+    """
+    found = [
+        *_io_dtypes(model, target),
+        *_batch(model, target),
+        *_memory(model, file_bytes, target),
+        *_advice(ops, target),
+        *_channels(ops, target),
+        *_precision(ops, target),
+    ]
+    return tuple(sorted(found, key=lambda finding: not finding.fatal))
+
+
+def constant_bytes(model: Any) -> int:
+    """Return the bytes of all constants that tensors refer to, each buffer once."""
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    data = (model.buffers[i].data for i in used)
+    return sum(len(stored) for stored in data if stored is not None)
+
+
+def _finding(
+    target: Target,
+    kind: str,
+    fatal: bool,
+    text: str,
+    mend: str | None = None,
+    *,
+    rule: str | None = None,
+) -> Finding:
+    known = next((r for r in target.rules if r.id == rule), None)
+    return Finding(
+        kind, fatal, text, mend, known.source if known else None, known.date if known else None
+    )
+
+
+def _io_dtypes(model: Any, target: Target) -> list[Finding]:
+    graph = model.subgraphs[0]
+    known = tensors(model, 0)
+    expected = ", ".join(target.io_dtypes)
+    found = []
+    for kind, indices in (("input", graph.inputs), ("output", graph.outputs)):
+        for tensor in (known[i] for i in indices):
+            if tensor.dtype in _REAL and tensor.dtype not in target.io_dtypes:
+                text = (
+                    f"{kind} '{flatbuffer.text(tensor.name)}' is {tensor.dtype}; {target.title} "
+                    f"takes {expected}"
+                )
+                mend = f"Convert with io_dtype='{target.io_dtypes[0]}'."
+                found.append(_finding(target, "io_dtype", True, text, mend, rule=target.io_rule))
+    return found
+
+
+def _batch(model: Any, target: Target) -> list[Finding]:
+    expected, fatal = target.shapes.batch, target.shapes.batch_required
+    known = tensors(model, 0)
+    found = []
+    for tensor in (known[i] for i in model.subgraphs[0].inputs):
+        batch = tensor.shape_signature[0] if len(tensor.shape_signature) > 1 else expected
+        if expected is not None and batch != expected:
+            size = "of any size" if batch < 0 else str(batch)
+            mend = f"Convert with batch_size={expected}."
+            text = f"input '{tensor.name}' has a batch {size}; {expected} is "
+            text += "required here" if fatal else f"better here. {mend}"
+            given = mend if fatal else None
+            found.append(_finding(target, "batch", fatal, text, given, rule=target.shapes.rule))
+    return found
+
+
+def _memory(model: Any, file_bytes: int, target: Target) -> list[Finding]:
+    memory = target.memory
+    found = []
+    for key, used, what, mend in (
+        (
+            *("sram_bytes", arena.activation_bytes(model), "activations take at least"),
+            "Make the model's inputs or its first layers smaller.",
+        ),
+        (
+            *("weight_bytes", constant_bytes(model), "constants take"),
+            "Compress the weights, or take a smaller model.",
+        ),
+        ("flash_bytes", file_bytes, "the file takes", "Compress the weights of the model."),
+    ):
+        limit = memory[key]
+        if limit is not None and used > limit:
+            fatal = key in memory.fatal
+            effect = "it does not fit" if fatal else "what is beyond makes it slower"
+            text = f"{what} {used:,} bytes, of {limit:,} there are: {effect}"
+            found.append(
+                _finding(target, "memory", fatal, text, mend if fatal else None, rule=memory.rule)
+            )
+    return found
+
+
+def _advice(ops: list[Op], target: Target) -> list[Finding]:
+    """Limits that keep no operator from being mapped."""
+    found: dict[str, list[Op]] = {}
+    for op in ops:
+        entry = target.operators.get(op.info.name) if op.is_builtin else None
+        for name in (*target.common_limits, *entry.limits) if entry else ():
+            if target.limits[name].get("advice") and is_kept(op, target.limits[name]) is False:
+                found.setdefault(name, []).append(op)
+    made = []
+    for name, several in found.items():
+        limit, first = target.limits[name], several[0]
+        many = f" and {len(several) - 1} more" if len(several) > 1 else ""
+        mend = limit.get("mend")
+        text = f"{first.info.layer or first.info.name}{many}: {limit.text}"
+        text = f"{text} ({measured(first, limit)}){'. ' + mend if mend else ''}"
+        made.append(_finding(target, "advice", False, text, rule=limit.rule))
+    return made
+
+
+def _channels(ops: list[Op], target: Target) -> list[Finding]:
+    multiple = target.channels.multiple
+    if multiple is None:
+        return []
+    widths = [(op.info.layer.split(";")[0], output_channels(op)) for op in ops]
+    odd = [(layer, width) for layer, width in widths if width and width % multiple]
+    if not odd:
+        return []
+    listed = ", ".join(f"{layer} ({width})" for layer, width in odd[:3])
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    text = (
+        f"channels are handled {multiple} at a time; not so many: {listed}{more}. The next "
+        f"multiple of {multiple} costs about the same time"
+    )
+    return [_finding(target, "channels", False, text, rule=target.channels.rule)]
+
+
+def _precision(ops: list[Op], target: Target) -> list[Finding]:
+    dtypes = {op.info.dtype for op in ops}
+    if not dtypes:
+        return []
+    computed = next((p for dtype, p in _PRECISIONS.items() if dtype in dtypes), None)
+    computed = computed or ("float16" if "float16" in dtypes else "float32")
+    if computed == target.precision:
+        return []
+    text = f"the file computes in {computed}; {target.precision} is recommended here"
+    return [_finding(target, "precision", False, text)]

@@ -1,0 +1,194 @@
+"""Whether a .tflite file suits a target: operator by operator, by the rules in its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+
+from tfcompress.targets import Target, load_target
+from tfcompress.tflite import arena, flatbuffer
+from tfcompress.tflite.check.files import constant_bytes, findings
+from tfcompress.tflite.check.limits import is_kept, measured
+from tfcompress.tflite.check.operators import Op, operators
+from tfcompress.tflite.check.result import Check, OperatorCheck, Part
+from tfcompress.tflite.check.values import measure
+
+
+def check(path: str | os.PathLike[str] | bytes, target: str | os.PathLike[str] | Target) -> Check:
+    """Check a .tflite file against the rules of a target, without running anything.
+
+    Args:
+        path: the file, or its bytes.
+        target: a name from `list_targets()`, the path of a target file, or a loaded one.
+
+    Returns:
+        A `Check`: each operator mapped or not and why, how the graph is split, memory in bytes,
+        what to do. `passed` only if every operator is mapped and nothing else is in the way.
+
+    Raises:
+        ValueError: the target is not known or its file is not valid; there is no such .tflite
+            file, or it is damaged.
+
+    Example:
+        >>> found = check("model.tflite", "edge_tpu")  # doctest: +SKIP
+        >>> found.passed, found.mends  # doctest: +SKIP
+        (False, ("Convert with io_dtype='int8'.",))
+    """
+    target = target if isinstance(target, Target) else load_target(target)
+    data = flatbuffer.load(path)
+    model = flatbuffer.read(data, name=flatbuffer.describe(path))
+    ops = operators(model)
+    judged = _split_off([judge(op, target) for op in ops], ops, target)
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
+    return Check(
+        path=name,
+        target=target.name,
+        title=target.title,
+        is_rule_check=True,
+        real_tool=_tool(name, target),
+        compiler=target.compiler.name if target.compiler else None,
+        partition=target.partition,
+        operators=tuple(judged),
+        parts=_parts(judged),
+        findings=findings(model, ops, len(data), target),
+        activation_bytes=arena.activation_bytes(model),
+        constant_bytes=constant_bytes(model),
+        file_bytes=len(data),
+    )
+
+
+def judge(op: Op, target: Target) -> OperatorCheck:
+    """Tell whether a target maps an operator, whatever stands around it.
+
+    Args:
+        op: the operator.
+        target: whose rules.
+
+    Example:
+        >>> judge(op, load_target("edge_tpu")).mapped  # doctest: +SKIP
+        True
+    """
+    name = op.info.name
+    if not op.is_builtin:
+        known = name in target.custom_operators
+        return _verdict(op, target, None if known else "operator", target.operators_rule)
+    entry = target.operators.get(name) or target.operators.get("*")
+    if entry is None:
+        reason = f"{target.title} does not list {name}"
+        return _verdict(op, target, "operator", target.operators_rule, reason)
+    rule = entry.get("rule", target.operators_rule)
+    dtypes, version = entry.dtypes, entry.version
+    if dtypes is not None and op.info.dtype not in dtypes:
+        reason = f"it computes in {op.info.dtype}; mapped are {', '.join(dtypes)}"
+        return _verdict(op, target, "dtype", rule, reason)
+    if version is not None and op.info.version > version:
+        reason = f"it is version {op.info.version}; the highest known to be mapped is {version}"
+        return _verdict(op, target, "version", rule, reason)
+    return _shape_verdict(op, target) or _limit_verdict(op, target, entry)
+
+
+def _shape_verdict(op: Op, target: Target) -> OperatorCheck | None:
+    shapes = target.shapes
+    for key, limit, status, text in (
+        ("dynamic_dimensions", 0 if shapes.static else None, "dynamic", "shapes must be static"),
+        ("rank", shapes.rank, "rank", f"tensors have at most {shapes.rank} dimensions"),
+        (
+            *("inner_rank", shapes.inner_dims, "rank"),
+            f"only the {shapes.inner_dims} innermost dimensions may be larger than 1",
+        ),
+    ):
+        if limit is not None and not is_kept(op, {"value": key, "max": limit}):
+            told = measured(op, {"value": key})
+            return _verdict(op, target, status, shapes.rule, f"{text}; {told}")
+    return None
+
+
+def _limit_verdict(op: Op, target: Target, entry: Target) -> OperatorCheck:
+    exempt = entry.get("exempt", ())
+    common = [name for name in target.common_limits if name not in exempt]
+    for limit in (target.limits[name] for name in (*common, *entry.limits)):
+        if limit.get("advice"):
+            continue
+        if not is_kept(op, limit):
+            reason = f"{limit.text} ({measured(op, limit)})"
+            verdict = _verdict(op, target, limit.status, limit.rule, reason, limit.get("mend"))
+            fatal = verdict.fatal or bool(limit.get("fatal"))
+            return dataclasses.replace(verdict, fatal=fatal)
+    return _verdict(op, target, None, None)
+
+
+def _verdict(
+    op: Op,
+    target: Target,
+    status: str | None,
+    rule: str | None,
+    reason: str | None = None,
+    mend: str | None = None,
+) -> OperatorCheck:
+    info = op.info
+    known = next((r for r in target.rules if r.id == rule), None) if status else None
+    words = target.statuses[status or "mapped"]
+    if status is not None and mend is None:
+        replaced = target.replacements.get(info.name) if status in ("operator", "dtype") else None
+        mend = replaced or target.mends.get(status)
+    for key, value in (("op", info.name), ("dtype", info.dtype), ("version", info.version)):
+        words = words.replace(f"{{{key}}}", str(value))
+        mend = mend and mend.replace(f"{{{key}}}", str(value))
+    return OperatorCheck(
+        subgraph=info.subgraph,
+        index=info.index,
+        name=info.name,
+        version=info.version,
+        dtype=info.dtype,
+        layer=info.layer,
+        mapped=status is None,
+        status=words,
+        reason=reason,
+        mend=mend,
+        source=known.source if known else None,
+        date=known.date if known else None,
+        fatal=status in ("operator", "dtype") and info.name in target.fatal_operators,
+    )
+
+
+def _split_off(judged: list[OperatorCheck], ops: list[Op], target: Target) -> list[OperatorCheck]:
+    """Where one operator sends the rest elsewhere, mark all that is behind the first such one."""
+    if target.partition != "rest":
+        return judged
+    first: OperatorCheck | None = None
+    in_front, found = True, []
+    for op, verdict in zip(ops, judged, strict=True):
+        # Those in front only bring a float input to integers.
+        brings = op.info.name == "QUANTIZE" and measure(op, "float_tensors") != 0
+        in_front = in_front and brings and op.info.subgraph == 0
+        if verdict.mapped and (first is not None or op.info.subgraph):
+            verdict = _behind(verdict, first, target)
+        elif not verdict.mapped and not in_front:
+            first = first or verdict
+        found.append(verdict)
+    return found
+
+
+def _behind(verdict: OperatorCheck, first: OperatorCheck | None, target: Target) -> OperatorCheck:
+    what = f"operator {first.index} ({first.name})" if first else "an operator with graphs inside"
+    return dataclasses.replace(
+        verdict,
+        mapped=False,
+        status=target.statuses.subgraph,
+        reason=f"it comes behind {what}, which is not mapped",
+        mend=first.mend if first else None,
+    )
+
+
+def _parts(judged: list[OperatorCheck]) -> tuple[Part, ...]:
+    main = [op for op in judged if op.subgraph == 0]
+    groups = ([*ops] for _, ops in itertools.groupby(main, key=lambda op: op.mapped))
+    return tuple(Part(ops[0].mapped, ops[0].index, ops[-1].index) for ops in groups)
+
+
+def _tool(path: str, target: Target) -> str | None:
+    """The command that asks the tool itself."""
+    if target.accept is None:
+        return None
+    return f"tfcompress accept {path or 'MODEL.tflite'} --with {target.accept}"

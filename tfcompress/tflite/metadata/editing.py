@@ -1,0 +1,187 @@
+"""Metadata put into a file, in place of what it has, and read out of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.suggestions import did_you_mean
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.metadata.files import append_files, read_file
+from tfcompress.tflite.metadata.reading import unpack
+from tfcompress.tflite.metadata.types import MOST_BYTES, Metadata, TensorMetadata, split_labels
+from tfcompress.tflite.metadata.writing import pack
+
+ENTRY = "TFLITE_METADATA"
+
+
+def add_metadata(data: bytes, metadata: Metadata) -> bytes:
+    """Add metadata to a .tflite file, in place of what it has.
+
+    An input of four dimensions with 1 or 3 channels is declared an image, so that MediaPipe feeds
+    it pictures; for a float32 image it also asks for `mean` and `std`. The model stays the same.
+
+    Args:
+        data: the bytes of the file.
+        metadata: about the model; what it leaves out of names is taken from the signature.
+
+    Returns:
+        The bytes of the new file; equal input gives equal bytes.
+
+    Raises:
+        ValueError: the file is damaged, or does not have such inputs, outputs, channels or labels.
+
+    Example:
+        >>> labels = TensorMetadata("digit", labels=tuple("0123456789"))
+        >>> data = add_metadata(data, Metadata("digits", outputs=(labels,)))  # doctest: +SKIP
+    """
+    model = flatbuffer.read(data)
+    graph = model.subgraphs[0]
+    full = dataclasses.replace(
+        metadata,
+        inputs=_matched("inputs", metadata.inputs, names_outside(model, graph.inputs)),
+        outputs=_matched("outputs", metadata.outputs, names_outside(model, graph.outputs)),
+    )
+    for kind, entries, indices in (
+        ("inputs", full.inputs, graph.inputs),
+        ("outputs", full.outputs, graph.outputs),
+    ):
+        for i, entry in enumerate(entries):
+            _check_sizes(f"{kind}[{i}] '{entry.name}'", entry, graph.tensors[indices[i]])
+    labels = _label_files(full)
+    shapes = [graph.tensors[i].shape for i in graph.inputs]
+    names = {place: name for name, (place, _) in labels.items()}
+    _store(model, pack(full, shapes, names))
+    return append_files(
+        flatbuffer.write(model), {name: content for name, (_, content) in labels.items()}
+    )
+
+
+def read_metadata(data: bytes | str | os.PathLike[str]) -> Metadata | None:
+    """Read the metadata of a .tflite file, whichever tool has written it.
+
+    Args:
+        data: the bytes of the file, or its path.
+
+    Returns:
+        The metadata, with the file's first labels of each tensor; None if it has none.
+
+    Raises:
+        ValueError: the file or its metadata is damaged.
+
+    Example:
+        >>> read_metadata("model.tflite").outputs[0].labels  # doctest: +SKIP
+    """
+    content = flatbuffer.load(data)
+    name = flatbuffer.describe(data)
+    return metadata_of(flatbuffer.read(content, name=name), content, name)
+
+
+def metadata_of(model: Any, data: bytes, name: str) -> Metadata | None:
+    """Read the metadata of a file that is unpacked already; see `read_metadata`."""
+    entry = next((e for e in model.metadata if flatbuffer.text(e.name) == ENTRY), None)
+    if entry is None:
+        return None
+    stored = model.buffers[entry.buffer].data
+    try:
+        fields, *tensors = unpack(b"" if stored is None else bytes(stored))
+        labels = _read_labels(data, [t["labels"] for side in tensors for t in side if t["labels"]])
+        inputs, outputs = (
+            tuple(TensorMetadata(**{**t, "labels": labels[t["labels"]]}) for t in side)
+            for side in tensors
+        )
+        return Metadata(**fields, inputs=inputs, outputs=outputs)
+    except ValueError as error:
+        raise ValueError(
+            f"the metadata of {name} cannot be read: {error}. Write it again, with the model's "
+            "labels and texts."
+        ) from error
+
+
+def _read_labels(data: bytes, files: list[str]) -> dict[str, tuple[str, ...]]:
+    """The lines of label files by their names, for each tensor that has one."""
+    labels: dict[str, tuple[str, ...]] = {"": ()}
+    size = 0
+    for file in files:
+        if file not in labels:
+            labels[file] = split_labels(read_file(data, file).decode("utf-8", "replace"))
+        # All tensors may name one file, which a hostile one would use to take time and memory.
+        size += sum(map(len, labels[file])) + len(labels[file])
+        if size > MOST_BYTES:
+            raise ValueError(f"its labels take more than {MOST_BYTES:,} bytes")
+    return labels
+
+
+def names_outside(model: Any, indices: Sequence[int]) -> list[str]:
+    """The names of inputs or outputs in the signature, in the order of the graph."""
+    signature = next((s for s in model.signatureDefs if s.subgraphIndex == 0), None)
+    entries = [] if signature is None else [*signature.inputs, *signature.outputs]
+    known = {e.tensorIndex: flatbuffer.text(e.name) for e in entries}
+    tensors = model.subgraphs[0].tensors
+    return [known.get(i) or flatbuffer.text(tensors[i].name) for i in indices]
+
+
+def _matched(
+    kind: str, given: Sequence[TensorMetadata], names: list[str]
+) -> tuple[TensorMetadata, ...]:
+    by_name = {entry.name: entry for entry in given}
+    if len(by_name) == len(given) and set(by_name) <= set(names):
+        return tuple(by_name.get(name, TensorMetadata(name)) for name in names)
+    if len(given) != len(names):
+        wrong = next((n for n in by_name if n not in names), given[0].name)
+        raise ValueError(
+            f"metadata: {kind}: received {len(given)} entries; the file has {len(names)} {kind}: "
+            f"{', '.join(names)}. Give one for each in this order, or use these names. "
+            f"{did_you_mean(wrong, names)}".strip()
+        )
+    pairs = zip(given, names, strict=True)
+    return tuple(dataclasses.replace(entry, name=entry.name or name) for entry, name in pairs)
+
+
+def _check_sizes(where: str, entry: TensorMetadata, tensor: Any) -> None:
+    signature = tensor.shapeSignature or tensor.shape
+    last = signature[-1] if signature else 1
+    if last == -1:
+        return
+    for key in ("mean", "minimum", "maximum"):
+        count = len(getattr(entry, key))
+        if count not in (0, 1, last):
+            raise ValueError(
+                f"metadata: {where}: {key}: received {count} values; expected 1, or one for each "
+                f"of its {last} channels (shape {list(signature)})."
+            )
+    if entry.labels and len(entry.labels) != last:
+        raise ValueError(
+            f"metadata: {where}: received {len(entry.labels)} labels; expected {last}, as many as "
+            f"its last dimension (shape {list(signature)}). Take the labels that the model was "
+            "trained with."
+        )
+
+
+def _label_files(metadata: Metadata) -> dict[str, tuple[tuple[str, int], bytes]]:
+    """The label files: by name, the place of their tensor and their content."""
+    files = {}
+    sides = (("inputs", metadata.inputs), ("outputs", metadata.outputs))
+    places = [(kind, i, e) for kind, entries in sides for i, e in enumerate(entries) if e.labels]
+    for number, (kind, i, entry) in enumerate(places, 1):
+        name = "labels.txt" if len(places) == 1 else f"labels_{number}.txt"
+        files[name] = (kind, i), "\n".join(entry.labels).encode()
+    return files
+
+
+def _store(model: Any, content: bytes) -> None:
+    """Put the table into a buffer of the model: into the old one, if there is one."""
+    kept = [entry for entry in model.metadata if flatbuffer.text(entry.name) != ENTRY]
+    used = {t.buffer for graph in model.subgraphs for t in graph.tensors}
+    used |= {0, *(entry.buffer for entry in kept)}
+    old = (e.buffer for e in model.metadata if e.buffer not in used)
+    index = next(old, len(model.buffers))
+    if index == len(model.buffers):
+        model.buffers.append(schema.BufferT())
+    model.buffers[index].data = np.frombuffer(content, np.uint8)
+    model.metadata = [*kept, schema.MetadataT(name=ENTRY, buffer=index)]
