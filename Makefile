@@ -10,7 +10,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full lint format bench lock clean
+.PHONY: help demo test test-full accept lint format bench lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,9 @@ test: $(READY)  ## quick tests
 
 test-full: $(READY)  ## every test and every tutorial
 	$(BIN)/python -m pytest $(ARGS)
+
+accept: $(READY)  ## run real third-party tools on files of five models (the first time: long)
+	$(BIN)/python -m tfcompress.acceptance.suite $(ARGS)
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
@@ -42,7 +45,7 @@ bench: $(READY)  ## measure the cost of training and conversion, how equal files
 	$(BIN)/python -m tfcompress.bench.distillation_cost
 	$(BIN)/python -m tfcompress.bench.distillation_quality
 
-demo test test-full bench: export TF_CPP_MIN_LOG_LEVEL = 3
+demo test test-full accept bench: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.
 test test-full: export CUDA_VISIBLE_DEVICES =
 

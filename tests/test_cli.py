@@ -17,6 +17,10 @@ COMMANDS = [
     "inspect",
     "verify",
     "benchmark",
+    "check",
+    "accept",
+    "android",
+    "c-array",
     "targets",
     "demo",
 ]
@@ -24,10 +28,11 @@ COMMANDS = [
 
 def test_options_name_what_the_library_knows():
     from tfcompress import arrays
-    from tfcompress.tflite import convert
+    from tfcompress.tflite import settings
 
-    assert convert.PRECISIONS == options.PRECISIONS
-    assert set().union(*convert.IO_DTYPES.values()) == set(options.IO_DTYPES)
+    assert settings.PRECISIONS == options.PRECISIONS
+    assert set().union(*settings.IO_DTYPES.values()) == set(options.IO_DTYPES)
+    assert tuple(settings.FORMATS) == options.FORMATS
     assert tuple(arrays.SCALINGS) == options.SCALINGS
 
 

@@ -78,7 +78,7 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
 
     def convert(model, path, **settings):
         received.update(settings, model=model, path=path)
-        return types.SimpleNamespace(render=lambda console: None)
+        return types.SimpleNamespace(render=lambda console: None, check=None)
 
     from tfcompress.tflite import convert as module
 
@@ -86,7 +86,10 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
     command = ["convert", folder / "model.keras", "-o", tmp_path / "a.tflite"]
     extra = ["--precision", "int16x8", "--io-dtype", "int16", "--strict", "--select-tf-ops"]
     images = ["--calibration", folder / "photos", "--scaling", "-1_1", "--samples", 3]
-    assert run(*command, *extra, *images, "--batch-size", 2) == 0
+    (tmp_path / "metadata.json").write_text('{"name": "Shapes"}')
+    extra += ["--batch-size", 2, "--dense", "per_tensor", "--metadata", tmp_path / "metadata.json"]
+    assert run(*command, *extra, *images, "--target", "ethos_u55", "--format", "tflite") == 0
+    assert received.pop("metadata").name == "Shapes"
     data, model = received.pop("calibration"), received.pop("model")
     assert model.input_shape == (None, 8, 8, 1)
     assert data.shape == (3, 8, 8, 1)
@@ -100,7 +103,37 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
         "select_tf_ops": True,
         "samples": 3,
         "batch_size": 2,
+        "dense": "per_tensor",
+        "target": "ethos_u55",
+        "format": "tflite",
     }
+
+
+def test_convert_for_a_target_ends_with_its_check(folder, tmp_path, capsys):
+    command = ["convert", folder / "model.keras", "-o", tmp_path / "a.tflite"]
+    command += ["--calibration", folder / "x.npy"]
+    assert run(*command, "--target", "edge_tpu", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["io_dtype"], found["check"]["passed"]) == ("int8", True)
+    assert run("check", tmp_path / "a.tflite", "--target", "edge_tpu") == 0
+    assert run("check", tmp_path / "a.tflite", "--target", "web") == 1
+    assert "Convert with io_dtype='float32'" in capsys.readouterr().out
+    assert run(*command, "--target", "edge_tpu", "--io-dtype", "float32") == 2
+    assert "'edge_tpu' takes io_dtype 'int8' or 'uint8'" in capsys.readouterr().err
+
+
+def test_convert_fails_if_the_target_cannot_run_the_file(folder, tmp_path, capsys):
+    import keras
+
+    x = keras.Input((8, 8, 1))
+    model = keras.Model(x, keras.ops.cumsum(keras.layers.Conv2D(2, 3)(x), axis=1))
+    model.save(tmp_path / "sums.keras")
+    command = ["convert", tmp_path / "sums.keras", "-o", tmp_path / "a.tflite"]
+    command += ["--calibration", folder / "x.npy"]
+    assert run(*command, "--target", "edge_tpu") == 1
+    assert "CUMSUM" in capsys.readouterr().out
+    assert (tmp_path / "a.tflite").exists()
+    assert run(*command, "--target", "mobile_cpu") == 0  # LiteRT's own kernel runs it.
 
 
 def test_compress_trains_and_reports(folder, tmp_path, capsys):

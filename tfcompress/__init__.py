@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tfcompress import distillation, schedules
+    from tfcompress.acceptance.accept import accept
+    from tfcompress.android.project import android_project
     from tfcompress.baking import finalize
     from tfcompress.callbacks import UpdateCompression
     from tfcompress.compression import compress, quantize_aware
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
         init_from_teacher,
     )
     from tfcompress.graph import flatten
+    from tfcompress.microcontroller.c_array import c_array
     from tfcompress.prune_callback import PruneCallback
     from tfcompress.recipe import Recipe, Rule
     from tfcompress.search.findings import Sensitivity
@@ -32,14 +35,18 @@ if TYPE_CHECKING:
         Technique,
     )
     from tfcompress.tflite.benchmark import benchmark
+    from tfcompress.tflite.check import check
     from tfcompress.tflite.convert import convert
     from tfcompress.tflite.inspect import inspect
+    from tfcompress.tflite.metadata import Metadata
     from tfcompress.tflite.verify import verify
 
 __version__ = "0.1.0"
 
 # Imported at first use: TensorFlow takes seconds, and `tfcompress inspect` does not need it.
 _HOMES = {
+    "tfcompress.acceptance.accept": ["accept"],
+    "tfcompress.android.project": ["android_project"],
     "tfcompress.baking": ["finalize"],
     "tfcompress.callbacks": ["UpdateCompression"],
     "tfcompress.compression": ["compress", "quantize_aware"],
@@ -51,6 +58,7 @@ _HOMES = {
         "init_from_teacher",
     ],
     "tfcompress.graph": ["flatten"],
+    "tfcompress.microcontroller.c_array": ["c_array"],
     "tfcompress.prune_callback": ["PruneCallback"],
     "tfcompress.recipe": ["Recipe", "Rule"],
     "tfcompress.search.findings": ["Sensitivity"],
@@ -65,8 +73,10 @@ _HOMES = {
         "Technique",
     ],
     "tfcompress.tflite.benchmark": ["benchmark"],
+    "tfcompress.tflite.check": ["check"],
     "tfcompress.tflite.convert": ["convert"],
     "tfcompress.tflite.inspect": ["inspect"],
+    "tfcompress.tflite.metadata": ["Metadata"],
     "tfcompress.tflite.verify": ["verify"],
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -76,6 +86,7 @@ __all__ = [
     "CompressionLogger",
     "Distiller",
     "GroupLasso",
+    "Metadata",
     "MutualDistiller",
     "Prune",
     "PruneCallback",
@@ -87,7 +98,11 @@ __all__ = [
     "Sensitivity",
     "Technique",
     "UpdateCompression",
+    "accept",
+    "android_project",
     "benchmark",
+    "c_array",
+    "check",
     "compress",
     "convert",
     "distillation",

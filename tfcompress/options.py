@@ -15,6 +15,7 @@ from tfcompress.suggestions import did_you_mean
 # Known here, too, so that a slip costs no seconds of importing TensorFlow.
 PRECISIONS = ("float32", "float16", "dynamic_int8", "int8", "int16x8", "int4")
 IO_DTYPES = ("float32", "int8", "uint8", "int16")
+FORMATS = ("tflite", "onnx", "openvino")
 SCALINGS = ("none", "0_1", "-1_1")
 
 
@@ -135,11 +136,23 @@ Output = Annotated[
     ),
 ]
 Precision = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="|".join(PRECISIONS),
         callback=one_of("--precision", PRECISIONS),
-        help="What the file computes in; int4 means the weights.",
+        help="What the file computes in; int4 means the weights. By default what the target "
+        "prefers, or int8.",
+        show_default=False,
+    ),
+]
+FileIoDtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(IO_DTYPES),
+        callback=one_of("--io-dtype", IO_DTYPES),
+        help="Type of inputs and outputs of the file; by default what the target prefers, or "
+        "float32.",
+        show_default=False,
     ),
 ]
 IoDtype = Annotated[

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfcompress import __version__, files
 from tfcompress.distillation.settings import Distillation
-from tfcompress.tflite.convert import check_arguments
+from tfcompress.tflite.settings import settle
 
 PathLike = str | os.PathLike[str]
 
@@ -83,7 +83,7 @@ class Options:
                 f"'{self.output}'. Leave them out, or write a .tflite file."
             )
         if self.precision is not None:
-            check_arguments(self.precision, self.io_dtype)
+            settle(self.precision, self.io_dtype)
         files.check_writable(self.output)
         for source in self._sources():
             if _is_same(self.output, source):

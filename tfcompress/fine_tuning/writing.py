@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 from tfcompress.fine_tuning.options import Options
-from tfcompress.tflite.convert import check_arguments, convert
+from tfcompress.tflite.convert import convert
+from tfcompress.tflite.settings import settle
 from tfcompress.tflite.trained import quantize_techniques
 
 
@@ -24,7 +25,7 @@ def precision_of(small: keras.Model, options: Options) -> str | None:
     if Path(options.output).suffix == ".keras":
         return None
     precision = options.precision or natural_precision(small)
-    check_arguments(precision, options.io_dtype)
+    settle(precision, options.io_dtype)
     trained = any(t.activation_bits is not None for t in quantize_techniques(small))
     if precision in ("int8", "int16x8") and not trained:
         raise ValueError(

@@ -43,10 +43,43 @@ def activation_bytes(model: Any) -> int:
     Example:
         >>> activation_bytes(flatbuffer.read("model.tflite"))  # doctest: +SKIP
     """
-    return _peak(model, 0, ())
+    peaks: dict[int, int] = {}
+    for subgraph in _called_first(model):
+        peaks[subgraph] = _peak(model, subgraph, peaks)
+    return peaks[0]
 
 
-def _peak(model: Any, subgraph: int, callers: tuple[int, ...]) -> int:
+def _called_first(model: Any) -> list[int]:
+    """The first subgraph and all that it calls, each once, behind those that it calls itself.
+
+    Not by recursion: a damaged file may nest thousands, and call each from many places.
+    """
+    order: list[int] = []
+    seen = {0}
+    waiting = [(0, iter(_bodies_of_graph(model, 0)))]
+    while waiting:
+        subgraph, bodies = waiting[-1]
+        body = next((b for b in bodies if b not in seen), None)
+        if body is None:
+            order.append(subgraph)
+            waiting.pop()
+        else:
+            seen.add(body)
+            waiting.append((body, iter(_bodies_of_graph(model, body))))
+    return order
+
+
+def _bodies_of_graph(model: Any, subgraph: int) -> list[int]:
+    return [body for op in model.subgraphs[subgraph].operators for body in _bodies(model, op)]
+
+
+def _bodies(model: Any, op: Any) -> list[int]:
+    """The subgraphs that an operator runs."""
+    named = {getattr(op.builtinOptions, name, -1) for name in _SUBGRAPH_OPTIONS}
+    return sorted(body for body in named if 0 < body < len(model.subgraphs))
+
+
+def _peak(model: Any, subgraph: int, peaks: dict[int, int]) -> int:
     graph = model.subgraphs[subgraph]
     owner = _owners(model, graph)
     sizes = [_activation_size(model, tensor) for tensor in graph.tensors]
@@ -65,14 +98,9 @@ def _peak(model: Any, subgraph: int, callers: tuple[int, ...]) -> int:
             output = sizes[owner[op.outputs[0]]]
             dying = [sizes[owner[i]] for i in op.inputs if i != -1 and last[owner[i]] == step]
             live[step] -= output if output <= max(dying, default=0) else 0
-        bodies = {getattr(op.builtinOptions, name, -1) for name in _SUBGRAPH_OPTIONS}
-        # A damaged file may call itself.
-        inside = [
-            _peak(model, body, (*callers, subgraph))
-            for body in bodies
-            if 0 < body < len(model.subgraphs) and body not in (*callers, subgraph)
-        ]
-        peak = max(peak, live[step] + sum(inside))
+        # A damaged file may call itself: what is not known yet counts as nothing.
+        inside = sum(peaks.get(body, 0) for body in _bodies(model, op))
+        peak = max(peak, live[step] + inside)
     return peak
 
 

@@ -1,21 +1,18 @@
 """convert: a Keras model in, a small .tflite and a report about it out."""
 
+from __future__ import annotations
+
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tfcompress import files
+from tfcompress.suggestions import expected_one_of
+from tfcompress.targets import Target
 from tfcompress.tflite.job import Job
 from tfcompress.tflite.report import Report
-
-IO_DTYPES = {
-    "float32": ("float32",),
-    "float16": ("float32",),
-    "dynamic_int8": ("float32",),
-    "int8": ("float32", "int8", "uint8"),
-    "int16x8": ("float32", "int16"),
-    "int4": ("float32", "int8", "uint8"),
-}
-PRECISIONS = tuple(IO_DTYPES)
+from tfcompress.tflite.settings import FORMATS, settle
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -24,16 +21,20 @@ def convert(
     model,
     path,
     *,
-    precision: str = "int8",
-    io_dtype: str = "float32",
+    precision: str | None = None,
+    io_dtype: str | None = None,
     calibration: Any = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
+    dense: str | None = None,
+    target: str | os.PathLike[str] | Target | None = None,
+    metadata: Any = None,
+    format: str = "tflite",
     strict: bool = False,
     select_tf_ops: bool = False,
     samples: int | None = 500,
     progress: Progress | None = None,
 ) -> Report:
-    """Writes a Keras model as a .tflite file.
+    """Writes a Keras model as a .tflite file, or on from there as ONNX or OpenVINO IR.
 
     Args:
         model: a `keras.Model`, from `quantize_aware` or plain, or the path of a .keras, .h5 or
@@ -42,46 +43,76 @@ def convert(
         precision: "float32"; "float16" (weights); "dynamic_int8" (int8 weights, activations
             quantized at run time); "int8"; "int16x8" (int16 activations); "int4" (4-bit weights of
             Conv2D and Dense, with int8 activations if their ranges are known, float otherwise).
+            None: what the target prefers, or "int8".
         io_dtype: type of inputs and outputs: "float32", "int8", "uint8", or "int16" with int16x8.
+            None: what the target prefers, or "float32".
         calibration: samples of the inputs, for int8, int16x8 or int4 of a model not trained with
             `quantize_aware`: a NumPy array, dict, generator or `tf.data.Dataset` of float values
             as in training; a few hundred samples serve.
-        batch_size: fixed batch size of the file.
+        batch_size: fixed batch size of the file. None: what the target asks for, or 1.
+        dense: "per_channel" or "per_tensor" scales of the weights of Dense layers that were not
+            trained for quantization. None: what the target takes, or "per_channel".
+        target: a name from `list_targets()`, or the path of a target file of your own: fills in
+            what is None above and checks the file at the end, see `check`. What contradicts it is
+            an error. For targets whose compilers reject new op versions, these are lowered.
+        metadata: a `Metadata`, a dict or a JSON file: names, descriptions, normalization and labels
+            that go into a .tflite file.
+        format: "tflite", "onnx" or "openvino" (an .xml file and a .bin file beside it), made from
+            the .tflite file by tf2onnx and OpenVINO in environments of their own.
         strict: raise if an operation stays float although integers were asked for.
         select_tf_ops: allow operations of TensorFlow that LiteRT lacks (needs the Flex delegate).
         samples: how many calibration samples to use, the first ones; None uses all.
         progress: called as `progress(stage, done, total)`.
 
     Returns:
-        A `Report`: sizes, operations, what stayed float and why, seconds.
+        A `Report`: sizes, operations, what stayed float and why, the target's check, seconds.
 
     Raises:
-        ValueError: if an argument, the model or the calibration data will not do.
+        ValueError: if an argument, the model, the calibration data or the metadata will not do.
 
     Example:
         >>> report = convert(qat, "model.tflite", precision="int8", io_dtype="int8")
+        >>> report = convert(qat, "model.tflite", target="edge_tpu")
     """
-    check_arguments(precision, io_dtype, batch_size)
+    settings = settle(precision, io_dtype, batch_size, dense, target)
+    _check_format(format, path, target, metadata)
+    described = _metadata(metadata)
     files.check_writable(path)
-    job = Job(precision, io_dtype, batch_size, strict, select_tf_ops, progress)
+    job = Job(settings, strict, select_tf_ops, progress)
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", files.load_model, model)
-    data = job.run(model, calibration, samples)
-    report = job.report(path, data)
-    files.atomic_write(path, data)
-    return report
+    data = job.finish(job.run(model, calibration, samples), described)
+    if format == "tflite":
+        report = job.report(path, data)
+        files.atomic_write(path, data)
+        return report
+    from tfcompress.tflite import exchange
+
+    write = {"onnx": exchange.to_onnx, "openvino": exchange.to_openvino}[format]
+    job.report(path, data)  # Raises where `strict` demands more.
+    return job.report(path, data, format, job.timed(format, write, data, path))
 
 
-def check_arguments(precision: str, io_dtype: str, batch_size: int = 1) -> None:
-    """Raises unless `convert` takes a precision with a type of inputs and outputs and a batch."""
-    if precision not in PRECISIONS:
+def _check_format(format: str, path: Any, target: Any, metadata: Any) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; {expected_one_of(str(format), FORMATS)}")
+    if format == "tflite":
+        return
+    if target is not None or metadata is not None:
         raise ValueError(
-            f"precision must be one of {', '.join(PRECISIONS)}; received {precision!r}."
+            f"target and metadata are for .tflite files; received them with format='{format}'. "
+            "Leave them out."
         )
-    if io_dtype not in IO_DTYPES[precision]:
+    if Path(os.fspath(path)).suffix != FORMATS[format]:
         raise ValueError(
-            f"io_dtype must be one of {', '.join(IO_DTYPES[precision])} with precision "
-            f"'{precision}'; received {io_dtype!r}."
+            f"a file of format '{format}' must end in {FORMATS[format]}; received '{path}'. "
+            "Rename it."
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of 1 or more; received {batch_size!r}.")
+
+
+def _metadata(given: Any) -> Any:
+    if given is None:
+        return None
+    from tfcompress.tflite.metadata import load_metadata
+
+    return load_metadata(given)

@@ -1,5 +1,6 @@
 """One conversion, stage by stage: lower, calibrate, quantize, report."""
 
+import dataclasses
 import time
 from collections.abc import Iterable
 
@@ -25,6 +26,7 @@ from tfcompress.tflite import (
 )
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tflite.report import FloatOp, Report
+from tfcompress.tflite.versions import lower_versions
 
 STATIC = ("int8", "int16x8", "int4")
 _NO_KERNEL = "LiteRT has no integer kernel that is used for it"
@@ -57,8 +59,9 @@ def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integ
 class Job:
     """One conversion: its settings, and what is found on the way."""
 
-    def __init__(self, precision, io_dtype, batch_size, strict, select_tf_ops, progress):
-        self.precision, self.io_dtype, self.batch_size = precision, io_dtype, batch_size
+    def __init__(self, settings, strict, select_tf_ops, progress):
+        self.settings, self.precision = settings, settings.precision
+        self.io_dtype, self.batch_size = settings.io_dtype, settings.batch_size
         self.strict, self.select_tf_ops = strict, select_tf_ops
         self.progress = progress or (lambda stage, done, total: None)
         self.seconds: dict[str, float] = {}
@@ -161,6 +164,7 @@ class Job:
             io_dtype=self.io_dtype,
             weight_bits=weight_bits,
             int4=self.precision == "int4",
+            dense=self.settings.dense,
             floats=floats,
         )
 
@@ -204,8 +208,26 @@ class Job:
             for index in op.outputs:
                 self.reasons[tensors[index].name.decode()] = reason
 
-    def report(self, path, data: bytes) -> Report:
-        """What came out; raises if it is not what `strict` demands."""
+    def finish(self, data: bytes, metadata) -> bytes:
+        """The file as it ships: with versions that the target's compiler knows, and metadata."""
+        target = self.settings.target
+        if target is not None and target.lower_versions:
+            data = self.timed("lower versions", lower_versions, data)
+        if metadata is None:
+            return data
+        from tfcompress.tflite.metadata import add_metadata
+
+        return add_metadata(data, metadata)
+
+    def report(self, path, data: bytes, format: str = "tflite", exchanged=None) -> Report:
+        """What came out; raises if it is not what `strict` demands.
+
+        Args:
+            path: where it goes.
+            data: the bytes of the .tflite file.
+            format: what was made of it.
+            exchanged: what the converter to that format tells.
+        """
         found = inspect(data)
         float_ops = self._float_ops(found)
         if float_ops and self.strict:
@@ -225,11 +247,22 @@ class Job:
             io_dtype=self.io_dtype,
             file_bytes=len(data),
             zipped_bytes=found.zipped_bytes,
+            format=format,
+            exchanged=exchanged,
+            check=self._check(data, path),
             ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
             float_ops=float_ops,
             notes=self.notes,
             seconds={name: round(value, 3) for name, value in self.seconds.items()},
         )
+
+    def _check(self, data: bytes, path):
+        if self.settings.target is None:
+            return None
+        from tfcompress.tflite.check import check
+
+        found = self.timed("check", check, data, self.settings.target)
+        return dataclasses.replace(found, path=str(path))
 
     def _float_ops(self, found) -> list[FloatOp]:
         """The operations that stayed float although integers were asked for."""

@@ -40,6 +40,7 @@ def static(
     io_dtype: str,
     weight_bits: set[int] | None,
     int4: bool = False,
+    dense: str = "per_channel",
     floats: set[int] | frozenset[int] = frozenset(),
 ) -> bytes:
     """Quantizes weights and activations of a float model.
@@ -51,6 +52,7 @@ def static(
         weight_bits: the widths that weights were trained for (a layer whose weights lie on no such
             grid stays float); None for a model trained without quantization, all of it quantized.
         int4: whether weights of a model trained without quantization take 4 bits where they can.
+        dense: "per_channel" or "per_tensor" scales of FULLY_CONNECTED, of such a model.
         floats: indices of tensors whose op is to stay float.
 
     Returns:
@@ -65,7 +67,7 @@ def static(
     tag_of: dict[int, str] = {}
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
     for op in graph.operators:
-        tag = _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight)
+        tag = _tag(model, op, ranges, weight_bits, int4, dense, floats, qsv_of_weight)
         tags.add(tag)
         tag_of.update((index, tag) for index in op.outputs)
     original = _rename(model, tag_of)
@@ -139,7 +141,7 @@ def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, fl
     }
 
 
-def _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight) -> str:
+def _tag(model, op, ranges, weight_bits, int4, dense, floats, qsv_of_weight) -> str:
     """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'.
 
     Trained weights keep their scales (`qsv_of_weight`), and get a bias centred for their kernel.
@@ -157,7 +159,8 @@ def _tag(model, op, ranges, weight_bits, int4, floats, qsv_of_weight) -> str:
         return f"a{bits}w8c"
     narrow = int4 and name in INT4_OPS
     if weight_bits is None:
-        return f"a{bits}w{4 if narrow else 8}c"
+        kind = "t" if name == "FULLY_CONNECTED" and dense == "per_tensor" else "c"
+        return f"a{bits}w{4 if narrow else 8}{kind}"
     grid = find_grid(constant(model, index), axis, sorted(weight_bits))
     if grid is None:
         return UNTOUCHED

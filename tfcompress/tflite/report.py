@@ -1,12 +1,17 @@
 """What `convert` tells about the file it wrote."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from tfcompress.tflite.check.result import Check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,9 @@ class Report:
         float_ops: operations that stayed float although integers were asked for, and why.
         notes: other things worth knowing.
         seconds: wall time by stage.
+        format: "tflite", or what was made of the .tflite file, of which the above tells.
+        exchanged: what the conversion to that format found; None for "tflite".
+        check: what the target says, a `Check`; None if there was no target.
     """
 
     path: str
@@ -41,10 +49,14 @@ class Report:
     float_ops: Sequence[FloatOp]
     notes: Sequence[str]
     seconds: dict[str, float]
+    format: str = "tflite"
+    exchanged: dict[str, Any] | None = None
+    check: Check | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready data."""
-        return dataclasses.asdict(self)
+        plain = dataclasses.asdict(dataclasses.replace(self, check=None))
+        return plain | {"check": None if self.check is None else self.check.to_dict()}
 
     def render(self, console: Console | None = None) -> None:
         """Prints the report as a table."""
@@ -62,5 +74,9 @@ class Report:
         for note in self.notes:
             table.add_row("[yellow]note[/]", escape(note))
         stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+        for name, value in (self.exchanged or {}).items():
+            table.add_row(escape(f"{self.format}: {name.replace('_', ' ')}"), escape(str(value)))
         table.add_row("seconds", stages)
         console.print(table)
+        if self.check is not None:
+            self.check.render(console)
