@@ -9,8 +9,8 @@ TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.ipynb"))
 
 
 def test_there_are_tutorials():
-    expected = {"1_quantize.ipynb", "2_prune_and_cluster.ipynb", "3_distill.ipynb"}
-    assert expected <= {path.name for path in TUTORIALS}
+    names = ("1_quantize", "2_prune_and_cluster", "3_distill", "4_deploy")
+    assert {f"{name}.ipynb" for name in names} <= {path.name for path in TUTORIALS}
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
@@ -53,3 +53,10 @@ def test_tutorial_runs(path, tmp_path, monkeypatch):
         last = printed.split("student_int8.tflite ")[1].split()
         assert int(last[0]) < 8000  # bytes, of the teacher's 229,104
         assert float(last[1].rstrip("%")) >= 95
+    if path.stem == "4_deploy":
+        assert "digits_edgetpu.tflite" in printed
+        assert "PASSED" in printed.split("digits_edgetpu.tflite")[1].split("swish.tflite")[0]
+        assert "Replace hard_swish by relu6" in printed.split("swish.tflite")[1]
+        assert "rule check passed: True" in printed
+        assert (tmp_path / "android/app/src/main/assets/digits_phone.tflite").exists()
+        assert "AddConv2D" in printed.split("micro")[-1]
