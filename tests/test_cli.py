@@ -32,7 +32,7 @@ def test_options_name_what_the_library_knows():
 
     assert settings.PRECISIONS == options.PRECISIONS
     assert set().union(*settings.IO_DTYPES.values()) == set(options.IO_DTYPES)
-    assert tuple(settings.FORMATS) == options.FORMATS
+    assert settings.FORMATS == options.FORMATS
     assert tuple(arrays.SCALINGS) == options.SCALINGS
 
 

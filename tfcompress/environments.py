@@ -62,7 +62,7 @@ def python_environment(name: str, packages: Sequence[str]) -> Path:
         run_tool([*pip, "install", "--quiet", *packages], what=name)
 
     version = ".".join(map(str, sys.version_info[:2]))
-    return _made(name, [f"python{version}", *packages], make) / "bin/python"
+    return made(name, [f"python{version}", *packages], make) / "bin/python"
 
 
 def node_environment(name: str, packages: Sequence[str]) -> Path:
@@ -87,7 +87,7 @@ def node_environment(name: str, packages: Sequence[str]) -> Path:
         command = [npm, "install", "--no-audit", "--no-fund", "--loglevel=error"]
         run_tool([*command, "--prefix", str(folder), *packages], what=name)
 
-    return _made(name, ["npm", *packages], make)
+    return made(name, ["npm", *packages], make)
 
 
 def program(name: str, debian_package: str) -> str:
@@ -161,7 +161,7 @@ def run_tool(
     return done.stdout
 
 
-def _made(name: str, contents: Sequence[str], make: Maker) -> Path:
+def made(name: str, contents: Sequence[str], make: Maker) -> Path:
     digest = hashlib.sha256("\n".join(contents).encode()).hexdigest()[:10]
     folder = cache_folder() / f"{name}-{digest}"
     if (folder / _READY).exists():

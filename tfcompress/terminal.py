@@ -16,9 +16,11 @@ from typing import Any
 
 import typer
 
+from tfcompress.environments import Unavailable
+
 INTERRUPTED = 130  # What shells say of Ctrl-C.
 # What bad input raises; anything else is a defect of tfcompress.
-EXPECTED = (ValueError, TypeError, OSError, MemoryError, ImportError)
+EXPECTED = (ValueError, TypeError, OSError, MemoryError, ImportError, Unavailable)
 
 # Where people are told things, while `sys.stderr` is kept from the libraries.
 _stderr: Any = None

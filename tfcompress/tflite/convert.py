@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tfcompress import files
@@ -12,7 +11,7 @@ from tfcompress.suggestions import expected_one_of
 from tfcompress.targets import Target
 from tfcompress.tflite.job import Job
 from tfcompress.tflite.report import Report
-from tfcompress.tflite.settings import FORMATS, settle
+from tfcompress.tflite.settings import FORMATS, Settings, settle
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -75,7 +74,7 @@ def convert(
         >>> report = convert(qat, "model.tflite", target="edge_tpu")
     """
     settings = settle(precision, io_dtype, batch_size, dense, target)
-    _check_format(format, path, target, metadata)
+    _check_format(format, path, settings, metadata)
     described = _metadata(metadata)
     files.check_writable(path)
     job = Job(settings, strict, select_tf_ops, progress)
@@ -90,24 +89,23 @@ def convert(
 
     write = {"onnx": exchange.to_onnx, "openvino": exchange.to_openvino}[format]
     job.report(path, data)  # Raises where `strict` demands more.
-    return job.report(path, data, format, job.timed(format, write, data, path))
+    exchanged = job.timed(format, write, data, path, samples=calibration)
+    return job.report(path, data, format, exchanged)
 
 
-def _check_format(format: str, path: Any, target: Any, metadata: Any) -> None:
+def _check_format(format: str, path: Any, settings: Settings, metadata: Any) -> None:
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; {expected_one_of(str(format), FORMATS)}")
     if format == "tflite":
         return
-    if target is not None or metadata is not None:
+    if settings.target is not None or metadata is not None:
         raise ValueError(
             f"target and metadata are for .tflite files; received them with format='{format}'. "
             "Leave them out."
         )
-    if Path(os.fspath(path)).suffix != FORMATS[format]:
-        raise ValueError(
-            f"a file of format '{format}' must end in {FORMATS[format]}; received '{path}'. "
-            "Rename it."
-        )
+    from tfcompress.tflite.exchange import check_exchange
+
+    check_exchange(format, path, settings.precision)
 
 
 def _metadata(given: Any) -> Any:

@@ -155,6 +155,7 @@ def write(model: Any) -> bytes:
         >>> data = write(read("model.tflite"))  # doctest: +SKIP
     """
     model = copy.copy(model)
+    model.operatorCodes = [_both_codes(code) for code in model.operatorCodes or []]
     model.buffers = [_AlignedBuffer(b) for b in model.buffers or []]
     builder = flatbuffers.Builder(1024)
     try:
@@ -165,6 +166,14 @@ def write(model: Any) -> bytes:
             "Quantize it to int8 or int4, or split it."
         ) from error
     return bytes(builder.Output())
+
+
+def _both_codes(code: Any) -> Any:
+    """A code with its number in the old one-byte field, too, which some readers look at alone."""
+    code = copy.copy(code)
+    code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+    return code
 
 
 class _AlignedBuffer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -64,7 +65,8 @@ class Report:
         table = Table(title=escape(f"{self.path}: {self.precision}, {self.io_dtype} in and out"))
         table.add_column("what")
         table.add_column("value")
-        table.add_row("size", f"{self.file_bytes:,} bytes, {self.zipped_bytes:,} zipped")
+        size = "size" if self.exchanged is None else "size as .tflite"
+        table.add_row(size, f"{self.file_bytes:,} bytes, {self.zipped_bytes:,} zipped")
         for op, dtype, count in self.ops:
             table.add_row(f"{count} x {op}", dtype)
         for entry in self.float_ops:
@@ -74,9 +76,18 @@ class Report:
         for note in self.notes:
             table.add_row("[yellow]note[/]", escape(note))
         stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
-        for name, value in (self.exchanged or {}).items():
-            table.add_row(escape(f"{self.format}: {name.replace('_', ' ')}"), escape(str(value)))
+        if self.exchanged is not None:
+            for what, value in _exchanged(self.exchanged):
+                table.add_row(escape(what), escape(value))
         table.add_row("seconds", stages)
         console.print(table)
         if self.check is not None:
             self.check.render(console)
+
+
+def _exchanged(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is told of a file in another format: its files, and how far it is from LiteRT."""
+    rows = [(Path(name).name, f"{size:,} bytes") for name, size in found["files"].items()]
+    figures = ", ".join(f"{name} {value}" for name, value in found["compared"].items())
+    rows.append(("against LiteRT", f"{figures}. {found['remark']}".rstrip(". ")))
+    return [*rows, ("weights", f"{found['weights']}, in {found['ops']} operations")]

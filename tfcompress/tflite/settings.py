@@ -17,7 +17,7 @@ IO_DTYPES = {
     "int4": ("float32", "int8", "uint8"),
 }
 PRECISIONS = tuple(IO_DTYPES)
-FORMATS = {"tflite": ".tflite", "onnx": ".onnx", "openvino": ".xml"}
+FORMATS = ("tflite", "onnx", "openvino")
 GRANULARITIES = ("per_channel", "per_tensor")
 
 
@@ -73,17 +73,27 @@ def settle(
     if granularity:
         _agree(found, "dense", dense, [granularity])
     chosen = found.precision if precision is None else precision
-    # The target's first type that this precision can have.
-    fitting = [d for d in found.io_dtypes if d in IO_DTYPES.get(chosen, ())]
     settings = Settings(
         chosen,
-        io_dtype or (fitting or ["float32"])[0],
-        batch_size or found.shapes.batch or 1,
-        dense or granularity or "per_channel",
+        _io_dtype(found, chosen) if io_dtype is None else io_dtype,
+        found.shapes.batch or 1 if batch_size is None else batch_size,
+        granularity or "per_channel" if dense is None else dense,
         found,
     )
     check_settings(settings)
     return settings
+
+
+def _io_dtype(target: Target, precision: str) -> str:
+    """The target's first type of inputs and outputs that this precision can have."""
+    fitting = [dtype for dtype in target.io_dtypes if dtype in IO_DTYPES[precision]]
+    if not fitting:
+        raise ValueError(
+            f"target '{target.name}' takes io_dtype {' or '.join(map(repr, target.io_dtypes))}; "
+            f"precision '{precision}' has {' or '.join(map(repr, IO_DTYPES[precision]))}. Name "
+            "another precision, or correct the target's file."
+        )
+    return fitting[0]
 
 
 def _agree(target: Target, name: str, said: Any, asked: Any) -> None:

@@ -1,0 +1,1 @@
+"""Acceptance: what other tools that take .tflite files say of one."""

@@ -1,0 +1,284 @@
+"""The file that tools are asked about, with sample inputs and what LiteRT makes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfcompress.data import batches
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.inspect import inspect
+from tfcompress.tflite.signature import Input
+
+RANDOM_SAMPLES = 8
+SAMPLES = 32  # at most, of data that is given
+SEED = 0
+# By the names that people know; XNNPACK is what LiteRT takes if it is told nothing.
+_OTHER_KERNELS = {"XNNPACK": "AUTO", "optimized": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
+_FLOATS = ("float32", "float16", "float64")
+_CODES = ("int8", "uint8", "int16")
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A .tflite file and what LiteRT's reference kernels compute with it.
+
+    Attributes:
+        path: of the file; "model.tflite" if only its bytes are known.
+        data: its bytes.
+        inputs: a few samples, each a dict of arrays by input name, in the order and in the types
+            of the file's own inputs.
+        expected: for each sample, the outputs of LiteRT's `BUILTIN_REF` kernels by name, in the
+            order of the file's outputs.
+        units: for each output what one step of its integer grid is in the output's own numbers:
+            1 if the output is an integer, the scale if it is made real by a last DEQUANTIZE, None
+            if it is computed in float.
+        zeros: for each output the number that stands for the real 0.
+        step: how many steps of the grids count as one: 256 if activations are int16, whose last
+            bits tools that compute in float do not follow.
+        relative: by how much of the largest value outputs computed in float may differ: 1e-4, as
+            kernels add in different orders; 0.05 if activations are quantized at run time, which
+            each runtime does in its own way or not at all.
+        options: of the tools, by name.
+    """
+
+    path: Path
+    data: bytes
+    inputs: list[Arrays]
+    expected: list[Arrays]
+    units: dict[str, float | None]
+    zeros: dict[str, int]
+    step: int
+    relative: float
+    options: Mapping[str, Any]
+
+
+def read_subject(
+    source: str | os.PathLike[str] | bytes, options: Mapping[str, Any], data: Any = None
+) -> Subject:
+    """Read a .tflite file and run LiteRT's reference kernels on samples.
+
+    Args:
+        source: its path, or its bytes.
+        options: for the tools.
+        data: inputs in real numbers, in any form that `convert` takes for calibration; the first
+            32 samples are used. If None, samples are drawn: of integers all codes (of indices 0
+            and 1), of floats [0, 1] and [-1, 1] by turns, always the same.
+
+    Returns:
+        A `Subject`.
+
+    Raises:
+        ValueError: the file cannot be read, LiteRT cannot run it, or the data does not fit it.
+
+    Example:
+        >>> read_subject("model.tflite", {}).expected[0]  # doctest: +SKIP
+    """
+    content, where = flatbuffer.load(source), flatbuffer.describe(source)
+    model = flatbuffer.read(content, name=where)
+    graph = model.subgraphs[0]
+    taken, given = io_names(model)
+    if not given:
+        raise ValueError(f"{where} has no outputs; expected at least one, to be compared.")
+    tensors = dict(zip(taken, (graph.tensors[index] for index in graph.inputs), strict=True))
+    inputs = _drawn(tensors, where) if data is None else _given(tensors, data)
+    units = [unit(model, index) for index in graph.outputs]
+    kinds = {op.dtype for op in inspect(content).operators}
+    return Subject(
+        Path("model.tflite" if isinstance(source, bytes) else source),
+        content,
+        inputs,
+        run_reference(content, inputs, given, where),
+        dict(zip(given, units, strict=True)),
+        dict(zip(given, (zero(graph.tensors[index]) for index in graph.outputs), strict=True)),
+        256 if "int16" in kinds else 1,
+        0.05 if any(kind.startswith("dynamic") for kind in kinds) else 1e-4,
+        dict(options),
+    )
+
+
+def io_names(model: Any) -> tuple[list[str], list[str]]:
+    """The names of a file's inputs and outputs, in its own order.
+
+    Args:
+        model: a `ModelT`, as from `flatbuffer.read`.
+
+    Returns:
+        (inputs, outputs): names in the first signature, else of the tensors; each only once.
+    """
+    graph = model.subgraphs[0]
+    signature = next((s for s in model.signatureDefs or [] if s.subgraphIndex == 0), None)
+    found = []
+    for indices, entries in (
+        (graph.inputs, getattr(signature, "inputs", None)),
+        (graph.outputs, getattr(signature, "outputs", None)),
+    ):
+        told = {entry.tensorIndex: flatbuffer.text(entry.name) for entry in entries or []}
+        names = [told.get(i) or flatbuffer.text(graph.tensors[i].name) for i in indices]
+        # The format does not ask for names that differ.
+        found.append([f"{n}:{i}" if n in names[:i] else n for i, n in enumerate(names)])
+    return found[0], found[1]
+
+
+def run_reference(data: bytes, inputs: list[Arrays], outputs: list[str], name: str) -> list[Arrays]:
+    """Run LiteRT's reference kernels on samples in the file's own types.
+
+    Args:
+        data: the bytes of the file.
+        inputs: the samples, arrays in the order of the file's inputs.
+        outputs: what to call the outputs.
+        name: what error messages call the file.
+
+    Returns:
+        The outputs of each sample by name.
+
+    Raises:
+        ValueError: LiteRT cannot run the file.
+    """
+    indices = [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
+    try:
+        found = tensors_of(data, inputs, indices)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ValueError(
+            f"LiteRT cannot run {name}: {reason}. Expected built-in operators only; "
+            "convert again without SELECT_TF_OPS and custom operators."
+        ) from error
+    return [
+        {name: sample[index] for name, index in zip(outputs, indices, strict=True)}
+        for sample in found
+    ]
+
+
+def with_other_kernels(file: Subject) -> dict[str, Subject]:
+    """The file with what LiteRT's other kernels give, which round otherwise than its reference.
+
+    Args:
+        file: with what the reference kernels give.
+
+    Returns:
+        Name of the kernels -> `Subject`; those that do not run the file are left out.
+    """
+    indices = [int(index) for index in flatbuffer.read(file.data).subgraphs[0].outputs]
+    found = {}
+    for name, kernels in _OTHER_KERNELS.items():
+        with contextlib.suppress(RuntimeError, ValueError):
+            samples = tensors_of(file.data, file.inputs, indices, kernels)
+            expected = [dict(zip(file.units, sample.values(), strict=True)) for sample in samples]
+            found[name] = dataclasses.replace(file, expected=expected)
+    return found
+
+
+def tensors_of(
+    data: bytes, inputs: list[Arrays], indices: Sequence[int], kernels: str = "BUILTIN_REF"
+) -> list[dict[int, np.ndarray]]:
+    """Run LiteRT and return tensors.
+
+    Args:
+        data: the bytes of the file.
+        inputs: the samples, arrays in the order of the file's inputs.
+        indices: of tensors of the first graph, in any place if the kernels are the reference,
+            else of outputs.
+        kernels: name of an `OpResolverType`.
+
+    Returns:
+        For each sample, arrays by tensor index.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of its own deprecation.
+        interpreter = Interpreter(
+            model_content=data,
+            experimental_op_resolver_type=getattr(OpResolverType, kernels),
+            experimental_preserve_all_tensors=kernels == "BUILTIN_REF",
+        )
+    interpreter.allocate_tensors()
+    entries = [entry["index"] for entry in interpreter.get_input_details()]
+    found = []
+    for sample in inputs:
+        for index, value in zip(entries, sample.values(), strict=True):
+            interpreter.set_tensor(index, value)
+        interpreter.invoke()
+        found.append({index: interpreter.get_tensor(index) for index in indices})
+    return found
+
+
+def _drawn(tensors: Mapping[str, Any], where: str) -> list[Arrays]:
+    random = np.random.default_rng(SEED)
+    return [
+        {name: _draw(random, tensor, number, where) for name, tensor in tensors.items()}
+        for number in range(RANDOM_SAMPLES)
+    ]
+
+
+def _draw(random: np.random.Generator, tensor: Any, number: int, where: str) -> np.ndarray:
+    dtype, shape = flatbuffer.dtype_name(tensor), tuple(tensor.shape)
+    if dtype in _FLOATS:
+        return random.uniform(-(number % 2), 1, shape).astype(dtype)
+    if grid_of(tensor) is not None:
+        limits = np.iinfo(dtype)
+        return random.integers(limits.min, limits.max + 1, shape).astype(dtype)
+    if dtype in ("bool", "int8", "uint8", "int16", "int32", "int64", "uint32", "uint64"):
+        # These stand for indices, and any table has a row 0; most have a row 1.
+        return random.integers(0, 2, shape).astype(dtype)
+    raise ValueError(
+        f"{where} takes an input of type {dtype}; expected floats, integers or booleans. "
+        "Convert the model with numeric inputs."
+    )
+
+
+def _given(tensors: Mapping[str, Any], data: Any) -> list[Arrays]:
+    wanted = []
+    for name, tensor in tensors.items():
+        real = "float32" if grid_of(tensor) is not None else flatbuffer.dtype_name(tensor)
+        wanted.append(Input(name, (None, *map(int, tensor.shape[1:])), real))
+    return [
+        {name: _encode(tensor, sample[name]) for name, tensor in tensors.items()}
+        for sample in batches(data, wanted, SAMPLES)
+    ]
+
+
+def _encode(tensor: Any, values: np.ndarray) -> np.ndarray:
+    """Real values of one sample in the tensor's type, as often as its batch asks for."""
+    dtype, grid = flatbuffer.dtype_name(tensor), grid_of(tensor)
+    if grid is not None:
+        limits = np.iinfo(dtype)
+        codes = np.floor(values / np.float32(grid[0]) + np.float32(0.5)) + grid[1]
+        values = np.clip(codes, limits.min, limits.max)
+    return np.repeat(values, tensor.shape[0], axis=0).astype(dtype)
+
+
+def zero(tensor: Any) -> int:
+    """The number in a tensor that stands for the real 0, see `Subject.zeros`."""
+    grid = grid_of(tensor)
+    return 0 if grid is None else grid[1]
+
+
+def grid_of(tensor: Any) -> tuple[float, int] | None:
+    """Scale and zero point of an integer tensor that stands for real numbers."""
+    scales = getattr(tensor.quantization, "scale", None)
+    if flatbuffer.dtype_name(tensor) not in _CODES or scales is None or len(scales) != 1:
+        return None
+    points = tensor.quantization.zeroPoint
+    return float(scales[0]), 0 if points is None or len(points) == 0 else int(points[0])
+
+
+def unit(model: Any, index: int) -> float | None:
+    """What one step of a tensor's integer grid is in its own numbers, see `Subject.units`."""
+    graph = model.subgraphs[0]
+    if flatbuffer.dtype_name(graph.tensors[index]) not in _FLOATS:
+        return 1.0
+    makers = [op for op in graph.operators if index in list(op.outputs)]
+    if not makers or flatbuffer.op_name(model, makers[0]) != "DEQUANTIZE":
+        return None
+    grid = grid_of(graph.tensors[makers[0].inputs[0]])
+    return None if grid is None else grid[0]

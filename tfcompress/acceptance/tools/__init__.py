@@ -1,0 +1,1 @@
+"""One module for each tool: `TITLE` and `run(file: Subject) -> Outcome`."""

@@ -1,0 +1,152 @@
+"""ONNX and OpenVINO IR out of .tflite files, by tf2onnx and OpenVINO, for servers and Jetsons."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tfcompress import files
+from tfcompress.acceptance.comparison import compare
+from tfcompress.acceptance.driving import Answer
+from tfcompress.acceptance.outcome import Outcome, Refused
+from tfcompress.acceptance.subject import Subject, read_subject
+from tfcompress.acceptance.tools import onnxruntime, openvino
+from tfcompress.tflite.exchange_writing import write_together
+
+# What these converters can bring over, of the precisions of `convert`.
+PRECISIONS = {
+    "onnx": ("float32", "float16", "dynamic_int8", "int8"),
+    "openvino": ("float32", "float16", "dynamic_int8", "int8", "int16x8"),
+}
+_TITLES = {"onnx": "ONNX", "openvino": "OpenVINO IR"}
+_ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
+
+
+def check_exchange(format: str, path: str | os.PathLike[str], precision: str | None = None) -> None:
+    """Raise unless a file of a precision can be written in a format, before the work is done.
+
+    Args:
+        format: "onnx" or "openvino".
+        path: where the file is to go.
+        precision: of the .tflite file; None if it is not known.
+
+    Raises:
+        ValueError: the converter lacks the precision, or the path ends otherwise.
+        OSError: the path cannot be written.
+
+    Example:
+        >>> check_exchange("onnx", "model.onnx", "int8")
+    """
+    if precision is not None and precision not in PRECISIONS[format]:
+        raise ValueError(
+            f"received precision '{precision}' for {_TITLES[format]}; expected one of "
+            f"{', '.join(PRECISIONS[format])}. Its converter knows no other: take one of these, "
+            "or stay with .tflite."
+        )
+    if Path(path).suffix != _ENDINGS[format]:
+        raise ValueError(
+            f"received '{path}' for {_TITLES[format]}; expected a name that ends in "
+            f"{_ENDINGS[format]}."
+        )
+    files.check_writable(path)
+    if format == "openvino":
+        files.check_writable(Path(path).with_suffix(".bin"))
+
+
+def to_onnx(data: bytes, path: str | os.PathLike[str], *, samples: Any = None) -> dict[str, Any]:
+    """Write a .tflite file as ONNX (opset 18), int8 as QuantizeLinear and DequantizeLinear (QDQ).
+
+    tf2onnx converts; ONNX Runtime then runs what it made, and the outputs are compared with those
+    of LiteRT's reference kernels before anything is written.
+
+    Args:
+        data: the bytes of the .tflite file.
+        path: of the .onnx file; it is written whole or not at all.
+        samples: inputs to compare with, see `tfcompress.accept`; random ones if None.
+
+    Returns:
+        A dict: "format", "files" (path -> bytes), "compared" (figures: "max LSB" on an integer
+        grid or "max relative" of floats, see `compare`), "remark", "ops" and "weights" (types).
+
+    Raises:
+        ValueError: the file cannot be brought over, or computes something else there.
+        Unavailable: the converter cannot be had here.
+
+    Example:
+        >>> to_onnx(data, "model.onnx")["compared"]  # doctest: +SKIP
+        {'max LSB': 0}
+
+    Source: github.com/onnx/tensorflow-onnx.
+    """
+    check_exchange("onnx", path)
+    return _exchange("onnx", data, path, samples, lambda f: onnxruntime.onnx(f.data, f.inputs))
+
+
+def to_openvino(
+    data: bytes, path: str | os.PathLike[str], *, samples: Any = None
+) -> dict[str, Any]:
+    """Write a .tflite file as OpenVINO IR: a .xml, and a .bin of its weights beside it.
+
+    OpenVINO reads the file, int8 as FakeQuantize operations with int8 weights, and runs what it
+    wrote; the outputs are compared with those of LiteRT's reference kernels.
+
+    Args:
+        data: the bytes of the .tflite file.
+        path: of the .xml file; both files are put in place, or neither.
+        samples: inputs to compare with, see `tfcompress.accept`; random ones if None.
+
+    Returns:
+        A dict, see `to_onnx`.
+
+    Raises:
+        ValueError: the file cannot be brought over, or computes something else there.
+        Unavailable: OpenVINO cannot be had here.
+
+    Example:
+        >>> sorted(to_openvino(data, "model.xml")["files"])  # doctest: +SKIP
+        ['model.bin', 'model.xml']
+    """
+    check_exchange("openvino", path)
+    return _exchange(
+        "openvino", data, path, samples, lambda f: openvino.openvino(f.data, f.inputs, save=True)
+    )
+
+
+def _exchange(format: str, data: bytes, path, samples, run) -> dict[str, Any]:
+    file = read_subject(data, {}, samples)
+    answers: list[Answer] = []
+
+    def kept(subject: Subject) -> Answer:
+        answers.append(run(subject))
+        return answers[-1]
+
+    try:
+        found = compare(file, kept, lsb=1)
+    except Refused as refusal:
+        raise ValueError(
+            f"{_TITLES[format]} cannot be made of this file: {refusal}. Expected a file of "
+            f"precision {', '.join(PRECISIONS[format])}; convert the model to one of these."
+        ) from refusal
+    if found.status != "passed":
+        raise ValueError(
+            f"{_TITLES[format]} made of this file computes something else: {found.reason}. "
+            "Nothing was written; convert with another precision, or stay with .tflite."
+        )
+    target, made = Path(path), answers[0]  # What follows are its operators alone.
+    contents = {target.with_suffix(Path(name).suffix): made.files[name] for name in made.files}
+    write_together(contents)
+    return _report(format, contents, found, made)
+
+
+def _report(
+    format: str, contents: dict[Path, bytes], found: Outcome, made: Answer
+) -> dict[str, Any]:
+    return {
+        "format": format,
+        "files": {str(target): len(content) for target, content in contents.items()},
+        "compared": found.figures,
+        "remark": found.reason,
+        "ops": made.figures["ops"],
+        "weights": made.figures["weights"],
+    }
