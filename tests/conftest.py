@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 # What tests share asserts, too.
-pytest.register_assert_rewrite("callback_models", "graph_models", "pruning_models")
+pytest.register_assert_rewrite(
+    "callback_models", "graph_models", "opened_layers", "pruning_models", "refusals"
+)
 
 
 def make_cnn():

@@ -3,15 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from distillation_models import RANDOM, as_numpy, divergence, log_softmax, softmax
+from distillation_models import as_numpy, divergence, log_softmax, softmax
+from distillation_tensors import MAPS, OTHER_MAPS, WEIGHT, S, T, attention, squares, unit
 
 from tfcompress import distillation as kd
-
-T = RANDOM.normal(size=(6, 5)).astype("float32") * 3
-S = RANDOM.normal(size=(6, 5)).astype("float32")
-MAPS = RANDOM.normal(size=(6, 4, 4, 3)).astype("float32")
-OTHER_MAPS = RANDOM.normal(size=(6, 4, 4, 3)).astype("float32")
-WEIGHT = np.array([0.0, 1.0, 2.0, 0.5, 1.0, 3.0], "float32")
 
 
 def sigmoid(x):
@@ -54,23 +49,10 @@ def relational(teacher, student, distance=1.0, angle=2.0):
     return values + angle * huber(angles(t), angles(s)).mean((-2, -1))
 
 
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def attention(x, power=2.0):
-    flat = (np.abs(np.asarray(x, "float64")) ** power).sum(-1).reshape(len(x), -1)
-    return unit(flat)
-
-
 def contrastive(teacher, student, temperature):
     similar = unit(np.asarray(student, "float64")) @ unit(np.asarray(teacher, "float64")).T
     similar /= temperature
     return -(np.diag(log_softmax(similar)) + np.diag(log_softmax(similar.T))) / 2
-
-
-def squares(teacher, student):
-    return ((teacher.astype("float64") - student) ** 2).reshape(len(teacher), -1).mean(-1)
 
 
 CASES = {
@@ -228,110 +210,6 @@ def test_gradients_are_finite(loss, kind):
     assert np.isfinite(tape.gradient(result, student)).all()
 
 
-def averaged(x, axis, size):
-    """The mean of what each of `size` equal parts of an axis covers."""
-    fine = np.repeat(np.asarray(x, "float64"), size, axis)  # each part covers as many of these
-    parts = np.stack(np.split(fine, size, axis), axis)
-    return parts.mean(axis + 1)
-
-
-@pytest.mark.parametrize("sizes", [(2, 2), (3, 3), (4, 1), (3, 2)])
-def test_features_of_other_sizes(sizes):
-    """The larger map is averaged down to the smaller."""
-    teacher, student = MAPS, OTHER_MAPS[:, : sizes[0], : sizes[1]]
-    small = averaged(averaged(teacher, 1, sizes[0]), 2, sizes[1])
-    assert small.shape == student.shape
-    expected = squares(small, student)
-    np.testing.assert_allclose(float(kd.Features()(teacher, student)), expected.mean(), rtol=1e-4)
-    np.testing.assert_allclose(float(kd.Features()(student, teacher)), expected.mean(), rtol=1e-4)
-
-
-def test_features_where_each_is_larger_along_one_axis():
-    teacher, student = MAPS[:, :, :2], OTHER_MAPS[:, :2]
-    expected = squares(averaged(teacher, 1, 2), averaged(student, 2, 2))
-    np.testing.assert_allclose(float(kd.Features()(teacher, student)), expected.mean(), rtol=1e-4)
-
-
-def test_features_of_sequences_of_other_lengths():
-    teacher, student = MAPS[:, :, 0], OTHER_MAPS[:, :3, 0]
-    expected = squares(averaged(teacher, 1, 3), student)
-    np.testing.assert_allclose(float(kd.Features()(teacher, student)), expected.mean(), rtol=1e-4)
-
-
-def test_attention_of_other_sizes():
-    teacher, student = MAPS, OTHER_MAPS[:, :2, :2]
-    maps = averaged(averaged((teacher.astype("float64") ** 2).mean(-1), 1, 2), 2, 2)
-    gaps = unit(maps.reshape(6, -1)) - attention(student)
-    value = float(kd.AttentionTransfer()(teacher, student))
-    np.testing.assert_allclose(value, (gaps**2).sum(-1).mean(), rtol=1e-4)
-
-
-def masked(values, mask):
-    tensor = keras.ops.convert_to_tensor(values)
-    keras.src.backend.set_keras_mask(tensor, keras.ops.convert_to_tensor(mask))
-    return tensor
-
-
-MASK = np.array(
-    [[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
-)
-MASK = MASK.astype(bool)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_padding_does_not_count(weighted):
-    teacher, student = MAPS[:, :, 0], OTHER_MAPS[:, :, 0]
-    weight = WEIGHT[:, None] if weighted else None
-    factor = WEIGHT[:, None] if weighted else 1.0
-    for loss, values in (
-        (kd.SoftLabels(2.0), divergence(teacher, student, 2.0)),
-        (kd.Regression("mae"), np.abs(teacher - student).mean(-1)),
-    ):
-        value = float(loss(teacher, masked(student, MASK), weight))
-        np.testing.assert_allclose(value, (values * factor * MASK).sum() / MASK.sum(), rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [kd.Features(), kd.AttentionTransfer(), kd.Relational(), kd.Contrastive()],
-    ids=lambda loss: loss.name,
-)
-def test_losses_between_layers_do_not_look_at_padding(loss):
-    teacher, student = MAPS[:, :, 0].copy(), OTHER_MAPS[:, :, 0].copy()
-    value = float(loss(masked(teacher, MASK), masked(student, MASK)))
-    teacher[~MASK], student[~MASK] = 7.0, -3.0
-    for weight in (None, WEIGHT * 0 + 1):
-        found = float(loss(masked(teacher, MASK), masked(student, MASK), weight))
-        assert found == pytest.approx(value, rel=1e-5)
-    ones = np.eye(6, dtype="float32")
-    each = [float(loss(masked(teacher, MASK), masked(student, MASK), w)) for w in ones]
-    assert sum(each) == pytest.approx(value, rel=1e-4)
-
-
-CONFIGURED = [
-    kd.SoftLabels(3.0, from_logits=(True, None), activation="sigmoid", weight=0.5, output="a"),
-    kd.Regression("mae", output=1, name="numbers", teacher=1),
-    kd.Regression(keras.losses.CategoricalCrossentropy(from_logits=True)),
-    kd.Features("a", "b", loss="cosine_similarity", projection=False, weight=2),
-    kd.Features("a", "b", loss=keras.losses.LogCosh()),
-    kd.AttentionTransfer("a", "b", power=3.0),
-    kd.Relational("a", "b", distance=0.5, angle=0.0),
-    kd.Contrastive("a", "b", size=16, temperature=0.5),
-]
-
-
-@pytest.mark.parametrize("loss", CONFIGURED, ids=lambda loss: type(loss).__name__)
-def test_configuration_comes_back(loss):
-    import json
-
-    config = json.loads(json.dumps(keras.saving.serialize_keras_object(loss)))
-    back = keras.saving.deserialize_keras_object(config)
-    assert type(back) is type(loss)
-    assert back.get_config() == loss.get_config()
-    given = MAPS[:, :2, 0], OTHER_MAPS[:, :2, 0]
-    assert float(back(*given)) == float(loss(*given))
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_computed_in_float32(dtype):
     logits = keras.ops.cast(T * 40, dtype), keras.ops.cast(S * 40, dtype)
@@ -341,31 +219,3 @@ def test_half_precision_is_computed_in_float32(dtype):
     np.testing.assert_allclose(float(value), divergence(*exact, 1.0).mean(), rtol=1e-4)
     value = kd.Relational()(*logits)
     np.testing.assert_allclose(float(value), relational(*exact).mean(), rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: kd.SoftLabels(0.0), "temperature must be a number greater than 0; received 0.0"),
-        (lambda: kd.SoftLabels(-1), "received -1"),
-        (lambda: kd.SoftLabels(float("inf")), "received inf"),
-        (lambda: kd.SoftLabels(float("nan")), "received nan"),
-        (lambda: kd.SoftLabels("warm"), "received 'warm'"),
-        (lambda: kd.SoftLabels(activation="relu"), "softmax or sigmoid; received 'relu'"),
-        (lambda: kd.SoftLabels(from_logits="yes"), "from_logits must be True.*received 'yes'"),
-        (lambda: kd.SoftLabels(weight=-1), "weight must be a number of 0 or more; received -1"),
-        (lambda: kd.Features("a"), "teacher_layer='a', student_layer=None.*Name both"),
-        (lambda: kd.Features("a", "b", output="c"), "output='c' and teacher_layer='a'"),
-        (lambda: kd.Features("a", "b", projection="yes"), "projection must be.*received 'yes'"),
-        (lambda: kd.Features("a", "b", loss="msee"), "unknown loss 'msee'.*mse"),
-        (lambda: kd.Regression("mean_squared_eror"), "mean_squared_error"),
-        (lambda: kd.AttentionTransfer("a", "b", power=0.5), "power must be 1 or more.*0.5"),
-        (lambda: kd.Relational("a", "b", distance=0, angle=0), "one of them greater"),
-        (lambda: kd.Relational("a", "b", angle=-1), "0 or more.*-1"),
-        (lambda: kd.Contrastive("a", "b", size=0), "greater than 0; received 0"),
-        (lambda: kd.Contrastive("a", "b", temperature=0), "greater than 0"),
-    ],
-)
-def test_bad_arguments(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
