@@ -9,6 +9,7 @@ import pytest
 import typer
 from android_files import classifier, several
 from conftest import run_tflite
+from metadata_models import colours
 
 from tfcompress.android.command import android
 from tfcompress.android.naming import kotlin_text
@@ -197,6 +198,13 @@ def test_metadata_gives_labels_and_normalization(make):
     assert project[f"{MAIN}/assets/digits_labels.txt"] == "one\ntwo\nthree\n"
 
 
+def test_labels_of_metadata_belong_to_the_output_that_tells_them(make):
+    told = Metadata(outputs=(TensorMetadata("tint", labels=LABELS),))
+    project, report = make(add_metadata(colours("float32", 2), told))
+    assert [o.identifier for o in report.outputs] == ["colour", "tint"]
+    assert "topClasses(softmax(outputs.tint), labels" in project[f"{SOURCES}/DigitsModel.kt"]
+
+
 @pytest.mark.parametrize(
     ("scaling", "mean", "std"), [(None, 0, 255), ("none", 0, 1), ("-1_1", 127.5, 127.5)]
 )
@@ -231,6 +239,12 @@ def test_hostile_names_stay_texts(make):
     assert [t.identifier for t in report.outputs] == ["classX", "class_"]
     strings = ElementTree.fromstring(project[f"{MAIN}/res/values/strings.xml"])
     assert strings[0].text == "x y\\'<&>\\\""
+
+
+@pytest.mark.parametrize("name", ["a\x01b.tflite", "a\nb.tflite", " .tflite"])
+def test_file_whose_name_cannot_be_shown(make, name):
+    with pytest.raises(ValueError, match=r"expected a name for the model .* with --name"):
+        make(classifier(), name=name)
 
 
 def test_report_is_plain_data_and_text(make):

@@ -10,6 +10,7 @@ from android_files import classifier, several
 from tflite_by_hand import OPS, TYPES, build, code, fully_connected, graph, operator, tensor
 
 from tfcompress.android.project import android_project
+from tfcompress.tflite import flatbuffer
 
 PACKAGE = "com.example.digits"
 LABELS = ["one", "two", "three"]
@@ -231,6 +232,7 @@ def one_layer(kind="float32", shape=(1, 4), **grid):
         (one_layer("float16"), r"input 'x' of '.*' is float16; expected one of float32, int8"),
         (one_layer("string"), r"is string; expected one of"),
         (one_layer(shape=(1, 0)), r"has shape \[1, 0\]; expected dimensions of 1 or more"),
+        (one_layer(shape=(1, 2**24 + 1)), r"expected dimensions .* at most 2\^24 elements"),
         (one_layer("int8", scale=[0.0], zero_point=[0]), r"the scales \[0.0\] and zero point 0"),
         (one_layer("int8", scale=[0.1], zero_point=[300]), r"zero point 300"),
         (one_layer("int8", scale=[0.1, 0.2], zero_point=[0, 0]), r"expected one scale above 0"),
@@ -245,6 +247,16 @@ def test_files_that_no_app_can_run(tmp_path, data, message):
     path = tmp_path / "x.tflite"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message):
+        android_project(path, tmp_path / "out", package=PACKAGE)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.tflite"]
+
+
+def test_file_that_only_the_reference_kernels_run(tmp_path):
+    model = flatbuffer.read(classifier())
+    model.subgraphs[0].tensors[2].quantization.zeroPoint = np.int64([-(2**24)])
+    path = tmp_path / "x.tflite"
+    path.write_bytes(flatbuffer.write(model))
+    with pytest.raises(ValueError, match=r"LiteRT cannot run '.*x.tflite': .*zero-point value"):
         android_project(path, tmp_path / "out", package=PACKAGE)
     assert [p.name for p in tmp_path.iterdir()] == ["x.tflite"]
 

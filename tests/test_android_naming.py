@@ -58,7 +58,8 @@ def test_packages_that_are_taken(package):
         ("com.example/../x", r"is no part"),
         ("com.new.app", r"'new' is a keyword.*Try com.new_.app"),
         ("com.fun.in", r"'fun' is a keyword.*Try com.fun_.in_"),
-        ("java.example", r"which is Java's"),
+        ("java.example", r"which is Java's or Kotlin's own. Try com.java.example"),
+        ("kotlin.example", r"which is Java's or Kotlin's own. Try com.kotlin.example"),
     ],
 )
 def test_packages_that_are_refused(package, message):

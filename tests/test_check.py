@@ -126,6 +126,24 @@ def test_web_and_mediapipe_refuse_int8_inputs():
         assert found.mends == ("Convert with io_dtype='float32'.",)
 
 
+def test_second_float_input_does_not_end_the_mapped_part_either():
+    file = File()
+    taken = [file.part(real(*SHAPE), "float32") for _ in range(2)]
+    first = file.conv(file.unary("QUANTIZE", taken[0]))
+    second = file.conv(file.unary("QUANTIZE", taken[1]))
+    found = check(file.bytes(taken, [first, second]), "edge_tpu")
+    assert parts(found) == [(False, 1), (True, 1), (False, 1), (True, 1)]
+
+
+@pytest.mark.parametrize(("dtype", "io"), [("int8", "int8"), ("int16", "int16")])
+def test_io_dtype_that_the_precision_of_the_file_can_have(dtype, io):
+    file = File()
+    taken = file.part(real(*SHAPE), "float32")
+    inside = file.conv(file.unary("QUANTIZE", taken, dtype), dtype)
+    found = check(file.bytes([taken], [inside]), "ethos_u55")
+    assert found.mends[0] == f"Convert with io_dtype='{io}'."
+
+
 def test_wrong_dtype():
     op = only(check(made("CONV_2D", "float32"), "edge_tpu"))
     assert op.status == "Operation is working on an unsupported data type"

@@ -122,6 +122,22 @@ def test_convert_for_a_target_ends_with_its_check(folder, tmp_path, capsys):
     assert "'edge_tpu' takes io_dtype 'int8' or 'uint8'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "web", "--format", "onnx"], "target and metadata are for .tflite files"),
+        (["--format", "openvino"], "expected a name that ends in .xml"),
+        (["--target", "edge_tpu", "--precision", "float16"], "takes precision 'int8'; received"),
+    ],
+)
+def test_convert_says_what_cannot_be_before_it_loads_the_model(tmp_path, capsys, words, message):
+    (tmp_path / "model.keras").write_bytes(b"no model")
+    assert run("convert", tmp_path / "model.keras", "-o", tmp_path / "a.onnx", *words) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "load the model" not in shown
+
+
 def test_convert_fails_if_the_target_cannot_run_the_file(folder, tmp_path, capsys):
     import keras
 

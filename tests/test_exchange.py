@@ -4,6 +4,7 @@ import os
 
 import pytest
 from acceptance_files import two_layers
+from tflite_by_hand import OPS, build, code, graph
 
 from tfcompress.acceptance.driving import Answer
 from tfcompress.acceptance.outcome import Refused
@@ -129,3 +130,15 @@ def test_if_one_fails_all_are_as_before(tmp_path, monkeypatch, failing, names):
         write_together({tmp_path / name: b"new" for name in names})
     assert len(calls) == failing
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_codes_of_ops_are_written_for_old_readers_too():
+    # tf2onnx and OpenVINO look at the one-byte field alone.
+    model = flatbuffer.read(build([code(OPS.DEQUANTIZE)], [graph([], [], [], [])], []))
+    model.operatorCodes[0].deprecatedBuiltinCode = 0
+    written = flatbuffer.read(flatbuffer.write(model)).operatorCodes[0]
+    assert (written.deprecatedBuiltinCode, written.builtinCode) == (OPS.DEQUANTIZE,) * 2
+    assert model.operatorCodes[0].deprecatedBuiltinCode == 0
+    model.operatorCodes[0].builtinCode = OPS.GELU
+    written = flatbuffer.read(flatbuffer.write(model)).operatorCodes[0]
+    assert (written.deprecatedBuiltinCode, written.builtinCode) == (127, OPS.GELU)

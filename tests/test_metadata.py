@@ -109,6 +109,12 @@ def test_entries_are_matched_by_name_in_any_order():
         assert archive.namelist() == ["labels_1.txt", "labels_2.txt"]
 
 
+def test_the_name_of_one_output_in_the_place_of_another_is_refused():
+    entries = (TensorMetadata("shade"), TensorMetadata("colour", labels=LABELS))
+    with pytest.raises(ValueError, match=r"outputs\[1\]: received the name 'colour'; .* 'tint'"):
+        add_metadata(colours("float32", outputs=2), Metadata(outputs=entries))
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [

@@ -50,7 +50,7 @@ def test_what_a_target_leaves_open_can_be_said():
         8,
         "per_channel",
     )
-    with pytest.raises(ValueError, match="takes batch_size 1; received 8. Leave batch_size out"):
+    with pytest.raises(ValueError, match="takes batch_size 1; received 8"):
         settle(batch_size=8, target="mediapipe")
 
 
@@ -69,13 +69,30 @@ def test_what_convert_does_not_take(given, message):
         settle(**given)
 
 
-def test_target_file_of_ones_own(tmp_path):
-    values = json.loads((TARGETS / "ethos_u55.json").read_text())
-    values.update(name="board", io_dtypes=["int16"], precision="int16x8")
-    values["shapes"]["batch"] = 3
+def board(tmp_path, **changes):
     path = tmp_path / "board.json"
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({"extends": "ethos_u55", "name": "board", **changes}))
+    return path
+
+
+def test_target_file_of_ones_own(tmp_path):
+    path = board(tmp_path, io_dtypes=["int16"], precision="int16x8", shapes={"batch": 3})
     assert told(settle(target=path))[:3] == ("int16x8", "int16", 3)
+
+
+def test_precision_that_no_io_dtype_of_the_target_fits(tmp_path):
+    path = board(tmp_path, io_dtypes=["int16"], precision="int16x8")
+    with pytest.raises(ValueError, match=r"'board' takes io_dtype 'int16'.*precision 'int8' has"):
+        settle("int8", target=path)
+
+
+@pytest.mark.parametrize("given", [{"batch_size": 0}, {"io_dtype": ""}, {"dense": ""}])
+def test_what_is_empty_was_said_all_the_same(given):
+    ((name, value),) = given.items()
+    with pytest.raises(ValueError, match=f"{name} must be .*; received {value!r}"):
+        settle(**given)
+    with pytest.raises(ValueError, match=f"{name} .*; received {value!r}"):
+        settle(**given, target="mobile_cpu")
 
 
 def dense_scales(path):
@@ -122,7 +139,8 @@ def test_versions_are_lowered_for_the_edge_tpu_alone(images, tmp_path):
     ("given", "message"),
     [
         ({"format": "onxx"}, r"unknown format 'onxx'; .*Did you mean 'onnx'\?"),
-        ({"format": "onnx"}, r"must end in \.onnx; received"),
+        ({"format": "onnx"}, r"expected a name that ends in \.onnx"),
+        ({"format": "onnx", "precision": "int4"}, "received precision 'int4' for ONNX; expected"),
         ({"format": "onnx", "target": "web"}, "target and metadata are for .tflite files"),
     ],
 )

@@ -87,6 +87,8 @@ def without_precision(values):
         (lambda values: values["shapes"].update(batch=True), r"batch must be integer.*True"),
         (lambda values: values.update(io_dtypes=["int9"]), r"io_dtypes\[0\] must be one of .*int9"),
         (lambda values: values.update(memory=None), r"memory must be object; received None"),
+        (lambda values: values.update(name=["x"] * 999), r"string; received \(('x', ){15}'x',$"),
+        (lambda values: values.update(precision="int4"), r"precisions, int8; received 'int4'"),
     ],
 )
 def test_target_file_that_does_not_fit_the_schema(tmp_path, spoil, message):
@@ -158,16 +160,17 @@ def test_board_extends_a_target(tmp_path):
     assert target.memory.sram_bytes == 262144
     assert target.memory.flash_bytes is None
     assert target.operators == base.operators
-    assert [r.id for r in target.rules] == [*(r.id for r in base.rules), "board"]
+    assert [r.id for r in target.rules] == ["board", *(r.id for r in base.rules)]
 
 
 def test_board_of_the_readme_loads(tmp_path):
     text = (TARGETS / "README.md").read_text()
     path = tmp_path / "my_board.json"
     path.write_text(text.partition("```json\n")[2].partition("```")[0])
-    target = load_target(path)
-    assert target.operators.CONV_2D.limits == ("small_kernels",)
-    assert target.operators.ADD == load_target("ethos_u55").operators.ADD
+    target, base = load_target(path), load_target("ethos_u55")
+    # A list replaces the base's, so the example names those again.
+    assert target.operators.CONV_2D.limits == (*base.operators.CONV_2D.limits, "small_kernels")
+    assert target.operators.ADD == base.operators.ADD
     assert target.limits.small_kernels.max == 3
 
 
@@ -207,6 +210,7 @@ LIMIT = {"value": "batch", "max": 1, "status": "limit", "text": "a batch of 1", 
         ),
         ({"rules": [{"id": "x", "text": "x", "source": "x", "date": "2026"}]}, r"date must match"),
         ({"rules": 3}, r"rules must be array; received 3"),
+        ({"rules": [3]}, r"rules\[0\] must be object; received 3"),
         ({"limits": 3}, r"limits must be object; received 3"),
     ],
 )

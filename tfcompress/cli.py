@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: what follows the command's name; that of this process if None.
 
     Returns:
-        The exit status: 0 for success, 1 for a verification that fails, 2 for bad input, 3 for an
-        error that should not happen, 130 if interrupted.
+        The exit status: 0 for success, 1 for a verification, check or acceptance that fails, 2 for
+        bad input, 3 for an error that should not happen, 130 if interrupted.
 
     Example:
         >>> main(["targets"])  # doctest: +SKIP

@@ -108,10 +108,10 @@ def convert(
     """
     from tfcompress import files
     from tfcompress.tflite.metadata import load_metadata
-    from tfcompress.tflite.settings import settle
+    from tfcompress.tflite.settings import check_format, settle
 
     # Before the seconds of the rest.
-    settle(precision, io_dtype, batch_size, dense, target)
+    check_format(settle(precision, io_dtype, batch_size, dense, target), format, output, metadata)
     described = None if metadata is None else load_metadata(metadata)
     files.check_writable(output)
     if output.exists() and model.exists() and output.samefile(model):

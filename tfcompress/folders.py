@@ -76,28 +76,41 @@ def differing(files: Mapping[str, bytes], folder: Path) -> list[str]:
 def write_into(files: Mapping[str, bytes], folder: Path) -> None:
     """Write files into a folder that exists; those of the same names are replaced.
 
+    Args:
+        files: contents by path within the folder.
+        folder: where.
+
     Raises:
-        OSError: they cannot be written; files that were new are taken away again.
+        OSError: they cannot be written; what was there is as before.
     """
     inside = folder / f".tfcompress.{secrets.token_hex(4)}.tmp"
-    new: list[Path] = []
+    new, old = inside / "new", inside / "old"
+    done: list[str] = []
     made: list[Path] = []
     try:
-        _fill(inside, files)
+        _fill(new, files)
         for name in files:
-            path = folder / name
-            made += _make_folders(path.parent)
-            if not path.exists():
-                new.append(path)
-            os.replace(inside / name, path)
+            _make_folders((folder / name).parent, made)
+            _keep(folder / name, old / name)
+            os.replace(new / name, folder / name)
+            done.append(name)
     except OSError as error:
-        for path in new:
-            path.unlink(missing_ok=True)
+        for name in done:
+            if os.path.lexists(old / name):
+                os.replace(old / name, folder / name)
+            else:
+                (folder / name).unlink()
         for path in reversed(made):
             path.rmdir()
         raise unwritable(error, folder, f"{len(files)} files") from error
     finally:
         shutil.rmtree(inside, ignore_errors=True)
+
+
+def _keep(path: Path, copy: Path) -> None:
+    if os.path.lexists(path):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy, follow_symlinks=False)
 
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -107,9 +120,10 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
         path.write_bytes(data)
 
 
-def _make_folders(folder: Path) -> list[Path]:
+def _make_folders(folder: Path, made: list[Path]) -> None:
+    """Make a folder and those that it lies in, and note each that was not there."""
     missing = [folder, *folder.parents]
     missing = missing[: next(i for i, path in enumerate(missing) if path.is_dir())]
     for path in reversed(missing):
         path.mkdir()
-    return list(reversed(missing))
+        made.append(path)

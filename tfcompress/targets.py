@@ -113,7 +113,7 @@ def _extended(own: Target, where: str) -> Target:
     base = _target(json.loads(_shipped(own.extends)))
     merged = _merged(base, Target({k: v for k, v in own.items() if k != "extends"}))
     if isinstance(own.get("rules"), tuple):
-        merged = Target({**merged, "rules": [*base.rules, *own.rules]})
+        merged = Target({**merged, "rules": [*own.rules, *base.rules]})
     return merged
 
 
@@ -132,10 +132,11 @@ _TYPES |= {float: "number", bool: "boolean", type(None): "null"}
 def _check(value: Any, schema: Mapping[str, Any], where: str) -> None:
     """Check a value against schema.json, so that no validator is needed."""
     if "type" in schema and _TYPES[type(value)] not in schema["type"]:
-        raise ValueError(f"{where} must be {' or '.join(schema['type'])}; received {value!r}")
+        expected = " or ".join(schema["type"])
+        raise ValueError(f"{where} must be {expected}; received {value!r:.80}")
     if "enum" in schema and value not in schema["enum"]:
         raise ValueError(
-            f"{where} must be one of {_listed(schema['enum'], value)}; received {value!r}"
+            f"{where} must be one of {_listed(schema['enum'], value)}; received {value!r:.80}"
         )
     _check_size(value, schema, where)
     if isinstance(value, Target):
@@ -149,12 +150,12 @@ def _check_size(value: Any, schema: Mapping[str, Any], where: str) -> None:
         if len(value) < schema.get("minLength", 0):
             raise ValueError(f"{where} must not be empty; received {value!r}")
         if "pattern" in schema and not re.search(schema["pattern"], value):
-            raise ValueError(f"{where} must match {schema['pattern']}; received {value!r}")
+            raise ValueError(f"{where} must match {schema['pattern']}; received {value!r:.80}")
     if isinstance(value, (tuple, list)):
         if len(value) < schema.get("minItems", 0):
             raise ValueError(f"{where} must hold something; received an empty list")
         if schema.get("uniqueItems") and any(item in value[:i] for i, item in enumerate(value)):
-            raise ValueError(f"{where} must not hold anything twice; received {value!r}")
+            raise ValueError(f"{where} must not hold anything twice; received {value!r:.80}")
     if isinstance(value, (int, float)) and value < schema.get("minimum", value):
         raise ValueError(f"{where} must be at least {schema['minimum']}; received {value!r}")
 
@@ -188,6 +189,11 @@ _COMPARISONS = ("equals", "min", "max", "multiple_of", "in", "includes", "exclud
 
 def _check_references(target: Target, where: str) -> None:
     """Check that names stand for something, and that each limit has one comparison."""
+    if target.precision not in target.precisions:
+        listed = ", ".join(target.precisions)
+        raise ValueError(
+            f"{where}: precision must be one of precisions, {listed}; received {target.precision!r}"
+        )
     rules = [rule.id for rule in target.rules]
     for rule in rules:
         if rules.count(rule) > 1:

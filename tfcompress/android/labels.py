@@ -93,7 +93,8 @@ def assign(labels: tuple[str, ...], outputs: tuple[Tensor, ...], model: Any) -> 
     Raises:
         ValueError: there is none.
     """
-    found = find(labels, outputs, model)
+    fitting = (classes_of(labels, outputs, number, model) for number in range(len(outputs)))
+    found = next((classes for classes in fitting if classes is not None), None)
     if found is None:
         shapes = "; ".join(f"{o.name!r} {list(o.shape)} {o.dtype}" for o in outputs)
         only = f"{outputs[0].shape[-1]} labels" if _is_row(outputs[0]) else "no labels"
@@ -105,14 +106,15 @@ def assign(labels: tuple[str, ...], outputs: tuple[Tensor, ...], model: Any) -> 
     return found
 
 
-def find(labels: Sequence[str], outputs: tuple[Tensor, ...], model: Any) -> Classes | None:
-    """Like `assign`, but None if the labels fit no output."""
-    graph = model.subgraphs[0]
-    for number, output in enumerate(outputs):
-        if _is_row(output) and output.size == len(labels):
-            logits = _maker(model, graph.outputs[number]) not in _PROBABILITIES
-            return Classes(tuple(labels), number, logits)
-    return None
+def classes_of(
+    labels: Sequence[str], outputs: tuple[Tensor, ...], number: int, model: Any
+) -> Classes | None:
+    """Name the classes of one output; None if the labels are not as many as its numbers."""
+    output = outputs[number]
+    if not _is_row(output) or output.size != len(labels):
+        return None
+    maker = _maker(model, model.subgraphs[0].outputs[number])
+    return Classes(tuple(labels), number, maker not in _PROBABILITIES)
 
 
 def _is_row(output: Tensor) -> bool:

@@ -53,9 +53,9 @@ def check_package(package: str) -> str:
         )
     if len(parts) < 2:
         raise ValueError(f"{expected}; received {package!r}. Try com.example.{package.lower()}.")
-    if parts[0] == "java":
+    if parts[0] in ("java", "kotlin"):
         raise ValueError(
-            f"{expected}; received {package!r}, which is Java's own. Try com.{package}."
+            f"{expected}; received {package!r}, which is Java's or Kotlin's own. Try com.{package}."
         )
     return package
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tfcompress import folders
 from tfcompress.android.contents import missing_settings, module_files, project_files
 from tfcompress.android.kotlin import App, Normalization
-from tfcompress.android.labels import Classes, assign, find, read_labels
+from tfcompress.android.labels import Classes, assign, classes_of, read_labels
 from tfcompress.android.naming import check_package, class_base, file_base
 from tfcompress.android.reference import make_reference
 from tfcompress.android.tensors import Interface, Tensor, read_interface
@@ -197,11 +197,13 @@ def _app(
 def _name(model: PathLike, name: str | None) -> str:
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"expected the path of a .tflite file; received {type(model).__name__}.")
-    if name is None:
-        return Path(model).stem
-    if not name.strip() or not name.isprintable():
-        raise ValueError(f"expected a name for the model such as 'Digits'; received {name!r}.")
-    return name.strip()
+    text = Path(model).stem if name is None else name
+    if not text.strip() or not text.isprintable():
+        raise ValueError(
+            f"expected a name for the model such as 'Digits'; received {text!r}. Give one with "
+            "--name (name=)."
+        )
+    return text.strip()
 
 
 def _classes(
@@ -209,9 +211,10 @@ def _classes(
 ) -> Classes | None:
     if names is not None:
         return assign(names, interface.outputs, model)
-    for told in metadata.outputs if metadata else ():
+    outputs = interface.outputs
+    for number, told in enumerate(metadata.outputs[: len(outputs)] if metadata else ()):
         # Those of detectors name what stands in an output, not its places.
-        if told.labels and (found := find(told.labels, interface.outputs, model)):
+        if told.labels and (found := classes_of(told.labels, outputs, number, model)):
             return found
     return None
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 
 import numpy as np
 
-from tfcompress.acceptance.subject import Arrays, Subject, read_subject
+from tfcompress.acceptance.subject import Arrays, Subject, read_subject, tensors_of
 from tfcompress.android.tensors import Tensor
+from tfcompress.tflite import flatbuffer
 
 SAMPLES = 4
 # Of floats, relative to the largest: kernels add in different orders.
@@ -59,7 +59,7 @@ def make_reference(path: str | os.PathLike[str], outputs: tuple[Tensor, ...]) ->
                 f"when it is run; expected {list(tensor.shape)} as declared. Convert the model "
                 "with fixed shapes."
             )
-    given = _default_kernels(subject.data, inputs)
+    given = _default_kernels(subject.data, inputs, os.fspath(path))
     data = b"".join(
         stored(value)
         for taken, made in zip(inputs, expected, strict=True)
@@ -111,19 +111,14 @@ def _largest(values: np.ndarray) -> float:
     return float(np.max(np.abs(finite), initial=0.0))
 
 
-def _default_kernels(data: bytes, inputs: list[Arrays]) -> list[list[np.ndarray]]:
-    from ai_edge_litert.interpreter import Interpreter
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of its own deprecation.
-        interpreter = Interpreter(model_content=data)
-        interpreter.allocate_tensors()
-        made = []
-        for sample in inputs:
-            for entry, value in zip(interpreter.get_input_details(), sample.values(), strict=True):
-                interpreter.set_tensor(entry["index"], value)
-            interpreter.invoke()
-            made.append(
-                [interpreter.get_tensor(e["index"]) for e in interpreter.get_output_details()]
-            )
-    return made
+def _default_kernels(data: bytes, inputs: list[Arrays], where: str) -> list[list[np.ndarray]]:
+    indices = [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
+    try:
+        made = tensors_of(data, inputs, indices, kernels="AUTO")
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ValueError(
+            f"LiteRT cannot run '{where}': {reason}. Its reference kernels can, but an app does "
+            "not take those. Convert the model again."
+        ) from error
+    return [[sample[index] for index in indices] for sample in made]

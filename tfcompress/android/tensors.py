@@ -19,6 +19,8 @@ COMPILED = frozenset(("float32", "int8", "int32", "bool"))
 QUANTIZED = ("int8", "uint8", "int16")
 # A method of the JVM takes 255 arguments; a longer one is no use to people anyway.
 MOST = 100
+# Samples of each go into the project; a hostile file may ask for gigabytes.
+_MOST_ELEMENTS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +136,9 @@ def _tensor(tensor: Any, name: str, identifier: str, what: str) -> Tensor:
             f"{what} is {dtype}; expected one of {', '.join(TYPES)}, which LiteRT exchanges with "
             "Kotlin. Convert the model with another type there."
         )
-    if any(n < 1 for n in shape) or math.prod(shape) > 2**28:
+    if any(n < 1 for n in shape) or math.prod(shape) > _MOST_ELEMENTS:
         raise ValueError(
-            f"{what} has shape {list(shape)}; expected dimensions of 1 or more, and at most 2^28 "
+            f"{what} has shape {list(shape)}; expected dimensions of 1 or more, and at most 2^24 "
             "elements. Convert the model with fixed shapes."
         )
     scale, zero_point = _grid(tensor, dtype, what)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tfcompress import files
-from tfcompress.suggestions import expected_one_of
 from tfcompress.targets import Target
 from tfcompress.tflite.job import Job
 from tfcompress.tflite.report import Report
-from tfcompress.tflite.settings import FORMATS, Settings, settle
+from tfcompress.tflite.settings import check_format, settle
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -74,7 +73,7 @@ def convert(
         >>> report = convert(qat, "model.tflite", target="edge_tpu")
     """
     settings = settle(precision, io_dtype, batch_size, dense, target)
-    _check_format(format, path, settings, metadata)
+    check_format(settings, format, path, metadata)
     described = _metadata(metadata)
     files.check_writable(path)
     job = Job(settings, strict, select_tf_ops, progress)
@@ -91,21 +90,6 @@ def convert(
     job.report(path, data)  # Raises where `strict` demands more.
     exchanged = job.timed(format, write, data, path, samples=calibration)
     return job.report(path, data, format, exchanged)
-
-
-def _check_format(format: str, path: Any, settings: Settings, metadata: Any) -> None:
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; {expected_one_of(str(format), FORMATS)}")
-    if format == "tflite":
-        return
-    if settings.target is not None or metadata is not None:
-        raise ValueError(
-            f"target and metadata are for .tflite files; received them with format='{format}'. "
-            "Leave them out."
-        )
-    from tfcompress.tflite.exchange import check_exchange
-
-    check_exchange(format, path, settings.precision)
 
 
 def _metadata(given: Any) -> Any:

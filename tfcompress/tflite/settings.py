@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
+from tfcompress.suggestions import expected_one_of
 from tfcompress.targets import Target, load_target
 
 IO_DTYPES = {
@@ -124,3 +125,21 @@ def check_settings(settings: Settings) -> None:
         raise ValueError(
             f"dense must be one of {', '.join(GRANULARITIES)}; received {settings.dense!r}."
         )
+
+
+def check_format(
+    settings: Settings, format: str, path: str | os.PathLike[str], metadata: Any
+) -> None:
+    """Raise unless `convert` can write a format with these settings, metadata (or None), path."""
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; {expected_one_of(str(format), FORMATS)}")
+    if format == "tflite":
+        return
+    if settings.target is not None or metadata is not None:
+        raise ValueError(
+            f"target and metadata are for .tflite files; received them with format='{format}'. "
+            "Leave them out."
+        )
+    from tfcompress.tflite.exchange import check_exchange
+
+    check_exchange(format, path, settings.precision)

@@ -18,20 +18,19 @@ from tfcompress.tflite import flatbuffer
 _SEED = 0
 _SAMPLES = 4
 
+_SINCE_2 = """
+    ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION DEPTH_TO_SPACE EQUAL EXP GREATER
+    GREATER_EQUAL L2_NORMALIZATION LESS LESS_EQUAL LOG LOGISTIC LOG_SOFTMAX MAX_POOL_2D MEAN
+    MIRROR_PAD NOT_EQUAL PACK REDUCE_MAX REDUCE_MIN RELU6 RSQRT SOFTMAX SPACE_TO_DEPTH SPLIT SPLIT_V
+    SQRT SQUARED_DIFFERENCE SUM TANH TOPK_V2
+"""
+_SINCE_1 = "EXPAND_DIMS HARD_SWISH LEAKY_RELU PRELU RELU_N1_TO_1 RESHAPE SQUEEZE"
 # The least version by the type of an op's activations, where nothing else counts.
-_BY_TYPE = {
-    **{name: {"int8": 2} for name in ("ADD", "ARG_MAX", "ARG_MIN", "AVERAGE_POOL_2D")},
-    **{name: {"int8": 2} for name in ("BATCH_MATMUL", "CONCATENATION", "DEPTH_TO_SPACE")},
-    **{name: {"int8": 2} for name in ("EQUAL", "GREATER", "GREATER_EQUAL", "L2_NORMALIZATION")},
-    **{name: {"int8": 2} for name in ("LESS", "LESS_EQUAL", "LOGISTIC", "LOG_SOFTMAX", "MEAN")},
-    **{name: {"int8": 2} for name in ("MAX_POOL_2D", "MIRROR_PAD", "NOT_EQUAL", "PACK")},
-    **{name: {"int8": 2} for name in ("REDUCE_MAX", "REDUCE_MIN", "RELU6", "RSQRT", "SOFTMAX")},
-    **{name: {"int8": 2} for name in ("SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQUARED_DIFFERENCE")},
-    **{name: {"int8": 2} for name in ("SUM", "TANH", "TOPK_V2", "EXP", "LOG", "SQRT")},
+_BY_TYPE: dict[str, dict[str, int]] = {
+    **{name: {"int8": 2} for name in _SINCE_2.split()},
     **{name: {"int8": 2, "uint8": 2} for name in ("ABS", "GELU", "RELU", "UNPACK")},
     **{name: {"int8": 3} for name in ("REVERSE_V2", "TILE")},
-    **{name: {} for name in ("EXPAND_DIMS", "HARD_SWISH", "LEAKY_RELU", "PRELU", "RELU_N1_TO_1")},
-    **{name: {} for name in ("RESHAPE", "SQUEEZE")},
+    **{name: {} for name in _SINCE_1.split()},
 }
 
 

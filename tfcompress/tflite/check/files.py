@@ -10,6 +10,7 @@ from tfcompress.tflite.check.kernels import output_channels
 from tfcompress.tflite.check.limits import is_kept, measured
 from tfcompress.tflite.check.operators import Op, tensors
 from tfcompress.tflite.check.result import Finding
+from tfcompress.tflite.settings import IO_DTYPES
 
 # Indices and truth values are taken as they are; these stand for real numbers.
 _REAL = ("float32", "float16", "bfloat16", "int8", "uint8", "int16", "int4")
@@ -30,7 +31,7 @@ def findings(model: Any, ops: list[Op], file_bytes: int, target: Target) -> tupl
         ()
     """
     found = [
-        *_io_dtypes(model, target),
+        *_io_dtypes(model, ops, target),
         *_batch(model, target),
         *_memory(model, file_bytes, target),
         *_advice(ops, target),
@@ -62,10 +63,12 @@ def _finding(
     )
 
 
-def _io_dtypes(model: Any, target: Target) -> list[Finding]:
+def _io_dtypes(model: Any, ops: list[Op], target: Target) -> list[Finding]:
     graph = model.subgraphs[0]
     known = tensors(model, 0)
     expected = ", ".join(target.io_dtypes)
+    fitting = [dtype for dtype in target.io_dtypes if dtype in IO_DTYPES[_computed(ops)]]
+    mend = f"Convert with io_dtype='{(fitting or target.io_dtypes)[0]}'."
     found = []
     for kind, indices in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in (known[i] for i in indices):
@@ -74,7 +77,6 @@ def _io_dtypes(model: Any, target: Target) -> list[Finding]:
                     f"{kind} '{flatbuffer.text(tensor.name)}' is {tensor.dtype}; {target.title} "
                     f"takes {expected}"
                 )
-                mend = f"Convert with io_dtype='{target.io_dtypes[0]}'."
                 found.append(_finding(target, "io_dtype", True, text, mend, rule=target.io_rule))
     return found
 
@@ -133,7 +135,7 @@ def _advice(ops: list[Op], target: Target) -> list[Finding]:
         limit, first = target.limits[name], several[0]
         many = f" and {len(several) - 1} more" if len(several) > 1 else ""
         mend = limit.get("mend")
-        text = f"{first.info.layer or first.info.name}{many}: {limit.text}"
+        text = f"{first.info.layer.split(';')[0] or first.info.name}{many}: {limit.text}"
         text = f"{text} ({measured(first, limit)}){'. ' + mend if mend else ''}"
         made.append(_finding(target, "advice", False, text, rule=limit.rule))
     return made
@@ -157,12 +159,14 @@ def _channels(ops: list[Op], target: Target) -> list[Finding]:
 
 
 def _precision(ops: list[Op], target: Target) -> list[Finding]:
-    dtypes = {op.info.dtype for op in ops}
-    if not dtypes:
+    if not ops or _computed(ops) == target.precision:
         return []
-    computed = next((p for dtype, p in _PRECISIONS.items() if dtype in dtypes), None)
-    computed = computed or ("float16" if "float16" in dtypes else "float32")
-    if computed == target.precision:
-        return []
-    text = f"the file computes in {computed}; {target.precision} is recommended here"
+    text = f"the file computes in {_computed(ops)}; {target.precision} is recommended here"
     return [_finding(target, "precision", False, text)]
+
+
+def _computed(ops: list[Op]) -> str:
+    """The precision, as of `convert`, that the operators' dtypes come closest to."""
+    dtypes = {op.info.dtype for op in ops}
+    computed = next((p for dtype, p in _PRECISIONS.items() if dtype in dtypes), None)
+    return computed or ("float16" if "float16" in dtypes else "float32")

@@ -157,17 +157,24 @@ def _split_off(judged: list[OperatorCheck], ops: list[Op], target: Target) -> li
     if target.partition != "rest":
         return judged
     first: OperatorCheck | None = None
-    in_front, found = True, []
+    found = []
     for op, verdict in zip(ops, judged, strict=True):
-        # Those in front only bring a float input to integers.
-        brings = op.info.name == "QUANTIZE" and measure(op, "float_tensors") != 0
-        in_front = in_front and brings and op.info.subgraph == 0
         if verdict.mapped and (first is not None or op.info.subgraph):
             verdict = _behind(verdict, first, target)
-        elif not verdict.mapped and not in_front:
+        elif not verdict.mapped and not _brings_input(op):
             first = first or verdict
         found.append(verdict)
     return found
+
+
+def _brings_input(op: Op) -> bool:
+    """Tells whether an operator only brings a float input of the file to integers.
+
+    It needs nothing else, so that it can run in front of all that is mapped.
+    """
+    inputs = op.model.subgraphs[0].inputs
+    takes_input = op.info.subgraph == 0 and all(t.index in inputs for t in op.given)
+    return op.info.name == "QUANTIZE" and takes_input and measure(op, "float_tensors") != 0
 
 
 def _behind(verdict: OperatorCheck, first: OperatorCheck | None, target: Target) -> OperatorCheck:

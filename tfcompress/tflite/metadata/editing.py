@@ -139,7 +139,14 @@ def _matched(
             f"{', '.join(names)}. Give one for each in this order, or use these names. "
             f"{did_you_mean(wrong, names)}".strip()
         )
-    pairs = zip(given, names, strict=True)
+    pairs = list(zip(given, names, strict=True))
+    for number, (entry, name) in enumerate(pairs):
+        if entry.name != name and entry.name in names:
+            raise ValueError(
+                f"metadata: {kind}[{number}]: received the name {entry.name!r}; expected another "
+                f"one or {name!r} there, as the file has the {kind} {', '.join(names)}. Use these "
+                "names for all of them, or this order."
+            )
     return tuple(dataclasses.replace(entry, name=entry.name or name) for entry, name in pairs)
 
 
