@@ -8,11 +8,12 @@ from tflite_by_hand import OPS, build, code, graph
 
 from tfcompress.acceptance.driving import Answer
 from tfcompress.acceptance.outcome import Refused
-from tfcompress.acceptance.subject import io_names, run_reference
+from tfcompress.acceptance.subject import run_reference
 from tfcompress.acceptance.tools import onnxruntime, openvino
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.exchange import PRECISIONS, check_exchange, to_onnx, to_openvino
 from tfcompress.tflite.exchange_writing import write_together
+from tfcompress.tflite.signature import io_names
 
 
 @pytest.mark.parametrize(

@@ -205,9 +205,10 @@ def _check_references(target: Target, where: str) -> None:
             _check_comparison(limit.when, f"{here}: when")
         _check_name(limit.status, target.statuses, f"{here}: status")
         _check_name(limit.rule, rules, f"{here}: rule")
-    for key in ("shapes", "memory", "channels"):
+    for key in ("weights", "shapes", "memory", "channels"):
         _check_name(target[key].rule, [*rules, None], f"{where}: {key}: rule")
-    _check_name(target.io_rule, [*rules, None], f"{where}: io_rule")
+    for key in ("precisions_rule", "io_rule"):
+        _check_name(target[key], [*rules, None], f"{where}: {key}")
     _check_name(target.operators_rule, rules, f"{where}: operators_rule")
     for name in target.common_limits:
         _check_name(name, target.limits, f"{where}: common_limits")

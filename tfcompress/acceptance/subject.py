@@ -15,7 +15,7 @@ import numpy as np
 from tfcompress.data import batches
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect
-from tfcompress.tflite.signature import Input
+from tfcompress.tflite.signature import Input, io_names
 
 RANDOM_SAMPLES = 8
 SAMPLES = 32  # at most, of data that is given
@@ -103,29 +103,6 @@ def read_subject(
         0.05 if any(kind.startswith("dynamic") for kind in kinds) else 1e-4,
         dict(options),
     )
-
-
-def io_names(model: Any) -> tuple[list[str], list[str]]:
-    """The names of a file's inputs and outputs, in its own order.
-
-    Args:
-        model: a `ModelT`, as from `flatbuffer.read`.
-
-    Returns:
-        (inputs, outputs): names in the first signature, else of the tensors; each only once.
-    """
-    graph = model.subgraphs[0]
-    signature = next((s for s in model.signatureDefs or [] if s.subgraphIndex == 0), None)
-    found = []
-    for indices, entries in (
-        (graph.inputs, getattr(signature, "inputs", None)),
-        (graph.outputs, getattr(signature, "outputs", None)),
-    ):
-        told = {entry.tensorIndex: flatbuffer.text(entry.name) for entry in entries or []}
-        names = [told.get(i) or flatbuffer.text(graph.tensors[i].name) for i in indices]
-        # The format does not ask for names that differ.
-        found.append([f"{n}:{i}" if n in names[:i] else n for i, n in enumerate(names)])
-    return found[0], found[1]
 
 
 def run_reference(data: bytes, inputs: list[Arrays], outputs: list[str], name: str) -> list[Arrays]:

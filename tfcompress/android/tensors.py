@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.acceptance.subject import io_names
 from tfcompress.android.naming import identifiers
 from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.signature import io_names
 
 # What the generated code stores, and the Kotlin array for integers and booleans.
 TYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")

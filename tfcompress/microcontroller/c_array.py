@@ -17,7 +17,7 @@ from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tflite.inspection import TensorInfo
-from tfcompress.tflite.metadata import names_outside
+from tfcompress.tflite.signature import io_names
 
 _MOST_BYTES = 64 * 2**20
 
@@ -87,10 +87,9 @@ def examine(data: bytes, name: str, where: str) -> CArray:
     model = flatbuffer.read(data, name=where)
     found = inspect(data)
     ops = resolver_methods(found, where)
-    graph = model.subgraphs[0]
     inputs, outputs = (
-        tuple(_port(t, n, where) for t, n in zip(tensors, names_outside(model, i), strict=True))
-        for tensors, i in ((found.inputs, graph.inputs), (found.outputs, graph.outputs))
+        tuple(_port(t, n, where) for t, n in zip(tensors, names, strict=True))
+        for tensors, names in zip((found.inputs, found.outputs), io_names(model), strict=True)
     )
     return CArray(
         folder="",

@@ -1,10 +1,11 @@
 """Names that a file bears outside: its signature, its inputs and outputs."""
 
 import dataclasses
+from typing import Any
 
 from ai_edge_litert import schema_py_generated as schema
 
-from tfcompress.tflite.flatbuffer import dtype_name
+from tfcompress.tflite.flatbuffer import dtype_name, text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,29 @@ def inputs(model) -> list[Input]:
         Input(t.name.decode(), (None, *(int(n) for n in t.shape[1:])), dtype_name(t))
         for t in tensors
     ]
+
+
+def io_names(model: Any) -> tuple[list[str], list[str]]:
+    """The names of a file's inputs and outputs, in the order of its graph.
+
+    Args:
+        model: a `ModelT`, as from `flatbuffer.read`.
+
+    Returns:
+        (inputs, outputs): names in the first signature, else of the tensors; each only once.
+    """
+    graph = model.subgraphs[0]
+    signature = next((s for s in model.signatureDefs or [] if s.subgraphIndex == 0), None)
+    found = []
+    for indices, entries in (
+        (graph.inputs, getattr(signature, "inputs", None)),
+        (graph.outputs, getattr(signature, "outputs", None)),
+    ):
+        told = {entry.tensorIndex: text(entry.name) for entry in entries or []}
+        names = [told.get(i) or text(graph.tensors[i].name) for i in indices]
+        # The format does not ask for names that differ.
+        found.append([f"{n}:{i}" if n in names[:i] else n for i, n in enumerate(names)])
+    return found[0], found[1]
 
 
 # Names that the converter of a large model gives, to tell the order of inputs and outputs.

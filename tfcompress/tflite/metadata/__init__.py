@@ -7,7 +7,6 @@ in a zip archive behind the model.
 from tfcompress.tflite.metadata.editing import (
     add_metadata,
     metadata_of,
-    names_outside,
     read_metadata,
 )
 from tfcompress.tflite.metadata.loading import load_metadata
@@ -19,7 +18,6 @@ __all__ = [
     "add_metadata",
     "load_metadata",
     "metadata_of",
-    "names_outside",
     "read_metadata",
     "split_labels",
 ]

@@ -16,6 +16,7 @@ from tfcompress.tflite.metadata.files import append_files, read_file
 from tfcompress.tflite.metadata.reading import unpack
 from tfcompress.tflite.metadata.types import MOST_BYTES, Metadata, TensorMetadata, split_labels
 from tfcompress.tflite.metadata.writing import pack
+from tfcompress.tflite.signature import io_names
 
 ENTRY = "TFLITE_METADATA"
 
@@ -42,10 +43,11 @@ def add_metadata(data: bytes, metadata: Metadata) -> bytes:
     """
     model = flatbuffer.read(data)
     graph = model.subgraphs[0]
+    taken, given = io_names(model)
     full = dataclasses.replace(
         metadata,
-        inputs=_matched("inputs", metadata.inputs, names_outside(model, graph.inputs)),
-        outputs=_matched("outputs", metadata.outputs, names_outside(model, graph.outputs)),
+        inputs=_matched("inputs", metadata.inputs, taken),
+        outputs=_matched("outputs", metadata.outputs, given),
     )
     for kind, entries, indices in (
         ("inputs", full.inputs, graph.inputs),
@@ -115,15 +117,6 @@ def _read_labels(data: bytes, files: list[str]) -> dict[str, tuple[str, ...]]:
         if size > MOST_BYTES:
             raise ValueError(f"its labels take more than {MOST_BYTES:,} bytes")
     return labels
-
-
-def names_outside(model: Any, indices: Sequence[int]) -> list[str]:
-    """The names of inputs or outputs in the signature, in the order of the graph."""
-    signature = next((s for s in model.signatureDefs if s.subgraphIndex == 0), None)
-    entries = [] if signature is None else [*signature.inputs, *signature.outputs]
-    known = {e.tensorIndex: flatbuffer.text(e.name) for e in entries}
-    tensors = model.subgraphs[0].tensors
-    return [known.get(i) or flatbuffer.text(tensors[i].name) for i in indices]
 
 
 def _matched(
