@@ -198,6 +198,20 @@ def test_metadata_gives_labels_and_normalization(make):
     assert project[f"{MAIN}/assets/digits_labels.txt"] == "one\ntwo\nthree\n"
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("Tiny shapes", "TinyShapesModel"),
+        ("A classifier of tiny shapes, trained on drawings", "DigitsModel"),
+        ("a\u2028b", "DigitsModel"),
+    ],
+)
+def test_the_name_in_the_metadata_names_the_classes_unless_it_is_a_description(
+    make, told, expected
+):
+    assert make(add_metadata(classifier(), Metadata(told)))[1].model_class == expected
+
+
 def test_labels_of_metadata_belong_to_the_output_that_tells_them(make):
     told = Metadata(outputs=(TensorMetadata("tint", labels=LABELS),))
     project, report = make(add_metadata(colours("float32", 2), told))

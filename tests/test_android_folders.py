@@ -9,12 +9,13 @@ import pytest
 from android_files import classifier, several
 from tflite_by_hand import OPS, TYPES, build, code, fully_connected, graph, operator, tensor
 
+from tfcompress.android.contents import missing_settings
 from tfcompress.android.project import android_project
 from tfcompress.tflite import flatbuffer
 
 PACKAGE = "com.example.digits"
 LABELS = ["one", "two", "three"]
-GRADLE = 'android {\n    namespace = "com.example.digits"\n}\n'
+GRADLE = 'plugins { kotlin("android") }\nandroid {\n    namespace = "com.example.digits"\n}\n'
 
 
 @pytest.fixture
@@ -91,8 +92,20 @@ def test_nothing_is_left_when_writing_fails(digits, tmp_path, monkeypatch, exist
 def test_places_where_nothing_can_be(digits, tmp_path):
     with pytest.raises(OSError, match="a file has that name"):
         android_project(digits, digits, package=PACKAGE)
-    with pytest.raises(OSError, match=r"there is no folder '.*missing'"):
-        android_project(digits, tmp_path / "missing/out", package=PACKAGE)
+    with pytest.raises(OSError, match=r"digits.tflite' is a file"):
+        android_project(digits, digits / "out", package=PACKAGE)
+
+
+def test_what_an_old_module_lacks():
+    old = 'plugins { id "com.android.application" }\nandroid { defaultConfig { minSdkVersion 21 } }'
+    assert missing_settings(old, groovy=True)[2:] == (
+        "android { defaultConfig { minSdk 24 } }",
+        'plugins { id "org.jetbrains.kotlin.android" } // before AGP 9, which has Kotlin built in',
+    )
+    new = "plugins { alias(libs.plugins.kotlin) }\nandroid { defaultConfig { minSdk = 26 } }"
+    assert len(missing_settings(new, groovy=False)) == 2
+    low = new.replace("26", "23")
+    assert missing_settings(low, groovy=False)[2:] == ("android { defaultConfig { minSdk = 24 } }",)
 
 
 @pytest.fixture
@@ -126,7 +139,7 @@ def test_into_adds_model_and_classes_alone(digits, module):
 
 def test_into_asks_only_for_what_is_missing(digits, module):
     (module / "build.gradle.kts").write_text(
-        'android { androidResources { noCompress += "tflite" } }\ndependencies { x(libs.litert) }'
+        'android { androidResources { noCompress += "tflite" } }\nx(libs.litert); kotlin("android")'
     )
     assert android_project(digits, module, package=PACKAGE, into=True).to_add == ()
 

@@ -203,8 +203,8 @@ def test_folders_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="a file has that name"):
         c_array(dense(), tmp_path / "file", force=True)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        c_array(dense(), tmp_path / "none/out")
+    with pytest.raises(NotADirectoryError, match="file' is a file"):
+        c_array(dense(), tmp_path / "file/out")
     # A folder in the place of a file: all stays as it was.
     (tmp_path / "out/main.cc").mkdir(parents=True)
     with pytest.raises(OSError, match="cannot write"):

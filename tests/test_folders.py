@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tfcompress.folders import write_into, write_new
+from tfcompress.folders import check_new, write_into, write_new
 
 FILES = {"a/b/c.txt": b"1", "d.txt": b"2", "z/e": b"3"}
 
@@ -44,3 +44,12 @@ def test_what_was_replaced_comes_back_if_the_rest_cannot_be_written(tmp_path, in
     assert content(folder) == before
     assert sorted(folder.rglob("*")) == tree
     assert (tmp_path / "secret").read_bytes() == b"s"
+
+
+def test_folders_around_a_new_one_are_made_or_taken_away_again(tmp_path):
+    check_new(tmp_path / "x/y/out", force=False)
+    write_new(FILES, tmp_path / "x/y/out")
+    assert content(tmp_path / "x/y/out") == FILES
+    with pytest.raises(OSError, match="cannot write"):
+        write_new({"a": b"1", "a/b": b"2"}, tmp_path / "z/y/out")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

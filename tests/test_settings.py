@@ -8,7 +8,7 @@ import pytest
 
 import tfcompress as tfc
 from tfcompress.tflite.inspect import inspect
-from tfcompress.tflite.settings import settle
+from tfcompress.tflite.settings import settle, settle_format
 
 TARGETS = Path(__file__).parents[1] / "tflite_targets"
 
@@ -140,12 +140,25 @@ def test_versions_are_lowered_for_the_edge_tpu_alone(images, tmp_path):
     [
         ({"format": "onxx"}, r"unknown format 'onxx'; .*Did you mean 'onnx'\?"),
         ({"format": "onnx"}, r"expected a name that ends in \.onnx"),
+        (
+            {"format": "tflite", "path": "model.onnx"},
+            r"the name '.*\.onnx' of another",
+        ),
+        ({"path": "model.onnx", "target": "web"}, r"target and metadata are for .tflite files"),
         ({"format": "onnx", "precision": "int4"}, "received precision 'int4' for ONNX; expected"),
         ({"format": "onnx", "target": "web"}, "target and metadata are for .tflite files"),
     ],
 )
 def test_formats_that_cannot_be(tmp_path, given, message):
-    path = tmp_path / "model.tflite"
+    path = tmp_path / given.get("path", "model.tflite")
     with pytest.raises(ValueError, match=message):
-        tfc.convert(None, path, **given)
+        tfc.convert(None, **{**given, "path": path})
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("m.onnx", "onnx"), ("m.xml", "openvino"), ("m.tflite", "tflite"), ("m", "tflite")],
+)
+def test_the_format_follows_the_name(tmp_path, name, format):
+    assert settle_format(settle(), None, tmp_path / name, None) == format

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tfcompress.tflite.check import check
     from tfcompress.tflite.convert import convert
     from tfcompress.tflite.inspect import inspect
-    from tfcompress.tflite.metadata import Metadata
+    from tfcompress.tflite.metadata import Metadata, TensorMetadata
     from tfcompress.tflite.verify import verify
 
 __version__ = "0.1.0"
@@ -76,7 +76,7 @@ _HOMES = {
     "tfcompress.tflite.check": ["check"],
     "tfcompress.tflite.convert": ["convert"],
     "tfcompress.tflite.inspect": ["inspect"],
-    "tfcompress.tflite.metadata": ["Metadata"],
+    "tfcompress.tflite.metadata": ["Metadata", "TensorMetadata"],
     "tfcompress.tflite.verify": ["verify"],
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -97,6 +97,7 @@ __all__ = [
     "SelfDistiller",
     "Sensitivity",
     "Technique",
+    "TensorMetadata",
     "UpdateCompression",
     "accept",
     "android_project",

@@ -71,13 +71,15 @@ def convert(
         ),
     ] = None,
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="|".join(FORMATS),
             callback=one_of("--format", FORMATS),
-            help="tflite, or made from it: onnx, or openvino (.xml and .bin).",
+            help="tflite, or made from it: onnx, or openvino (.xml and .bin); by default what the "
+            "output's name says.",
+            show_default=False,
         ),
-    ] = "tflite",
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if any operation stays float.")
     ] = False,
@@ -98,7 +100,7 @@ def convert(
       tfcompress convert model.h5 -o model.tflite --calibration photos/ --image-size 224x224 \\
           --scaling=-1_1
       tfcompress convert saved_model/ -o model.tflite --precision float16 --json
-      tfcompress convert qat.keras -o model.onnx --format onnx
+      tfcompress convert qat.keras -o model.onnx
 
     Without training for quantization, int8, int16x8 and int4 need --calibration. The file is
     written whole or not at all.
@@ -108,10 +110,11 @@ def convert(
     """
     from tfcompress import files
     from tfcompress.tflite.metadata import load_metadata
-    from tfcompress.tflite.settings import check_format, settle
+    from tfcompress.tflite.settings import settle, settle_format
 
     # Before the seconds of the rest.
-    check_format(settle(precision, io_dtype, batch_size, dense, target), format, output, metadata)
+    settings = settle(precision, io_dtype, batch_size, dense, target)
+    format = settle_format(settings, format, output, metadata)
     described = None if metadata is None else load_metadata(metadata)
     files.check_writable(output)
     if output.exists() and model.exists() and output.samefile(model):

@@ -15,7 +15,7 @@ def check_new(folder: Path, force: bool) -> None:
     """Check that files can be generated in a folder, before the work that it takes.
 
     Args:
-        folder: it need not exist; the folder that it lies in must.
+        folder: it need not exist.
         force: let it have other content.
 
     Raises:
@@ -29,12 +29,11 @@ def check_new(folder: Path, force: bool) -> None:
             f"'{folder}' exists and is not empty; expected a new folder. Name another one, or "
             "write into it with --force (force=True), which replaces files of the same names."
         )
-    if not folder.is_dir() and not folder.parent.is_dir():
-        raise FileNotFoundError(
-            f"cannot make '{folder}': there is no folder '{folder.parent}'. Create it first."
-        )
-    if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
-        raise PermissionError(f"cannot write in '{folder}': it is read-only. Name another folder.")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot make '{folder}': '{there}' is a file. Name a folder.")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"cannot write in '{there}': it is read-only. Name another folder.")
 
 
 def write_new(files: Mapping[str, bytes], folder: Path) -> None:
@@ -54,10 +53,15 @@ def write_new(files: Mapping[str, bytes], folder: Path) -> None:
         write_into(files, folder)
         return
     beside = folder.with_name(f".{folder.name[:100]}.{secrets.token_hex(4)}.tmp")
+    made: list[Path] = []
     try:
+        _make_folders(folder.parent, made)
         _fill(beside, files)
         os.rename(beside, folder)
     except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        for path in reversed(made):
+            path.rmdir()
         raise unwritable(error, folder, f"{len(files)} files") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -51,8 +51,10 @@ def accept(
 
     Tools: vela (Arm's compiler for Ethos-U), tflm (TFLite Micro), openvino, onnxruntime (through
     tf2onnx), arm64 (LiteRT on an emulated ARM64), litertjs (LiteRT.js in headless Chromium),
-    mediapipe and tflite_support (readers of the file's metadata), kotlin and apk (the Android
-    project made of the file). Each is installed in the user's cache at first use.
+    mediapipe and tflite_support (readers of the file's metadata), kotlin (compiles the Android
+    project made of the file against stubs of Android and LiteRT, and runs what quantizes) and apk
+    (packs its resources and the model, without code). What comes from PyPI and npm is installed in
+    the user's cache at first use; the rest are packages of Debian.
 
     Exit status: 0 if all that were asked passed or do not apply to the file, and at least one
     passed; 1 if one failed or could not be run.

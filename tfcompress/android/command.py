@@ -41,7 +41,8 @@ def android(
     name: Annotated[
         str | None,
         typer.Option(
-            help="Of the model, for classes, files and the app; by default the file's.",
+            help="Of the model, for classes, files and the app; by default that in the file's "
+            "metadata, or the file's own.",
             show_default=False,
         ),
     ] = None,

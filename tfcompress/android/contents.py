@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tfcompress.android import kotlin
 from tfcompress.android.filling import Values, fill
 from tfcompress.android.kotlin import App
@@ -96,6 +98,13 @@ def missing_settings(build: str, groovy: bool) -> tuple[str, ...]:
     if "litert" not in build.lower():
         library = f' "{LITERT}"' if groovy else f'("{LITERT}")'
         lines.append(f"dependencies {{ implementation{library} }}")
+    least = re.search(r"minSdk(?:Version)?[\s=(]+(\d+)", build)
+    if least and int(least[1]) < int(VERSIONS["min_sdk"]):
+        sign = " " if groovy else " = "
+        lines.append(f"android {{ defaultConfig {{ minSdk{sign}{VERSIONS['min_sdk']} }} }}")
+    if "kotlin" not in build.lower():
+        plugin = ' "org.jetbrains.kotlin.android"' if groovy else '("org.jetbrains.kotlin.android")'
+        lines.append(f"plugins {{ id{plugin} }} // before AGP 9, which has Kotlin built in")
     return tuple(lines)
 
 

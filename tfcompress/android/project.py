@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # (mean, std) in units of pixels, by the range that they are brought to.
 _SCALINGS = {"none": (0.0, 1.0), "0_1": (0.0, 255.0), "-1_1": (127.5, 127.5)}
+_LONGEST_NAME = 32
 _BUILD_FILES = ("build.gradle.kts", "build.gradle")
 
 
@@ -118,7 +119,8 @@ def android_project(
         package: of the Kotlin classes, for example "com.example.digits".
         labels: a text file with one class a line, or the names; as many as an output has numbers.
         into: only add the model and its classes; build files are not changed, see `to_add`.
-        name: of the model, for its classes, its file and the app; by default the file's.
+        name: of the model, for its classes, its file and the app; by default that in the file's
+            metadata, else the file's own.
         scaling: how an image input takes pixels: "none" (0 to 255), "0_1", "-1_1"; by default
             what the metadata says, else "0_1".
         force: replace files of the same names in a folder that has other content.
@@ -140,11 +142,13 @@ def android_project(
     if scaling is not None and scaling not in _SCALINGS:
         raise ValueError(f"unknown scaling {scaling!r}; {expected_one_of(scaling, _SCALINGS)}")
     target = Path(folder)
-    name = _name(model, name)
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"expected the path of a .tflite file; received {type(model).__name__}.")
     build = _check_module(target) if into else None
     if not into:
         folders.check_new(target, force)
     content = flatbuffer.load(model)
+    name = _name(model, name, read_metadata(content))
     app = _app(model, content, package, name, labels, scaling)
     if into:
         source = "kotlin" if _only_kotlin(target) else "java"
@@ -194,10 +198,11 @@ def _app(
     )
 
 
-def _name(model: PathLike, name: str | None) -> str:
-    if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(f"expected the path of a .tflite file; received {type(model).__name__}.")
-    text = Path(model).stem if name is None else name
+def _name(model: PathLike, name: str | None, metadata: Metadata | None) -> str:
+    told = metadata.name.strip() if metadata else ""
+    # What is longer is a description.
+    fits = told.isprintable() and 0 < len(told) <= _LONGEST_NAME
+    text = name if name is not None else told if fits else Path(model).stem
     if not text.strip() or not text.isprintable():
         raise ValueError(
             f"expected a name for the model such as 'Digits'; received {text!r}. Give one with "

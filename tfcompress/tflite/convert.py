@@ -10,7 +10,7 @@ from tfcompress import files
 from tfcompress.targets import Target
 from tfcompress.tflite.job import Job
 from tfcompress.tflite.report import Report
-from tfcompress.tflite.settings import check_format, settle
+from tfcompress.tflite.settings import settle, settle_format
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -26,7 +26,7 @@ def convert(
     dense: str | None = None,
     target: str | os.PathLike[str] | Target | None = None,
     metadata: Any = None,
-    format: str = "tflite",
+    format: str | None = None,
     strict: bool = False,
     select_tf_ops: bool = False,
     samples: int | None = 500,
@@ -56,7 +56,8 @@ def convert(
         metadata: a `Metadata`, a dict or a JSON file: names, descriptions, normalization and labels
             that go into a .tflite file.
         format: "tflite", "onnx" or "openvino" (an .xml file and a .bin file beside it), made from
-            the .tflite file by tf2onnx and OpenVINO in environments of their own.
+            the .tflite file by tf2onnx and OpenVINO in environments of their own. None: by the
+            path's ending.
         strict: raise if an operation stays float although integers were asked for.
         select_tf_ops: allow operations of TensorFlow that LiteRT lacks (needs the Flex delegate).
         samples: how many calibration samples to use, the first ones; None uses all.
@@ -73,7 +74,7 @@ def convert(
         >>> report = convert(qat, "model.tflite", target="edge_tpu")
     """
     settings = settle(precision, io_dtype, batch_size, dense, target)
-    check_format(settings, format, path, metadata)
+    format = settle_format(settings, format, path, metadata)
     described = _metadata(metadata)
     files.check_writable(path)
     job = Job(settings, strict, select_tf_ops, progress)

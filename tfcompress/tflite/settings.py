@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 from tfcompress.suggestions import expected_one_of
@@ -19,6 +20,7 @@ IO_DTYPES = {
 }
 PRECISIONS = tuple(IO_DTYPES)
 FORMATS = ("tflite", "onnx", "openvino")
+_ENDINGS = {".onnx": "onnx", ".xml": "openvino"}
 GRANULARITIES = ("per_channel", "per_tensor")
 
 
@@ -127,14 +129,26 @@ def check_settings(settings: Settings) -> None:
         )
 
 
-def check_format(
-    settings: Settings, format: str, path: str | os.PathLike[str], metadata: Any
-) -> None:
-    """Raise unless `convert` can write a format with these settings, metadata (or None), path."""
+def settle_format(
+    settings: Settings, format: str | None, path: str | os.PathLike[str], metadata: Any
+) -> str:
+    """Return the format to write, by the path's ending if None.
+
+    Raises:
+        ValueError: `convert` cannot write it with these settings, this metadata or to this path.
+    """
+    by_ending = _ENDINGS.get(Path(path).suffix.lower(), "tflite")
+    if format is None:
+        format = by_ending
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; {expected_one_of(str(format), FORMATS)}")
     if format == "tflite":
-        return
+        if by_ending != "tflite":
+            raise ValueError(
+                f"a .tflite file was asked for; received the name '{path}' of another format. "
+                "Rename it, or leave format out."
+            )
+        return format
     if settings.target is not None or metadata is not None:
         raise ValueError(
             f"target and metadata are for .tflite files; received them with format='{format}'. "
@@ -143,3 +157,4 @@ def check_format(
     from tfcompress.tflite.exchange import check_exchange
 
     check_exchange(format, path, settings.precision)
+    return format

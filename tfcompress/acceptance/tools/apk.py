@@ -15,7 +15,7 @@ from tfcompress.acceptance.tools.kotlin import PACKAGE, make_app
 from tfcompress.android.checking import ask, package_resources
 from tfcompress.environments import program
 
-TITLE = "APK (aapt, zipalign, apksigner)"
+TITLE = "APK of resources and model, without code (aapt, zipalign, apksigner)"
 # Of a key that lives as long as this check.
 _PASSWORD = "throw-away"
 _LOCAL_HEADER = 30

@@ -21,7 +21,7 @@ from tfcompress.android.project import AndroidReport, android_project
 from tfcompress.android.reference import stored
 from tfcompress.android.tensors import Tensor
 
-TITLE = f"Kotlin {KOTLIN}"
+TITLE = f"Kotlin {KOTLIN}, against stubs of Android and LiteRT"
 PACKAGE = "com.example.accept"
 # In each runner, a call and one that the API does not have.
 _WRONG = {
