@@ -1,6 +1,7 @@
 """The command line: its help, errors and warnings, where they go, and with which exit status."""
 
 import re
+import subprocess
 import sys
 import warnings
 
@@ -151,3 +152,12 @@ def test_the_console_script_calls_main():
         group="console_scripts", name="tfcompress"
     )
     assert script.load() is cli.main
+
+
+def test_python_m_is_the_command():
+    command = [sys.executable, "-m", "tfcompress"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"tfcompress {__version__}\n")
+    done = subprocess.run([*command, "chek"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "No such command 'chek'" in done.stderr

@@ -7,37 +7,14 @@ import sys
 import time
 import types
 
+import cli_files
 import numpy as np
 import pytest
+from cli_files import run
 
 from tfcompress.cli import main
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A float model, data for it, and its .tflite file."""
-    keras = pytest.importorskip("keras")
-    folder = tmp_path_factory.mktemp("cli")
-    keras.utils.set_random_seed(0)
-    layers = keras.layers
-    body = [layers.Conv2D(2, 3, activation="relu"), layers.Flatten(), layers.Dense(3)]
-    model = keras.Sequential([keras.Input((8, 8, 1), name="image"), *body])
-    model.save(folder / "model.keras")
-    x = np.random.default_rng(0).random((20, 8, 8, 1), np.float32)
-    np.save(folder / "x.npy", x)
-    from PIL import Image
-
-    (folder / "photos").mkdir()
-    for i, pixels in enumerate(x[:4, ..., 0]):
-        pixels = (255 * pixels).astype(np.uint8).repeat(2, 0)
-        Image.fromarray(pixels).save(folder / "photos" / f"{i}.png")
-    command = ["convert", folder / "model.keras", "-o", folder / "model.tflite", "-q", "--json"]
-    assert main([*map(str, command), "--precision", "float32"]) == 0
-    return folder
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
+folder = cli_files.folder
 
 
 @pytest.mark.parametrize(
@@ -109,49 +86,6 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
     }
 
 
-def test_convert_for_a_target_ends_with_its_check(folder, tmp_path, capsys):
-    command = ["convert", folder / "model.keras", "-o", tmp_path / "a.tflite"]
-    command += ["--calibration", folder / "x.npy"]
-    assert run(*command, "--target", "edge_tpu", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["io_dtype"], found["check"]["passed"]) == ("int8", True)
-    assert run("check", tmp_path / "a.tflite", "--target", "edge_tpu") == 0
-    assert run("check", tmp_path / "a.tflite", "--target", "web") == 1
-    assert "Convert with io_dtype='float32'" in capsys.readouterr().out
-    assert run(*command, "--target", "edge_tpu", "--io-dtype", "float32") == 2
-    assert "'edge_tpu' takes io_dtype 'int8' or 'uint8'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--target", "web", "--format", "onnx"], "target and metadata are for .tflite files"),
-        (["--format", "openvino"], "expected a name that ends in .xml"),
-        (["--target", "edge_tpu", "--precision", "float16"], "takes precision 'int8'; received"),
-    ],
-)
-def test_convert_says_what_cannot_be_before_it_loads_the_model(tmp_path, capsys, words, message):
-    (tmp_path / "model.keras").write_bytes(b"no model")
-    assert run("convert", tmp_path / "model.keras", "-o", tmp_path / "a.onnx", *words) == 2
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert "load the model" not in shown
-
-
-def test_convert_fails_if_the_target_cannot_run_the_file(folder, tmp_path, capsys):
-    import keras
-
-    x = keras.Input((8, 8, 1))
-    model = keras.Model(x, keras.ops.cumsum(keras.layers.Conv2D(2, 3)(x), axis=1))
-    model.save(tmp_path / "sums.keras")
-    command = ["convert", tmp_path / "sums.keras", "-o", tmp_path / "a.tflite"]
-    command += ["--calibration", folder / "x.npy"]
-    assert run(*command, "--target", "edge_tpu") == 1
-    assert "CUMSUM" in capsys.readouterr().out
-    assert (tmp_path / "a.tflite").exists()
-    assert run(*command, "--target", "mobile_cpu") == 0  # LiteRT's own kernel runs it.
-
-
 def test_compress_trains_and_reports(folder, tmp_path, capsys):
     x = np.load(folder / "x.npy")
     np.savez(tmp_path / "data.npz", x=x, y=x.mean((1, 2)) * [1, 2, 3])
@@ -181,12 +115,13 @@ def test_compress_passes_every_option_on(tmp_path, monkeypatch, capsys):
             (tmp_path / "o.tflite.checkpoint").mkdir()
             (tmp_path / "o.tflite.checkpoint" / "2.weights.h5").touch()
             raise KeyboardInterrupt
-        return types.SimpleNamespace(render=lambda console: None)
+        return types.SimpleNamespace(render=lambda console: None, check=None)
 
     monkeypatch.setattr("tfcompress.fine_tuning.fine_tune", fine_tune)
     words = "--constant-rate --batch-size 3 "
     words += "--loss mse --from-logits --optimizer sgd --learning-rate 0.1 --seed 4 "
-    words += "--validation-data v.npz --validation-split 0.2 --precision int4 --io-dtype int8"
+    words += "--validation-data v.npz --validation-split 0.2 --precision int4 --io-dtype int8 "
+    words += "--target ethos_u55"
     needed = ["--recipe", "r.yaml", "--data", "d.npz", "--epochs", 5]
     command = ["compress", "m.keras", *needed, "-o", tmp_path / "o.tflite", *words.split()]
     assert run(*command, "--resume") == 0
@@ -204,7 +139,8 @@ def test_compress_passes_every_option_on(tmp_path, monkeypatch, capsys):
             "validation_split": 0.2,
             "precision": "int4",
         },
-        **{"io_dtype": "int8", "resume": True, "overwrite": False, "teacher": None},
+        **{"io_dtype": "int8", "target": "ethos_u55", "teacher": None},
+        **{"resume": True, "overwrite": False},
     }
     capsys.readouterr()
     assert run(*command, "--overwrite", "-q") == 130
@@ -268,17 +204,6 @@ def test_benchmark(folder, capsys):
     shown = capsys.readouterr()
     assert "median ms" in shown.out
     assert shown.err == ""
-
-
-def test_targets(capsys):
-    assert main(["targets"]) == 0
-    assert "edge_tpu" in capsys.readouterr().out
-    assert main(["targets", "--json"]) == 0
-    assert {row["name"] for row in json.loads(capsys.readouterr().out)} >= {"mobile_cpu"}
-    assert main(["targets", "edge_tpu"]) == 0
-    assert "weights.bits: 8\n" in capsys.readouterr().out
-    assert main(["targets", "edge_tpu", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["weights"]["bits"] == 8
 
 
 def test_demo_gets_folder_and_epochs(tmp_path, capsys, monkeypatch):

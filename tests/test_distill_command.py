@@ -72,12 +72,13 @@ def test_every_option_is_passed_on(tmp_path, monkeypatch, capsys):
             (tmp_path / "o.keras.checkpoint").mkdir()
             (tmp_path / "o.keras.checkpoint" / "2.weights.h5").touch()
             raise KeyboardInterrupt
-        return types.SimpleNamespace(render=lambda console: None)
+        return types.SimpleNamespace(render=lambda console: None, check=None)
 
     monkeypatch.setattr("tfcompress.fine_tuning.distill", distill)
     words = "--recipe r.yaml --alpha 0.3 --temperature 2 --cache c.h5 --start-from-teacher "
     words += "--constant-rate --batch-size 3 --loss mse --from-logits --optimizer sgd --seed 4 "
-    words += "--learning-rate 0.1 --validation-split 0.2 --precision int4 --io-dtype int8"
+    words += "--learning-rate 0.1 --validation-split 0.2 --precision int4 --io-dtype int8 "
+    words += "--target ethos_u55"
     given = ["distill", "t.keras", "s.h5", "--data", "d.npz", "--epochs", "5"]
     given += ["-o", str(tmp_path / "o.keras"), *words.split()]
     assert main([*given, "--resume"]) == 0
@@ -88,7 +89,7 @@ def test_every_option_is_passed_on(tmp_path, monkeypatch, capsys):
         **{"start_from_teacher": True, "constant_rate": True, "batch_size": 3, "loss": "mse"},
         **{"from_logits": True, "optimizer": "sgd", "seed": 4, "learning_rate": 0.1},
         **{"validation_data": None, "validation_split": 0.2, "precision": "int4"},
-        **{"io_dtype": "int8", "resume": True, "overwrite": False},
+        **{"io_dtype": "int8", "target": "ethos_u55", "resume": True, "overwrite": False},
     }
     capsys.readouterr()
     assert main([*given, "--overwrite", "-q"]) == 130
@@ -100,7 +101,7 @@ def test_compress_passes_its_teacher_on(monkeypatch):
 
     def fine_tune(*files, **settings):
         received.update(settings)
-        return types.SimpleNamespace(render=lambda console: None)
+        return types.SimpleNamespace(render=lambda console: None, check=None)
 
     monkeypatch.setattr("tfcompress.fine_tuning.fine_tune", fine_tune)
     words = "compress m.keras --recipe distill-int8 --data d.npz --epochs 2 -o a.tflite"
@@ -128,7 +129,7 @@ def untrained(monkeypatch):
         (["-o", "missing/out.keras"], "there is no folder 'missing'"),
         (["-o", "out.h5"], "the output must end in .keras or .tflite"),
         (["-o", "a.tflite", "--precision", "int8"], "'int8' needs the ranges .* Pass --recipe"),
-        (["--precision", "float16"], "precision and io_dtype are for .tflite files"),
+        (["--precision", "float16"], "precision, io_dtype and target are for .tflite files"),
         (["--loss", "msee"], "unknown loss 'msee'"),
         (["--resume"], "there is no interrupted training to resume"),
         (["--validation-data", "missing.npz"], "no file at 'missing.npz'"),

@@ -47,7 +47,7 @@ def test_settings_that_were_not_saved(run, tmp_path, made):
         ({"validation_split": 0.001}, "leaves 0 of 70 samples"),
         ({"validation_split": 0.1, "validation_data": "a.npz"}, "not both"),
         ({"output": "out.h5"}, "must end in .keras or .tflite; received '.*out.h5'"),
-        ({"precision": "int8"}, "are for .tflite files; received them with .*out.keras"),
+        ({"precision": "int8"}, "are for .tflite files; received one with .*out.keras"),
         ({"output": "missing/out.tflite"}, "there is no folder '.*missing'"),
         ({"data": "missing.npz"}, "no file at 'missing.npz'"),
         ({"model": "missing.keras"}, "no file at 'missing.keras'"),

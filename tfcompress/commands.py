@@ -14,8 +14,9 @@ from tfcompress.options import (
     ConstantRate,
     Data,
     Epochs,
+    FileIoDtype,
+    ForTarget,
     FromLogits,
-    IoDtype,
     Json,
     LearningRate,
     Loss,
@@ -30,7 +31,7 @@ from tfcompress.options import (
     ValidationSplit,
     above_zero,
 )
-from tfcompress.terminal import Progress, emit, say
+from tfcompress.terminal import Progress, emit, exit_by_check, say
 
 
 def compress(
@@ -64,7 +65,8 @@ def compress(
     validation_split: ValidationSplit = 0.0,
     seed: Seed = 0,
     precision: TrainedPrecision = None,
-    io_dtype: IoDtype = "float32",
+    io_dtype: FileIoDtype = None,
+    target: ForTarget = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -108,10 +110,12 @@ def compress(
                 seed=seed,
                 precision=precision,
                 io_dtype=io_dtype,
+                target=target,
                 resume=resume,
                 overwrite=overwrite,
             )
     emit(found, json)
+    exit_by_check(found.check)
 
 
 def distill(
@@ -186,7 +190,8 @@ def distill(
     validation_split: ValidationSplit = 0.0,
     seed: Seed = 0,
     precision: TrainedPrecision = None,
-    io_dtype: IoDtype = "float32",
+    io_dtype: FileIoDtype = None,
+    target: ForTarget = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -237,10 +242,12 @@ def distill(
                 seed=seed,
                 precision=precision,
                 io_dtype=io_dtype,
+                target=target,
                 resume=resume,
                 overwrite=overwrite,
             )
     emit(found, json)
+    exit_by_check(found.check)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from tfcompress.options import (
     FORMATS,
     Calibration,
     FileIoDtype,
+    ForTarget,
     ImageSize,
     Json,
     Model,
@@ -25,20 +26,13 @@ from tfcompress.options import (
     one_of,
     parse_size,
 )
-from tfcompress.terminal import Progress, emit
+from tfcompress.terminal import Progress, emit, exit_by_check
 
 
 def convert(
     model: Model,
     output: Output,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="A device (see tfcompress targets) or a target file of your own: fills in what "
-            "is left out, and checks the file.",
-            show_default=False,
-        ),
-    ] = None,
+    target: ForTarget = None,
     precision: Precision = None,
     io_dtype: FileIoDtype = None,
     calibration: Calibration = None,
@@ -140,9 +134,7 @@ def convert(
             progress=progress,
         )
     emit(report, json)
-    # A delegate leaves single operators to LiteRT's own kernels, which is no failure.
-    if report.check is not None and not (report.check.passed or report.check.runs_in_parts):
-        raise typer.Exit(1)
+    exit_by_check(report.check)
 
 
 def inspect(

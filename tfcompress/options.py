@@ -155,12 +155,13 @@ FileIoDtype = Annotated[
         show_default=False,
     ),
 ]
-IoDtype = Annotated[
-    str,
+ForTarget = Annotated[
+    str | None,
     typer.Option(
-        metavar="|".join(IO_DTYPES),
-        callback=one_of("--io-dtype", IO_DTYPES),
-        help="Type of inputs and outputs of the file.",
+        "--target",
+        help="A device (see tfcompress targets) or a target file of your own: fills in what is "
+        "left out, and checks the file.",
+        show_default=False,
     ),
 ]
 TrainedPrecision = Annotated[

@@ -202,6 +202,13 @@ def emit(result: Any, as_json: bool, **options: Any) -> None:
         result.render(_console(), **options)
 
 
+def exit_by_check(check: Any) -> None:
+    """Exit with status 1 if a target's check (or None) found that it does not run the file."""
+    # A delegate leaves single operators to LiteRT's own kernels, which is no failure.
+    if check is not None and not (check.passed or check.runs_in_parts):
+        raise typer.Exit(1)
+
+
 def emit_table(rows: list[dict[str, str]], as_json: bool) -> None:
     """Print a table of dicts of the same keys."""
     if as_json:

@@ -27,6 +27,7 @@ from tfcompress.fine_tuning.training import train
 from tfcompress.fine_tuning.writing import content_of, precision_of
 from tfcompress.graph import flatten
 from tfcompress.recipe import Recipe
+from tfcompress.tflite.check import Check, check
 from tfcompress.tflite.flatbuffer import zipped_size
 from tfcompress.weights import weights_of
 
@@ -68,7 +69,8 @@ def fine_tune(
             validation_data: a .npz file to judge with, also of x_val and y_val or x_test and
             y_test; or validation_split: a fraction of `data`, drawn at random;
             seed=0: of the order of samples and all that is random;
-            precision, io_dtype: of a .tflite file, see `convert`; by default as the recipe has it;
+            precision, io_dtype, target: of a .tflite file, see `convert`; by default the precision
+            that the recipe trains for;
             resume: go on with an interrupted training of the same settings;
             overwrite: begin anew although there is one.
 
@@ -232,8 +234,7 @@ class _Job:
         after = self._evaluate(final, trained)
         suffix, compilation = Path(options.output).suffix, self.read.settings.arguments
         old = content_of(self.read.original, suffix, compilation())
-        kind = {"precision": self.precision, "io_dtype": options.io_dtype} if self.precision else {}
-        new = content_of(final, suffix, compilation(), **kind)
+        new = content_of(final, suffix, compilation(), **self._kind())
         files.atomic_write(options.output, new)
         self.checkpoint.remove()
         return FineTuned(
@@ -254,7 +255,25 @@ class _Job:
             zipped=zipped_size(new),
             seconds=round(time.perf_counter() - self.start, 1),
             taught=self._with_sizes(suffix),
+            check=self._check(new),
         )
+
+    def _kind(self) -> dict[str, Any]:
+        """What a .tflite file is converted with."""
+        if self.precision is None:
+            return {}
+        options = self.options
+        return {
+            "precision": self.precision,
+            "io_dtype": options.io_dtype,
+            "target": options.target,
+        }
+
+    def _check(self, content: bytes) -> Check | None:
+        if self.options.target is None:
+            return None
+        found = check(content, self.options.target)
+        return dataclasses.replace(found, path=os.fspath(self.options.output))
 
     def _with_sizes(self, suffix: str) -> Taught | None:
         """What the result says of the teacher, with its size as a file."""

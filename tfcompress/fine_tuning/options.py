@@ -41,7 +41,8 @@ class Options:
     validation_split: float = 0.0
     seed: int = 0
     precision: str | None = None
-    io_dtype: str = "float32"
+    io_dtype: str | None = None
+    target: PathLike | None = None
     resume: bool = False
     overwrite: bool = False
     teacher: PathLike | None = None
@@ -76,14 +77,14 @@ class Options:
             raise ValueError(
                 f"the output must end in .keras or .tflite; received '{self.output}'. Rename it."
             )
-        given = self.precision is not None or self.io_dtype != "float32"
+        given = [self.precision, self.io_dtype, self.target] != [None] * 3
         if given and suffix == ".keras":
             raise ValueError(
-                "precision and io_dtype are for .tflite files; received them with "
-                f"'{self.output}'. Leave them out, or write a .tflite file."
+                "precision, io_dtype and target are for .tflite files; received one with "
+                f"'{self.output}'. Leave it out, or write a .tflite file."
             )
-        if self.precision is not None:
-            settle(self.precision, self.io_dtype)
+        if self.precision is not None or self.target is not None:
+            settle(self.precision, self.io_dtype, target=self.target)
         files.check_writable(self.output)
         for source in self._sources():
             if _is_same(self.output, source):

@@ -11,6 +11,8 @@ from tfcompress.weights import Weight
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tfcompress.tflite.check import Check
+
 
 @dataclasses.dataclass(frozen=True)
 class Taught:
@@ -55,6 +57,7 @@ class FineTuned:
         bytes, zipped: size of the output, as it is and deflated.
         seconds: wall time.
         taught: what it learned from; None without a teacher.
+        check: what the target says of the file; None without a target.
     """
 
     model: str
@@ -74,6 +77,7 @@ class FineTuned:
     zipped: int
     seconds: float
     taught: Taught | None = None
+    check: Check | None = None
 
     @property
     def sparsity(self) -> float:
@@ -83,7 +87,9 @@ class FineTuned:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
-        return {**dataclasses.asdict(self), "sparsity": self.sparsity}
+        plain = dataclasses.asdict(dataclasses.replace(self, check=None))
+        check = None if self.check is None else self.check.to_dict()
+        return {**plain, "sparsity": self.sparsity, "check": check}
 
     def render(self, console: Console | None = None) -> None:
         """Prints the result as a table.
@@ -111,6 +117,8 @@ class FineTuned:
         print_table(console, f"{self.output}{kind}", columns, rows)
         for line in self._lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if self.check is not None:
+            self.check.render(console)
 
     def _columns(self, theirs: Taught | None) -> list[dict[str, float]]:
         return [*([theirs.scores] if theirs else []), self.before, self.after]

@@ -17,15 +17,16 @@ def precision_of(small: keras.Model, options: Options) -> str | None:
 
     Args:
         small: the model that is to be trained.
-        options: with the precision and the type of inputs and outputs that were asked for.
+        options: with the precision, the type of inputs and outputs and the target that were asked
+            for.
 
     Raises:
-        ValueError: the two do not go together, or the recipe trains no ranges for the precision.
+        ValueError: they do not go together, or the recipe trains no ranges for the precision.
     """
     if Path(options.output).suffix == ".keras":
         return None
     precision = options.precision or natural_precision(small)
-    settle(precision, options.io_dtype)
+    settle(precision, options.io_dtype, target=options.target)
     trained = any(t.activation_bits is not None for t in quantize_techniques(small))
     if precision in ("int8", "int16x8") and not trained:
         raise ValueError(
@@ -57,7 +58,8 @@ def content_of(
     suffix: str,
     compilation: dict[str, Any] | None = None,
     precision: str = "float32",
-    io_dtype: str = "float32",
+    io_dtype: str | None = None,
+    target: Any = None,
 ) -> bytes:
     """A model as the bytes of a file.
 
@@ -65,12 +67,12 @@ def content_of(
         model: it is compiled anew.
         suffix: `.keras` or `.tflite`.
         compilation: arguments of `compile` to save in a .keras file; None leaves it as it is.
-        precision, io_dtype: of a .tflite file.
+        precision, io_dtype, target: of a .tflite file.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"model{suffix}")
         if suffix == ".tflite":
-            convert(model, path, precision=precision, io_dtype=io_dtype)
+            convert(model, path, precision=precision, io_dtype=io_dtype, target=target)
         else:
             if compilation is not None:
                 model.compile(**compilation)
