@@ -69,6 +69,12 @@ def test_classifier_of_the_same_scores_and_labels():
     assert (found.status, found.figures) == ("passed", {"max difference": 0.01, "labels": 2})
 
 
+def test_classifier_without_labels_passes_with_a_remark():
+    found = mediapipe.judge(EXPECTED, EXPECTED, (), {0: None, 1: None})
+    assert (found.status, found.figures["labels"]) == ("passed", 0)
+    assert "classes have no names" in found.reason
+
+
 @pytest.mark.parametrize(
     ("scores", "labels", "reason"),
     [

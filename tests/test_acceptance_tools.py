@@ -160,11 +160,21 @@ def test_readers_agree_on_metadata(described, tool):
     assert found.figures["labels"] == 4
 
 
-@pytest.mark.parametrize("tool", [mediapipe, tflite_support])
-def test_readers_do_not_apply_without_metadata(made, tool):
-    found = ask(tool, made("int8"))
+def test_tflite_support_does_not_apply_without_metadata(made):
+    found = ask(tflite_support, made("int8"))
     assert found.status == "not applicable"
     assert "no metadata" in found.reason
+
+
+def test_mediapipe_fails_on_a_float_image_without_metadata(made):
+    found = asked(mediapipe, made("int8"))
+    assert found.status == "failed"
+    assert "requires specifying NormalizationOptions metadata" in found.reason
+
+
+def test_mediapipe_takes_a_uint8_image_without_metadata(made):
+    found = asked(mediapipe, made("int8", "uint8"))
+    assert (found.status, found.figures["labels"]) == ("passed", 0)
 
 
 def test_mediapipe_does_not_take_int8(made, described):

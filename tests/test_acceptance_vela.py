@@ -28,6 +28,7 @@ def test_all_on_the_npu_passes_with_figures():
         "accelerator": "ethos-u55-128",
         "NPU ops": 42,
         "CPU ops": 0,
+        "ops are": "Vela's own",
         "cycles": 24981,
         "SRAM KiB": 6.9,
         "flash KiB": 16.5,

@@ -107,11 +107,11 @@ def test_float_inputs_and_outputs_stay_on_the_cpu(target):
     found = check(with_float_io(), target)
     # QUANTIZE in front does not end the mapped part.
     assert parts(found) == [(False, 1), (True, 1), (False, 1)]
-    assert found.mends[0] == "Convert with io_dtype='int8'."
+    assert found.mends[0] == "Convert with io_dtype='int8' (--io-dtype int8)."
     assert [f.kind for f in found.findings if f.fatal] == ["io_dtype", "io_dtype"]
 
 
-@pytest.mark.parametrize("target", ["mobile_cpu", "mobile_gpu", "web", "mediapipe"])
+@pytest.mark.parametrize("target", ["mobile_cpu", "mobile_gpu", "web"])
 def test_float_inputs_and_outputs_are_fine(target):
     assert check(with_float_io(), target).passed
 
@@ -123,7 +123,7 @@ def test_web_and_mediapipe_refuse_int8_inputs():
         assert not found.passed
         assert "input 't0' is int8" in found.findings[0].text
         assert found.findings[0].source
-        assert found.mends == ("Convert with io_dtype='float32'.",)
+        assert found.mends[0] == "Convert with io_dtype='float32' (--io-dtype float32)."
 
 
 def test_second_float_input_does_not_end_the_mapped_part_either():
@@ -141,14 +141,22 @@ def test_io_dtype_that_the_precision_of_the_file_can_have(dtype, io):
     taken = file.part(real(*SHAPE), "float32")
     inside = file.conv(file.unary("QUANTIZE", taken, dtype), dtype)
     found = check(file.bytes([taken], [inside]), "ethos_u55")
-    assert found.mends[0] == f"Convert with io_dtype='{io}'."
+    assert found.mends[0] == f"Convert with io_dtype='{io}' (--io-dtype {io})."
 
 
 def test_wrong_dtype():
     op = only(check(made("CONV_2D", "float32"), "edge_tpu"))
     assert op.status == "Operation is working on an unsupported data type"
     assert op.reason == "it computes in float32; mapped are int8, uint8"
-    assert op.mend == "Convert with precision='int8' and io_dtype='int8'."
+    assert op.mend == (
+        "Convert with precision='int8' and io_dtype='int8' (--precision int8 --io-dtype int8)."
+    )
+
+
+def test_wrong_dtype_of_what_no_precision_changes():
+    data = op_file("ADD", "int32", [plain(1, 5), plain(1, 5)], [plain(1, 5)], options("Add"))
+    op = only(check(data, "edge_tpu"))
+    assert op.mend == "Compute ADD of int32 outside of the model, and feed it the result."
 
 
 def test_hybrid_files_on_microcontrollers():
@@ -179,7 +187,10 @@ def test_dynamic_dimension():
     part = real(1, 8, 8, 4, signature=(-1, 8, 8, 4))
     found = check(op_file("RELU", "int8", [part], [part]), "edge_tpu")
     assert "shapes must be static; dynamic dimensions 2" in only(found).reason
-    assert only(found).mend == "Convert with batch_size=1 and a model of fixed input size."
+    assert only(found).mend == (
+        "Convert with batch_size=1 (--batch-size 1); where that is not enough, give the model a "
+        "fixed input size."
+    )
     # Vela takes a dynamic batch, but no other dimension.
     assert check(op_file("RELU", "int8", [part], [part]), "ethos_u55").passed
     part = real(1, 8, 8, 4, signature=(1, -1, 8, 4))
@@ -200,6 +211,20 @@ def test_rank(shape, mapped):
 def test_too_many_dimensions_for_the_gpu():
     op = only(check(made("RELU", "float32", shape=(1, 1, 1, 2, 3)), "mobile_gpu"))
     assert op.reason == "tensors have at most 4 dimensions; rank 5"
+
+
+def test_advice_on_the_batch_only_where_the_batch_is_another():
+    def dense(batch):
+        parts = [real(batch, 4, 16), weight(8, 16), None]
+        built = options("FullyConnected", keepNumDims=True)
+        data = op_file("FULLY_CONNECTED", "int8", parts, [real(batch, 4, 8)], built)
+        return only(check(data, "edge_tpu")).mend
+
+    assert dense(1) == "Flatten in front of the dense layer."
+    assert dense(2) == (
+        "Convert with batch_size=1 (--batch-size 1); where that is not enough, flatten in front of "
+        "the dense layer."
+    )
 
 
 def test_limit():
@@ -247,7 +272,7 @@ def test_custom_operator_that_bears_a_builtin_name():
     code.customCode = b"RELU"
     data = flatbuffer.write(model)
     assert only(check(data, "edge_tpu")).status == "Operation not supported"
-    assert only(check(data, "web")).mend == "Convert without select_tf_ops and custom operators."
+    assert only(check(data, "web")).mend.startswith("Convert without select_tf_ops (")
     code.customCode = b"edgetpu-custom-op"
     assert check(flatbuffer.write(model), "edge_tpu").passed
 
@@ -282,7 +307,7 @@ def test_batch(tmp_path):
     data = made("RELU", "float32", shape=(4, 8))
     found = check(data, "mediapipe")
     assert not found.passed
-    assert found.mends == ("Convert with batch_size=1.",)
+    assert found.mends[0] == "Convert with batch_size=1 (--batch-size 1)."
     found = check(data, "mobile_cpu")
     assert found.passed
     assert "input 't0' has a batch 4; 1 is better here" in found.findings[0].text

@@ -3,7 +3,7 @@
 import pytest
 from asked_tools import vela
 from op_cases import cases
-from op_files import File, real
+from op_files import File, plain, real
 
 from tfcompress.targets import load_target
 from tfcompress.tflite import flatbuffer
@@ -44,6 +44,31 @@ def test_agrees_on_operators(name):
             wrong.append(label)
     assert wrong == []
     assert 500 < mapped < len(asked) - 500
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+def test_agrees_on_what_is_refused(name):
+    files = [data for *_, data in cases()]
+    refused = [check(data, name).is_refused for data in files]
+    made = vela(files, ACCELERATORS[name])
+    # More may fail than is known to, but nothing that is said to fail may pass.
+    wrong = [case[0] for case, no, out in zip(cases(), refused, made, strict=True) if no and out]
+    assert wrong == []
+    assert sum(refused) > 20
+    inside = [compared(dtype) for dtype in ("int8", "int16", "int32", "float32")]
+    assert None not in vela(inside, ACCELERATORS[name])
+    assert [check(data, name).is_refused for data in inside] == [False] * 4
+
+
+def compared(dtype):
+    """LESS and SELECT, as an embedding has them: bool stays inside of the file."""
+    part = plain(1, 8, 8, 4) if dtype == "int32" else real(1, 8, 8, 4)
+    file = File()
+    first, last = file.part(part, dtype), file.part(part, dtype)
+    less = file.add("bool", (1, 8, 8, 4))
+    file.op("LESS", [first, first], [less])
+    file.op("SELECT", [less, first, first], [last])
+    return file.bytes([first], [last])
 
 
 @pytest.mark.parametrize("name", ACCELERATORS)

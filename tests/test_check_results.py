@@ -1,7 +1,9 @@
 """How `check` tells what it found, its command, and files that mean harm."""
 
+import dataclasses
 import json
 import random
+import shlex
 import subprocess
 import sys
 
@@ -70,8 +72,14 @@ def test_json(files, capsys):
 def test_names_the_tool_that_has_the_last_word(files, capsys):
     path = files / "good.tflite"
     _, out, _ = run(capsys, path, "--target", "ethos_u55", "--json")
-    assert json.loads(out)["real_tool"] == f"tfcompress accept {path} --with vela"
+    assert json.loads(out)["real_tool"] == (
+        f"tfcompress accept {path} --with vela --accelerator ethos-u55-128"
+    )
     assert "--with vela" in str(check(path, "ethos_u55"))
+    # As `convert` does, which checks bytes and names the file afterwards.
+    unnamed = check(path.read_bytes(), "mediapipe")
+    named = dataclasses.replace(unnamed, path="a b.tflite")
+    assert named.real_tool == "tfcompress accept 'a b.tflite' --with mediapipe"
     assert "not a run on the device" in str(check(path, "mobile_gpu"))
 
 
@@ -101,7 +109,33 @@ def test_bytes_of_any_kind(files):
     for given in (data, bytearray(data), memoryview(data)):
         found = check(given, "ethos_u55")
         assert (found.passed, found.path) == (True, "")
-        assert found.real_tool == "tfcompress accept MODEL.tflite --with vela"
+        assert found.real_tool.startswith("tfcompress accept MODEL.tflite --with vela ")
+
+
+@pytest.mark.parametrize(
+    ("target", "accelerator"),
+    [("ethos_u65", "ethos-u65-256"), ("ethos_u85", "ethos-u85-256")],
+)
+def test_the_command_that_is_printed_asks_for_the_same_chip(files, target, accelerator):
+    data = (files / "good.tflite").read_bytes()
+    path = files / "a good (1).tflite"
+    path.write_bytes(data)
+    command = check(path, target).real_tool
+    assert shlex.split(command) == (
+        ["tfcompress", "accept", str(path), "--with", "vela", "--accelerator", accelerator]
+    )
+
+
+def test_what_is_left_to_the_runtimes_own_kernels_is_no_failure(files, capsys):
+    file = File()
+    first = file.part(real(1, 10), "int8")
+    data = file.bytes([first], [file.unary("SOFTMAX", file.unary("ABS", first))])
+    (files / "softmax.tflite").write_bytes(data)
+    status, out, _ = run(capsys, files / "softmax.tflite", "--target", "mobile_cpu")
+    assert status == 1
+    assert "NOT ALL MAPPED: 2 of 2 run on LiteRT's own kernels" in out
+    assert "act only if time matters" in out
+    assert "What to do" not in out
 
 
 def test_a_long_file_fits_on_a_screen():
@@ -198,6 +232,7 @@ def test_bodies_of_control_flow_are_checked_too():
     found = check(flatbuffer.write(model), "ethos_u55")
     assert [(op.subgraph, op.mapped) for op in found.operators] == [(0, False), (1, False)]
     assert len(found.parts) == 1
+    assert "1 not; 1 more inside of these, in bodies of control flow" in str(found)
     model.operatorCodes[0].builtinCode = model.operatorCodes[0].deprecatedBuiltinCode = 19
     found = check(flatbuffer.write(model), "edge_tpu")
     assert [op.mapped for op in found.operators] == [True, False]

@@ -80,6 +80,6 @@ def test_targets(capsys):
     assert main(["targets", "--json"]) == 0
     assert {row["name"] for row in json.loads(capsys.readouterr().out)} >= {"mobile_cpu"}
     assert main(["targets", "edge_tpu"]) == 0
-    assert "weights.bits: 8\n" in capsys.readouterr().out
+    assert "weights: type int; bits 8; " in capsys.readouterr().out
     assert main(["targets", "edge_tpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"]["bits"] == 8

@@ -56,6 +56,55 @@ def test_misspelt_target_names_the_close_match():
         load_target("edgetpu")
 
 
+@pytest.mark.parametrize("name", ["Edge_TPU", "EDGE_TPU", "Edgetpu"])
+def test_large_letters_do_not_hide_the_close_match(name):
+    with pytest.raises(ValueError, match=r"Did you mean 'edge_tpu'\?"):
+        load_target(name)
+
+
+def test_what_is_no_name_at_all():
+    for wrong in (None, 3, ["edge_tpu"]):
+        with pytest.raises(TypeError, match=r"target: received .*expected a name or the path"):
+            load_target(wrong)
+
+
+def test_mends_serve_python_and_the_command_line():
+    options = ("precision", "io_dtype", "batch_size", "dense")
+    for target in map(load_target, NAMES):
+        mends = [*target.mends.values(), *target.replacements.values()]
+        mends += [limit.mend for limit in target.limits.values() if "mend" in limit]
+        for mend in mends:
+            for name in options:
+                if f"{name}=" in mend:
+                    assert f"--{name.replace('_', '-')} " in mend, mend
+
+
+def test_accept_takes_the_options_of_a_target():
+    for target in map(load_target, NAMES):
+        if target.accept is None:
+            assert not target.accept_options
+            continue
+        tool = importlib.import_module(f"tfcompress.acceptance.tools.{target.accept}")
+        for key, value in target.accept_options.items():
+            tool.OPTIONS[key](value)
+
+
+def test_targets_command_groups_what_it_shows(capsys):
+    from tfcompress.target_commands import targets
+
+    targets("ethos_u65")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ethos_u65: Arm Ethos-U65"
+    assert "accept_options: accelerator ethos-u65-256" in lines
+    assert not any(line.startswith(("metadata", "inputs", "memory: sram")) for line in lines)
+    rules = load_target("ethos_u65").rules
+    first = rules[0]
+    assert f"  - {first.text} ({first.source}, {first.date})" in lines
+    assert len(lines) - lines.index("rules:") == len(rules) + 1
+    targets("ethos_u65", json=True)
+    assert json.loads(capsys.readouterr().out)["memory"]["sram_bytes"] is None
+
+
 def test_misspelt_key_names_the_close_match():
     with pytest.raises(AttributeError, match=r"'wieghts'.*Did you mean 'weights'\?"):
         load_target("edge_tpu").wieghts  # noqa: B018

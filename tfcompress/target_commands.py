@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ def check(
       tfcompress check model.tflite --target boards/my_board.json
 
     Operator by operator: mapped or not, why, and what to do. These are rules, not the target's
-    compiler. Exit status: 0 if all is mapped and fits, 1 if not.
+    compiler. Exit status: 0 if all is mapped and fits, 1 if not, even if the rest runs elsewhere.
     """
     from tfcompress.targets import load_target
     from tfcompress.tflite.check import check as run
@@ -57,7 +58,8 @@ def targets(
       tfcompress targets edge_tpu
       tfcompress targets edge_tpu --json
 
-    Without --json, operators are only named, without their limits.
+    Without --json, operators are only named, without their limits, and what is not known is left
+    out.
     """
     from tfcompress.targets import list_targets, load_target
 
@@ -68,11 +70,42 @@ def targets(
         )
     else:
         target = load_target(name)
-        terminal.emit_settings(target if json else _in_short(target), json)
+        if json:
+            terminal.emit_json(target)
+        else:
+            print("\n".join(_in_short(target)))
 
 
-def _in_short(target: Mapping[str, Any]) -> dict[str, Any]:
-    """What fits on a screen: of the operators their names."""
-    left_out = ("limits", "common_limits", "statuses", "mends", "replacements")
-    short = {key: value for key, value in target.items() if key not in left_out}
-    return {**short, "operators": tuple(target["operators"])}
+# Shown on their own, or too long for a screen.
+_TITLES = ("name", "title", "description")
+_LEFT_OUT = ("limits", "common_limits", "statuses", "mends", "replacements", "operators", "rules")
+_OF_CHECK = ("rule", "mend", "text")
+
+
+def _in_short(target: Mapping[str, Any]) -> list[str]:
+    """What fits on a screen: a line for each setting, the operators' names, the rules in words."""
+    lines = [f"{target['name']}: {target['title']}", target["description"], ""]
+    for key, value in target.items():
+        if key not in (*_TITLES, *_LEFT_OUT) and not key.endswith("_rule"):
+            text = _as_words(value)
+            lines += [f"{key}: {text}"] if text else []
+    names = ", ".join(target["operators"])
+    lines += [
+        "",
+        "operators:",
+        *textwrap.wrap(names, 98, initial_indent="  ", subsequent_indent="  "),
+    ]
+    lines += ["", "rules:"]
+    return [*lines, *(f"  - {r['text']} ({r['source']}, {r['date']})" for r in target["rules"])]
+
+
+def _as_words(value: Any) -> str:
+    """A setting in one line, without what is not known or what `check` tells; may be empty."""
+    if isinstance(value, Mapping):
+        inner = {key: _as_words(item) for key, item in value.items() if key not in _OF_CHECK}
+        return "; ".join(f"{key} {text}" for key, text in inner.items() if text)
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)

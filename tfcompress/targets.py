@@ -66,6 +66,7 @@ def load_target(name_or_path: str | os.PathLike[str]) -> Target:
         Target: the settings, read-only. Sizes are in bytes; `None` means not known or not asked.
 
     Raises:
+        TypeError: if it is neither.
         ValueError: if the name is not known or the file is not a valid target.
         FileNotFoundError: if the path does not exist.
 
@@ -73,6 +74,11 @@ def load_target(name_or_path: str | os.PathLike[str]) -> Target:
         >>> load_target("edge_tpu").weights.bits
         8
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(
+            f"target: received {name_or_path!r:.80}; expected a name or the path of a .json file. "
+            f"Names: {', '.join(list_targets())}."
+        )
     given = os.fspath(name_or_path)
     if given in list_targets():
         text = _shipped(given)
@@ -83,7 +89,8 @@ def load_target(name_or_path: str | os.PathLike[str]) -> Target:
             )
         text = Path(given).read_bytes().decode("utf-8", errors="replace")
     else:
-        raise ValueError(f"unknown target {given!r}; {expected_one_of(given, list_targets())}")
+        known = expected_one_of(given.lower(), list_targets())
+        raise ValueError(f"unknown target {given!r}; {known}")
     try:
         target = _target(json.loads(text))
     except (ValueError, RecursionError) as error:
@@ -207,6 +214,9 @@ def _check_references(target: Target, where: str) -> None:
         _check_name(limit.rule, rules, f"{here}: rule")
     for key in ("weights", "shapes", "memory", "channels"):
         _check_name(target[key].rule, [*rules, None], f"{where}: {key}: rule")
+    for key in ("inputs", "metadata", "refused_io"):
+        if target[key] is not None:
+            _check_name(target[key].rule, [*rules, None], f"{where}: {key}: rule")
     for key in ("precisions_rule", "io_rule"):
         _check_name(target[key], [*rules, None], f"{where}: {key}")
     _check_name(target.operators_rule, rules, f"{where}: operators_rule")

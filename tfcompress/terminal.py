@@ -197,7 +197,7 @@ def emit(result: Any, as_json: bool, **options: Any) -> None:
         options: for `render`.
     """
     if as_json:
-        _print_json(result.to_dict())
+        emit_json(result.to_dict())
     else:
         result.render(_console(), **options)
 
@@ -212,7 +212,7 @@ def exit_by_check(check: Any) -> None:
 def emit_table(rows: list[dict[str, str]], as_json: bool) -> None:
     """Print a table of dicts of the same keys."""
     if as_json:
-        _print_json(rows)
+        emit_json(rows)
         return
     from rich.markup import escape
     from rich.table import Table
@@ -223,28 +223,8 @@ def emit_table(rows: list[dict[str, str]], as_json: bool) -> None:
     _console().print(table)
 
 
-def emit_settings(settings: Mapping[str, Any], as_json: bool) -> None:
-    """Print nested settings, one on each line."""
-    if as_json:
-        _print_json(settings)
-        return
-    for key, value in _leaves(settings, ""):
-        print(f"{key}: {value}")
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, tuple) and any(isinstance(item, Mapping) for item in value):
-            for i, item in enumerate(value, 1):
-                yield from _leaves(item, f"{prefix}{key} {i}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-            yield f"{prefix}{key}", "-" if text is None else text
-
-
-def _print_json(value: Any) -> None:
+def emit_json(value: Any) -> None:
+    """Print plain data as JSON; no NaN, no NumPy numbers."""
     print(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 

@@ -5,35 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 from tfcompress.targets import Target
-from tfcompress.tflite import arena, flatbuffer
+from tfcompress.tflite import arena
+from tfcompress.tflite.check import inputs
+from tfcompress.tflite.check.inputs import edges, finding, io_mend, misfitting_edges
 from tfcompress.tflite.check.kernels import output_channels
 from tfcompress.tflite.check.limits import is_kept, measured
 from tfcompress.tflite.check.operators import Op, tensors
 from tfcompress.tflite.check.result import Finding
 from tfcompress.tflite.settings import IO_DTYPES
 
-# Indices and truth values are taken as they are; these stand for real numbers.
-_REAL = ("float32", "float16", "bfloat16", "int8", "uint8", "int16", "int4")
 _PRECISIONS = {"int16": "int16x8", "dynamic_int8": "dynamic_int8", "int8": "int8"}
 
 
-def findings(model: Any, ops: list[Op], file_bytes: int, target: Target) -> tuple[Finding, ...]:
+def findings(model: Any, ops: list[Op], data: bytes, target: Target) -> tuple[Finding, ...]:
     """Return what is to be said of a whole file, fatal things first.
 
     Args:
         model: a `ModelT`.
         ops: its operators.
-        file_bytes: the size of the file.
+        data: the bytes of the file.
         target: whose rules.
 
     Example:
-        >>> findings(model, operators(model), 1000, target)  # doctest: +SKIP
+        >>> findings(model, operators(model), data, target)  # doctest: +SKIP
         ()
     """
     found = [
+        *_refused(model, target),
         *_io_dtypes(model, ops, target),
         *_batch(model, target),
-        *_memory(model, file_bytes, target),
+        *inputs.shapes(model, target),
+        *inputs.metadata(model, data, target),
+        *_memory(model, len(data), target),
         *_advice(ops, target),
         *_channels(ops, target),
         *_precision(ops, target),
@@ -48,36 +51,28 @@ def constant_bytes(model: Any) -> int:
     return sum(len(stored) for stored in data if stored is not None)
 
 
-def _finding(
-    target: Target,
-    kind: str,
-    fatal: bool,
-    text: str,
-    mend: str | None = None,
-    *,
-    rule: str | None = None,
-) -> Finding:
-    known = next((r for r in target.rules if r.id == rule), None)
-    return Finding(
-        kind, fatal, text, mend, known.source if known else None, known.date if known else None
-    )
+def _refused(model: Any, target: Target) -> list[Finding]:
+    """Inputs and outputs over which the target's compiler fails."""
+    if target.refused_io is None:
+        return []
+    found = []
+    for kind, tensor in edges(model):
+        if tensor.dtype in target.refused_io.dtypes:
+            text = f"{kind} '{tensor.name}' is {tensor.dtype}"
+            mend = f"Leave what gives or takes {tensor.dtype} at the edge to the program around it."
+            rule = target.refused_io.rule
+            found.append(finding(target, "refused", True, text, mend, rule=rule))
+    return found
 
 
 def _io_dtypes(model: Any, ops: list[Op], target: Target) -> list[Finding]:
-    graph = model.subgraphs[0]
-    known = tensors(model, 0)
     expected = ", ".join(target.io_dtypes)
     fitting = [dtype for dtype in target.io_dtypes if dtype in IO_DTYPES[_computed(ops)]]
-    mend = f"Convert with io_dtype='{(fitting or target.io_dtypes)[0]}'."
+    mend = io_mend((fitting or target.io_dtypes)[0])
     found = []
-    for kind, indices in (("input", graph.inputs), ("output", graph.outputs)):
-        for tensor in (known[i] for i in indices):
-            if tensor.dtype in _REAL and tensor.dtype not in target.io_dtypes:
-                text = (
-                    f"{kind} '{flatbuffer.text(tensor.name)}' is {tensor.dtype}; {target.title} "
-                    f"takes {expected}"
-                )
-                found.append(_finding(target, "io_dtype", True, text, mend, rule=target.io_rule))
+    for kind, tensor in misfitting_edges(model, target):
+        text = f"{kind} '{tensor.name}' is {tensor.dtype}; {target.title} takes {expected}"
+        found.append(finding(target, "io_dtype", True, text, mend, rule=target.io_rule))
     return found
 
 
@@ -89,11 +84,11 @@ def _batch(model: Any, target: Target) -> list[Finding]:
         batch = tensor.shape_signature[0] if len(tensor.shape_signature) > 1 else expected
         if expected is not None and batch != expected:
             size = "of any size" if batch < 0 else str(batch)
-            mend = f"Convert with batch_size={expected}."
+            mend = f"Convert with batch_size={expected} (--batch-size {expected})."
             text = f"input '{tensor.name}' has a batch {size}; {expected} is "
             text += "required here" if fatal else f"better here. {mend}"
             given = mend if fatal else None
-            found.append(_finding(target, "batch", fatal, text, given, rule=target.shapes.rule))
+            found.append(finding(target, "batch", fatal, text, given, rule=target.shapes.rule))
     return found
 
 
@@ -117,7 +112,7 @@ def _memory(model: Any, file_bytes: int, target: Target) -> list[Finding]:
             effect = "it does not fit" if fatal else "what is beyond makes it slower"
             text = f"{what} {used:,} bytes, of {limit:,} there are: {effect}"
             found.append(
-                _finding(target, "memory", fatal, text, mend if fatal else None, rule=memory.rule)
+                finding(target, "memory", fatal, text, mend if fatal else None, rule=memory.rule)
             )
     return found
 
@@ -137,7 +132,7 @@ def _advice(ops: list[Op], target: Target) -> list[Finding]:
         mend = limit.get("mend")
         text = f"{first.info.layer.split(';')[0] or first.info.name}{many}: {limit.text}"
         text = f"{text} ({measured(first, limit)}){'. ' + mend if mend else ''}"
-        made.append(_finding(target, "advice", False, text, rule=limit.rule))
+        made.append(finding(target, "advice", False, text, rule=limit.rule))
     return made
 
 
@@ -155,14 +150,14 @@ def _channels(ops: list[Op], target: Target) -> list[Finding]:
         f"channels are handled {multiple} at a time; not so many: {listed}{more}. The next "
         f"multiple of {multiple} costs about the same time"
     )
-    return [_finding(target, "channels", False, text, rule=target.channels.rule)]
+    return [finding(target, "channels", False, text, rule=target.channels.rule)]
 
 
 def _precision(ops: list[Op], target: Target) -> list[Finding]:
     if not ops or _computed(ops) == target.precision:
         return []
     text = f"the file computes in {_computed(ops)}; {target.precision} is recommended here"
-    return [_finding(target, "precision", False, text)]
+    return [finding(target, "precision", False, text)]
 
 
 def _computed(ops: list[Op]) -> str:

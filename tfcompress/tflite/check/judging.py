@@ -9,9 +9,10 @@ import os
 from tfcompress.targets import Target, load_target
 from tfcompress.tflite import arena, flatbuffer
 from tfcompress.tflite.check.files import constant_bytes, findings
+from tfcompress.tflite.check.inputs import input_shapes, io_mend, misfitting_edges
 from tfcompress.tflite.check.limits import is_kept, measured
 from tfcompress.tflite.check.operators import Op, operators
-from tfcompress.tflite.check.result import Check, OperatorCheck, Part
+from tfcompress.tflite.check.result import Check, Finding, OperatorCheck, Part
 from tfcompress.tflite.check.values import measure
 
 
@@ -27,13 +28,14 @@ def check(path: str | os.PathLike[str] | bytes, target: str | os.PathLike[str] |
         what to do. `passed` only if every operator is mapped and nothing else is in the way.
 
     Raises:
+        TypeError: the target is neither of these.
         ValueError: the target is not known or its file is not valid; there is no such .tflite
             file, or it is damaged.
 
     Example:
         >>> found = check("model.tflite", "edge_tpu")  # doctest: +SKIP
         >>> found.passed, found.mends  # doctest: +SKIP
-        (False, ("Convert with io_dtype='int8'.",))
+        (False, ("Convert with io_dtype='int8' (--io-dtype int8).",))
     """
     target = target if isinstance(target, Target) else load_target(target)
     data = flatbuffer.load(path)
@@ -46,12 +48,13 @@ def check(path: str | os.PathLike[str] | bytes, target: str | os.PathLike[str] |
         target=target.name,
         title=target.title,
         is_rule_check=True,
-        real_tool=_tool(name, target),
+        accept_options=_accept_options(target),
         compiler=target.compiler.name if target.compiler else None,
         partition=target.partition,
+        elsewhere=target.elsewhere.place if target.elsewhere else None,
         operators=tuple(judged),
         parts=_parts(judged),
-        findings=findings(model, ops, len(data), target),
+        findings=(*findings(model, ops, data, target), *_still_runs(judged, target)),
         activation_bytes=arena.activation_bytes(model),
         constant_bytes=constant_bytes(model),
         file_bytes=len(data),
@@ -131,7 +134,8 @@ def _verdict(
     words = target.statuses[status or "mapped"]
     if status is not None and mend is None:
         replaced = target.replacements.get(info.name) if status in ("operator", "dtype") else None
-        mend = replaced or target.mends.get(status)
+        mend = replaced or _usual_mend(op, status, target)
+    mend = mend and _filled(mend, op, target)
     for key, value in (("op", info.name), ("dtype", info.dtype), ("version", info.version)):
         words = words.replace(f"{{{key}}}", str(value))
         mend = mend and mend.replace(f"{{{key}}}", str(value))
@@ -150,6 +154,34 @@ def _verdict(
         date=known.date if known else None,
         fatal=status in ("operator", "dtype") and info.name in target.fatal_operators,
     )
+
+
+def _usual_mend(op: Op, status: str, target: Target) -> str | None:
+    # No precision changes the dtype of indices, counts and truth values.
+    if status == "dtype" and measure(op, "real_dtypes") == () and "integers" in target.mends:
+        return target.mends["integers"]
+    return target.mends.get(status)
+
+
+def _filled(mend: str, op: Op, target: Target) -> str:
+    """Fill in advice on the edges of the file, or leave it out where they are so already."""
+    if mend.startswith("{io}"):
+        misfits = misfitting_edges(op.model, target)
+        return io_mend(target.io_dtypes[0]) if misfits else mend.removeprefix("{io}")
+    batch = target.shapes.batch or 1
+    advice = f"convert with batch_size={batch} (--batch-size {batch}); where that is not enough, "
+    shapes = input_shapes(op.model)
+    has_it = all(shape[0] == batch for shape in shapes if len(shape) > 1)
+    filled = mend.replace("{batch}", "" if has_it else advice)
+    return filled[:1].upper() + filled[1:]
+
+
+def _still_runs(judged: list[OperatorCheck], target: Target) -> list[Finding]:
+    """What a target says of operators that it leaves to something else."""
+    text = target.elsewhere.text if target.elsewhere else None
+    if text is None or all(op.mapped for op in judged):
+        return []
+    return [Finding("elsewhere", False, text)]
 
 
 def _split_off(judged: list[OperatorCheck], ops: list[Op], target: Target) -> list[OperatorCheck]:
@@ -194,8 +226,9 @@ def _parts(judged: list[OperatorCheck]) -> tuple[Part, ...]:
     return tuple(Part(ops[0].mapped, ops[0].index, ops[-1].index) for ops in groups)
 
 
-def _tool(path: str, target: Target) -> str | None:
-    """The command that asks the tool itself."""
+def _accept_options(target: Target) -> str | None:
+    """How `tfcompress accept` asks the tool itself."""
     if target.accept is None:
         return None
-    return f"tfcompress accept {path or 'MODEL.tflite'} --with {target.accept}"
+    options = [f"--{key} {value}" for key, value in target.accept_options.items()]
+    return " ".join(["--with", target.accept, *options])

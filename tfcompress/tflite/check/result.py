@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class OperatorCheck:
 class Finding:
     """Something about the whole file; `fatal` if it does not suit the target that way."""
 
-    kind: str  # "io_dtype", "batch", "memory", "channels", "precision" or "advice"
+    kind: str  # as "io_dtype", "batch", "metadata"; "refused": nothing is made of the file
     fatal: bool
     text: str
     mend: str | None = None
@@ -71,15 +72,23 @@ class Check:
     target: str
     title: str
     is_rule_check: bool  # always: the target's own tool has the last word
-    real_tool: str | None  # what to run to be sure, if it can be had
+    accept_options: str | None  # how `tfcompress accept` asks the target's own tool, if it can
     compiler: str | None
     partition: str  # "rest", "each" or "none": what an operator that is not mapped does
+    elsewhere: str | None  # where it runs then
     operators: tuple[OperatorCheck, ...]
     parts: tuple[Part, ...]
     findings: tuple[Finding, ...]
     activation_bytes: int  # a lower bound of the arena
     constant_bytes: int
     file_bytes: int
+
+    @property
+    def real_tool(self) -> str | None:
+        """The command to run to be sure, if there is one."""
+        file = shlex.quote(self.path) if self.path else "MODEL.tflite"
+        given = self.accept_options
+        return None if given is None else f"tfcompress accept {file} {given}"
 
     @property
     def mapped(self) -> int:
@@ -90,6 +99,12 @@ class Check:
     def passed(self) -> bool:
         """True if every operator is mapped and nothing else is in the way."""
         return all(op.mapped for op in self.operators) and not any(f.fatal for f in self.findings)
+
+    @property
+    def is_refused(self) -> bool:
+        """True if the target's compiler makes nothing of the whole file."""
+        refused = any(f.kind == "refused" for f in self.findings)
+        return refused or any(op.fatal for op in self.operators)
 
     @property
     def runs_in_parts(self) -> bool:
@@ -108,7 +123,8 @@ class Check:
         """Return plain lists, dicts and numbers, ready for `json.dumps`."""
         plain = dataclasses.asdict(self)
         plain["parts"] = [{**dataclasses.asdict(p), "count": p.count} for p in self.parts]
-        return {"passed": self.passed, "mapped": self.mapped, "mends": list(self.mends), **plain}
+        worked_out = {"passed": self.passed, "mapped": self.mapped, "mends": list(self.mends)}
+        return {**worked_out, "real_tool": self.real_tool, **plain}
 
     def render(self, console: Console | None = None) -> None:
         """Print a summary, what is not mapped and why, and what to do.
@@ -134,31 +150,40 @@ def _render_summary(found: Check, console: Console) -> None:
     rows: Rows = [
         ("target", f"{found.target}: {found.title}"),
         ("operators", f"{found.mapped} of {count} mapped"),
-        ("split", _split(found.parts)),
+        ("split", _split(found)),
         ("activations", f"at least {found.activation_bytes:,} bytes"),
         ("constants", f"{found.constant_bytes:,} bytes"),
-        ("result", "PASSED" if found.passed else f"NOT PASSED{_consequence(found)}"),
+        ("result", _result(found)),
     ]
     print_table(console, found.path, "what,value", rows)
 
 
-def _split(parts: tuple[Part, ...]) -> str:
-    shown = [f"{p.count} {'mapped' if p.mapped else 'not'}" for p in parts]
+def _split(found: Check) -> str:
+    shown = [f"{p.count} {'mapped' if p.mapped else 'not'}" for p in found.parts]
     if len(shown) > 9:
-        shown = [*shown[:8], f"... {len(parts)} parts in all"]
-    return ", ".join(shown) or "no operators"
+        shown = [*shown[:8], f"... {len(found.parts)} parts in all"]
+    inside = sum(op.subgraph > 0 for op in found.operators)
+    more = f"; {inside} more inside of these, in bodies of control flow" if inside else ""
+    return (", ".join(shown) or "no operators") + more
 
 
-def _consequence(found: Check) -> str:
-    if found.mapped == len(found.operators):
-        return ""
-    if any(op.fatal for op in found.operators):
-        return f": {found.compiler or 'the runtime'} refuses the whole file"
+def _result(found: Check) -> str:
+    """The verdict, and what it means for the file."""
+    count = len(found.operators)
+    left = count - found.mapped
+    place = found.elsewhere or "something else"
+    if found.passed:
+        return "PASSED"
+    if found.is_refused:
+        return f"NOT PASSED: {found.compiler or 'the runtime'} refuses the whole file"
+    if left == 0:
+        return "NOT PASSED"
     if found.partition == "none":
-        return ": the file does not load, or stops at the first of these"
+        return "NOT PASSED: the file does not load, or stops at the first of these"
     if found.partition == "rest":
-        return ": all from the first such operator on runs elsewhere"
-    return ": these run elsewhere"
+        return f"NOT PASSED: all from the first such operator on runs on {place}"
+    verdict = "NOT ALL MAPPED" if found.runs_in_parts else "NOT PASSED"
+    return f"{verdict}: {left} of {count} {'runs' if left == 1 else 'run'} on {place}"
 
 
 def _render_unmapped(found: Check, console: Console) -> None:
