@@ -179,3 +179,18 @@ def test_command_checks_data_and_accelerator(tools, file, run, tmp_path):
     assert (status, "no file at" in err) == (2, True)
     status, _, err = run(file, "--with", "yes", "--accelerator", "ethos-u55-128")
     assert (status, "unknown option 'accelerator'" in err) == (2, True)
+
+
+def test_tools_may_stand_in_one_string(tools, file):
+    assert [r.tool for r in accept(file, "yes, sees,,yes").results] == ["yes", "sees"]
+    with pytest.raises(ValueError, match="no tool was named"):
+        accept(file, " , ")
+    with pytest.raises(TypeError, match=r"tools must be names.*; received int\."):
+        accept(file, 3)
+
+
+@pytest.mark.parametrize("path", [b"TFL3", None, 3])
+def test_file_must_be_a_path(tools, path):
+    said = rf"path must be the path of a \.tflite file; received {type(path).__name__}\."
+    with pytest.raises(TypeError, match=said):
+        accept(path, "yes")

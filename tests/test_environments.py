@@ -1,8 +1,10 @@
 """Environments of other tools: made once, whole or not at all."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -52,7 +54,7 @@ def test_environment_holds_its_packages_and_is_made_once(cache, package, monkeyp
 
 def test_environment_that_fails_is_not_taken_for_whole(cache, package):
     for _ in range(2):
-        with pytest.raises(Unavailable, match=r"broken failed with status 1: .*nowhere"):
+        with pytest.raises(Unavailable, match=r"cannot install .*nowhere for broken: .*nowhere"):
             environments.python_environment("broken", [f"{package}/nowhere"])
 
 
@@ -95,3 +97,44 @@ def test_cache_that_cannot_be_written(monkeypatch, tmp_path):
     with pytest.raises(Unavailable, match="cannot make an environment"):
         environments.python_environment("tool", ["one==1"])
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_without_a_network_pip_says_so_in_one_line(cache, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    start = time.monotonic()
+    with pytest.raises(Unavailable) as raised:
+        environments.python_environment("vela", ["nobody-has-this==1.2"])
+    assert str(raised.value) == (
+        "cannot install nobody-has-this==1.2 for vela: No matching distribution found for "
+        "nobody-has-this==1.2. Connect to a package index (PIP_INDEX_URL), then try again; or "
+        "leave vela out."
+    )
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+def test_without_a_network_npm_says_so_in_one_line(cache, monkeypatch):
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9/")
+    with pytest.raises(Unavailable) as raised:
+        environments.node_environment("kotlin", ["nobody-has-this@1.2.0"])
+    said = str(raised.value)
+    assert said.startswith("cannot install nobody-has-this@1.2.0 for kotlin: FetchError: request")
+    assert "failed, reason: connect ECONNREFUSED 127.0.0.1:9. Connect to an npm registry" in said
+    assert "npm error" not in said
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import sys; sys.exit('npm error code E404\\nnpm error 404 Not Found: x')", "code E404"),
+        ("import sys; sys.exit('ERROR: first\\nERROR: the last.\\n  trace')", "the last"),
+        ("import sys; sys.exit('no disk')", "it failed with status 1: no disk"),
+    ],
+)
+def test_reason_of_a_package_manager(script, reason):
+    with pytest.raises(Unavailable) as raised:
+        environments.install([sys.executable, "-c", script], ["six"], what="it", index="PyPI")
+    assert str(raised.value) == (
+        f"cannot install six for it: {reason}. Connect to PyPI, then try again; or leave it out."
+    )

@@ -2,9 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 from acceptance_files import two_layers
-from tflite_by_hand import OPS, build, code, graph
+from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
 from tfcompress.acceptance.driving import Answer
 from tfcompress.acceptance.outcome import Refused
@@ -143,3 +144,59 @@ def test_codes_of_ops_are_written_for_old_readers_too():
     model.operatorCodes[0].builtinCode = OPS.GELU
     written = flatbuffer.read(flatbuffer.write(model)).operatorCodes[0]
     assert (written.deprecatedBuiltinCode, written.builtinCode) == (127, OPS.GELU)
+
+
+def test_note_of_the_kernels_is_told(tmp_path, monkeypatch):
+    tensors = [tensor(name, [1, 2], TYPES.FLOAT32) for name in ("x", "y")]
+    data = build([code(OPS.ELU)], [graph(tensors, [operator(0, [0], [1])], [0], [1])], [])
+
+    def run(data, inputs):
+        outputs = [[np.where(x > 0, x, np.expm1(x)) for x in s.values()] for s in inputs]
+        return Answer(outputs, {"ops": 1, "weights": ""}, {"model.onnx": b"made"})
+
+    monkeypatch.setattr(onnxruntime, "onnx", run)
+    report = to_onnx(data, tmp_path / "m.onnx")
+    assert report["compared"]["max relative"] < 1e-5
+    assert report["remark"] == "LiteRT's reference kernels lack ELU: its optimized ones instead"
+
+
+@pytest.mark.parametrize(
+    ("tool", "convert", "name", "said"),
+    [
+        (
+            (onnxruntime, "onnx"),
+            to_onnx,
+            "m.onnx",
+            "ValidationError: No Op registered for TFL_GELU with domain_version of 18 ==> Context: "
+            "Bad node spec for node. Name: model/dense/Gelu/mul_2;model/dense/Gelu/m",
+        ),
+        (
+            (openvino, "openvino"),
+            to_openvino,
+            "m.xml",
+            "RuntimeError: FrontEnd API failed with OpConversionFailure: No translator found for "
+            "GELU node.",
+        ),
+    ],
+)
+def test_operators_that_a_converter_does_not_know_are_named(
+    tool, convert, name, said, tmp_path, monkeypatch
+):
+    def refuse(data, inputs, **kwargs):
+        raise Refused(said)
+
+    monkeypatch.setattr(*tool, refuse)
+    with pytest.raises(ValueError, match="its converter does not know GELU") as raised:
+        convert(two_layers(), tmp_path / name)
+    assert "replace the layer" in str(raised.value)
+    assert "precision" not in str(raised.value)
+    assert "Name:" not in str(raised.value)
+
+
+def test_long_refusals_end_with_a_word(tmp_path, monkeypatch):
+    def refuse(data, inputs):
+        raise Refused("ValueError: bad node " + "first/long/name " * 30)
+
+    monkeypatch.setattr(onnxruntime, "onnx", refuse)
+    with pytest.raises(ValueError, match=r"first/long/name \.\.\.\. Expected a file of precision"):
+        to_onnx(two_layers(), tmp_path / "m.onnx")

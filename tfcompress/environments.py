@@ -23,7 +23,15 @@ Maker = Callable[[Path], None]
 
 
 class Unavailable(RuntimeError):
-    """A tool cannot be had here; the message says why and what to do."""
+    """A tool cannot be had here; the message says why and what to do.
+
+    Attributes:
+        said: the lines that a program printed before it failed.
+    """
+
+    def __init__(self, message: str, said: Sequence[str] = ()):
+        super().__init__(message)
+        self.said = tuple(said)
 
 
 def cache_folder() -> Path:
@@ -59,7 +67,9 @@ def python_environment(name: str, packages: Sequence[str]) -> Path:
     def make(folder: Path) -> None:
         run_tool([sys.executable, "-m", "venv", str(folder)], what=name)
         pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
-        run_tool([*pip, "install", "--quiet", *packages], what=name)
+        # With its own 5 retries pip is slow to tell that there is no network.
+        command = [*pip, "install", "--quiet", "--retries", "1"]
+        install(command, packages, what=name, index="a package index (PIP_INDEX_URL)")
 
     version = ".".join(map(str, sys.version_info[:2]))
     return made(name, [f"python{version}", *packages], make) / "bin/python"
@@ -85,9 +95,45 @@ def node_environment(name: str, packages: Sequence[str]) -> Path:
 
     def make(folder: Path) -> None:
         command = [npm, "install", "--no-audit", "--no-fund", "--loglevel=error"]
-        run_tool([*command, "--prefix", str(folder), *packages], what=name)
+        command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--prefix", str(folder)]
+        install(command, packages, what=name, index="an npm registry (npm_config_registry)")
 
     return made(name, ["npm", *packages], make)
+
+
+def install(command: Sequence[str], packages: Sequence[str], *, what: str, index: str) -> None:
+    """Run a package manager.
+
+    Args:
+        command: all of it but the packages.
+        packages: what to install.
+        what: the tool that they are for.
+        index: where they come from, for the error.
+
+    Raises:
+        Unavailable: they cannot be installed; with the package manager's own reason in one line.
+
+    Example:
+        >>> install(["pip", "install"], ["six"], what="it", index="PyPI")  # doctest: +SKIP
+    """
+    try:
+        run_tool([*command, *packages], what=what)
+    except Unavailable as error:
+        raise Unavailable(
+            f"cannot install {', '.join(packages)} for {what}: {_reason(error)}. Connect to "
+            f"{index}, then try again; or leave {what} out.",
+            error.said,
+        ) from error
+
+
+def _reason(error: Unavailable) -> str:
+    """What pip or npm gives as the reason, without the traces around it."""
+    pip = [line for line in error.said if line.startswith("ERROR: ")]
+    # Of npm's lines those before have codes, those behind a trace.
+    npm = [line for line in error.said if line.startswith("npm error ") and "Error: " in line]
+    npm += [line for line in error.said if line.startswith("npm error ")]
+    reason = (pip[-1] if pip else npm[0] if npm else str(error)).strip()
+    return reason.removeprefix("ERROR: ").removeprefix("npm error ").rstrip(".")[:400]
 
 
 def program(name: str, debian_package: str) -> str:
@@ -156,7 +202,7 @@ def run_tool(
     if done.returncode != 0:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise Unavailable(
-            f"{what} failed with status {done.returncode}: {' '.join(said[-3:])[-600:]}"
+            f"{what} failed with status {done.returncode}: {' '.join(said[-3:])[-600:]}", said
         )
     return done.stdout
 

@@ -52,10 +52,12 @@ class Acceptance:
     Attributes:
         path: of the file.
         results: one for each tool.
+        notes: other things worth knowing, such as kernels that the reference lacks.
     """
 
     path: str
     results: tuple[ToolResult, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -74,8 +76,13 @@ class Acceptance:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         results = [dataclasses.asdict(result) for result in self.results]
-        counts = self.counts
-        return {"path": self.path, "passed": self.passed, "counts": counts, "results": results}
+        return {
+            "path": self.path,
+            "passed": self.passed,
+            "counts": self.counts,
+            "results": results,
+            "notes": list(self.notes),
+        }
 
     def render(self, console: Console | None = None) -> None:
         """Print a table of the tools, then the reasons of those that did not pass.
@@ -95,6 +102,8 @@ class Acceptance:
             if result.reason:
                 line = f"{result.tool} ({result.title}): {result.status}: {result.reason}"
                 console.print(line, markup=False, highlight=False)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
         verdict = "accepted" if self.passed else "NOT accepted"
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         console.print(f"{verdict}: {counts}", markup=False, highlight=False)
@@ -118,7 +127,7 @@ def accept(
 
     Args:
         path: of the .tflite file.
-        tools: their names, see `list_tools`; all if None.
+        tools: their names, see `list_tools`, also in one string with commas between; all if None.
         data: inputs that are typical of the model, in real numbers and in any form that `convert`
             takes for calibration; random ones if None.
         progress: called as `progress(tool, done, total)`.
@@ -128,6 +137,7 @@ def accept(
         An `Acceptance`. A tool that cannot be had is in it as "not run", never as "passed".
 
     Raises:
+        TypeError: the file is no path.
         ValueError: the file is damaged or LiteRT cannot run it, a tool or an option is unknown,
             the data does not fit the file.
 
@@ -135,6 +145,11 @@ def accept(
         >>> accept("model.tflite", ["vela", "tflm"]).passed  # doctest: +SKIP
         True
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path must be the path of a .tflite file; received {type(path).__name__}. Write the "
+            "file first, then name it."
+        )
     names = check_tools(tools)
     modules = {name: _module(name) for name in names}
     _check_options(modules, options)
@@ -149,7 +164,7 @@ def accept(
         results.append(
             ToolResult(name, module.TITLE, outcome.status, outcome.reason, outcome.figures, seconds)
         )
-    return Acceptance(str(Path(path)), tuple(results))
+    return Acceptance(str(Path(path)), tuple(results), (file.note,) if file.note else ())
 
 
 def list_tools() -> list[str]:
@@ -165,13 +180,24 @@ def list_tools() -> list[str]:
 def check_tools(tools: Iterable[str] | str | None) -> list[str]:
     """Return the names of tools without repetitions, all if None.
 
+    Args:
+        tools: their names, also in one string with commas between.
+
     Raises:
+        TypeError: the names are neither.
         ValueError: there is no tool of a name, or none was named.
     """
     known = list_tools()
     if tools is None:
         return known
-    names = list(dict.fromkeys([tools] if isinstance(tools, str) else tools))
+    if isinstance(tools, str):
+        tools = [name for part in tools.split(",") if (name := part.strip())]
+    if not isinstance(tools, Iterable):
+        raise TypeError(
+            f"tools must be names in a list, or in one string with commas between; received "
+            f"{type(tools).__name__}. Try 'vela,tflm', or None for all."
+        )
+    names = list(dict.fromkeys(tools))
     if not names:
         raise ValueError(f"no tool was named; {expected_one_of('', known)}")
     for name in names:

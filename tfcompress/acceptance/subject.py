@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from tfcompress.data import batches
-from tfcompress.tflite import flatbuffer
+from tfcompress.tflite import flatbuffer, kernels
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tflite.signature import Input, io_names
 
 RANDOM_SAMPLES = 8
 SAMPLES = 32  # at most, of data that is given
 SEED = 0
-# By the names that people know; XNNPACK is what LiteRT takes if it is told nothing.
-_OTHER_KERNELS = {"XNNPACK": "AUTO", "optimized": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
 _FLOATS = ("float32", "float16", "float64")
 _CODES = ("int8", "uint8", "int16")
 Arrays = dict[str, np.ndarray]
@@ -48,6 +45,7 @@ class Subject:
             kernels add in different orders; 0.05 if activations are quantized at run time, which
             each runtime does in its own way or not at all.
         options: of the tools, by name.
+        note: what is to be told if other kernels had to be taken, see `kernels.load`; else empty.
     """
 
     path: Path
@@ -59,6 +57,7 @@ class Subject:
     step: int
     relative: float
     options: Mapping[str, Any]
+    note: str = ""
 
 
 def read_subject(
@@ -102,6 +101,7 @@ def read_subject(
         256 if "int16" in kinds else 1,
         0.05 if any(kind.startswith("dynamic") for kind in kinds) else 1e-4,
         dict(options),
+        kernels.load(content)[1],
     )
 
 
@@ -123,12 +123,8 @@ def run_reference(data: bytes, inputs: list[Arrays], outputs: list[str], name: s
     indices = [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
     try:
         found = tensors_of(data, inputs, indices)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise ValueError(
-            f"LiteRT cannot run {name}: {reason}. Expected built-in operators only; "
-            "convert again without SELECT_TF_OPS and custom operators."
-        ) from error
+    except Exception as error:  # Damaged files fail in many ways.
+        raise kernels.cannot_run(name, error) from error
     return [
         {name: sample[index] for name, index in zip(outputs, indices, strict=True)}
         for sample in found
@@ -146,16 +142,16 @@ def with_other_kernels(file: Subject) -> dict[str, Subject]:
     """
     indices = [int(index) for index in flatbuffer.read(file.data).subgraphs[0].outputs]
     found = {}
-    for name, kernels in _OTHER_KERNELS.items():
-        with contextlib.suppress(RuntimeError, ValueError):
-            samples = tensors_of(file.data, file.inputs, indices, kernels)
+    for name, kind in kernels.OTHERS.items():
+        with contextlib.suppress(Exception):  # Damaged files fail in many ways.
+            samples = tensors_of(file.data, file.inputs, indices, kind)
             expected = [dict(zip(file.units, sample.values(), strict=True)) for sample in samples]
             found[name] = dataclasses.replace(file, expected=expected)
     return found
 
 
 def tensors_of(
-    data: bytes, inputs: list[Arrays], indices: Sequence[int], kernels: str = "BUILTIN_REF"
+    data: bytes, inputs: list[Arrays], indices: Sequence[int], kind: str = kernels.REFERENCE
 ) -> list[dict[int, np.ndarray]]:
     """Run LiteRT and return tensors.
 
@@ -164,21 +160,12 @@ def tensors_of(
         inputs: the samples, arrays in the order of the file's inputs.
         indices: of tensors of the first graph, in any place if the kernels are the reference,
             else of outputs.
-        kernels: name of an `OpResolverType`.
+        kind: of kernels, see `kernels.load`.
 
     Returns:
         For each sample, arrays by tensor index.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of its own deprecation.
-        interpreter = Interpreter(
-            model_content=data,
-            experimental_op_resolver_type=getattr(OpResolverType, kernels),
-            experimental_preserve_all_tensors=kernels == "BUILTIN_REF",
-        )
-    interpreter.allocate_tensors()
+    interpreter, _ = kernels.load(data, kind, keep=kind == kernels.REFERENCE)
     entries = [entry["index"] for entry in interpreter.get_input_details()]
     found = []
     for sample in inputs:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress.tflite import flatbuffer
+from tfcompress.tflite import flatbuffer, kernels
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.tables import as_text, print_table
 
@@ -160,10 +160,7 @@ class _Runner:
             self.interpreter = Interpreter(model_content=content, num_threads=threads)
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"LiteRT cannot run '{path}': {str(error).strip()}. Expected built-in operators "
-                "only; convert again without SELECT_TF_OPS and custom operators."
-            ) from error
+            raise kernels.cannot_run(f"'{path}'", error) from error
         self.path = path
         details = self.interpreter.get_input_details()
         names = _signature_names(self.interpreter)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,11 @@ PRECISIONS = {
 }
 _TITLES = {"onnx": "ONNX", "openvino": "OpenVINO IR"}
 _ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
+# How tf2onnx and OpenVINO name an operator that they do not know.
+_UNKNOWN_OPS = [
+    re.compile(r"No Op registered for TFL_(\w+)"),
+    re.compile(r"No translator found for (\w+) node"),
+]
 
 
 def check_exchange(format: str, path: str | os.PathLike[str], precision: str | None = None) -> None:
@@ -124,10 +131,7 @@ def _exchange(format: str, data: bytes, path, samples, run) -> dict[str, Any]:
     try:
         found = compare(file, kept, lsb=1)
     except Refused as refusal:
-        raise ValueError(
-            f"{_TITLES[format]} cannot be made of this file: {refusal}. Expected a file of "
-            f"precision {', '.join(PRECISIONS[format])}; convert the model to one of these."
-        ) from refusal
+        raise ValueError(_refused(format, str(refusal))) from refusal
     if found.status != "passed":
         raise ValueError(
             f"{_TITLES[format]} made of this file computes something else: {found.reason}. "
@@ -136,17 +140,35 @@ def _exchange(format: str, data: bytes, path, samples, run) -> dict[str, Any]:
     target, made = Path(path), answers[0]  # What follows are its operators alone.
     contents = {target.with_suffix(Path(name).suffix): made.files[name] for name in made.files}
     write_together(contents)
-    return _report(format, contents, found, made)
+    return _report(format, contents, found, made, file.note)
+
+
+def _refused(format: str, said: str) -> str:
+    """Why a file could not be brought over, in words."""
+    title = _TITLES[format]
+    unknown = next((found[1] for rule in _UNKNOWN_OPS if (found := rule.search(said))), None)
+    if unknown is not None:
+        return (
+            f"{title} cannot be made of this file: its converter does not know {unknown}. Expected "
+            "operators that it knows; replace the layer that this one comes from (for an "
+            "activation: take another, such as relu), or stay with .tflite."
+        )
+    return (
+        f"{title} cannot be made of this file: {textwrap.shorten(said, 300, placeholder=' ...')}. "
+        "Expected a file of precision "
+        f"{', '.join(PRECISIONS[format])}, of operators that its converter knows: take one of "
+        "these precisions, replace the layer that is named, or stay with .tflite."
+    )
 
 
 def _report(
-    format: str, contents: dict[Path, bytes], found: Outcome, made: Answer
+    format: str, contents: dict[Path, bytes], found: Outcome, made: Answer, note: str
 ) -> dict[str, Any]:
     return {
         "format": format,
         "files": {str(target): len(content) for target, content in contents.items()},
         "compared": found.figures,
-        "remark": found.reason,
+        "remark": ". ".join(text for text in (found.reason, note) if text),
         "ops": made.figures["ops"],
         "weights": made.figures["weights"],
     }

@@ -17,6 +17,8 @@ from tfcompress.legacy import is_legacy
 from tfcompress.model_inputs import require_model
 from tfcompress.tflite import (
     flatbuffer,
+    float_ops,
+    loops,
     lower,
     quantize,
     ranges,
@@ -29,7 +31,6 @@ from tfcompress.tflite.report import FloatOp, Report
 from tfcompress.tflite.versions import lower_versions
 
 STATIC = ("int8", "int16x8", "int4")
-_NO_KERNEL = "LiteRT has no integer kernel that is used for it"
 
 
 def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integer: bool = True):
@@ -143,6 +144,7 @@ class Job:
 
     def _integer(self, model, calibration, samples) -> bytes:
         parsed, known, floats = self.timed("lower", self._float_file, model)
+        loops.require_no_loops(parsed, model, self.io_dtype)
         is_trained = isinstance(model, keras.Model) and trained.quantize_techniques(model) != []
         weight_bits = trained.weight_bits(model) if is_trained else None
         if calibration is not None:
@@ -155,7 +157,7 @@ class Job:
         if self.precision == "int16x8":
             known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
         ranges.drop_clipped_relus(parsed, known)
-        self._explain(parsed, known, floats)
+        self.reasons = float_ops.reasons(parsed, known, floats)
         return self.timed(
             "quantize",
             quantize.static,
@@ -195,19 +197,6 @@ class Job:
             self.progress("calibrate", number, None)
             yield batch
 
-    def _explain(self, parsed, known, floats) -> None:
-        """Remembers why operations will stay float, by the name of their output."""
-        tensors = parsed.subgraphs[0].tensors
-        for op in parsed.subgraphs[0].operators:
-            activations = ranges.floats_of(parsed, op)
-            reason = _NO_KERNEL
-            if any(i in floats for i in op.outputs):
-                reason = "left out of the recipe, or without an integer kernel"
-            elif any(i not in known for i in activations):
-                reason = "the range of one of its tensors is not known"
-            for index in op.outputs:
-                self.reasons[tensors[index].name.decode()] = reason
-
     def finish(self, data: bytes, metadata) -> bytes:
         """The file as it ships: with versions that the target's compiler knows, and metadata."""
         target = self.settings.target
@@ -229,11 +218,11 @@ class Job:
             exchanged: what the converter to that format tells.
         """
         found = inspect(data)
-        float_ops = self._float_ops(found)
-        if float_ops and self.strict:
-            listed = "; ".join(f"{f.op} at '{f.tensor[:60]}' ({f.reason})" for f in float_ops[:5])
+        remaining = self._float_ops(found)
+        if remaining and self.strict:
+            listed = "; ".join(f"{f.op} at '{f.tensor[:60]}' ({f.reason})" for f in remaining[:5])
             raise ValueError(
-                f"strict=True and {len(float_ops)} operations would stay float: {listed}. Replace "
+                f"strict=True and {len(remaining)} operations would stay float: {listed}. Replace "
                 "those layers, or convert without strict. Nothing was written."
             )
         if any(op.name == "HARD_SWISH" and op.dtype == "int8" for op in found.operators):
@@ -251,7 +240,7 @@ class Job:
             exchanged=exchanged,
             check=self._check(data, path),
             ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
-            float_ops=float_ops,
+            float_ops=remaining,
             notes=self.notes,
             seconds={name: round(value, 3) for name, value in self.seconds.items()},
         )
@@ -268,14 +257,7 @@ class Job:
         """The operations that stayed float although integers were asked for."""
         if self.precision not in STATIC or self.weights_only:
             return []
-        names = {(t.subgraph, t.index): t.name for t in found.tensors}
-        float_ops = []
-        for op in found.operators:
-            if op.name in ("QUANTIZE", "DEQUANTIZE") or "float" not in op.dtype:
-                continue
-            tensor = names.get((op.subgraph, op.outputs[0]), "") if op.outputs else ""
-            float_ops.append(FloatOp(op.name, tensor, self.reasons.get(tensor, _NO_KERNEL)))
-        return float_ops
+        return float_ops.listed(found, self.reasons)
 
 
 def _read_marked(converter, names):

@@ -101,13 +101,18 @@ def _pairs(file: Any, exact: Any) -> dict[int, int]:
         for name in (flatbuffer.text(tensor.name), _unnumbered(tensor))
     }
     pairs = {}
-    for index, tensor in enumerate(file.subgraphs[0].tensors):
-        other = by_name.get(flatbuffer.text(tensor.name), by_name.get(_unnumbered(tensor)))
+    graph = file.subgraphs[0]
+    # Quantization leaves tensors that no operation makes, whose values cannot be read.
+    for index in sorted({*graph.inputs, *(i for op in graph.operators for i in op.outputs)}):
+        tensor = graph.tensors[index]
+        name = flatbuffer.text(tensor.name)
+        names = (name, _unnumbered(tensor), name.removesuffix("_quantized"))
+        other = next((by_name[n] for n in names if n in by_name), None)
         if other is None or flatbuffer.is_constant(file, tensor):
             continue
         if list(exact.subgraphs[0].tensors[other].shape) == list(tensor.shape):
             pairs[index] = other
-    for op in file.subgraphs[0].operators:
+    for op in graph.operators:
         if flatbuffer.op_name(file, op) == "QUANTIZE" and op.inputs[0] in pairs:
             pairs.setdefault(op.outputs[0], pairs[op.inputs[0]])
     return pairs

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any
 
 import numpy as np
 
-from tfcompress.tflite import flatbuffer, lower
+from tfcompress.tflite import flatbuffer, kernels, lower
 
 INTEGERS = ("int8", "uint8", "int16")
 
@@ -95,31 +94,23 @@ class Runner:
         reference: use the plain reference kernels, which give the same bits everywhere; else
             LiteRT's default, XNNPACK where it can.
         keep: keep intermediate tensors for `tensor`.
+
+    Attributes:
+        note: what is to be told if other kernels had to be taken, see `kernels.load`; else empty.
     """
 
     def __init__(
         self, model: Any, content: bytes, name: str, *, reference: bool, keep: bool = False
     ):
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
         self.name = name
         self.inputs, self.outputs = ports(model)
-        kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+        kind = kernels.REFERENCE if reference else kernels.DEFAULT
         # LiteRT tells on standard error which delegate it made.
-        with lower.quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with lower.quiet():
             try:
-                self._interpreter = Interpreter(
-                    model_content=content,
-                    experimental_op_resolver_type=kind,
-                    experimental_preserve_all_tensors=keep,
-                )
-                self._interpreter.allocate_tensors()
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(
-                    f"LiteRT cannot run {name}: {_line(error)}. Expected built-in operators only; "
-                    "convert again without SELECT_TF_OPS and custom operators."
-                ) from error
+                self._interpreter, self.note = kernels.load(content, kind, keep=keep)
+            except Exception as error:  # Damaged files fail in many ways.
+                raise kernels.cannot_run(name, error) from error
 
     def run(self, values: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Runs one batch.
@@ -134,17 +125,13 @@ class Runner:
             self._interpreter.set_tensor(entry.index, entry.quantize(values[entry.name]))
         try:
             self._interpreter.invoke()
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # As above.
             raise ValueError(
-                f"LiteRT failed on {self.name}: {_line(error)}. Expected inputs that the model "
-                "takes; check the values of the data, indices above all."
+                f"LiteRT failed on {self.name}: {kernels.line(error)}. Expected inputs "
+                "that the model takes; check the values of the data, indices above all."
             ) from error
         return [self.tensor(entry) for entry in self.outputs]
 
     def tensor(self, entry: Port) -> np.ndarray:
         """The real values of a tensor after the last run."""
         return entry.dequantize(self._interpreter.get_tensor(entry.index))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")

@@ -55,6 +55,7 @@ class Verification:
         strict: whether the tolerance was asked for, and alone decides.
         outputs: in the order of the Keras model's outputs.
         layers: the error of each layer, worst first, if it was asked for.
+        notes: other things worth knowing, such as kernels that the reference lacks.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Verification:
     strict: bool
     outputs: tuple[OutputCheck, ...]
     layers: tuple[LayerError, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -109,6 +111,8 @@ class Verification:
                 for e in self.layers
             ]
             print_table(console, "Error by layer, worst first", columns, rows)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
         verdict = "[green]passed[/]" if self.passed else "[red]failed[/]"
         console.print(f"{verdict}: {self.rule}")
 

@@ -49,8 +49,9 @@ def verify(
     """Compares a .tflite file with its Keras model, on the same samples.
 
     The file runs twice: on LiteRT's reference kernels, whose integers are the same on every
-    machine, and on the default kernels (XNNPACK). Values for integer inputs are quantized by the
-    file's own scales, and integer outputs dequantized.
+    machine, and on the default kernels (XNNPACK). Where the reference lacks an operator, LiteRT's
+    optimized kernels stand in for it, which `Verification.notes` tells. Values for integer inputs
+    are quantized by the file's own scales, and integer outputs dequantized.
 
     Args:
         model: the `keras.Model` that was converted, from `quantize_aware` or plain, or the path
@@ -103,7 +104,8 @@ def verify(
     )
     errors = layer_errors(reference.model, file, content, first) if layers else ()
     name = os.fspath(path) if isinstance(path, str | os.PathLike) else where
-    return Verification(name, done, rule.tolerance, rule.strict, checks, errors)
+    notes = tuple(runner.note for runner in runners if runner.note)
+    return Verification(name, done, rule.tolerance, rule.strict, checks, errors, notes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,8 @@
+"""python -m tfcompress: the command line."""
+
+import sys
+
+from tfcompress.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
