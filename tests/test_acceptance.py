@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import typer
 from acceptance_files import made_up_tools, two_layers
+from ai_edge_litert import schema_py_generated as schema
+from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
 from tfcompress import terminal
 from tfcompress.acceptance import accept as module
@@ -194,3 +196,15 @@ def test_file_must_be_a_path(tools, path):
     said = rf"path must be the path of a \.tflite file; received {type(path).__name__}\."
     with pytest.raises(TypeError, match=said):
         accept(path, "yes")
+
+
+def test_a_file_that_litert_crashes_on_is_an_error_and_not_the_end(tmp_path):
+    # LiteRT's kernel of ADD aborts the process if a scale is 0.
+    kind, options = schema.BuiltinOptions.AddOptions, schema.AddOptionsT()
+    scales = {"x": 0.1, "y": 0.0}
+    tensors = [tensor(n, [1, 4], TYPES.INT8, scale=[s], zero_point=[0]) for n, s in scales.items()]
+    ops = [operator(0, [0, 0], [1], kind, options)]
+    path = tmp_path / "model.tflite"
+    path.write_bytes(build([code(OPS.ADD, 2)], [graph(tensors, ops, [0], [1])], []))
+    with pytest.raises(ValueError, match=r"model\.tflite' is damaged: LiteRT crashes on it"):
+        accept(path, ["tflm"])

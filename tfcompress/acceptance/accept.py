@@ -127,7 +127,8 @@ def accept(
 
     Args:
         path: of the .tflite file.
-        tools: their names, see `list_tools`, also in one string with commas between; all if None.
+        tools: their names, also in one string with commas between: apk, arm64, kotlin, litertjs,
+            mediapipe, onnxruntime, openvino, tflite_support, tflm, vela; all if None.
         data: inputs that are typical of the model, in real numbers and in any form that `convert`
             takes for calibration; random ones if None.
         progress: called as `progress(tool, done, total)`.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfcompress.acceptance.driving import drive
+from tfcompress.acceptance.outcome import Refused
 from tfcompress.data import batches
+from tfcompress.environments import Unavailable
 from tfcompress.tflite import flatbuffer, kernels
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tflite.signature import Input, io_names
@@ -89,6 +93,7 @@ def read_subject(
         raise ValueError(f"{where} has no outputs; expected at least one, to be compared.")
     tensors = dict(zip(taken, (graph.tensors[index] for index in graph.inputs), strict=True))
     inputs = _drawn(tensors, where) if data is None else _given(tensors, data)
+    _try_out(content, inputs[:1], where)
     units = [unit(model, index) for index in graph.outputs]
     kinds = {op.dtype for op in inspect(content).operators}
     return Subject(
@@ -174,6 +179,18 @@ def tensors_of(
         interpreter.invoke()
         found.append({index: interpreter.get_tensor(index) for index in indices})
     return found
+
+
+def _try_out(content: bytes, inputs: list[Arrays], where: str) -> None:
+    """Raise if LiteRT crashes on a file, which would end this process: so another one runs it."""
+    try:
+        with contextlib.suppress(Unavailable):
+            drive([sys.executable], "try_litert.py", content, inputs, what="LiteRT")
+    except Refused as refusal:
+        raise ValueError(
+            f"{where} is damaged: LiteRT crashes on it; expected a file that it runs. "
+            f"{flatbuffer.MEND}"
+        ) from refusal
 
 
 def _drawn(tensors: Mapping[str, Any], where: str) -> list[Arrays]:
