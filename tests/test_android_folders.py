@@ -104,6 +104,7 @@ def test_what_an_old_module_lacks():
     )
     new = "plugins { alias(libs.plugins.kotlin) }\nandroid { defaultConfig { minSdk = 26 } }"
     assert len(missing_settings(new, groovy=False)) == 2
+    assert len(missing_settings(old, groovy=True, kotlin=True)) == 3
     low = new.replace("26", "23")
     assert missing_settings(low, groovy=False)[2:] == ("android { defaultConfig { minSdk = 24 } }",)
 
@@ -142,6 +143,12 @@ def test_into_asks_only_for_what_is_missing(digits, module):
         'android { androidResources { noCompress += "tflite" } }\nx(libs.litert); kotlin("android")'
     )
     assert android_project(digits, module, package=PACKAGE, into=True).to_add == ()
+
+
+def test_into_a_project_of_its_own_needs_nothing(digits, tmp_path):
+    android_project(digits, tmp_path / "MyApp", package=PACKAGE)
+    added = android_project(digits, tmp_path / "MyApp/app", package=PACKAGE, into=True)
+    assert added.to_add == ()
 
 
 def test_into_speaks_the_language_of_the_build_file(digits, module):

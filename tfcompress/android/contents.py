@@ -84,12 +84,13 @@ def project_files(app: App, model: bytes) -> dict[str, bytes]:
     return files
 
 
-def missing_settings(build: str, groovy: bool) -> tuple[str, ...]:
+def missing_settings(build: str, groovy: bool, kotlin: bool = False) -> tuple[str, ...]:
     """Return what a module's build file still needs, as lines to add to it.
 
     Args:
         build: its text.
         groovy: whether it is a build.gradle, and no build.gradle.kts.
+        kotlin: whether the module has Kotlin already.
     """
     lines = []
     if "noCompress" not in build or "tflite" not in build:
@@ -102,7 +103,7 @@ def missing_settings(build: str, groovy: bool) -> tuple[str, ...]:
     if least and int(least[1]) < int(VERSIONS["min_sdk"]):
         sign = " " if groovy else " = "
         lines.append(f"android {{ defaultConfig {{ minSdk{sign}{VERSIONS['min_sdk']} }} }}")
-    if "kotlin" not in build.lower():
+    if not kotlin and "kotlin" not in build.lower():
         plugin = ' "org.jetbrains.kotlin.android"' if groovy else '("org.jetbrains.kotlin.android")'
         lines.append(f"plugins {{ id{plugin} }} // before AGP 9, which has Kotlin built in")
     return tuple(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,7 @@ def android_project(
         labels=len(app.classes.labels) if app.classes else None,
         tolerances=app.reference.tolerances,
         files=tuple(sorted(files)),
-        to_add=_to_add(build) if build else (),
+        to_add=_to_add(build, files) if build else (),
     )
 
 
@@ -244,9 +244,10 @@ def _normalizations(
     return found
 
 
-def _to_add(build: Path) -> tuple[str, ...]:
+def _to_add(build: Path, ours: Iterable[str]) -> tuple[str, ...]:
     text = build.read_text(encoding="utf-8", errors="replace")
-    return missing_settings(text, groovy=build.suffix == ".gradle")
+    sources = {p.relative_to(build.parent).as_posix() for p in build.parent.glob("src/**/*.kt")}
+    return missing_settings(text, build.suffix == ".gradle", kotlin=bool(sources - set(ours)))
 
 
 def _check_module(folder: Path) -> Path:
