@@ -162,3 +162,25 @@ def test_formats_that_cannot_be(tmp_path, given, message):
 )
 def test_the_format_follows_the_name(tmp_path, name, format):
     assert settle_format(settle(), None, tmp_path / name, None) == format
+
+
+@pytest.mark.parametrize("as_iterator", [False, True])
+def test_other_formats_are_compared_on_the_calibration_if_it_is_still_there(
+    float_cnn, images, tmp_path, monkeypatch, as_iterator
+):
+    from tfcompress.tflite import exchange
+
+    received = {}
+
+    def to_onnx(data, path, *, samples):
+        received.update(samples=samples, data=data)
+        return {"files": {"m.onnx": 3}, "compared": {"max LSB": 0}, "remark": ""}
+
+    monkeypatch.setattr(exchange, "to_onnx", to_onnx)
+    x = images[0][:4]
+    given = iter([sample[None] for sample in x]) if as_iterator else x
+    report = tfc.convert(float_cnn, tmp_path / "m.onnx", calibration=given)
+    assert received["samples"] is (None if as_iterator else x)
+    assert received["data"][4:8] == b"TFL3"
+    assert (report.format, report.exchanged["files"]) == ("onnx", {"m.onnx": 3})
+    assert "onnx" in report.seconds

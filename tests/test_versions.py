@@ -66,7 +66,7 @@ def test_a_file_that_computes_something_else_is_refused(monkeypatch):
     from tfcompress.tflite import versions as module
 
     answers = iter([[b"a"], [b"b"]])
-    monkeypatch.setattr(module, "_outputs", lambda data, reference: next(answers))
+    monkeypatch.setattr(module, "_outputs", lambda data, kind: next(answers))
     with pytest.raises(ValueError, match="LiteRT computes other outputs"):
         lower_versions(leaky_relu(2))
 
@@ -74,11 +74,11 @@ def test_a_file_that_computes_something_else_is_refused(monkeypatch):
 def test_outputs_are_really_compared():
     from tfcompress.tflite import versions as module
 
-    same = module._outputs(two_dense(9), True)
-    assert same == module._outputs(lower_versions(two_dense(9)), True)
+    same = module._outputs(two_dense(9), "BUILTIN_REF")
+    assert same == module._outputs(lower_versions(two_dense(9)), "BUILTIN_REF")
     other = flatbuffer.read(two_dense(9))
     other.buffers[2].data = np.frombuffer(np.int32([10, 20]).tobytes(), np.uint8)
-    assert same != module._outputs(flatbuffer.write(other), True)
+    assert same != module._outputs(flatbuffer.write(other), "BUILTIN_REF")
 
 
 LAYERS = {

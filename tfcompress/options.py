@@ -132,7 +132,11 @@ Model = Annotated[
 Output = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", help="The .tflite file to write.", readable=False, show_default=False
+        "--output",
+        "-o",
+        help="The file to write: .tflite, or .onnx or .xml (OpenVINO).",
+        readable=False,
+        show_default=False,
     ),
 ]
 Precision = Annotated[

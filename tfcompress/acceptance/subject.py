@@ -91,8 +91,11 @@ def read_subject(
     taken, given = io_names(model)
     if not given:
         raise ValueError(f"{where} has no outputs; expected at least one, to be compared.")
-    tensors = dict(zip(taken, (graph.tensors[index] for index in graph.inputs), strict=True))
-    inputs = _drawn(tensors, where) if data is None else _given(tensors, data)
+    if data is None:
+        inputs = drawn_inputs(model, where)
+    else:
+        tensors = (graph.tensors[index] for index in graph.inputs)
+        inputs = _given(dict(zip(taken, tensors, strict=True)), data)
     _try_out(content, inputs[:1], where)
     units = [unit(model, index) for index in graph.outputs]
     kinds = {op.dtype for op in inspect(content).operators}
@@ -193,10 +196,18 @@ def _try_out(content: bytes, inputs: list[Arrays], where: str) -> None:
         ) from refusal
 
 
-def _drawn(tensors: Mapping[str, Any], where: str) -> list[Arrays]:
-    random = np.random.default_rng(SEED)
+def drawn_inputs(model: Any, where: str) -> list[Arrays]:
+    """Draw samples of a file's inputs, always the same; see `read_subject`.
+
+    Args:
+        model: a `ModelT`.
+        where: what error messages call the file.
+    """
+    random, graph = np.random.default_rng(SEED), model.subgraphs[0]
+    tensors = [graph.tensors[index] for index in graph.inputs]
+    named = list(zip(io_names(model)[0], tensors, strict=True))
     return [
-        {name: _draw(random, tensor, number, where) for name, tensor in tensors.items()}
+        {name: _draw(random, tensor, number, where) for name, tensor in named}
         for number in range(RANDOM_SAMPLES)
     ]
 

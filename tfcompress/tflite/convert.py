@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfcompress import files
@@ -81,16 +82,19 @@ def convert(
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", files.load_model, model)
     data = job.finish(job.run(model, calibration, samples), described)
+    report = job.report(path, data)
     if format == "tflite":
-        report = job.report(path, data)
         files.atomic_write(path, data)
         return report
     from tfcompress.tflite import exchange
 
     write = {"onnx": exchange.to_onnx, "openvino": exchange.to_openvino}[format]
-    job.report(path, data)  # Raises where `strict` demands more.
-    exchanged = job.timed(format, write, data, path, samples=calibration)
-    return job.report(path, data, format, exchanged)
+    # An iterator is used up by now.
+    kept = None if isinstance(calibration, Iterator) else calibration
+    exchanged = job.timed(format, write, data, path, samples=kept)
+    return dataclasses.replace(
+        report, format=format, exchanged=exchanged, seconds=job.rounded_seconds()
+    )
 
 
 def _metadata(given: Any) -> Any:

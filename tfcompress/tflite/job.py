@@ -208,15 +208,12 @@ class Job:
 
         return add_metadata(data, metadata)
 
-    def report(self, path, data: bytes, format: str = "tflite", exchanged=None) -> Report:
-        """What came out; raises if it is not what `strict` demands.
+    def rounded_seconds(self) -> dict[str, float]:
+        """What each stage took so far."""
+        return {name: round(value, 3) for name, value in self.seconds.items()}
 
-        Args:
-            path: where it goes.
-            data: the bytes of the .tflite file.
-            format: what was made of it.
-            exchanged: what the converter to that format tells.
-        """
+    def report(self, path, data: bytes) -> Report:
+        """What came out; raises if it is not what `strict` demands."""
         found = inspect(data)
         remaining = self._float_ops(found)
         if remaining and self.strict:
@@ -236,13 +233,11 @@ class Job:
             io_dtype=self.io_dtype,
             file_bytes=len(data),
             zipped_bytes=found.zipped_bytes,
-            format=format,
-            exchanged=exchanged,
             check=self._check(data, path),
             ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
             float_ops=remaining,
             notes=self.notes,
-            seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            seconds=self.rounded_seconds(),
         )
 
     def _check(self, data: bytes, path):

@@ -11,12 +11,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from tfcompress.tflite import flatbuffer
-
-_SEED = 0
-_SAMPLES = 4
+from tfcompress.tflite import flatbuffer, kernels
 
 _SINCE_2 = """
     ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION DEPTH_TO_SPACE EQUAL EXP GREATER
@@ -58,8 +53,8 @@ def lower_versions(data: bytes) -> bytes:
     if not _lower(model):
         return data
     lowered = flatbuffer.write(model)
-    for reference in (True, False):
-        if _outputs(data, reference) != _outputs(lowered, reference):
+    for kind in (kernels.REFERENCE, kernels.DEFAULT):
+        if _outputs(data, kind) != _outputs(lowered, kind):
             raise ValueError(
                 "op versions cannot be lowered: with lower ones LiteRT computes other outputs. "
                 "Please report this model; convert it without target= meanwhile."
@@ -248,26 +243,11 @@ def _lower(model: Any) -> bool:
     return changed
 
 
-def _outputs(data: bytes, reference: bool) -> list[bytes]:
+def _outputs(data: bytes, kind: str) -> list[bytes]:
     """The bytes of all outputs for a few random inputs."""
-    from tfcompress.tflite.runner import Runner
+    from tfcompress.acceptance.subject import drawn_inputs, tensors_of
 
     model = flatbuffer.read(data)
-    runner = Runner(model, data, "the file", reference=reference)
-    random = np.random.default_rng(_SEED)
-    found = []
-    for _ in range(_SAMPLES):
-        values = {p.name: _random(p, random) for p in runner.inputs}
-        found += [output.tobytes() for output in runner.run(values)]
-    return found
-
-
-def _random(port: Any, random: np.random.Generator) -> np.ndarray:
-    """Values over all that an input can hold; float ones as of normalized data."""
-    if port.dtype in ("int8", "uint8", "int16") and port.scale is not None:
-        limits = np.iinfo(port.dtype)
-        codes = random.integers(limits.min, limits.max + 1, port.shape)
-        return port.dequantize(codes.astype(port.dtype))
-    if port.dtype.startswith("float"):
-        return random.normal(size=port.shape).astype(port.dtype)
-    return random.integers(0, 2, port.shape).astype(port.dtype)
+    inputs, outputs = drawn_inputs(model, "the file"), model.subgraphs[0].outputs
+    found = tensors_of(data, inputs, outputs, kind)
+    return [sample[index].tobytes() for sample in found for index in outputs]

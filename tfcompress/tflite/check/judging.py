@@ -47,7 +47,6 @@ def check(path: str | os.PathLike[str] | bytes, target: str | os.PathLike[str] |
         path=name,
         target=target.name,
         title=target.title,
-        is_rule_check=True,
         accept_options=_accept_options(target),
         compiler=target.compiler.name if target.compiler else None,
         partition=target.partition,

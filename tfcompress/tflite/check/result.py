@@ -71,7 +71,6 @@ class Check:
     path: str
     target: str
     title: str
-    is_rule_check: bool  # always: the target's own tool has the last word
     accept_options: str | None  # how `tfcompress accept` asks the target's own tool, if it can
     compiler: str | None
     partition: str  # "rest", "each" or "none": what an operator that is not mapped does
@@ -124,7 +123,8 @@ class Check:
         plain = dataclasses.asdict(self)
         plain["parts"] = [{**dataclasses.asdict(p), "count": p.count} for p in self.parts]
         worked_out = {"passed": self.passed, "mapped": self.mapped, "mends": list(self.mends)}
-        return {**worked_out, "real_tool": self.real_tool, **plain}
+        # The target's own tool has the last word.
+        return {**worked_out, "is_rule_check": True, "real_tool": self.real_tool, **plain}
 
     def render(self, console: Console | None = None) -> None:
         """Print a summary, what is not mapped and why, and what to do.
