@@ -21,7 +21,16 @@ from init_models import (
 from keras import layers, ops
 
 import tfcompress as tfc
-from tfcompress.channels.axes import Channels, Concat, Leaf, Product, indices, links, shares
+from tfcompress.channels.axes import (
+    Channels,
+    Concat,
+    Leaf,
+    Product,
+    indices,
+    leaves_of,
+    links,
+    shares,
+)
 from tfcompress.distillation.initialization import init_from_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:these operations stay float")
@@ -221,8 +230,11 @@ def test_terms_of_channels():
     assert channels.unify(c, Concat((a, b)))
     assert channels.unify(Concat((d, channels.new(3, ""))), Concat((channels.new(6, ""),)))
     assert channels.resolve(c) == Concat((a, b))
-    assert channels.unify(c, Concat((b, a))) is False  # 4 + 2 against 2 + 4
-    assert set(channels.kept()) == {a.group, b.group}
+    assert channels.unify(c, Concat((b, a)))  # 4 + 2 against 2 + 4: the same two, three times
+    assert channels.resolve(c) == Concat((channels.resolve(b),) * 3)
+    pair, other = Product((d, channels.new(2, ""))), channels.new(4, "")
+    assert channels.unify(Concat((other, pair)), Concat((channels.new(8, ""), b))) is False
+    assert {other.group, *(leaf.group for leaf in leaves_of(pair))} <= set(channels.kept())
     halves = channels.split(channels.new(8, ""), [6, 2], "")
     assert [type(half) for half in halves] == [Leaf, Leaf]
 

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -11,11 +11,14 @@ import numpy as np
 from keras import layers
 
 
-def copy_operation(operation):
+def copy_operation(operation, changes: Mapping[str, Any] | None = None):
     """A copy of a layer or operation, without its place in a graph; weights come later.
 
     Args:
         operation: a `keras.Layer` or `keras.Operation`.
+        changes: new values of entries of its `get_config`, or of an operation's attributes;
+            "layer.units" is that of the layer inside a wrapper. Shapes of weights then are found
+            anew; None copies all as it is.
 
     Returns:
         A new, unbuilt layer of the same configuration and name, or a new operation.
@@ -30,11 +33,12 @@ def copy_operation(operation):
     if not isinstance(operation, keras.Layer):
         twin = copy.copy(operation)
         twin._inbound_nodes, twin._outbound_nodes = [], []
+        vars(twin).update(changes or {})
         return twin
     if isinstance(operation, layers.Lambda):
         twin = _copy_lambda(operation)
     else:
-        twin = _copy_layer(operation)
+        twin = _copy_layer(operation, changes)
     twin.name = operation.name
     if twin.dtype_policy != operation.dtype_policy:
         twin.dtype_policy = operation.dtype_policy
@@ -56,7 +60,7 @@ def copy_weights(pairs: Iterable[tuple[Any, Any]]) -> None:
         if len(old) != len(new) and isinstance(source, keras.Layer):
             old, new = source.weights, target.weights  # random seeds may differ, weights may not
         _require_alike(source, target, old, new)
-        _copy_trainable(source, target)
+        copy_trainable(source, target)
         for ours, theirs in zip(new, old, strict=True):
             # JAX arrays would be shared, and are gone once one of the models trains.
             on_jax = keras.backend.backend() == "jax"
@@ -67,13 +71,15 @@ def copy_weights(pairs: Iterable[tuple[Any, Any]]) -> None:
             target.finalize_state()
 
 
-def _copy_layer(layer):
+def _copy_layer(layer, changes: Mapping[str, Any] | None):
     try:
         config = layer.get_config()
         for key, value in config.items():
             # Python functions, as in Dense(activation=f), do not survive serialization.
             if value is not None and inspect.isfunction(getattr(layer, key, None)):
                 config[key] = getattr(layer, key)
+        if changes is not None:
+            config = _changed(config, changes)
         with keras.saving.custom_object_scope(_classes_in(layer)):
             return type(layer).from_config(config)
     except Exception as error:
@@ -82,6 +88,21 @@ def _copy_layer(layer):
             f"get_config/from_config failed with {type(error).__name__}: {error}. Return every "
             "argument of __init__ from get_config(), as keras.saving needs it too."
         ) from error
+
+
+def _changed(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with other values; layers inside of it are to be built anew."""
+    config = copy.deepcopy(config)
+    for path, value in changes.items():
+        *outer, key = path.split(".")
+        inner = config
+        for name in outer:
+            inner = inner[name]["config"]
+        inner[key] = value
+    for value in config.values():
+        if isinstance(value, dict):
+            value.pop("build_config", None)
+    return config
 
 
 def _copy_lambda(layer):
@@ -136,7 +157,7 @@ def _is_plain(value) -> bool:
     return isinstance(value, bool | int | float | str)
 
 
-def _copy_trainable(source, target) -> None:
+def copy_trainable(source, target) -> None:
     """Copies the `trainable` flag of a layer and of the layers inside of it."""
     if not isinstance(source, keras.Layer) or type(source) is not type(target):
         with contextlib.suppress(AttributeError):

@@ -64,6 +64,7 @@ class Channels:
         self.sources: list[str] = []
         self._bound: dict[int, Axis] = {}
         self._kept: list[tuple[Axis, str]] = []
+        self._fixed: list[tuple[Axis, str]] = []
 
     def new(self, size: int, source: str) -> Leaf:
         """A new group of channels."""
@@ -96,8 +97,19 @@ class Channels:
 
     def kept(self) -> dict[int, str]:
         """The groups of which all channels stay, with the reasons."""
-        pairs = [(leaf, why) for a, why in self._kept for leaf in leaves_of(self.resolve(a))]
-        return {leaf.group: why for leaf, why in reversed(pairs)}
+        return self._reasons(self._kept)
+
+    def fix(self, axis: Axis, reason: str) -> None:
+        """Notes that an axis has its size for another reason than the weights that make it."""
+        self._fixed.append((axis, reason))
+
+    def fixed(self) -> dict[int, str]:
+        """The groups whose size is not for weights alone to tell, with the reasons."""
+        return self._reasons(self._fixed)
+
+    def _reasons(self, pairs: list[tuple[Axis, str]]) -> dict[int, str]:
+        found = [(leaf, why) for a, why in pairs for leaf in leaves_of(self.resolve(a))]
+        return {leaf.group: why for leaf, why in reversed(found)}
 
     def split(self, axis: Axis, sizes: Sequence[int], source: str) -> list[Axis] | None:
         """An axis as several, one after the other; None if they are not cut between channels."""
@@ -126,21 +138,32 @@ class Channels:
     def _unify_concats(self, a: Concat, b: Concat) -> bool:
         ours, theirs = list(a.parts), list(b.parts)
         while ours and theirs:
-            p, q = ours.pop(0), theirs.pop(0)
-            if size_of(p) == size_of(q):
-                if not self.unify(p, q):
+            short, long = self._first(ours), self._first(theirs)
+            if size_of(short) > size_of(long):
+                short, long, ours, theirs = long, short, theirs, ours
+            rest = size_of(long) - size_of(short)
+            if rest and isinstance(long, Leaf):
+                if long in leaves_of(short):
                     return False
+                part = self.new(rest, self.sources[long.group])
+                self._bound[long.group] = Concat((short, part))
+                theirs.insert(0, part)
                 continue
-            if size_of(p) > size_of(q):
-                (p, ours), (q, theirs) = (q, theirs), (p, ours)
-            # p is the shorter one, and the list of q waits for the rest of it.
-            taken, whole, parts = [p], size_of(p), ours
-            while whole < size_of(q) and parts:
-                taken.append(parts.pop(0))
-                whole += size_of(taken[-1])
-            if whole != size_of(q) or not self.unify(q, Concat(tuple(taken))):
+            taken = [short]
+            while rest > 0 and ours:  # for a product, which is not cut
+                taken.append(self._first(ours))
+                rest -= size_of(taken[-1])
+            if rest or not self.unify(long, _concat(taken)):
                 return False
         return True
+
+    def _first(self, parts: list[Axis]) -> Axis:
+        """Takes the first of some axes one after the other, as it is known by now."""
+        first = self.resolve(parts.pop(0))
+        if isinstance(first, Concat):
+            first, *rest = first.parts
+            parts[:0] = rest
+        return first
 
 
 def size_of(axis: Axis) -> int:
@@ -149,6 +172,47 @@ def size_of(axis: Axis) -> int:
         return axis.size
     sizes = [size_of(part) for part in axis.parts]
     return sum(sizes) if isinstance(axis, Concat) else math.prod(sizes)
+
+
+def size_under(axis: Axis, sizes: Mapping[int, int]) -> int:
+    """How many channels an axis counts once groups have other sizes.
+
+    Args:
+        axis: resolved.
+        sizes: group -> how many of its channels are left; groups that are not there keep all.
+    """
+    if isinstance(axis, Leaf):
+        return sizes.get(axis.group, axis.size)
+    parts = [size_under(part, sizes) for part in axis.parts]
+    return sum(parts) if isinstance(axis, Concat) else math.prod(parts)
+
+
+def places(axis: Axis) -> dict[int, np.ndarray]:
+    """Where the channels of each group are along an axis.
+
+    Returns:
+        {group: array of shape (channels, places of each)}.
+
+    Example:
+        >>> places(Product((Leaf(0, 2), Leaf(1, 3))))[1]
+        array([[0, 3],
+               [1, 4],
+               [2, 5]])
+    """
+    if isinstance(axis, Leaf):
+        return {axis.group: np.arange(axis.size)[:, None]}
+    found: dict[int, list[np.ndarray]] = {}
+    sizes = [size_of(part) for part in axis.parts]
+    for i, part in enumerate(axis.parts):
+        for group, inner in places(part).items():
+            if isinstance(axis, Concat):
+                outer = inner + sum(sizes[:i])
+            else:
+                before, after = (math.prod(side) for side in (sizes[:i], sizes[i + 1 :]))
+                grid = np.arange(before)[:, None, None] * sizes[i] + inner[:, None, :, None]
+                outer = (grid * after + np.arange(after)).reshape(len(inner), -1)
+            found.setdefault(group, []).append(outer)
+    return {group: np.concatenate(each, axis=1) for group, each in found.items()}
 
 
 def leaves_of(axis: Axis) -> list[Leaf]:

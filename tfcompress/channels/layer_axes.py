@@ -39,7 +39,7 @@ def _dense(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
     out = flow.channels.new(layer.units, call.source)
     weights = [Weight(layer.kernel, (x[-1], out), (1,)), Weight(layer.bias, (out,))]
-    flow.register(call, weights)
+    flow.register(call, weights, units=out)
     return [[*x[:-1], out]]
 
 
@@ -48,6 +48,7 @@ def _conv(flow: Follower, call: Call) -> list[Axes]:
     axis, positions = _channel_axis(layer), (None,) * layer.rank
     into, out = x[axis], flow.channels.new(layer.filters, call.source)
     rest: Axis = out
+    counts = {"filters": out}
     if layer.groups > 1 and into is not None:
         groups = flow.channels.new(layer.groups, call.source)
         inner = flow.channels.new(size_of(into) // layer.groups, call.source)
@@ -55,8 +56,9 @@ def _conv(flow: Follower, call: Call) -> list[Axes]:
         into = inner
         rest = flow.channels.new(layer.filters // layer.groups, call.source)
         flow.same(out, Product((groups, rest)))
+        counts["groups"] = groups
     kernel = Weight(layer.kernel, (*positions, into, out), (layer.rank + 1,))
-    flow.register(call, [kernel, Weight(layer.bias, (out,))])
+    flow.register(call, [kernel, Weight(layer.bias, (out,))], **counts)
     return [_placed(flow, call, axis, out)]
 
 
@@ -65,40 +67,44 @@ def _conv_transpose(flow: Follower, call: Call) -> list[Axes]:
     axis, out = _channel_axis(layer), flow.channels.new(layer.filters, call.source)
     positions = (None,) * layer.rank
     kernel = Weight(layer.kernel, (*positions, out, x[axis]), (layer.rank,))
-    flow.register(call, [kernel, Weight(layer.bias, (out,))])
+    flow.register(call, [kernel, Weight(layer.bias, (out,))], filters=out)
     return [_placed(flow, call, axis, out)]
 
 
 def _depthwise(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
     axis = _channel_axis(layer)
-    kernel, out = _depthwise_kernel(flow, call, layer.kernel, x[axis])
-    flow.register(call, [kernel, Weight(layer.bias, (out,))])
+    kernel, out, times = _depthwise_kernel(flow, call, layer.kernel, x[axis])
+    flow.register(call, [kernel, Weight(layer.bias, (out,))], depth_multiplier=times)
     return [_placed(flow, call, axis, out)]
 
 
-def _depthwise_kernel(flow: Follower, call: Call, kernel, into) -> tuple[Weight, Axis | None]:
-    """A depthwise kernel, and the axis that it makes: the multiplier runs fastest."""
+def _depthwise_kernel(flow: Follower, call: Call, kernel, into) -> tuple[Weight, Axis | None, Axis]:
+    """A depthwise kernel, the axis that it makes, and the multiplier, which runs fastest in it."""
     layer = call.layer
     many = layer.depth_multiplier > 1
     times = flow.channels.new(layer.depth_multiplier, call.source)
     out = Product((into, times)) if many and into is not None else into
     makes = (layer.rank + 1,) if many else ()
-    return Weight(kernel, (*(None,) * layer.rank, into, times), makes), out
+    return Weight(kernel, (*(None,) * layer.rank, into, times), makes), out, times
 
 
 def _separable(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
     axis, out = _channel_axis(layer), flow.channels.new(layer.filters, call.source)
-    depthwise, between = _depthwise_kernel(flow, call, layer.depthwise_kernel, x[axis])
+    depthwise, between, times = _depthwise_kernel(flow, call, layer.depthwise_kernel, x[axis])
     place = (*(None,) * layer.rank, between, out)
     pointwise = Weight(layer.pointwise_kernel, place, (layer.rank + 1,))
-    flow.register(call, [depthwise, pointwise, Weight(layer.bias, (out,))])
+    weights = [depthwise, pointwise, Weight(layer.bias, (out,))]
+    flow.register(call, weights, filters=out, depth_multiplier=times)
     return [_placed(flow, call, axis, out)]
 
 
 def _placed(flow: Follower, call: Call, axis: int, channels: Axis | None) -> Axes:
     """Axes of a convolution's output: its channels, and positions."""
+    places = range(1, len(call.inputs[0]))
+    moved = [call.inputs[0][i] for i in places if i != axis % len(call.inputs[0])]
+    flow.fix(moved, f"they are positions of {call.source}")
     axes = flow.fresh(call.shapes[0], call.source)
     axes[axis] = channels
     return axes
@@ -115,6 +121,21 @@ def _normalization(flow: Follower, call: Call) -> list[Axes]:
     return [x]
 
 
+def _group_normalization(flow: Follower, call: Call) -> list[Axes]:
+    """Channels of a group are normalized together, so that all groups stay equally wide."""
+    layer, x = call.layer, call.inputs[0]
+    into, counts = x[layer.axis], {}
+    if into is not None:
+        many = size_of(into) if layer.groups == -1 else layer.groups
+        groups = flow.channels.new(many, f"the groups of {call.source}")
+        inner = flow.channels.new(size_of(into) // many, call.source)
+        flow.same(into, Product((groups, inner)))
+        counts["groups"] = groups
+    weights = [Weight(v, (into,)) for v in (layer.gamma, layer.beta) if hasattr(v, "assign")]
+    flow.register(call, weights, **counts)
+    return [x]
+
+
 def _prelu(flow: Follower, call: Call) -> list[Axes]:
     layer, x = call.layer, call.inputs[0]
     shared = layer.shared_axes or ()
@@ -126,7 +147,7 @@ def _prelu(flow: Follower, call: Call) -> list[Axes]:
 def _embedding(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
     out = flow.channels.new(layer.output_dim, call.source)
-    flow.register(call, [Weight(layer.embeddings, (None, out), (1,))])
+    flow.register(call, [Weight(layer.embeddings, (None, out), (1,))], output_dim=out)
     return [[*x, out]]
 
 
@@ -149,7 +170,10 @@ def _einsum(flow: Follower, call: Call) -> list[Axes] | None:
         letters = result[len(result) - len(layer.bias.shape) :]
         own = (known[letter] if letter in layer.bias_axes else None for letter in letters)
         weights.append(Weight(layer.bias, tuple(own)))
-    flow.register(call, weights)
+    given = layer.partial_output_shape  # without the axes that dots stand for
+    letters = result[len(result) - len(given) :]
+    told = (None if n is None else known[x] for n, x in zip(given, letters, strict=True))
+    flow.register(call, weights, output_shape=tuple(told))
     return [[known[letter] for letter in result]]
 
 
@@ -173,7 +197,8 @@ def _attention(flow: Follower, call: Call) -> list[Axes] | None:
     for part, axes in parts:
         makes = (1, 2) if axes[2] is not None else (1,)
         weights += [Weight(part.kernel, axes, makes), Weight(part.bias, axes[1:])]
-    flow.register(call, weights)
+    flow.channels.fix(size, "attention loses whole heads")
+    flow.register(call, weights, num_heads=heads, output_shape=out)
     return [[*query[:-1], out]]
 
 
@@ -192,7 +217,7 @@ _GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
 def _recurrent(flow: Follower, call: Call) -> list[Axes]:
     layer, x = call.layer, call.inputs[0]
     out = flow.channels.new(layer.units, call.source)
-    flow.register(call, _cell_weights(layer, x[-1], out))
+    flow.register(call, _cell_weights(layer, x[-1], out), units=out)
     for state in call.inputs[1:]:
         if state[-1] is not None and size_of(state[-1]) == layer.units:  # no mask
             flow.same(state[-1], out)
@@ -229,7 +254,8 @@ def _bidirectional(flow: Follower, call: Call) -> list[Axes] | None:
     outs: list[Axis] = [flow.channels.new(part.units, call.source) for part in directions]
     pairs = zip(directions, outs, strict=True)
     weights = [w for part, out in pairs for w in _cell_weights(part, x[-1], out)]
-    flow.register(call, weights)
+    counts = dict(zip(("layer.units", "backward_layer.units"), outs, strict=True))
+    flow.register(call, weights, **counts)
     if layer.merge_mode != "concat":
         flow.same(*outs)
         outs = outs[:1]
@@ -250,7 +276,7 @@ def _parameter(flow: Follower, call: Call) -> list[Axes]:
     axes = tuple(flow.channels.new(size, call.source) for size in variable.shape)
     matrix = sum(size > 1 for size in variable.shape) > 1
     makes = (len(axes) - 1,) if matrix else ()
-    flow.register(call, [Weight(variable, axes, makes)])
+    flow.register(call, [Weight(variable, axes, makes)], shape=axes)
     return [list(axes)]
 
 
@@ -264,7 +290,7 @@ _HANDLERS: dict[str, Handler] = {
     "BatchNormalization": _normalization,
     "FrozenBatchNormalization": _normalization,
     "LayerNormalization": _normalization,
-    "GroupNormalization": _normalization,
+    "GroupNormalization": _group_normalization,
     "RMSNormalization": _normalization,
     "PReLU": _prelu,
     "Embedding": _embedding,

@@ -16,6 +16,7 @@ from tfcompress.channels.shape_axes import (
     filled,
     flatten,
     get_item,
+    pad,
     permute,
     repeat_vector,
     reshape,
@@ -30,34 +31,53 @@ if TYPE_CHECKING:
     from tfcompress.channels.following import Follower
 
 # By the names of classes, of layers and of the operations of keras.ops alike.
-_ELEMENTWISE = (
-    "Activation ReLU LeakyReLU ELU Softmax Dropout SpatialDropout1D SpatialDropout2D "
-    "SpatialDropout3D GaussianDropout GaussianNoise AlphaDropout ActivityRegularization Identity "
-    "Rescaling Masking FakeQuant UnitNormalization Add Subtract Multiply Divide TrueDivide "
-    "Maximum Minimum Average Power SquaredDifference Where "
-    "Relu Relu6 LeakyRelu Elu Selu Celu Gelu Silu HardSilu HardSigmoid HardTanh HardShrink "
-    "SoftShrink Softplus Softsign LogSigmoid LogSoftmax Sigmoid Tanh TanhShrink Threshold "
-    "Squareplus SparseSigmoid Exp Expm1 Log Log1p Sqrt Rsqrt Square Abs Absolute Negative Sign "
-    "Round Floor Ceil Sin Cos Erf Clip Reciprocal Cast StopGradient Copy ConvertToTensor "
-    "Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot Equal NotEqual NanToNum"
+ELEMENTWISE = set(
+    (
+        "Activation ReLU LeakyReLU ELU Softmax Dropout SpatialDropout1D SpatialDropout2D "
+        "SpatialDropout3D GaussianDropout GaussianNoise AlphaDropout ActivityRegularization "
+        "Identity Rescaling Masking FakeQuant UnitNormalization Add Subtract Multiply Divide "
+        "TrueDivide Maximum Minimum Average Power SquaredDifference Where Relu Relu6 LeakyRelu "
+        "Elu Selu Celu Gelu Silu HardSilu HardSigmoid HardTanh HardShrink SoftShrink Softplus "
+        "Softsign LogSigmoid LogSoftmax Sigmoid Tanh TanhShrink Threshold Squareplus "
+        "SparseSigmoid Exp Expm1 Log Log1p Sqrt Rsqrt Square Abs Absolute Negative Sign Round "
+        "Floor Ceil Sin Cos Erf Clip Reciprocal Cast StopGradient Copy ConvertToTensor Greater "
+        "GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot Equal NotEqual NanToNum"
+    ).split()
 )
-_SPATIAL = (
-    "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D "
-    "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
-    "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
-    "UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D "
-    "Cropping1D Cropping2D Cropping3D Resizing MaxPool AveragePool Resize AdaptiveMaxPool "
-    "AdaptiveAveragePool PadImages CropImages"
+SPATIAL = set(
+    (
+        "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D "
+        "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
+        "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
+        "UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D "
+        "Cropping1D Cropping2D Cropping3D Resizing MaxPool AveragePool Resize AdaptiveMaxPool "
+        "AdaptiveAveragePool PadImages CropImages"
+    ).split()
 )
-_GLOBAL = (
-    "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D "
-    "GlobalMaxPooling2D GlobalMaxPooling3D"
+GLOBAL = set(
+    (
+        "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D "
+        "GlobalMaxPooling2D GlobalMaxPooling3D"
+    ).split()
 )
-_REDUCING = "Mean Sum Max Amax Min Amin Prod Std Var Median Any All"
+REDUCING = set("Mean Sum Max Amax Min Amin Prod Std Var Median Any All".split())
+
+
+# Functions that make each channel of all of them, though channels stay what they are.
+_MIXING = {"softmax", "log_softmax", "sparsemax"}
+
+
+def mixes_channels(operation) -> bool:
+    """Whether an operation, or the activation of a layer, computes each value from several."""
+    if type(operation).__name__ in ("Softmax", "LogSoftmax"):
+        return True
+    return getattr(getattr(operation, "activation", None), "__name__", "") in _MIXING
 
 
 def _elementwise(flow: Follower, call: Call) -> list[Axes]:
     rank = len(call.shapes[0])
+    if any(np.ndim(getattr(call.layer, name, 0)) for name in ("scale", "offset")):  # Rescaling
+        flow.fix(call.inputs[0][-1:], f"{call.source} computes with a constant for each")
     columns: list[list[Axis]] = [[] for _ in range(rank)]
     for axes in [*call.inputs, *_constants(flow, call)]:
         for axis, column in zip(reversed(axes), reversed(columns), strict=False):
@@ -88,6 +108,8 @@ def _constants(flow: Follower, call: Call) -> list[Axes]:
 
 def _spatial(flow: Follower, call: Call) -> list[Axes]:
     first = getattr(call.layer, "data_format", None) == "channels_first"
+    x = call.inputs[0]
+    flow.fix(x[2:] if first else x[1:-1], f"they are positions of {call.source}")
     axes = flow.fresh(call.shapes[0], call.source)
     axes[1 if first else -1] = call.inputs[0][1 if first else -1]
     return [axes]
@@ -123,10 +145,10 @@ def _matmul(flow: Follower, call: Call) -> list[Axes] | None:
 
 
 OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
-    **dict.fromkeys(_SPATIAL.split(), _spatial),
-    **dict.fromkeys(_GLOBAL.split(), _global),
-    **dict.fromkeys(_REDUCING.split(), _reduce),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(SPATIAL, _spatial),
+    **dict.fromkeys(GLOBAL, _global),
+    **dict.fromkeys(REDUCING, _reduce),
     **dict.fromkeys(("Permute", "Transpose", "Swapaxes"), permute),
     **dict.fromkeys(("BroadcastTo", "RepeatBatch"), align_right),
     "Flatten": flatten,
@@ -135,6 +157,7 @@ OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
     "ExpandDims": expand,
     "Squeeze": squeeze,
     "Concatenate": concatenate,
+    "Pad": pad,
     "Split": split,
     "Stack": stack,
     "Unstack": unstack,

@@ -139,12 +139,31 @@ def concatenate(flow: Follower, call: Call) -> list[Axes]:
     return [out]
 
 
+def pad(flow: Follower, call: Call) -> list[Axes]:
+    x, widths = call.inputs[0], list(call.layer.pad_width)
+    widths = widths * len(x) if len(widths) == 1 else widths
+    out = flow.fresh(call.shapes[0], call.source)
+    for place, (axis, (before, after)) in enumerate(zip(x, widths, strict=True)):
+        if axis is None:
+            continue
+        if before == after == 0:
+            out[place] = axis
+        elif call.layer.mode == "constant":
+            ends = [flow.channels.new(n, call.source) if n else None for n in (before, after)]
+            flow.fix(ends, f"they are what {call.source} adds")
+            out[place] = Concat(tuple(p for p in (ends[0], axis, ends[1]) if p is not None))
+        else:
+            flow.fix([axis], f"{call.source} repeats some of them")
+    return [out]
+
+
 def split(flow: Follower, call: Call) -> list[Axes] | None:
     x, axis = call.inputs[0], call.layer.axis % len(call.inputs[0])
     sizes = [shape[axis] for shape in call.shapes]
     if x[axis] is None or None in sizes:
         return None
     parts = flow.channels.split(x[axis], [n for n in sizes if n is not None], call.source)
+    # Without parts, what comes out is not known, and all that goes in stays.
     return [[*x[:axis], part, *x[axis + 1 :]] for part in parts] if parts else None
 
 
@@ -166,7 +185,7 @@ def get_item(flow: Follower, call: Call) -> list[Axes] | None:
         elif isinstance(part, slice):
             out.append(_sliced(flow, call, rest.pop(0), part))
         elif isinstance(part, int):
-            rest.pop(0)
+            flow.fix([rest.pop(0)], f"{call.source} takes one of them by its number")
         else:
             return None
     return [[*out, *rest]]
@@ -182,15 +201,20 @@ def _is_zeroed(flow: Follower, call: Call) -> bool:
     return kinds == {"Multiply"} and all(zeros)
 
 
-def _sliced(flow: Follower, call: Call, axis: Axis | None, part: slice) -> Axis | None:
-    if axis is None or part == slice(None):
+def _sliced(flow: Follower, call: Call, axis: Axis | None, bounds: slice) -> Axis | None:
+    if axis is None or bounds == slice(None):
         return axis
-    start, stop, step = part.indices(size_of(axis))
+    start, stop, step = bounds.indices(size_of(axis))
     if step != 1 or stop <= start:
+        flow.fix([axis], f"{call.source} takes some of them by their numbers")
         return None
     sizes = [start, stop - start, size_of(axis) - stop]
     found = flow.channels.split(axis, [n for n in sizes if n], call.source)
-    return found[1 if start else 0] if found else flow.channels.new(stop - start, call.source)
+    if found:
+        return found[1 if start else 0]
+    part = flow.channels.new(stop - start, call.source)
+    flow.fix([axis, part], f"{call.source} takes some of them by their numbers")
+    return part
 
 
 def stack(flow: Follower, call: Call) -> list[Axes]:
@@ -203,4 +227,5 @@ def stack(flow: Follower, call: Call) -> list[Axes]:
 
 def unstack(flow: Follower, call: Call) -> list[Axes]:
     x, axis = call.inputs[0], call.layer.axis % len(call.inputs[0])
+    flow.fix([x[axis]], f"{call.source} takes each of them by its number")
     return [[a for i, a in enumerate(x) if i != axis] for _ in call.shapes]

@@ -13,6 +13,8 @@ from tfcompress.layers import Parameter
 
 # The axes of a tensor; None where nothing is known of one, as of the batch.
 Axes: TypeAlias = list[Axis | None]
+# What an argument of a layer's class is the size of.
+Count: TypeAlias = Axis | tuple[Axis | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Weighted:
         layer: the wrapped or plain layer itself.
         weights: its variables.
         inputs: axes of its input of which all channels must stay, if it is of an unknown class.
+        counts: arguments of its class -> the axes whose sizes they are.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Weighted:
     layer: Any
     weights: list[Weight]
     inputs: list[Axis] = dataclasses.field(default_factory=list)
+    counts: dict[str, Count] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def shapes(self) -> list[tuple[int, ...]]:

@@ -1,0 +1,1 @@
+"""Surgery: a Keras model in, a smaller plain Keras model out."""

@@ -1,0 +1,170 @@
+"""prune_channels: a model with fewer channels, neurons and heads."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.suggestions import did_you_mean, expected_one_of
+from tfcompress.surgery.groups import ChannelGroup, Choice, Structure
+from tfcompress.surgery.model import opened
+from tfcompress.surgery.ranking import SCOPES, Target, choose
+from tfcompress.surgery.report import Change, SurgeryReport, with_report
+from tfcompress.surgery.resizing import resized
+from tfcompress.surgery.scores import score_groups
+from tfcompress.surgery.trimming import sensitivity_choice
+from tfcompress.techniques.technique import check
+
+Score = str | Callable[[ChannelGroup], np.ndarray]
+
+
+def prune_channels(
+    model: keras.Model,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    sparsity: float | None = None,
+    per_layer: Mapping[str, float] | None = None,
+    score: Score = "l2",
+    scope: str = "global",
+    round_to: int = 8,
+    max_sparsity: float = 0.9,
+    keep: Iterable[str] = (),
+    data: Any = None,
+    loss: Any = None,
+    gain: str = "macs",
+    batch_size: int = 32,
+    samples: int | None = None,
+    seed: int = 0,
+) -> keras.Model:
+    """A smaller copy of a model: whole channels, neurons and heads are removed from all weights.
+
+    Channels that belong together are found by a dependency graph (as Fang et al. 2023,
+    arXiv:2301.12900): those of layers whose outputs are added, of the normalization and the
+    depthwise convolution between two layers, and so on. What the graph cannot see through keeps its
+    channels, as inputs and outputs of the model do, and is named in the report. Train the copy
+    after it; quality falls at first.
+
+    Args:
+        model: any built Keras 3 model that `flatten` takes; it is left untouched.
+        macs, params: the share of the model's that may remain, such as 0.5.
+        sparsity: the fraction of channels to remove.
+        per_layer: {name of a layer: fraction of its channels to remove}.
+        score: how important channels are: "l1", "l2", "bn_gamma", "fpgm", "random"; with `data`
+            "taylor", "fisher" and "apoz"; or a function f(group) -> array of shape (channels,),
+            given a `ChannelGroup`. See `tfcompress.surgery.scores`.
+        scope: "global": all channels compete; "local": each layer loses the same fraction;
+            "sensitivity": each layer loses what costs least, by trying it on `data`.
+        round_to: the number of channels that stay in a layer is a multiple of it, or all.
+        max_sparsity: no layer loses more than this fraction; `per_layer` goes before it.
+        keep: names of layers, or patterns such as "stem*", whose channels stay.
+        data: (x, y) or a dataset of batches as for `model.evaluate`, for scores and scopes that
+            need it; x alone for "apoz".
+        loss: Keras loss for these; by default the one that the model was compiled with.
+        gain: what "sensitivity" buys with the loss: "macs" or measured "latency".
+        batch_size: of arrays.
+        samples: at most so many of `data`.
+        seed: of random scores.
+
+    Returns:
+        A flat Functional `keras.Model` with smaller layers, not compiled. `surgery_report` tells
+        what was removed, what was kept and why, and MACs and parameters before and after.
+
+    Raises:
+        TypeError: the model is not a Keras 3 model.
+        ValueError: the model is not built or is wrapped by `compress`, an argument is out of its
+            range, a layer does not exist, the score needs data, or the target is out of reach.
+
+    Example:
+        >>> small = prune_channels(model, macs=0.5)  # doctest: +SKIP
+        >>> print(small.surgery_report)  # doctest: +SKIP
+        conv1  64 -> 40 channels
+        ...
+    """
+    target = Target(macs, params, sparsity, per_layer)
+    check_settings(scope, round_to, max_sparsity)
+    structure = Structure(opened(model))
+    structure.keep(kept_names(structure, keep))
+    if not structure.prunable():
+        raise ValueError(_nothing_to_prune(structure))
+    loss = loss if loss is not None else getattr(model, "loss", None)
+    settings = {"data": data, "loss": loss, "batch_size": batch_size, "samples": samples}
+    scores = score_groups(structure, score, seed=seed, **settings)
+    limits: dict[str, Any] = {"round_to": round_to, "max_sparsity": max_sparsity}
+    if scope == "sensitivity":
+        choice = sensitivity_choice(structure, scores, target, gain=gain, **limits, **settings)
+    else:
+        choice = choose(structure, scores, target, scope=scope, **limits)
+    small = resized(structure, choice)
+    return with_report(small, report_of("prune_channels", structure, choice))
+
+
+def check_settings(scope: str, round_to: int, max_sparsity: float) -> None:
+    """Raises a ValueError unless settings of `prune_channels` are in their ranges."""
+    scopes = (*SCOPES, "sensitivity")
+    if scope not in scopes:
+        raise ValueError(f"unknown scope {scope!r}; {expected_one_of(str(scope), scopes)}")
+    whole = isinstance(round_to, int) and not isinstance(round_to, bool) and round_to >= 1
+    check(whole, "round_to", "a whole number, 1 or more", round_to, "8 suits most kernels.")
+    mend = "Did you mean 0.9?" if max_sparsity == 90 else "0.9 is usual."
+    check(0 < max_sparsity <= 1, "max_sparsity", "in (0, 1]", max_sparsity, mend)
+
+
+def kept_names(structure: Structure, keep: Iterable[str]) -> dict[str, str]:
+    """The groups that touch layers which are to keep their channels.
+
+    Args:
+        structure: of the model.
+        keep: names of layers or patterns.
+
+    Returns:
+        {name of a group: reason}.
+
+    Raises:
+        ValueError: a name or pattern matches no layer.
+    """
+    patterns = [keep] if isinstance(keep, str) else list(keep)
+    names = [node.name for node in structure.graph.nodes]
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        matched = {name for name in names if name == pattern or fnmatch.fnmatch(name, pattern)}
+        if not matched:
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise ValueError(
+                f"keep must name layers of the model; received {pattern!r}, which is none. "
+                f"{did_you_mean(pattern, names, f'It has: {shown}.')}"
+            )
+        for group in structure.touching(matched):
+            reasons[group] = f"keep names {pattern!r}"
+    return reasons
+
+
+def report_of(operation: str, structure: Structure, choice: Choice) -> SurgeryReport:
+    """What a choice does to a model, layer by layer."""
+    sizes = {name: len(kept) for name, kept in choice.items()}
+    changes, kept = [], []
+    for layer in structure.follower.layers:
+        groups = [g for g in structure.groups.values() if layer.name in g.makers]
+        for group in groups:
+            if group.name in sizes:
+                left = sizes[group.name] * group.repeats
+                told = f"{group.size * group.repeats} -> {left} {group.unit}"
+                changes.append(Change(layer.name, told))
+            elif group.kept is not None and group.makers[0] == layer.name:
+                kept.append(Change(layer.name, group.kept))
+    before, after = structure.cost({}), structure.cost(structure.sizes(choice))
+    costs = list(zip(before, after, strict=True))
+    return SurgeryReport(operation, tuple(changes), tuple(kept), costs[0], costs[1])
+
+
+def _nothing_to_prune(structure: Structure) -> str:
+    reasons = [f"{group.makers[0]}: {group.kept}" for group in structure.groups.values()]
+    listed = "; ".join(reasons[:4]) or "no layer makes any"
+    return (
+        f"model '{structure.model.name}' must have channels that can be removed; it has none: "
+        f"{listed}. Keep fewer layers, or give the model a hidden layer."
+    )

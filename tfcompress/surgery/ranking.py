@@ -1,0 +1,271 @@
+"""Which channels go: from scores and a target to a choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tfcompress.suggestions import did_you_mean
+from tfcompress.surgery.groups import ChannelGroup, Choice, Structure
+from tfcompress.techniques.technique import check
+
+Scores = Mapping[str, np.ndarray]
+SCOPES = ("global", "local")
+# Sparsities that "local" tries on its way to a target.
+_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """How small a model is to become; exactly one of these.
+
+    Attributes:
+        macs, params: the share that may remain, in (0, 1).
+        sparsity: the fraction of channels that go, in (0, 1).
+        per_layer: {name of a layer: fraction of its channels that go}.
+
+    Raises:
+        ValueError: there is none or more than one, or a number is out of its range.
+    """
+
+    macs: float | None = None
+    params: float | None = None
+    sparsity: float | None = None
+    per_layer: Mapping[str, float] | None = None
+
+    def __post_init__(self):
+        given = [name for name in _NAMES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"exactly one of {', '.join(_NAMES)} must be given; received "
+                f"{', '.join(given) or 'none'}. macs=0.5 leaves half of the MACs."
+            )
+        shares = {given[0]: getattr(self, given[0])}
+        if self.per_layer is not None:
+            check(bool(self.per_layer), "per_layer", "{layer: sparsity}", self.per_layer)
+            shares = {f"per_layer[{key!r}]": value for key, value in self.per_layer.items()}
+        for name, value in shares.items():
+            _check_share(name, value)
+
+    @property
+    def name(self) -> str:
+        """Which of the four it is."""
+        return next(name for name in _NAMES if getattr(self, name) is not None)
+
+    @property
+    def value(self) -> float:
+        """Its number; not of `per_layer`."""
+        return getattr(self, self.name)
+
+
+_NAMES = tuple(field.name for field in dataclasses.fields(Target))
+
+
+def _check_share(name: str, value) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    mend = f"Did you mean {value / 100:g}?" if number and 1 < value < 100 else "0.5 is usual."
+    check(number and 0 < value < 1, name, "a number in (0, 1)", value, mend)
+
+
+def choose(
+    structure: Structure,
+    scores: Scores,
+    target: Target,
+    *,
+    scope: str = "global",
+    round_to: int = 8,
+    max_sparsity: float = 0.9,
+) -> Choice:
+    """Which channels stay, so that a target is met.
+
+    With the scope "global" all channels compete: scores are divided by the mean of their group, so
+    that thin and wide layers are comparable (as Fang et al. 2023, arXiv:2301.12900), and the lowest
+    go. With "local" each group loses the same fraction.
+
+    Args:
+        structure: of the model.
+        scores: {name of a group: array of shape (channels,)} of all groups that may lose some; the
+            channels with the lowest ones go.
+        target: macs and params are met or undercut; sparsity as near as rounding allows.
+        scope: "global" or "local".
+        round_to: the channels that stay are a multiple of it, or all. Heads are not rounded.
+        max_sparsity: of any group.
+
+    Returns:
+        {name of a group that loses channels: sorted indices of those that stay}.
+
+    Raises:
+        ValueError: the target cannot be reached, or names a layer that cannot lose channels.
+    """
+    groups = {name: structure.groups[name] for name in scores}
+    limits = {name: _Limits.of(group, round_to, max_sparsity) for name, group in groups.items()}
+    if target.per_layer is not None:
+        sizes = _per_layer_sizes(structure, target.per_layer, groups, round_to)
+    else:
+        plan = _global_plan(scores, limits) if scope == "global" else _local_plan(limits)
+        sizes = _searched(structure, target, *plan, limits)
+    return kept_channels(scores, sizes)
+
+
+def kept_channels(scores: Scores, sizes: Mapping[str, int]) -> Choice:
+    """The channels with the highest scores, in their order; of equal ones the first.
+
+    Args:
+        scores: {group: array of shape (channels,)}.
+        sizes: {group: how many stay}.
+
+    Returns:
+        {group: sorted indices}; groups that stay whole are left out.
+    """
+    return {
+        name: np.sort(np.argsort(-scores[name], kind="stable")[:size])
+        for name, size in sizes.items()
+        if size < len(scores[name])
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    """How many channels of a group can stay.
+
+    Attributes:
+        size: all.
+        least: the fewest.
+        step: in multiples of which they stay, but for all.
+    """
+
+    size: int
+    least: int
+    step: int
+
+    @classmethod
+    def of(cls, group: ChannelGroup, round_to: int, max_sparsity: float) -> _Limits:
+        step = 1
+        if group.unit == "channels":
+            step = round_to // math.gcd(round_to, group.repeats)
+        least = max(1, math.ceil(group.size * (1 - max_sparsity) - 1e-9))
+        return cls(group.size, min(group.size, math.ceil(least / step) * step), step)
+
+    def rounded(self, count: float) -> int:
+        """The nearest number of channels that can stay; of two the larger."""
+        low = max(self.least, math.floor(count / self.step) * self.step)
+        high = max(self.least, min(self.size, low + self.step))
+        return low if count <= low or count - low < high - count else high
+
+
+Sizes = dict[str, int]
+
+
+def _global_plan(scores: Scores, limits: Mapping[str, _Limits]) -> tuple[Callable, int]:
+    """(function: number of channels that go -> sizes of groups, most that can go)."""
+    means = {name: float(np.mean(np.abs(values))) or 1.0 for name, values in scores.items()}
+    pairs = [(values / means[name], i) for i, (name, values) in enumerate(scores.items())]
+    values = np.concatenate([np.asarray(v, "float64") for v, _ in pairs])
+    owners = np.concatenate([np.full(len(v), i) for v, i in pairs])
+    owners = owners[np.argsort(values, kind="stable")]
+
+    def sizes(gone: int) -> Sizes:
+        lost = np.bincount(owners[:gone], minlength=len(pairs))
+        each = zip(limits.items(), lost, strict=True)
+        return {name: limit.rounded(limit.size - n) for (name, limit), n in each}
+
+    return sizes, len(owners)
+
+
+def _local_plan(limits: Mapping[str, _Limits]) -> tuple[Callable, int]:
+    """As `_global_plan`, of thousandths of each group."""
+
+    def sizes(gone: int) -> Sizes:
+        share = 1 - gone / _STEPS
+        return {name: limit.rounded(limit.size * share) for name, limit in limits.items()}
+
+    return sizes, _STEPS
+
+
+def _searched(
+    structure: Structure,
+    target: Target,
+    sizes: Callable[[int], Sizes],
+    most: int,
+    limits: Mapping[str, _Limits],
+) -> Sizes:
+    """The sizes with which a target is just met."""
+    whole = sum(limit.size for limit in limits.values())
+    before = dict(zip(("macs", "params"), structure.cost({}), strict=True))
+
+    def reached(gone: int) -> float:
+        found = sizes(gone)
+        if target.name == "sparsity":
+            return 1 - sum(found.values()) / whole if whole else 0.0
+        numbers = {structure.numbers[name]: size for name, size in found.items()}
+        costs = dict(zip(("macs", "params"), structure.cost(numbers), strict=True))
+        return 1 - costs[target.name] / before[target.name] if before[target.name] else 0.0
+
+    wanted = target.value if target.name == "sparsity" else 1 - target.value
+    best = reached(most)
+    if best < wanted - 1e-9:
+        raise ValueError(_out_of_reach(target, best, limits))
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) >= wanted - 1e-9 else (middle + 1, high)
+    return sizes(_nearer(reached, low, wanted) if target.name == "sparsity" else low)
+
+
+def _nearer(reached: Callable[[int], float], gone: int, wanted: float) -> int:
+    """Of the first count that reaches a sparsity and the one before, the nearer."""
+    if gone and wanted - reached(gone - 1) < reached(gone) - wanted:
+        return gone - 1
+    return gone
+
+
+def _out_of_reach(target: Target, best: float, limits: Mapping[str, _Limits]) -> str:
+    share = best if target.name == "sparsity" else 1 - best
+    bound = "at most" if target.name == "sparsity" else "at least"
+    cut = f"{len(limits)} groups of channels can be cut"
+    return (
+        f"{target.name}={target.value:g} is out of reach: {cut}, which leaves {target.name} "
+        f"{bound} {share:.3g}. Want less, raise max_sparsity, lower round_to, or keep fewer layers."
+    )
+
+
+def _per_layer_sizes(
+    structure: Structure,
+    per_layer: Mapping[str, float],
+    groups: Mapping[str, ChannelGroup],
+    round_to: int,
+) -> Sizes:
+    sizes: Sizes = {}
+    asked: dict[str, tuple[str, float]] = {}
+    makers = {name for group in structure.groups.values() for name in group.makers}
+    for layer, sparsity in per_layer.items():
+        if layer not in makers:
+            raise ValueError(
+                f"per_layer must name layers that make channels; received {layer!r}. "
+                f"{did_you_mean(layer, sorted(makers), f'There are: {_listed(makers)}.')}"
+            )
+        mine = [group for group in groups.values() if layer in group.makers]
+        if not mine:
+            stay = next(g for g in structure.groups.values() if layer in g.makers)
+            raise ValueError(
+                f"per_layer must name layers that can lose channels; received {layer!r}, whose "
+                f"channels stay: {stay.kept}. Leave it out."
+            )
+        for group in mine:
+            other, before = asked.setdefault(group.name, (layer, sparsity))
+            if before != sparsity:
+                raise ValueError(
+                    f"layers that share their channels must lose the same fraction; received "
+                    f"{other!r}: {before:g} and {layer!r}: {sparsity:g}. Name one of them."
+                )
+            limit = _Limits.of(group, round_to, 1.0)
+            sizes[group.name] = limit.rounded(group.size * (1 - sparsity))
+    return sizes
+
+
+def _listed(names) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")

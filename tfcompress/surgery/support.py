@@ -1,0 +1,225 @@
+"""Where the tensors of a model can be anything but zero, whatever its inputs are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from keras import KerasTensor, layers, ops, tree
+
+from tfcompress.channels.following import unwrapped
+from tfcompress.channels.operation_axes import (
+    ELEMENTWISE,
+    GLOBAL,
+    REDUCING,
+    SPATIAL,
+    mixes_channels,
+)
+from tfcompress.copying import copy_operation
+from tfcompress.nodes import Node, unique
+from tfcompress.surgery.groups import Structure
+
+_LINEAR = (
+    layers.Dense,
+    layers.EinsumDense,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Conv3DTranspose,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv1D,
+    layers.SeparableConv2D,
+)
+_NORMALIZING = (layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization)
+_RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+# Operations that only move or repeat values.
+_MOVING = set(
+    "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Concatenate Split Stack Unstack "
+    "GetItem Pad RepeatVector BroadcastTo RepeatBatch".split()
+)
+# Lengths that a model leaves open.
+_OPEN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of a tensor.
+
+    Attributes:
+        varies: bool array, True where values may depend on the inputs of the model.
+        value: array of the same shape, the value where it does not vary.
+    """
+
+    varies: np.ndarray
+    value: np.ndarray
+
+    @property
+    def present(self) -> np.ndarray:
+        """Where it can be anything but zero."""
+        return self.varies | (self.value != 0)
+
+
+def supports_of(structure: Structure) -> dict[int, np.ndarray]:
+    """For each tensor of a model, where it can be anything but zero.
+
+    Constants are followed from the weights on, without data: a place is False only if its value is
+    zero for every input, in inference.
+
+    Args:
+        structure: of the model.
+
+    Returns:
+        {id of a tensor of the graph, also inside of opened layers: bool array of its shape, for a
+        batch of one}.
+    """
+    found: dict[int, np.ndarray] = {}
+    opened = structure.follower.opened
+
+    def call(node: Node, *args, **kwargs):
+        if node.is_input:
+            outputs = [args[0]]
+        elif id(node) in opened:
+            tensors = tree.flatten((node.args, node.kwargs))
+            given = zip(tensors, tree.flatten((args, kwargs)), strict=True)
+            new = {id(t): x for t, x in given if isinstance(t, KerasTensor)}
+            inner = opened[id(node)].run([new[id(t)] for t in unique(node.inputs)], call)
+            outputs = tree.flatten(inner)
+        else:
+            outputs = _known(node, args, kwargs)
+        for tensor, known in zip(node.outputs, outputs, strict=True):
+            found[id(tensor)] = known.present
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    inputs = [_input(tensor) for tensor in tree.flatten(structure.graph.inputs)]
+    structure.graph.run(inputs, call)
+    return found
+
+
+def _input(tensor) -> Known:
+    shape = tuple(tensor.shape)
+    shape = (1, *(_OPEN if n is None else n for n in shape[1:])) if shape else shape
+    return Known(np.ones(shape, bool), np.zeros(shape, "float32"))
+
+
+def _known(node: Node, args: tuple, kwargs: dict) -> list[Known]:
+    """What is known of the outputs of an operation."""
+    values = _run(node, args, kwargs, lambda known: np.where(known.varies, 0, known.value))
+    inputs = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Known)]
+    varies = _varying(node, args, kwargs, inputs, values)
+    shaped = (np.broadcast_to(v, y.shape) for v, y in zip(varies, values, strict=True))
+    return [Known(np.array(v), y) for v, y in zip(shaped, values, strict=True)]
+
+
+def _run(node: Node, args: tuple, kwargs: dict, array) -> list[np.ndarray]:
+    """The results of an operation on an array for each of its tensors."""
+
+    def tensor(old, x):
+        if not isinstance(old, KerasTensor):
+            return old
+        return ops.convert_to_tensor(array(x).astype("float32"), old.dtype)
+
+    given = (node.args, node.kwargs)
+    pairs = zip(tree.flatten(given), tree.flatten((args, kwargs)), strict=True)
+    packed = tree.pack_sequence_as(given, [tensor(*pair) for pair in pairs])
+    results = node.operation(*packed[0], **packed[1])
+    return [ops.convert_to_numpy(ops.cast(y, "float32")) for y in tree.flatten(results)]
+
+
+def _varying(node: Node, args, kwargs, inputs: list[Known], values) -> list[Any]:
+    """Where the outputs may depend on the inputs of the model; arrays that broadcast."""
+    operation = unwrapped(node.operation)
+    kind = type(operation).__name__
+    if kind == "Parameter":
+        return [False]
+    if isinstance(operation, _LINEAR) and not mixes_channels(operation):
+        return [_through_weights(operation, inputs[0].varies)]
+    inner = operation.layer if isinstance(operation, layers.TimeDistributed) else None
+    if isinstance(inner, _LINEAR) and not mixes_channels(inner):  # one time step is one sample
+        return [_through_weights(inner, inputs[0].varies[0])[None]]
+    if isinstance(operation, layers.BatchNormalization):
+        return [inputs[0].varies & _along(operation.gamma, operation.axis, inputs[0].varies.ndim)]
+    if isinstance(operation, layers.Embedding):
+        table = ops.convert_to_numpy(operation.embeddings)
+        return [np.any(table != table[0], axis=0)]
+    if kind in ("Multiply", "LogicalAnd", "Divide", "TrueDivide"):
+        return [_of_product(kind, args, kwargs, inputs)]
+    if kind in ELEMENTWISE and not mixes_channels(operation):
+        return [np.any(np.broadcast_arrays(*(x.varies for x in inputs)), axis=0)]
+    if kind == "PReLU":
+        return [inputs[0].varies]
+    if kind in SPATIAL or kind in GLOBAL or kind in REDUCING:
+        return [_of_pool(operation, kind, inputs[0].varies)]
+    if kind in _MOVING:
+        return [y != 0 for y in _run(node, args, kwargs, lambda known: known.varies)]
+    if kind == "Matmul":
+        a, b = ((x.varies.astype("float32"), x.present.astype("float32")) for x in inputs)
+        return [(np.matmul(a[0], b[1]) + np.matmul(a[1], b[0])) > 0]
+    used: Any = True
+    if isinstance(operation, _NORMALIZING) and isinstance(operation.axis, int):
+        scale = getattr(operation, "gamma", None)
+        scale = getattr(operation, "scale", None) if scale is None else scale
+        used = _along(scale, operation.axis, inputs[0].varies.ndim)
+    elif isinstance(operation, _RECURRENT) and len(inputs) == 1:
+        used = _used_units(operation)
+    elif isinstance(operation, layers.Bidirectional) and operation.merge_mode in ("concat", "sum"):
+        both = (operation.forward_layer, operation.backward_layer)
+        if len(inputs) == 1 and all(isinstance(layer, _RECURRENT) for layer in both):
+            units = [_used_units(layer) for layer in both]
+            joins = operation.merge_mode == "concat"
+            used = np.concatenate(units) if joins else units[0] | units[1]
+    return [used] * len(values)
+
+
+def _through_weights(layer, varies: np.ndarray) -> np.ndarray:
+    """Where sums of products with the weights of a layer vary."""
+    config = layer.get_config()
+    plain = {"activation": None, "use_bias": False, "bias_axes": None}
+    twin = copy_operation(layer, {k: v for k, v in plain.items() if k in config})
+    twin.dtype_policy = "float32"
+    x = ops.convert_to_tensor(varies.astype("float32"))
+    twin(x)
+    for ours, theirs in zip(twin.weights, layer.weights, strict=False):  # biases are last
+        ours.assign((ops.convert_to_numpy(theirs) != 0).astype("float32"))
+    return ops.convert_to_numpy(twin(x)) > 0
+
+
+def _along(weight, axis, rank: int) -> Any:
+    """Where a weight along an axis is not zero, to be broadcast; True without one."""
+    place = axis[0] if isinstance(axis, list | tuple) and len(axis) == 1 else axis
+    if not hasattr(weight, "assign") or not isinstance(place, int) or len(weight.shape) != 1:
+        return True
+    shape = [1] * rank
+    shape[place] = -1
+    return (ops.convert_to_numpy(weight) != 0).reshape(shape)
+
+
+def _used_units(layer) -> np.ndarray:
+    """The units of a recurrent layer with weights: the others stay as they begin."""
+    found = [ops.convert_to_numpy(v) != 0 for v in layer.cell.weights]
+    rows = [v.reshape(-1, v.shape[-1] // layer.units, layer.units) for v in found]
+    return np.any([np.any(v, axis=(0, 1)) for v in rows], axis=0)
+
+
+def _of_product(kind: str, args: tuple, kwargs: dict, inputs: list[Known]) -> np.ndarray:
+    """A product does not vary where a factor is zero, nor a quotient where its dividend is."""
+    factors = [x for x in tree.flatten((args, kwargs)) if x is not None]
+    factors = factors[:1] if "Divide" in kind else factors
+    present = [x.present if isinstance(x, Known) else np.asarray(x) != 0 for x in factors]
+    varies = np.any(np.broadcast_arrays(*(x.varies for x in inputs)), axis=0)
+    return np.all(np.broadcast_arrays(varies, *present), axis=0)
+
+
+def _of_pool(operation, kind: str, varies: np.ndarray) -> np.ndarray:
+    """Of what takes several places to one: it varies where any of them does."""
+    if kind in REDUCING:
+        axis = operation.axis
+        axis = tuple(axis) if isinstance(axis, list | tuple) else axis
+        return np.any(varies, axis=axis, keepdims=operation.keepdims)
+    first = getattr(operation, "data_format", None) == "channels_first"
+    moved = tuple(range(2, varies.ndim)) if first else tuple(range(1, varies.ndim - 1))
+    flat = kind in GLOBAL and not operation.keepdims
+    return np.any(varies, axis=moved, keepdims=not flat)
