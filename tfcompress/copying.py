@@ -16,8 +16,7 @@ def copy_operation(operation, changes: Mapping[str, Any] | None = None):
 
     Args:
         operation: a `keras.Layer` or `keras.Operation`.
-        changes: new values of entries of its `get_config`, or of an operation's attributes;
-            "layer.units" is that of the layer inside a wrapper. Shapes of weights then are found
+        changes: new values of entries of its `get_config`; "layer.units" is that of the layer inside a wrapper. Shapes of weights then are found
             anew; None copies all as it is.
 
     Returns:
@@ -31,9 +30,10 @@ def copy_operation(operation, changes: Mapping[str, Any] | None = None):
         'head'
     """
     if not isinstance(operation, keras.Layer):
+        if changes:  # Keras saves what an operation was made with, not its attributes
+            return type(operation).from_config({**operation.get_config(), **changes})
         twin = copy.copy(operation)
         twin._inbound_nodes, twin._outbound_nodes = [], []
-        vars(twin).update(changes or {})
         return twin
     if isinstance(operation, layers.Lambda):
         twin = _copy_lambda(operation)

@@ -25,13 +25,12 @@ from tfcompress.channels.axes import (
 from tfcompress.channels.following import Follower
 from tfcompress.channels.weighted import Weight, Weighted
 from tfcompress.graph import Graph, Node
-from tfcompress.nodes import tensors_in
 from tfcompress.surgery.macs import macs_of
+from tfcompress.surgery.shapes import Shape, input_shapes, specs_of
 
 Role = Literal["makes", "carries", "reads"]
 # The kept channels of each group that loses some, by its name: sorted indices.
 Choice = Mapping[str, np.ndarray]
-Shape = tuple[int | None, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +100,7 @@ class Structure:
             for layer in self.follower.layers
             for weight in layer.weights
         }
+        self.specs = specs_of(self.graph)
         self._tensors: dict[int, list[Axis | None]] = {}
         found = self._found()
         self.groups = {group.name: group for group in found.values()}
@@ -171,9 +171,9 @@ class Structure:
     def _macs(self, node: Node, sizes: Mapping[int, int]) -> int:
         if node.is_input:
             return 0
-        tensors = tensors_in((node.args, node.kwargs)), node.outputs
-        shapes = [[self._tensor_shape(t, sizes) for t in each] for each in tensors]
-        return macs_of(node.operation, lambda v: self._shape(v, sizes), *shapes)
+        inputs = input_shapes(node, lambda tensor: self._tensor_shape(tensor, sizes))
+        outputs = [self._tensor_shape(tensor, sizes) for tensor in node.outputs]
+        return macs_of(node.operation, lambda v: self._shape(v, sizes), inputs, outputs)
 
     def _shape(self, variable, sizes: Mapping[int, int]) -> tuple[int, ...]:
         shape = tuple(variable.shape)
@@ -182,7 +182,8 @@ class Structure:
         return tuple(n if axis is None else size_under(axis, sizes) for axis, n in pairs)
 
     def _tensor_shape(self, tensor: KerasTensor, sizes: Mapping[int, int]) -> Shape:
-        pairs = zip(self.axes_of(tensor), tensor.shape, strict=True)
+        shape = self.specs.get(id(tensor), tensor).shape
+        pairs = zip(self.axes_of(tensor), shape, strict=True)
         return tuple(n if axis is None else size_under(axis, sizes) for axis, n in pairs)
 
     def _found(self) -> dict[int, ChannelGroup]:

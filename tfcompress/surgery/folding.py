@@ -1,0 +1,270 @@
+"""fold_batch_norm: BatchNormalization taken into the weights beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from tfcompress.copying import copy_operation, copy_trainable
+from tfcompress.flat_layers import FixedTraining
+from tfcompress.graph import Graph, Node, call_node
+from tfcompress.nodes import has_own_call
+from tfcompress.surgery.macs import count
+from tfcompress.surgery.model import exchanged, opened
+from tfcompress.surgery.report import Change, SurgeryReport, with_report
+
+_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+_LINEAR = (layers.Dense, *_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
+# A weight's name and its new value, in double precision.
+Values = dict[str, np.ndarray]
+
+
+def fold_batch_norm(model: keras.Model) -> keras.Model:
+    """A copy of a model with BatchNormalization folded into the weights of the layers beside it.
+
+    One that follows a convolution (also transposed, depthwise or separable) or a Dense without
+    activation goes into its kernel and bias; so does one that comes before a Dense or a
+    convolution that pads nothing. In inference the outputs are the same up to rounding; in
+    training nothing is normalized by the batch any more (Jacob et al. 2018, arXiv:1712.05877).
+    A layer that had no bias gets one. An output that a BatchNormalization gave is named after the
+    layer that gives it now.
+
+    Args:
+        model: any built Keras 3 model; it is left untouched.
+
+    Returns:
+        A flat Functional `keras.Model`, not compiled. Its `surgery_report` names every
+        BatchNormalization that was folded, and every one that stays and why.
+
+    Raises:
+        TypeError: the model is not a Keras 3 model.
+        ValueError: it is not built, cannot be flattened, or comes from `compress`.
+
+    Example:
+        >>> folded = fold_batch_norm(model)  # doctest: +SKIP
+        >>> print(folded.surgery_report)  # doctest: +SKIP
+        bn1  folded into 'conv1'
+        ...
+    """
+    flat = opened(model)
+    before, graph = count(flat), Graph.of(flat)
+    folder = _Folder(graph)
+    changes: list[Change] = []
+    kept: list[Change] = []
+    for node in graph.nodes:
+        if _batch_norm_of(node.operation) is None:
+            continue
+        target = folder.fold(node)
+        if isinstance(target, Node):
+            changes.append(Change(node.name, f"folded into '{target.name}'"))
+        elif all(change.layer != node.name for change in kept):
+            kept.append(Change(node.name, target))
+    new = folder.rebuild()
+    macs, params = zip(before, count(new), strict=True)
+    report = SurgeryReport("fold_batch_norm", tuple(changes), tuple(kept), macs, params)
+    return with_report(new, report)
+
+
+@dataclasses.dataclass
+class _Folder:
+    """Folds BatchNormalizations one by one, and then rebuilds the graph without them.
+
+    `values` has the new weights of layers, by the identity of their nodes; `gone` the identity of
+    the nodes that were folded -> the node that took them in.
+    """
+
+    graph: Graph
+
+    def __post_init__(self):
+        self.calls = Counter(id(node.operation) for node in self.graph.nodes)
+        self.values: dict[int, Values] = {}
+        self.gone: dict[int, Node] = {}
+
+    def fold(self, node: Node) -> Node | str:
+        """Folds a BatchNormalization; the layer that took it in, or why none can."""
+        layer = _batch_norm_of(node.operation)
+        if isinstance(node.operation, FixedTraining) or node.kwargs.get("training"):
+            return "is called with training=True"
+        if self.calls[id(node.operation)] > 1:
+            return f"is called {self.calls[id(node.operation)]} times"
+        if has_own_call(type(layer)):
+            return f"computes what {type(layer).__name__}.call says"
+        source, reader = self._source(node), self.graph.only_consumer(node.outputs[0])
+        refusals = []
+        if source is not None and isinstance(source.operation, _LINEAR):
+            refusals.append(self._refusal_after(node, source))
+            if refusals[-1] is None:
+                return self._take_in(node, source, after_outputs)
+        if reader is not None and isinstance(reader.operation, _LINEAR):
+            refusals.append(self._refusal_before(node, reader))
+            if refusals[-1] is None:
+                return self._take_in(node, reader, before_inputs)
+        if refusals:
+            return str(refusals[0])
+        return f"comes after {_said(source)} and before {_said(reader)}: no weights to go into"
+
+    def _source(self, node: Node) -> Node | None:
+        """The node that a BatchNormalization normalizes the output of."""
+        source = self.graph.producer(node.inputs[0])
+        while source is not None and id(source) in self.gone:
+            before = self.graph.producer(source.inputs[0])
+            if before is not self.gone[id(source)]:  # it went into the layer after it
+                return source
+            source = before
+        return source
+
+    def _refusal_after(self, node: Node, source: Node) -> str | None:
+        layer = source.operation
+        refusal = self._refusal(node, layer)
+        if refusal is not None:
+            return refusal
+        if self.graph.only_consumer(node.inputs[0]) is not node:
+            return f"others read what '{layer.name}' gives, too"
+        if layer.activation is not keras.activations.linear:
+            return f"'{layer.name}' has an activation before it"
+        if layer.activity_regularizer is not None:
+            return f"'{layer.name}' has an activity regularizer before it"
+        return None
+
+    def _refusal_before(self, node: Node, reader: Node) -> str | None:
+        layer = reader.operation
+        refusal = self._refusal(node, layer)
+        if refusal is not None:
+            return refusal
+        _, offset = scale_and_offset(_batch_norm_of(node.operation))
+        if _pads(layer) and offset.any():
+            return f"'{layer.name}' pads with zeros what it gives"
+        return None
+
+    def _refusal(self, node: Node, layer) -> str | None:
+        """Why a layer cannot take in a BatchNormalization, whichever of them comes first."""
+        rank, axis = len(node.outputs[0].shape), _batch_norm_of(node.operation).axis
+        first = getattr(layer, "data_format", None) == "channels_first"
+        if axis % rank != (1 if first else rank - 1):
+            return f"normalizes axis {axis}, which is not that of the channels of '{layer.name}'"
+        if self.calls[id(layer)] > 1:
+            return f"'{layer.name}' is called {self.calls[id(layer)]} times"
+        if has_own_call(type(layer)):
+            return f"'{layer.name}' computes what {type(layer).__name__}.call says"
+        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+            return f"'{layer.name}' has no plain weights (LoRA or quantized)"
+        return None
+
+    def _take_in(self, node: Node, target: Node, change) -> Node:
+        layer = target.operation
+        values = self.values.get(id(target)) or {
+            name: _double(getattr(layer, name)) for name in _kernels(layer)
+        }
+        values.setdefault("bias", _double(layer.bias) if layer.use_bias else np.zeros(1))
+        scale, offset = scale_and_offset(_batch_norm_of(node.operation))
+        self.values[id(target)] = change(layer, values, scale, offset)
+        self.gone[id(node)] = target
+        return target
+
+    def rebuild(self) -> keras.Model:
+        """A new model without what was folded."""
+        made = []
+
+        def call(node: Node, *args, **kwargs):
+            if id(node) in self.gone:
+                return args[0]
+            if id(node) not in self.values:
+                return call_node(node, *args, **kwargs)
+            twin = copy_operation(node.operation, {"use_bias": True})
+            made.append((node, twin))
+            return twin(*args, **kwargs)
+
+        new = exchanged(self.graph, call)
+        for node, twin in made:
+            for name, value in self.values[id(node)].items():
+                variable = getattr(twin, name)
+                variable.assign(np.broadcast_to(value, variable.shape))
+            copy_trainable(node.operation, twin)
+        return new
+
+
+def _batch_norm_of(operation) -> Any:
+    """The BatchNormalization that an operation is; None if it is another."""
+    inner = operation.layer if isinstance(operation, FixedTraining) else operation
+    return inner if isinstance(inner, layers.BatchNormalization) else None
+
+
+def _said(node: Node | None) -> str:
+    if node is None:
+        return "several or an output"
+    return "the input" if node.is_input else f"'{node.name}' ({type(node.operation).__name__})"
+
+
+def _kernels(layer) -> tuple[str, ...]:
+    return (
+        ("depthwise_kernel", "pointwise_kernel") if isinstance(layer, _SEPARABLE) else ("kernel",)
+    )
+
+
+def _pads(layer) -> bool:
+    """Whether zeros may stand beside the input of a layer, or kernels reach beyond it."""
+    if isinstance(layer, layers.Dense):
+        return False
+    if isinstance(layer, _TRANSPOSED):
+        return True
+    return layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
+
+
+def scale_and_offset(layer) -> tuple[np.ndarray, np.ndarray]:
+    """What a BatchNormalization computes in inference: x * scale + offset, by channel."""
+    mean, variance = _double(layer.moving_mean), _double(layer.moving_variance)
+    gamma = _double(layer.gamma) if layer.scale else 1.0
+    beta = _double(layer.beta) if layer.center else 0.0
+    scale = gamma / np.sqrt(variance + layer.epsilon)
+    return scale, beta - mean * scale
+
+
+def _double(variable) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable).astype("float64")
+
+
+def after_outputs(layer, values: Values, scale: np.ndarray, offset: np.ndarray) -> Values:
+    """Weights of a linear layer whose outputs were multiplied by `scale`, and `offset` added."""
+    name = _kernels(layer)[-1]
+    kernel = values[name]
+    if isinstance(layer, _TRANSPOSED):
+        kernel = kernel * scale[:, None]
+    elif isinstance(layer, _DEPTHWISE):
+        kernel = kernel * scale.reshape(kernel.shape[-2:])
+    else:
+        kernel = kernel * scale
+    return {**values, name: kernel, "bias": values["bias"] * scale + offset}
+
+
+def before_inputs(layer, values: Values, scale: np.ndarray, offset: np.ndarray) -> Values:
+    """Weights of a linear layer whose inputs were multiplied by `scale`, and `offset` added."""
+    name = _kernels(layer)[0]
+    kernel = values[name]
+    if isinstance(layer, _TRANSPOSED):  # only without an offset, see `_pads`
+        return {**values, name: kernel * scale, "bias": values["bias"]}
+    if getattr(layer, "groups", 1) > 1:
+        shape = (layer.groups, -1, 1)
+        each = kernel.shape[-1] // layer.groups
+        scale, offset = (
+            np.repeat(x.reshape(shape), each, axis=2).swapaxes(0, 1).reshape(kernel.shape[-2:])
+            for x in (scale, offset)
+        )
+    else:
+        scale, offset = scale[:, None], offset[:, None]
+    places = tuple(range(kernel.ndim - 2))
+    shift = (kernel * offset).sum(places)
+    if isinstance(layer, (*_DEPTHWISE, *_SEPARABLE)):
+        shift = shift.reshape(-1)
+        if isinstance(layer, _SEPARABLE):
+            shift = shift @ values["pointwise_kernel"].reshape(len(shift), -1)
+    else:
+        shift = shift.sum(0)
+    return {**values, name: kernel * scale, "bias": values["bias"] + shift}
