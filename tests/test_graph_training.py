@@ -201,3 +201,22 @@ def test_own_train_step_that_cannot_be_kept_warns():
     model(normal(4, 8))
     with pytest.warns(UserWarning, match="its own train_step, which its flat copy has not"):
         flatten(model)
+
+
+@pytest.mark.parametrize(
+    ("layer", "count"),
+    [(layers.BatchNormalization(), 1), (layers.MultiHeadAttention(2, 3, dropout=0.1), 2)],
+)
+def test_layers_that_a_subclassed_model_always_trains(layer, count, tmp_path):
+    """They are built by their call, of one argument or of several."""
+    x = normal(4, 5, 6)
+    model = subclassed(
+        lambda self, x, training: self.part(*[x] * count, training=True), {"part": layer}, x
+    )
+    flat = flatten(model)
+    flat.save(tmp_path / "flat.keras")
+    loaded = keras.saving.load_model(tmp_path / "flat.keras")
+    for one in (flat, loaded):
+        pairs = zip(one.weights, model.weights, strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
+    assert flat(x).shape == (4, 5, 6)

@@ -57,15 +57,15 @@ class FixedTraining(layers.Layer):
         self.layer, self.training = layer, training
         self.supports_masking = layer.supports_masking
 
-    def build(self, input_shape):
-        if not self.layer.built:
-            self.layer.build(input_shape)
+    def build(self, input_shape=None):
+        """The layer is built by its first call, which knows the shapes of all arguments."""
 
     def call(self, *args, training=None, **kwargs):
         return self.layer(*args, training=self.training, **kwargs)
 
     def compute_output_spec(self, *args, training=None, **kwargs):
-        return self.layer.compute_output_spec(*args, training=self.training, **kwargs)
+        call = self.layer.compute_output_spec if self.layer.built else self.layer
+        return call(*args, training=self.training, **kwargs)
 
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)
