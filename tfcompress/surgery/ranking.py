@@ -16,6 +16,8 @@ Scores = Mapping[str, np.ndarray]
 SCOPES = ("global", "local")
 # Sparsities that "local" tries on its way to a target.
 _STEPS = 1000
+# Of shares.
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +198,7 @@ def _searched(
     whole = sum(limit.size for limit in limits.values())
     before = dict(zip(("macs", "params"), structure.cost({}), strict=True))
 
-    def reached(gone: int) -> float:
-        found = sizes(gone)
+    def reached(found: Sizes) -> float:
         if target.name == "sparsity":
             return 1 - sum(found.values()) / whole if whole else 0.0
         numbers = {structure.numbers[name]: size for name, size in found.items()}
@@ -205,21 +206,21 @@ def _searched(
         return 1 - costs[target.name] / before[target.name] if before[target.name] else 0.0
 
     wanted = target.value if target.name == "sparsity" else 1 - target.value
-    best = reached(most)
-    if best < wanted - 1e-9:
+    best = reached(sizes(most))
+    if best < wanted - _ROUNDING:
         raise ValueError(_out_of_reach(target, best, limits))
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) >= wanted - 1e-9 else (middle + 1, high)
-    return sizes(_nearer(reached, low, wanted) if target.name == "sparsity" else low)
-
-
-def _nearer(reached: Callable[[int], float], gone: int, wanted: float) -> int:
-    """Of the first count that reaches a sparsity and the one before, the nearer."""
-    if gone and wanted - reached(gone - 1) < reached(gone) - wanted:
-        return gone - 1
-    return gone
+        enough = reached(sizes(middle)) >= wanted - _ROUNDING
+        low, high = (low, middle) if enough else (middle + 1, high)
+    found, larger = sizes(low), sizes(max(0, low - 1))
+    if target.name == "sparsity":
+        return min(larger, found, key=lambda each: abs(reached(each) - wanted))
+    for name, size in larger.items():  # one step may take more than is needed
+        if size > found[name] and reached({**found, name: size}) >= wanted - _ROUNDING:
+            found[name] = size
+    return found
 
 
 def _out_of_reach(target: Target, best: float, limits: Mapping[str, _Limits]) -> str:
