@@ -81,7 +81,7 @@ def allocate(
     mend = f"Did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else "0.5 to 0.9 is usual."
     check(0 < sparsity < 1, "sparsity", "in (0, 1)", sparsity, mend)
     check(0 < max_sparsity < 1, "max_sparsity", "in (0, 1)", max_sparsity)
-    hulls = {name: _hull(_curve(drops[name], max_sparsity)) for name in sizes}
+    hulls = {name: lower_hull(_curve(drops[name], max_sparsity)) for name in sizes}
     total = sum(sizes.values())
     most = sum(sizes[name] * hull[-1][0] for name, hull in hulls.items()) / total
     if sparsity > most + 1e-9:
@@ -122,14 +122,14 @@ def _curve(drops: Mapping[float, float], max_sparsity: float) -> Points:
     return points
 
 
-def _hull(points: Points) -> Points:
+def lower_hull(points: Points) -> Points:
     """The lower convex hull of points that are sorted by their first coordinate."""
-    hull: Points = []
+    corners: Points = []
     for point in points:
-        while len(hull) > 1 and _turns_down(hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return hull
+        while len(corners) > 1 and _turns_down(corners[-2], corners[-1], point):
+            corners.pop()
+        corners.append(point)
+    return corners
 
 
 def _turns_down(a, b, c) -> bool:

@@ -11,11 +11,12 @@ import numpy as np
 
 from tfcompress.suggestions import did_you_mean, expected_one_of
 from tfcompress.surgery.groups import ChannelGroup, Choice, Structure
+from tfcompress.surgery.judging import objective
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.ranking import SCOPES, Target, choose
 from tfcompress.surgery.report import Change, SurgeryReport, with_report
 from tfcompress.surgery.resizing import resized
-from tfcompress.surgery.scores import score_groups
+from tfcompress.surgery.scores import check_score, score_groups
 from tfcompress.surgery.trimming import sensitivity_choice
 from tfcompress.techniques.technique import check
 
@@ -87,11 +88,13 @@ def prune_channels(
     """
     target = Target(macs, params, sparsity, per_layer)
     check_settings(scope, round_to, max_sparsity)
+    check_score(score, data)
     structure = Structure(opened(model))
     structure.keep(kept_names(structure, keep))
     if not structure.prunable():
         raise ValueError(_nothing_to_prune(structure))
-    loss = loss if loss is not None else getattr(model, "loss", None)
+    if scope == "sensitivity" or score in ("taylor", "fisher"):
+        loss = objective(model, loss)
     settings = {"data": data, "loss": loss, "batch_size": batch_size, "samples": samples}
     scores = score_groups(structure, score, seed=seed, **settings)
     limits: dict[str, Any] = {"round_to": round_to, "max_sparsity": max_sparsity}

@@ -233,7 +233,8 @@ class _Kept(dict[int, np.ndarray]):
 def _role(layer: Weighted, weight: Weight, axis: int) -> Role:
     if axis in weight.makes:
         return "makes"
-    return "carries" if not weight.makes or layer.kind.startswith("Depthwise") else "reads"
+    depthwise = "depthwise" in weight.variable.name or layer.kind.startswith("Depthwise")
+    return "carries" if not weight.makes or depthwise else "reads"
 
 
 def _counts_heads(makers: list[tuple[Weighted, Axis]], number: int) -> bool:

@@ -103,7 +103,7 @@ def choose(
         ValueError: the target cannot be reached, or names a layer that cannot lose channels.
     """
     groups = {name: structure.groups[name] for name in scores}
-    limits = {name: _Limits.of(group, round_to, max_sparsity) for name, group in groups.items()}
+    limits = {name: Limits.of(group, round_to, max_sparsity) for name, group in groups.items()}
     if target.per_layer is not None:
         sizes = _per_layer_sizes(structure, target.per_layer, groups, round_to)
     else:
@@ -130,7 +130,7 @@ def kept_channels(scores: Scores, sizes: Mapping[str, int]) -> Choice:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Limits:
+class Limits:
     """How many channels of a group can stay.
 
     Attributes:
@@ -144,7 +144,7 @@ class _Limits:
     step: int
 
     @classmethod
-    def of(cls, group: ChannelGroup, round_to: int, max_sparsity: float) -> _Limits:
+    def of(cls, group: ChannelGroup, round_to: int, max_sparsity: float) -> Limits:
         step = 1
         if group.unit == "channels":
             step = round_to // math.gcd(round_to, group.repeats)
@@ -161,7 +161,7 @@ class _Limits:
 Sizes = dict[str, int]
 
 
-def _global_plan(scores: Scores, limits: Mapping[str, _Limits]) -> tuple[Callable, int]:
+def _global_plan(scores: Scores, limits: Mapping[str, Limits]) -> tuple[Callable, int]:
     """(function: number of channels that go -> sizes of groups, most that can go)."""
     means = {name: float(np.mean(np.abs(values))) or 1.0 for name, values in scores.items()}
     pairs = [(values / means[name], i) for i, (name, values) in enumerate(scores.items())]
@@ -177,7 +177,7 @@ def _global_plan(scores: Scores, limits: Mapping[str, _Limits]) -> tuple[Callabl
     return sizes, len(owners)
 
 
-def _local_plan(limits: Mapping[str, _Limits]) -> tuple[Callable, int]:
+def _local_plan(limits: Mapping[str, Limits]) -> tuple[Callable, int]:
     """As `_global_plan`, of thousandths of each group."""
 
     def sizes(gone: int) -> Sizes:
@@ -192,7 +192,7 @@ def _searched(
     target: Target,
     sizes: Callable[[int], Sizes],
     most: int,
-    limits: Mapping[str, _Limits],
+    limits: Mapping[str, Limits],
 ) -> Sizes:
     """The sizes with which a target is just met."""
     whole = sum(limit.size for limit in limits.values())
@@ -223,7 +223,7 @@ def _searched(
     return found
 
 
-def _out_of_reach(target: Target, best: float, limits: Mapping[str, _Limits]) -> str:
+def _out_of_reach(target: Target, best: float, limits: Mapping[str, Limits]) -> str:
     share = best if target.name == "sparsity" else 1 - best
     bound = "at most" if target.name == "sparsity" else "at least"
     cut = f"{len(limits)} groups of channels can be cut"
@@ -262,7 +262,7 @@ def _per_layer_sizes(
                     f"layers that share their channels must lose the same fraction; received "
                     f"{other!r}: {before:g} and {layer!r}: {sparsity:g}. Name one of them."
                 )
-            limit = _Limits.of(group, round_to, 1.0)
+            limit = Limits.of(group, round_to, 1.0)
             sizes[group.name] = limit.rounded(group.size * (1 - sparsity))
     return sizes
 

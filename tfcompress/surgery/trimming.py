@@ -1,0 +1,298 @@
+"""Which groups lose how many channels, from what each of them costs and what it is worth."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from tfcompress.search.allocation import lower_hull
+from tfcompress.suggestions import expected_one_of
+from tfcompress.surgery.data_scores import deciding
+from tfcompress.surgery.groups import ChannelGroup, Choice, Structure
+from tfcompress.surgery.judging import Batch, Objective, batches, judge, labelled, mean_loss
+from tfcompress.surgery.judging import objective as objective_of
+from tfcompress.surgery.ranking import Limits, Scores, Sizes, Target, kept_channels
+from tfcompress.surgery.resizing import resized
+from tfcompress.techniques.technique import check
+
+GAINS = ("macs", "latency")
+# The loss before training says little of layers that lose more: ResNet-8 ended 4 and 10 points
+# lower when some lost 7 of 8 channels, cheap alone, than with the same MACs gone elsewhere.
+FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.625)
+# The growth of a loss that is NaN or infinite; and shares that differ by less are the same.
+_WORST, _SAME = 1e12, 1e-9
+# A group alone, with so many channels.
+Trial = tuple[str, int]
+# Whether it goes beyond the largest fraction, growth of the loss for each unit of gain, the group,
+# and -(its size at the end of the piece).
+Piece = tuple[bool, float, str, int]
+
+
+def sensitivity_choice(
+    structure: Structure,
+    scores: Scores,
+    target: Target,
+    *,
+    data: Any,
+    loss: Any,
+    round_to: int = 8,
+    max_sparsity: float = 0.9,
+    gain: str = "macs",
+    fractions: Sequence[float] = FRACTIONS,
+    batch_size: int = 32,
+    samples: int | None = None,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Choice:
+    """Which channels stay, so that a target costs as little loss as possible.
+
+    The channels of each group with the lowest scores are switched off, group by group and at
+    several fractions, and the growth of the loss is measured. To first order these add up, as do
+    the gains; so the groups are cut along the lower convex hulls of loss over gain, the piece that
+    costs the least loss for its gain first, until the whole choice meets the target.
+
+    Args:
+        structure: of a flat model, whose weights are changed meanwhile and put back.
+        scores: {name of a group: array of shape (channels,)} of all groups that may lose some.
+        target: macs, params or sparsity.
+        data: (x, y) or (x, y, sample_weight), or a batched dataset that can be read again and
+            again.
+        loss: as `compile` takes it, or an `Objective`.
+        round_to, max_sparsity: see `choose`.
+        gain: what the loss is spent on: "macs" (parameters, if they are the target); or "latency",
+            measured here, in turns, on int8 .tflite files of the model with one group cut and of
+            the uncut one.
+        fractions: of the channels of a group, in (0, 1), at which it is measured. A group loses
+            more than the largest one only if all have lost that, and the target is not met.
+        batch_size: of arrays.
+        samples: at most so many; None takes all.
+        progress: called as `progress(done, total)` after each measurement.
+
+    Returns:
+        {name of a group that loses channels: sorted indices of those that stay}.
+
+    Raises:
+        TypeError: the data can be read but once.
+        ValueError: the target is out of reach, or an argument out of its range.
+    """
+    _check(target, data, gain, fractions)
+    objective = objective_of(structure.model, loss)
+    limits = {name: Limits.of(structure.groups[name], round_to, max_sparsity) for name in scores}
+    _require_reach(structure, target, limits)
+    sizes = {name: _sizes(limit, fractions) for name, limit in limits.items()}
+    total = sum(map(len, sizes.values()))
+    tell = _counted(progress, 1 + total * (2 if gain == "latency" else 1))
+
+    def reading() -> Iterator[Batch]:
+        every = batches(data, structure.model, batch_size, samples)
+        return labelled(every, "the scope 'sensitivity'")
+
+    growths = _growths(structure, scores, sizes, objective, reading, tell)
+    if gain == "latency":
+        gains = _latency_saved(structure, scores, sizes, next(reading()).x, tell)
+    else:
+        gains = _cost_saved(structure, sizes, target)
+    pieces = [
+        piece
+        for name, each in sizes.items()
+        for piece in _pieces(
+            name,
+            [(gains[name, n], growths[name, n], n) for n in each],
+            limits[name].rounded(limits[name].size * (1 - max(fractions))),
+        )
+    ]
+    return kept_channels(scores, _spent(structure, target, limits, sorted(pieces)))
+
+
+def _check(target: Target, data: Any, gain: str, fractions: Sequence[float]) -> None:
+    if gain not in GAINS:
+        raise ValueError(f"unknown gain {gain!r}; {expected_one_of(str(gain), GAINS)}")
+    wanted = target.per_layer is None
+    check(wanted, "the target", "macs, params or sparsity", "per_layer", "Use another scope.")
+    fits = len(fractions) > 0 and all(0 < fraction < 1 for fraction in fractions)
+    check(fits, "fractions", "one or more numbers in (0, 1)", fractions)
+    if data is None:
+        raise ValueError(
+            "the scope 'sensitivity' needs data, as it measures the loss; received none. Pass "
+            "data=(x, y)."
+        )
+    if isinstance(data, Iterator):
+        raise TypeError(
+            f"data must be readable again and again; received a {type(data).__name__}. Pass (x, y) "
+            "arrays or a dataset."
+        )
+
+
+def _require_reach(structure: Structure, target: Target, limits: Mapping[str, Limits]) -> None:
+    """Raises unless the target is met once all groups are as small as they can be."""
+    least = {name: limit.least for name, limit in limits.items()}
+    best = _share(structure, target, limits, least)
+    if best > _wanted(target) + _SAME:
+        value, bound = (1 - best, "at most") if target.name == "sparsity" else (best, "at least")
+        raise ValueError(
+            f"{target.name}={target.value:g} is out of reach: {len(limits)} groups of channels can "
+            f"be cut, which leaves {target.name} {bound} {value:.3g}. Want less, raise "
+            "max_sparsity, lower round_to, or keep fewer layers."
+        )
+
+
+def _wanted(target: Target) -> float:
+    return 1 - target.value if target.name == "sparsity" else target.value
+
+
+def _share(
+    structure: Structure, target: Target, limits: Mapping[str, Limits], sizes: Sizes
+) -> float:
+    """What remains of MACs, parameters or channels."""
+    if target.name == "sparsity":
+        return sum(sizes.values()) / sum(limit.size for limit in limits.values())
+    return _cost(structure, target.name, sizes) / _cost(structure, target.name, {})
+
+
+def _cost(structure: Structure, name: str, sizes: Sizes) -> int:
+    macs, params = structure.cost({structure.numbers[key]: n for key, n in sizes.items()})
+    return params if name == "params" else macs
+
+
+def _sizes(limit: Limits, fractions: Sequence[float]) -> list[int]:
+    """The sizes of a group that are tried, falling, down to the least."""
+    found = {limit.rounded(limit.size * (1 - fraction)) for fraction in fractions}
+    return sorted((found | {limit.least}) - {limit.size}, reverse=True)
+
+
+def _growths(
+    structure: Structure,
+    scores: Scores,
+    sizes: Mapping[str, list[int]],
+    objective: Objective,
+    reading: Callable[[], Iterable[Batch]],
+    tell: Callable[[], None],
+) -> dict[Trial, float]:
+    """By how much the loss grows once a group alone has a size."""
+    twin = judge(structure.model, objective)
+    before = mean_loss(twin, reading())
+    check(math.isfinite(before), "the model's own loss", "finite", before)
+    tell()
+    found = {}
+    for name, each in sizes.items():
+        order = np.argsort(-scores[name], kind="stable")
+        for size in each:
+            with _switched_off(structure.groups[name], order[size:]):
+                growth = mean_loss(twin, reading()) - before
+            found[name, size] = growth if math.isfinite(growth) else _WORST
+            tell()
+    return found
+
+
+@contextlib.contextmanager
+def _switched_off(group: ChannelGroup, gone: np.ndarray):
+    """Nothing reads some channels of a group meanwhile."""
+    members = deciding(group)
+    variables = {id(member.variable): member.variable for member in members}
+    old = {key: np.array(ops.convert_to_numpy(v)) for key, v in variables.items()}
+    new = {key: value.copy() for key, value in old.items()}
+    for member in members:
+        np.moveaxis(new[id(member.variable)], member.axis, 0)[member.index[gone]] = 0
+    try:
+        for key, variable in variables.items():
+            variable.assign(new[key])
+        yield
+    finally:
+        for key, variable in variables.items():
+            variable.assign(old[key])
+
+
+def _cost_saved(
+    structure: Structure, sizes: Mapping[str, list[int]], target: Target
+) -> dict[Trial, float]:
+    """MACs that go once a group alone has a size; parameters, if they are the target."""
+    whole = _cost(structure, target.name, {})
+    return {
+        (name, size): float(whole - _cost(structure, target.name, {name: size}))
+        for name, each in sizes.items()
+        for size in each
+    }
+
+
+def _latency_saved(
+    structure: Structure,
+    scores: Scores,
+    sizes: Mapping[str, list[int]],
+    calibration: Any,
+    tell: Callable[[], None],
+) -> dict[Trial, float]:
+    """The share of the latency of the whole model that goes once a group alone has a size."""
+    from tfcompress.tflite.benchmark import benchmark
+    from tfcompress.tflite.convert import convert
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        whole = os.path.join(folder, "whole.tflite")
+        convert(structure.model, whole, precision="int8", calibration=calibration)
+        for name, each in sizes.items():
+            paths = [os.path.join(folder, f"{size}.tflite") for size in each]
+            for size, path in zip(each, paths, strict=True):
+                small = resized(structure, kept_channels(scores, {name: size}))
+                convert(small, path, precision="int8", calibration=calibration)
+                tell()
+            files = benchmark([whole, *paths], runs=20, rounds=5).files[1:]
+            pairs = zip(each, files, strict=True)
+            found.update({(name, size): 1 - file.ratio for size, file in pairs})
+    return found
+
+
+def _pieces(name: str, points: list[tuple[float, float, int]], deepest: int) -> Iterator[Piece]:
+    """The pieces of the lower convex hull of the growth of the loss over the gain.
+
+    Args:
+        name: of the group.
+        points: (gain, growth, size), with falling sizes.
+        deepest: the size where the hull ends; what comes after it is a piece of its own.
+    """
+    curve, size_at = [(0.0, 0.0)], {}
+    for gain, growth, size in points:
+        # Fewer channels never gain or cost less: where it was measured so, that is noise.
+        gain = max(gain, math.nextafter(curve[-1][0], math.inf))
+        curve.append((gain, max(growth, curve[-1][1])))
+        size_at[gain] = size
+    within = [point for point in curve if size_at.get(point[0], deepest) >= deepest]
+    for (g0, loss0), (g1, loss1) in itertools.pairwise(
+        [*lower_hull(within), *curve[len(within) :]]
+    ):
+        yield size_at[g1] < deepest, (loss1 - loss0) / (g1 - g0), name, -size_at[g1]
+
+
+def _spent(
+    structure: Structure, target: Target, limits: Mapping[str, Limits], pieces: list[Piece]
+) -> Sizes:
+    """The sizes at which the target is just met, if the first pieces are taken first."""
+    sizes = {name: limit.size for name, limit in limits.items()}
+
+    def met(changed: Sizes) -> bool:
+        return _share(structure, target, limits, {**sizes, **changed}) <= _wanted(target) + _SAME
+
+    for _, _, name, negative in pieces:
+        if met({name: -negative}):
+            between = {limits[name].rounded(n) for n in range(-negative, sizes[name])}
+            sizes[name] = next(n for n in sorted(between, reverse=True) if met({name: n}))
+            break
+        sizes[name] = -negative
+    return sizes
+
+
+def _counted(progress: Callable[[int, int], Any] | None, total: int) -> Callable[[], None]:
+    """A function that tells of one more measurement that is done."""
+    done = itertools.count(1)
+
+    def tell() -> None:
+        if progress is not None:
+            progress(next(done), total)
+
+    return tell
