@@ -93,7 +93,7 @@ def test_every_option_is_passed_on(tmp_path, monkeypatch, capsys):
     }
     capsys.readouterr()
     assert main([*given, "--overwrite", "-q"]) == 130
-    assert "2 of 5 epochs are kept: go on with --resume added." in capsys.readouterr().err
+    assert "2 epochs are kept: go on with --resume added." in capsys.readouterr().err
 
 
 def test_compress_passes_its_teacher_on(monkeypatch):

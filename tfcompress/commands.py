@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +29,7 @@ from tfcompress.options import (
     ValidationSplit,
     above_zero,
 )
-from tfcompress.terminal import Progress, emit, exit_by_check, say
+from tfcompress.terminal import Progress, emit, exit_by_check
 
 
 def compress(
@@ -72,7 +70,7 @@ def compress(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a Keras model under a recipe: pruned, clustered, quantized.
+    """Fine-tune a Keras model under a recipe: shrunk, pruned, clustered, quantized.
 
     \b
     Examples:
@@ -83,14 +81,17 @@ def compress(
       tfcompress compress model.keras --recipe distill-int8 --data train.npz --epochs 5 \\
           -o small.tflite --resume
 
-    After each epoch the state is kept beside the output; an interrupted training goes on with
-    --resume, and gives what it would have given. The file is written whole or not at all.
+    A recipe with a section shrink makes the model smaller first and trains it in float for the
+    epochs of that section; --epochs is how long it trains under the rules. After each epoch the
+    state is kept beside the output; an interrupted training goes on with --resume, and gives what
+    it would have given. The file is written whole or not at all.
     """
     with Progress(quiet) as progress:
         progress("load TensorFlow", 0, None)
         from tfcompress.fine_tuning import fine_tune
+        from tfcompress.fine_tuning.checkpoint import told_when_interrupted
 
-        with _kept_when_interrupted(output, epochs):
+        with told_when_interrupted(output):
             found = fine_tune(
                 model,
                 recipe,
@@ -217,8 +218,9 @@ def distill(
     with Progress(quiet) as progress:
         progress("load TensorFlow", 0, None)
         from tfcompress.fine_tuning import distill as run
+        from tfcompress.fine_tuning.checkpoint import told_when_interrupted
 
-        with _kept_when_interrupted(output, epochs):
+        with told_when_interrupted(output):
             found = run(
                 teacher,
                 student,
@@ -248,20 +250,6 @@ def distill(
             )
     emit(found, json)
     exit_by_check(found.check)
-
-
-@contextlib.contextmanager
-def _kept_when_interrupted(output: Path, epochs: int) -> Iterator[None]:
-    """Says how to go on with a training that is interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        from tfcompress.fine_tuning.checkpoint import Checkpoint
-
-        done = Checkpoint(f"{output}.checkpoint").epoch()
-        if done:
-            say(f"{done} of {epochs} epochs are kept: go on with --resume added.")
-        raise
 
 
 def migrate(

@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 
 from tfcompress.suggestions import did_you_mean
+from tfcompress.surgery.arguments import METHODS, SCOPES, SCORES
 
 # Known here, too, so that a slip costs no seconds of importing TensorFlow.
 PRECISIONS = ("float32", "float16", "dynamic_int8", "int8", "int16x8", "int4")
 IO_DTYPES = ("float32", "int8", "uint8", "int16")
 FORMATS = ("tflite", "onnx", "openvino")
 SCALINGS = ("none", "0_1", "-1_1")
+SHRINK_METHODS = ("channels", *METHODS, "separable")
 
 
 def one_of(option: str, choices: tuple[str, ...]) -> Callable[[str | None], str | None]:
@@ -173,7 +175,7 @@ TrainedPrecision = Annotated[
     typer.Option(
         metavar="|".join(PRECISIONS),
         callback=one_of("--precision", PRECISIONS),
-        help="What a .tflite file computes in; by default what the recipe trains for.",
+        help="What a .tflite file computes in; by default what the model was trained for.",
         show_default=False,
     ),
 ]
@@ -246,6 +248,36 @@ ValidationSplit = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Or a fraction of the data, drawn at random.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of all that is random.")]
+# Of surgery.
+Method = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SHRINK_METHODS),
+        callback=one_of("--method", SHRINK_METHODS),
+        help="Remove channels, take layers apart into smaller ones, or make convolutions "
+        "depthwise-separable.",
+    ),
+]
+Score = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(SCORES),
+        callback=one_of("--score", SCORES),
+        help="How important channels are, by default by their l2 norm; taylor, fisher and apoz "
+        "need --data.",
+        show_default=False,
+    ),
+]
+Scope = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(SCOPES),
+        callback=one_of("--scope", SCOPES),
+        help="All channels compete (global, the default), each layer loses the same fraction, or "
+        "what costs least on --data.",
+        show_default=False,
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")]
 Overwrite = Annotated[
     bool,

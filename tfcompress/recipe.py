@@ -15,6 +15,7 @@ from tfcompress.techniques import Quantize, Technique
 if TYPE_CHECKING:
     from tfcompress.distillation.settings import Distillation
     from tfcompress.search.findings import Sensitivity
+    from tfcompress.surgery.settings import Shrink
 
 __all__ = ["Recipe", "Rule", "check_rules", "matches_of", "quantize_of"]
 
@@ -28,10 +29,14 @@ class Recipe:
         distill: a `Distillation`, if the model is to learn from a teacher while it is compressed;
             a recipe may then be without rules. `compress` wraps the model as the rules say, and
             leaves training to you: fit `recipe.distill.distiller(small, teacher)`.
+        shrink: a `Shrink`, if surgery is to make the model smaller before the techniques; a recipe
+            may then be without rules, too. `tfcompress compress` does it all. In Python surgery is
+            a step of its own: `small = recipe.shrink.apply(model)`, which you train, and then
+            `compress(small, recipe.rules)`.
 
     Raises:
-        TypeError: if `rules` or `distill` is something else.
-        ValueError: if there is neither a rule nor a distillation.
+        TypeError: if `rules`, `distill` or `shrink` is something else.
+        ValueError: if there is neither a rule nor a distillation nor a shrink.
 
     Example:
         >>> recipe = Recipe([Rule("*", [Quantize(bits=8)]), Rule("head", [])])
@@ -39,6 +44,7 @@ class Recipe:
 
     rules: Sequence[Rule] = ()
     distill: "Distillation | None" = None
+    shrink: "Shrink | None" = None
 
     def __post_init__(self):
         rules = [self.rules] if isinstance(self.rules, Rule) else list(self.rules)
@@ -50,7 +56,9 @@ class Recipe:
                 )
         if self.distill is not None:
             _check_distillation(self.distill)
-        elif not rules:
+        if self.shrink is not None:
+            _check_shrink(self.shrink)
+        if not rules and self.distill is None and self.shrink is None:
             raise ValueError("a recipe must have at least one Rule; received none.")
         object.__setattr__(self, "rules", tuple(rules))
 
@@ -114,6 +122,7 @@ class Recipe:
                 for rule in self.rules
             ],
             "distill": self.distill and self.distill.get_config(),
+            "shrink": self.shrink and self.shrink.get_config(),
         }
 
     @classmethod
@@ -164,7 +173,12 @@ class Recipe:
             from tfcompress.distillation.settings import Distillation
 
             distill = Distillation.from_config(distill)
-        return cls(rules, distill)
+        shrink = config.get("shrink")
+        if shrink is not None:
+            from tfcompress.surgery.settings import Shrink
+
+            shrink = Shrink.from_config(shrink)
+        return cls(rules, distill, shrink)
 
 
 def _check_distillation(distill: Any) -> None:
@@ -173,6 +187,26 @@ def _check_distillation(distill: Any) -> None:
     if not isinstance(distill, Distillation):
         raise TypeError(
             f"distill must be a tfcompress.distillation.Distillation; received {distill!r}."
+        )
+
+
+def _check_shrink(shrink: Any) -> None:
+    from tfcompress.surgery.settings import Shrink
+
+    if not isinstance(shrink, Shrink):
+        raise TypeError(
+            f"shrink must be a tfcompress.surgery.settings.Shrink; received {shrink!r}."
+        )
+
+
+def refuse_shrink(recipe: Recipe) -> None:
+    """Raises if a recipe tells of surgery, which `compress` leaves to a step before it."""
+    if recipe.shrink is not None:
+        raise ValueError(
+            "compress takes recipes without a shrink, as the smaller model has to be trained "
+            f"before its techniques begin; received {recipe.shrink}. Write small = "
+            "recipe.shrink.apply(model), train it, then compress(small, recipe.rules); or use the "
+            "command tfcompress compress, which does it all."
         )
 
 
@@ -185,8 +219,9 @@ def check_rules(recipe: Recipe, model: keras.Model) -> None:
 
     Raises:
         ValueError: there are none, a rule matches no layer, later ones overrule it everywhere, or a
-            technique of its finds no weight that it is meant for.
+            technique of its finds no weight that it is meant for; or the recipe has a shrink.
     """
+    refuse_shrink(recipe)
     if not recipe.rules:
         raise ValueError(
             "the recipe has no rules, so that nothing would be compressed; expected at least one "

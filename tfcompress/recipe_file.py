@@ -9,7 +9,7 @@
         techniques: []
 
 Keys are the arguments of the techniques and of the functions of `tfcompress.schedules`. A section
-`distill` is described in `recipe_distill`.
+`distill` is described in `recipe_distill`, a section `shrink` in `recipe_shrink`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfcompress import recipe_distill, schedules, yaml_nodes
+from tfcompress import recipe_distill, recipe_shrink, schedules, yaml_nodes
 from tfcompress.recipe import Recipe, Rule
 from tfcompress.schedules import Schedule
 from tfcompress.suggestions import expected_one_of
@@ -34,6 +34,7 @@ from tfcompress.yaml_nodes import Node
 
 if TYPE_CHECKING:
     from tfcompress.distillation.settings import Distillation
+    from tfcompress.surgery.settings import Shrink
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "prune": Prune,
@@ -52,7 +53,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 BOUND = {"axes", "inputs", "outputs", "channels", "follows"}
 # Arguments that count optimizer steps, and may be shares of the whole training instead.
 _STEPS = {"begin", "end", "step", "frequency", "delay", "freeze"}
-_SECTIONS = ("rules", "distill")
+_SECTIONS = ("rules", "distill", "shrink")
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
 _FOLDER = resources.files("tfcompress") / "recipes"
 
@@ -124,8 +125,12 @@ def parse(content: bytes, source: str, steps: int | None = None) -> Recipe:
         if not elements:
             raise key.error("rules must hold at least one rule; received none. Add one.")
         rules = [_Reader(steps).rule(element) for element in elements]
-    distill = sections.get("distill")
-    return Recipe(rules, distill and recipe_distill.read(*distill))
+    distill, shrink = sections.get("distill"), sections.get("shrink")
+    return Recipe(
+        rules,
+        distill and recipe_distill.read(*distill),
+        shrink and recipe_shrink.read(*shrink),
+    )
 
 
 def distillation_of(content: bytes, source: str) -> "Distillation | None":
@@ -137,9 +142,25 @@ def distillation_of(content: bytes, source: str) -> "Distillation | None":
     Returns:
         The `Distillation`, or None if there is no such section.
     """
-    root = yaml_nodes.parse(content, source)
-    section = root.items("a recipe", _SECTIONS).get("distill")
+    section = _section(content, source, "distill")
     return section and recipe_distill.read(*section)
+
+
+def shrink_of(content: bytes, source: str) -> "Shrink | None":
+    """What YAML says about surgery, which no length of the training changes.
+
+    Args:
+        content, source: see `parse`.
+
+    Returns:
+        The `Shrink`, or None if there is no such section.
+    """
+    section = _section(content, source, "shrink")
+    return section and recipe_shrink.read(*section)
+
+
+def _section(content: bytes, source: str, name: str) -> tuple[Node, Node] | None:
+    return yaml_nodes.parse(content, source).items("a recipe", _SECTIONS).get(name)
 
 
 class _Reader(ArgumentReader):

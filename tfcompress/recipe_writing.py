@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import yaml
 
-from tfcompress import recipe_distill, recipe_file
+from tfcompress import recipe_distill, recipe_file, recipe_shrink
 from tfcompress.recipe import Recipe
 from tfcompress.schedules import Schedule
 from tfcompress.techniques import GroupLasso, Regularize, Technique
@@ -23,7 +23,7 @@ def to_yaml(recipe: Recipe) -> str:
 
     Raises:
         ValueError: YAML cannot tell a predicate, a type, a function or a class of one's own, also
-            among the losses of a distillation.
+            among the losses of a distillation and the scores of a shrink.
 
     Example:
         >>> print(to_yaml(Recipe.load("int8")), end="")
@@ -44,6 +44,8 @@ def to_yaml(recipe: Recipe) -> str:
             {"layers": rule.layers, "techniques": [_technique(t) for t in rule.techniques]}
         )
     told: dict[str, Any] = {}
+    if recipe.shrink is not None:
+        told["shrink"] = recipe_shrink.written(recipe.shrink)
     if recipe.distill is not None:
         told["distill"] = recipe_distill.written(recipe.distill)
     if rules:

@@ -1,6 +1,7 @@
-"""Training from files to a file: the work of `tfcompress compress` and `tfcompress distill`."""
+"""From files to a file: the work of `tfcompress compress`, `distill` and `shrink`."""
 
-from tfcompress.fine_tuning.job import distill, fine_tune
+from tfcompress.fine_tuning.calls import distill, fine_tune, shrink
 from tfcompress.fine_tuning.result import FineTuned
+from tfcompress.fine_tuning.shrunk import ShrunkFile
 
-__all__ = ["FineTuned", "distill", "fine_tune"]
+__all__ = ["FineTuned", "ShrunkFile", "distill", "fine_tune", "shrink"]

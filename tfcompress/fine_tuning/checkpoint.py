@@ -1,16 +1,20 @@
 """Where an interrupted training goes on: one file after each epoch, complete or not there."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from tfcompress import files
+from tfcompress.terminal import say
 
 _SETTINGS = "run.json"
+_MODEL, _TOLD = "model.keras", "model.json"
 _ENDING = ".weights.h5"
 
 
@@ -27,6 +31,14 @@ class Checkpoint:
     def epoch(self) -> int:
         """How many epochs are done; 0 if there is no checkpoint."""
         return max((int(path.name.split(".")[0]) for path in self._states()), default=0)
+
+    def total(self) -> int | None:
+        """How many epochs the training has; None if that was not kept."""
+        try:
+            settings = json.loads((self.folder / _SETTINGS).read_bytes())
+            return settings["epochs"] + settings["epochs_before"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def check(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
         """Whether a training can begin or go on; changes nothing.
@@ -70,6 +82,28 @@ class Checkpoint:
             raise OSError(f"cannot make the folder '{self.folder}': {error.strerror}.") from error
         files.atomic_write(self.folder / _SETTINGS, json.dumps(settings, indent=2).encode())
 
+    def keep_model(self, content: bytes, told: dict[str, Any]) -> None:
+        """Keeps the model that is trained, where no other file holds it.
+
+        Args:
+            content: of its .keras file.
+            told: what is known of it, as JSON.
+        """
+        files.atomic_write(self.folder / _TOLD, json.dumps(told, indent=2).encode())
+        files.atomic_write(self.folder / _MODEL, content)
+
+    def kept_model(self) -> tuple[bytes, dict[str, Any]] | None:
+        """What `keep_model` kept; None if the training was interrupted before."""
+        if not (self.folder / _MODEL).is_file():
+            return None
+        try:
+            told = json.loads((self.folder / _TOLD).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"'{self.folder / _TOLD}' is damaged. Begin anew with --overwrite."
+            ) from error
+        return (self.folder / _MODEL).read_bytes(), told
+
     def save(self, model: keras.Model, epoch: int) -> None:
         """Keeps the state of a model and its optimizer after an epoch, and no older one."""
         old = self._states()
@@ -96,8 +130,8 @@ class Checkpoint:
     def remove(self) -> None:
         """Removes the folder and what was written into it, nothing else."""
         if self.folder.is_dir():
-            expected = {*self._states(), self.folder / _SETTINGS}
-            expected.add(self.folder / f"unfinished{_ENDING}")
+            own = (_SETTINGS, _MODEL, _TOLD, f"unfinished{_ENDING}")
+            expected = {*self._states(), *(self.folder / name for name in own)}
             others = set(self.folder.iterdir()) - expected
             if others:
                 raise ValueError(
@@ -128,6 +162,24 @@ class Checkpoint:
                 f"a training is resumed with the settings that it began with; received others: "
                 f"{listed}. Give the same, or begin anew with --overwrite."
             )
+
+
+@contextlib.contextmanager
+def told_when_interrupted(output: str | os.PathLike[str]) -> Iterator[None]:
+    """Says how to go on with a training that is interrupted.
+
+    Args:
+        output: the file that it would have written.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        checkpoint = Checkpoint(f"{os.fspath(output)}.checkpoint")
+        done, total = checkpoint.epoch(), checkpoint.total()
+        if done:
+            kept = f"{done} of {total} epochs are" if total else _epochs(done)
+            say(f"{kept} kept: go on with --resume added.")
+        raise
 
 
 class SaveCheckpoint(keras.callbacks.Callback):

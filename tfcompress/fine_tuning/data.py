@@ -70,12 +70,16 @@ class Data:
                 f"a validation split of {fraction:g} leaves {count} of {len(self)} samples to "
                 "judge with; expected some in both parts. Choose another, such as 0.2."
             )
-        parts = np.sort(order[count:]), np.sort(order[:count])
-        first, second = (
-            Data([a[p] for a in self.inputs], [a[p] for a in self.labels], self.packed)
-            for p in parts
-        )
-        return first, second
+        return self._of(order[count:]), self._of(order[:count])
+
+    def drawn(self, count: int, seed: int) -> "Data":
+        """At most so many samples, drawn at random."""
+        return self._of(np.random.default_rng(seed).permutation(len(self))[:count])
+
+    def _of(self, rows: np.ndarray) -> "Data":
+        """Some samples, in their order."""
+        rows = np.sort(rows)
+        return Data([a[rows] for a in self.inputs], [a[rows] for a in self.labels], self.packed)
 
 
 def read(path) -> dict[str, np.ndarray]:

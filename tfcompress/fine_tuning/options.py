@@ -9,6 +9,7 @@ from typing import Any
 
 from tfcompress import __version__, files
 from tfcompress.distillation.settings import Distillation
+from tfcompress.surgery.settings import Shrink
 from tfcompress.tflite.settings import settle
 
 PathLike = str | os.PathLike[str]
@@ -16,11 +17,13 @@ PathLike = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The arguments of `fine_tune` and `distill`, which describe them.
+    """The arguments of `fine_tune`, `distill` and `shrink`, which describe them.
 
     Args:
         told: what `distill` was told about the distillation, which goes before its recipe; None
             for `fine_tune`.
+        shrink: surgery before the training, by a recipe or a command; it may come alone, with 0
+            epochs and without data.
 
     Raises:
         ValueError, OSError: if one is out of its range, or the output cannot be written.
@@ -28,7 +31,7 @@ class Options:
 
     model: PathLike
     recipe: PathLike | None
-    data: PathLike
+    data: PathLike | None
     output: PathLike
     epochs: int
     batch_size: int = 32
@@ -47,9 +50,11 @@ class Options:
     overwrite: bool = False
     teacher: PathLike | None = None
     told: Mapping[str, Any] | None = None
+    shrink: Shrink | None = None
 
     def __post_init__(self):
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        alone = self.shrink is not None and self.recipe is None
+        for name, least in (("epochs", 0 if alone else 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(
@@ -126,6 +131,16 @@ class Options:
         return found
 
     @property
+    def epochs_before(self) -> int:
+        """Epochs in float, between surgery and the techniques."""
+        return 0 if self.shrink is None else self.shrink.epochs
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of the whole training."""
+        return self.epochs_before + self.epochs
+
+    @property
     def folder(self) -> str:
         """Where the checkpoint is kept."""
         return f"{os.fspath(self.output)}.checkpoint"
@@ -152,6 +167,8 @@ class Options:
             "tfcompress": __version__,
             **{name: None if path is None else _hash(path) for name, path in read.items()},
             "recipe": recipe and hashlib.sha256(recipe).hexdigest(),
+            "shrink": self.shrink and repr(self.shrink),
+            "epochs_before": self.epochs_before,
             **{name: getattr(self, name) for name in plain},
             **{name: getattr(distillation, name, None) for name in taught},
         }

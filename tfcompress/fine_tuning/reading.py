@@ -55,15 +55,19 @@ def read(options: Options, distillation: Distillation | None, progress: Callable
     Raises:
         ValueError: a file is missing or damaged, or does not fit the others.
     """
+    if options.data is None:
+        raise ValueError(
+            f"{options.epochs} epochs of training need data; received none. Pass --data FILE."
+        )
     progress("read the data", 0, None)
     arrays = datasets.read(options.data)
     judging = options.validation_data and datasets.read(options.validation_data)
     progress("load the model", 0, None)
-    loaded = _load(options.model)
+    loaded = load(options.model)
     original = flatten(loaded)
     teaching = None
     if distillation is not None:
-        teacher = loaded if options.teacher is None else _load(options.teacher)
+        teacher = loaded if options.teacher is None else load(options.teacher)
         teaching = Teaching(distillation, teacher)
     settings = Settings(
         saved_settings(options.model),
@@ -108,7 +112,15 @@ class _Matcher:
         return datasets.match(arrays, self.model, path, names, labelled)
 
 
-def _load(path: PathLike) -> keras.Model:
+def load(path: PathLike) -> keras.Model:
+    """The model in a file.
+
+    Args:
+        path: a .keras or .h5 file.
+
+    Raises:
+        ValueError: it cannot be read, or holds nothing to train or to learn from.
+    """
     loaded = files.load_model(path)
     if isinstance(loaded, files.SavedModel):
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from tfcompress.fine_tuning.shrunk import Shrunk, costs_of, left_in, print_changes
 from tfcompress.tflite.tables import as_text, print_table
 from tfcompress.weights import Weight
 
@@ -47,7 +48,7 @@ class FineTuned:
     Attributes:
         model, recipe, output: the files, or the name of a ready recipe, or None.
         precision: of a .tflite file; None of a .keras file.
-        epochs, steps: of the training; steps are batches.
+        epochs, steps: of the whole training; steps are batches.
         resumed: epochs that an interrupted training had done.
         judged_on: which samples `before` and `after` were measured on.
         before, after: loss and metrics; without labels "distillation_loss", and "agreement": the
@@ -57,6 +58,7 @@ class FineTuned:
         bytes, zipped: size of the output, as it is and deflated.
         seconds: wall time.
         taught: what it learned from; None without a teacher.
+        shrunk: the surgery before the training; None without one.
         check: what the target says of the file; None without a target.
     """
 
@@ -77,6 +79,7 @@ class FineTuned:
     zipped: int
     seconds: float
     taught: Taught | None = None
+    shrunk: Shrunk | None = None
     check: Check | None = None
 
     @property
@@ -100,28 +103,48 @@ class FineTuned:
         from rich.console import Console
 
         console = console or Console()
-        theirs = self.taught if self.taught and self.taught.teacher else None
+        if self.shrunk is not None:
+            print_changes(console, self.shrunk.report)
+        columns = self._columns()
         rows: list[tuple[Any, ...]] = [
-            (_words(name), *(_shown(name, found.get(name)) for found in self._columns(theirs)))
+            (_words(name), *(_shown(name, found.get(name)) for found in columns.values()))
             for name in self.before
         ]
-        sizes = [("bytes", self.before_bytes, self.bytes)]
-        sizes += [("bytes, zipped", self.before_zipped, self.zipped)]
-        teachers = [theirs.bytes, theirs.zipped] if theirs else [None, None]
-        rows += [
-            (name, *(["-" if size is None else size] if theirs else []), *both)
-            for (name, *both), size in zip(sizes, teachers, strict=True)
-        ]
+        sizes = self._sizes()
+        rows += [(name, *(known.get(c, "-") for c in columns)) for name, known in sizes.items()]
         kind = f", {self.precision}" if self.precision else ""
-        columns = "what,teacher >,before >,after >" if theirs else "what,before >,after >"
-        print_table(console, f"{self.output}{kind}", columns, rows)
+        headings = ",".join(["what", *(f"{column} >" for column in columns)])
+        print_table(console, f"{self.output}{kind}", headings, rows)
         for line in self._lines():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if self.check is not None:
             self.check.render(console)
 
-    def _columns(self, theirs: Taught | None) -> list[dict[str, float]]:
-        return [*([theirs.scores] if theirs else []), self.before, self.after]
+    def _columns(self) -> dict[str, dict[str, float]]:
+        """Headings of the table, and loss and metrics below them."""
+        found = {"before": self.before, "after": self.after}
+        if self.shrunk is not None:
+            found = {"before": self.before, "shrunk": self.shrunk.scores, "after": self.after}
+        if self.taught is not None and self.taught.teacher:
+            found = {"teacher": self.taught.scores, **found}
+        return found
+
+    def _sizes(self) -> dict[str, dict[str, int]]:
+        """Rows of the table that count, with what is known of each column."""
+        sizes = {
+            "bytes": {"before": self.before_bytes, "after": self.bytes},
+            "bytes, zipped": {"before": self.before_zipped, "after": self.zipped},
+        }
+        if self.taught is not None and self.taught.bytes and self.taught.zipped:
+            sizes["bytes"]["teacher"] = self.taught.bytes
+            sizes["bytes, zipped"]["teacher"] = self.taught.zipped
+        if self.shrunk is None:
+            return sizes
+        costs = costs_of(self.shrunk.report)
+        return {
+            **{name: {"before": a, "shrunk": b, "after": b} for name, a, b in costs},
+            **sizes,
+        }
 
     def _learned(self) -> list[str]:
         """What was learned from whom, in words."""
@@ -140,7 +163,9 @@ class FineTuned:
         pruned = [w for w in self.weights if "Prune" in w.techniques]
         clustered = [w for w in self.weights if "Cluster" in w.techniques]
         under = f" under the recipe {self.recipe}" if self.recipe else ""
-        lines = [f"{self.model}{under}, measured on {self.judged_on}.", *self._learned()]
+        lines = [f"{self.model}{under}, measured on {self.judged_on}."]
+        lines += [] if self.shrunk is None else [left_in(self.shrunk.report)]
+        lines += self._learned()
         if pruned:
             count = sum(w.count for w in pruned)
             zeros = sum(round(w.sparsity * w.count) for w in pruned)
@@ -152,6 +177,8 @@ class FineTuned:
             most = max(w.unique for w in clustered)
             lines.append(f"{len(clustered)} clustered kernels have {most} values each at most.")
         resumed = f", {self.resumed} of them before it was resumed" if self.resumed else ""
+        if self.shrunk is not None and self.shrunk.epochs:
+            resumed = f", the first {self.shrunk.epochs} in float before the techniques{resumed}"
         trained = f"{_counted(self.epochs, 'epoch')}{resumed} ({_counted(self.steps, 'step')})"
         return [*lines, f"Trained {trained}; {self.seconds:.0f} seconds."]
 

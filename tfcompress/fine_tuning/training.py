@@ -21,37 +21,40 @@ def train(
     held_out: Data | None,
     options: Options,
     checkpoint: Checkpoint,
+    epochs: range,
     done: int,
     progress: Progress,
     known: str,
 ) -> None:
-    """Fits a compiled model from one epoch on, and keeps its state after each.
+    """Fits a compiled model for some epochs, and keeps its state after each.
 
     Args:
         model: what `fit` is called on.
         training: what it learns.
         held_out: what it is judged on after each epoch; None if nothing.
-        options: epochs, batch size and seed.
-        checkpoint: where states are kept; the last one is read if epochs are done.
-        done: how many are.
+        options: number of all epochs, batch size and seed.
+        checkpoint: where states are kept; the last one is read if some of these epochs are done.
+        epochs: the numbers of these epochs among all, from 0.
+        done: how many of all are done.
         progress: called as `progress(stage, done, total)`.
         known: the loss before, in words.
 
     Raises:
         ValueError: the loss became infinite, or a cache belongs to other data.
     """
-    if done:
+    if done > epochs.start:
         checkpoint.restore(model)
-    if done == options.epochs:  # only the file was not written
+    begin = max(done, epochs.start)
+    if begin == epochs.stop:  # only what follows was not done
         return
     batches = math.ceil(len(training) / options.batch_size)
     scheduled = any(hasattr(layer, "advance") for layer in layers_of(model))
     try:
         model.fit(
-            training.shuffled(options.batch_size, options.seed, range(done, options.epochs)),
+            training.shuffled(options.batch_size, options.seed, range(begin, epochs.stop)),
             steps_per_epoch=batches,
-            epochs=options.epochs,
-            initial_epoch=done,
+            epochs=epochs.stop,
+            initial_epoch=begin,
             validation_data=held_out and held_out.take(slice(None)),
             validation_batch_size=options.batch_size,
             shuffle=False,  # done already
@@ -59,7 +62,7 @@ def train(
             callbacks=[
                 _SeedEpochs(options.seed),
                 *([UpdateCompression()] if scheduled else []),
-                _ShowProgress(progress, options.epochs, batches, known, _parts_of(model)),
+                _ShowProgress(progress, options.all_epochs, batches, known, _parts_of(model)),
                 SaveCheckpoint(checkpoint),
             ],
         )

@@ -1,5 +1,7 @@
 """The files that fine-tuning writes, and what a .tflite file computes in."""
 
+import dataclasses
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import keras
 
 from tfcompress.fine_tuning.options import Options
+from tfcompress.tflite.check import Check, check
 from tfcompress.tflite.convert import convert
 from tfcompress.tflite.settings import settle
 from tfcompress.tflite.trained import quantize_techniques
@@ -34,6 +37,21 @@ def precision_of(small: keras.Model, options: Options) -> str | None:
             "quantize trains; received none. Pass --recipe, such as int8, or another --precision."
         )
     return precision
+
+
+def conversion(options: Options, precision: str | None) -> dict[str, Any]:
+    """What `content_of` makes a .tflite file with; nothing for a .keras file."""
+    if precision is None:
+        return {}
+    return {"precision": precision, "io_dtype": options.io_dtype, "target": options.target}
+
+
+def check_of(content: bytes, options: Options) -> Check | None:
+    """What the target says of the output; None without a target."""
+    if options.target is None:
+        return None
+    found = check(content, options.target)
+    return dataclasses.replace(found, path=os.fspath(options.output))
 
 
 def natural_precision(small: keras.Model) -> str:

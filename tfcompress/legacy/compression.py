@@ -5,7 +5,7 @@ from typing import Any
 from tfcompress.legacy import MOVE, import_tf_keras, import_tfmot, require_graph, settings
 from tfcompress.legacy.quantization import quantize
 from tfcompress.legacy.rebuild import Rebuild, copy_layer, kind_of, weights_by_name, wrappers_of
-from tfcompress.recipe import Recipe, matches_of
+from tfcompress.recipe import Recipe, matches_of, refuse_shrink
 from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.cluster import Cluster
 from tfcompress.techniques.prune import Prune
@@ -35,6 +35,7 @@ def compress(model: Any, recipe: Recipe) -> Any:
     Example:
         >>> pruned = compress(model, Recipe([Rule("*", [Prune(0.5)])]))  # doctest: +SKIP
     """
+    refuse_shrink(recipe)
     require_graph(model)
     if wrappers_of(model):
         raise ValueError(

@@ -1,0 +1,171 @@
+"""Shrink: what a recipe says about the surgery that comes before its techniques."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+# Keras is imported at the first use only, so that a slip in a command costs no seconds.
+from tfcompress.suggestions import expected_one_of
+from tfcompress.surgery.arguments import OPERATIONS, check_arguments
+
+if TYPE_CHECKING:
+    import keras
+
+    from tfcompress.surgery.report import SurgeryReport
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrink:
+    """Surgery that makes a model smaller: one step or several, and training after them.
+
+    Args:
+        steps: {operation: its arguments}, or pairs of these, in the order in which they are
+            applied; kept as a tuple of pairs. Operations are
+            "channels" (see `tfcompress.prune_channels`), "factorize" (see `tfcompress.factorize`)
+            and "separable" (see `tfcompress.to_separable`).
+        epochs: how long `tfcompress compress` trains the smaller model, in float, before the
+            techniques of the recipe begin.
+
+    Raises:
+        TypeError, ValueError: if there is no step, or an operation, an argument or a number is not
+            one that it takes.
+
+    Example:
+        >>> Shrink({"channels": {"macs": 0.5, "keep": ["head"]}}, epochs=5).epochs
+        5
+    """
+
+    steps: Any
+    epochs: int = 0
+
+    def __post_init__(self):
+        steps = self.steps.items() if isinstance(self.steps, Mapping) else self.steps
+        pairs = [(name, _checked(name, arguments)) for name, arguments in steps]
+        if not pairs:
+            raise ValueError(
+                f"a shrink must have at least one step of {', '.join(OPERATIONS)}; received none. "
+                "Add one, such as channels: {macs: 0.5}."
+            )
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
+            raise ValueError(
+                f"epochs must be a whole number, 0 or more; received {self.epochs!r}. 0 goes on "
+                "without training after the surgery."
+            )
+        object.__setattr__(self, "steps", tuple(pairs))
+
+    def apply(
+        self, model: keras.Model, data: Any = None, loss: Any = None, seed: int = 0
+    ) -> keras.Model:
+        """A smaller copy of a model; it is not trained.
+
+        Args:
+            model: any built Keras 3 model that `flatten` takes; it is left untouched.
+            data: (x, y), x alone or a dataset, for steps that look at data: scores of channels,
+                and "svd" factors, which then keep what a layer does with these inputs. Of several
+                inputs x is a list or a dict.
+            loss: Keras loss for scores that need one; by default that of the model.
+            seed: of what is random, where a step has none of its own.
+
+        Returns:
+            A flat Functional `keras.Model`, not compiled, whose `surgery_report` tells all steps.
+
+        Raises:
+            TypeError, ValueError: as the functions that are called.
+
+        Example:
+            >>> small = Shrink({"channels": {"macs": 0.5}}).apply(model)  # doctest: +SKIP
+            >>> print(small.surgery_report)  # doctest: +SKIP
+        """
+        from tfcompress.surgery.report import with_report
+
+        loss = getattr(model, "loss", None) if loss is None else loss
+        reports = []
+        for name, arguments in self.steps:
+            function = function_of(name)
+            taken = inspect.signature(function).parameters
+            shared = {"data": _data_for(name, arguments, data), "loss": loss, "seed": seed}
+            given = {key: value for key, value in shared.items() if key in taken}
+            model = function(model, **{**given, **arguments})
+            reports.append(model.surgery_report)
+        return with_report(model, _joined(reports))
+
+    @property
+    def samples(self) -> int | None:
+        """The most samples that a step asks for; None if none does."""
+        return max((a["samples"] for _, a in self.steps if a.get("samples")), default=None)
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings as plain data."""
+        return {"steps": [list(step) for step in self.steps], "epochs": self.epochs}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Shrink:
+        """The settings that `get_config` told."""
+        return cls([tuple(step) for step in config["steps"]], config["epochs"])
+
+    def __repr__(self) -> str:
+        epochs = f", epochs={self.epochs}" if self.epochs else ""
+        return f"Shrink({dict(self.steps)}{epochs})"
+
+    def __hash__(self) -> int:
+        return hash((tuple(name for name, _ in self.steps), self.epochs))
+
+
+def function_of(operation: str) -> Any:
+    """The function that carries out an operation.
+
+    Args:
+        operation: "channels", "factorize" or "separable".
+    """
+    name = OPERATIONS[operation]
+    return getattr(importlib.import_module(f"tfcompress.surgery.{operation}"), name)
+
+
+def _checked(operation: str, arguments: Any) -> dict[str, Any]:
+    """A copy of the arguments of an operation, once they are found right."""
+    if operation not in OPERATIONS:
+        raise ValueError(f"unknown step {operation!r}; {expected_one_of(operation, OPERATIONS)}")
+    if not isinstance(arguments, Mapping):
+        raise TypeError(
+            f"{operation} must be a dict of the arguments of {OPERATIONS[operation]}; received "
+            f"{arguments!r}."
+        )
+    check_arguments(operation, arguments)
+    found = copy.deepcopy(dict(arguments))
+    return found | {"rank": _pairs(found["rank"])} if "rank" in found else found
+
+
+def _pairs(rank: Any) -> Any:
+    """A rank with pairs as tuples, which JSON and YAML do not know."""
+    if isinstance(rank, Mapping):
+        return {layer: _pairs(each) for layer, each in rank.items()}
+    return tuple(rank) if isinstance(rank, list) else rank
+
+
+def _data_for(operation: str, arguments: Mapping[str, Any], data: Any) -> Any:
+    """What of the data an operation can look at."""
+    if operation != "factorize":
+        return data
+    if arguments.get("method", "svd") != "svd":
+        return None
+    return data[0] if isinstance(data, tuple) else data
+
+
+def _joined(reports: list[SurgeryReport]) -> SurgeryReport:
+    """One report on several steps, from before the first to after the last."""
+    from tfcompress.surgery.report import SurgeryReport
+
+    if len(reports) == 1:
+        return reports[0]
+    return SurgeryReport(
+        operation=" + ".join(report.operation for report in reports),
+        changes=tuple(change for report in reports for change in report.changes),
+        kept=tuple(dict.fromkeys(change for report in reports for change in report.kept)),
+        macs=(reports[0].macs[0], reports[-1].macs[1]),
+        params=(reports[0].params[0], reports[-1].params[1]),
+    )
