@@ -10,7 +10,12 @@ import pytest
 
 # What tests share asserts, too.
 pytest.register_assert_rewrite(
-    "callback_models", "graph_models", "opened_layers", "pruning_models", "refusals"
+    "callback_models",
+    "channel_pruning_models",
+    "graph_models",
+    "opened_layers",
+    "pruning_models",
+    "refusals",
 )
 
 

@@ -1,7 +1,5 @@
 """PruneCallback: pruning of a user's own model, in place, while it trains."""
 
-import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,18 +7,19 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.callbacks import LateStart, inner_optimizer, iterations, layers_of
+from tfcompress.callbacks import inner_optimizer, layers_of
 from tfcompress.layers import TARGETS, Compressed, require_merged, target_variables
+from tfcompress.masking import MaskedWeight, MaskingCallback
 from tfcompress.recipe import Rule
 from tfcompress.techniques.prune import Prune, as_mask, global_masks, taylor_scores
 from tfcompress.techniques.quantize import as_tensor
-from tfcompress.techniques.regularize import Penalty, Regularize
+from tfcompress.techniques.regularize import Regularize
 
 # Scores that are 0 where a weight is 0.
 OF_SIZE = ("magnitude", "l1", "l2", "max")
 
 
-class PruneCallback(LateStart):
+class PruneCallback(MaskingCallback):
     """Prunes the weights of any Keras model in place, while `fit` trains it.
 
     The model is the user's own and stays unwrapped: it needs not be flattened, and no `finalize`.
@@ -64,30 +63,18 @@ class PruneCallback(LateStart):
             )
         self.prune, self._rule = prune, Rule(layers, [prune])
         self.regularizer = None if regularizer is None else keras.regularizers.get(regularizer)
-        self._weights: list[_Pruned] = []
-        self._begun: Any = None  # the model that was pruned last
-        self._last, self._offset, self._due = -1, 0, 0.0
 
     def on_train_begin(self, logs=None):
-        iterations(self.model)
-        if self.model is not self._begun:
-            self._begun, self._last = self.model, -1
         if self.prune.learns_scores and keras.backend.backend() == "jax":
             raise ValueError(
                 f"score={self.prune.score!r} needs gradients, which a callback does not see on "
                 "JAX. Use tfcompress.compress with UpdateCompression, or another score."
             )
-        with _scope(self.model):
-            self._weights = self._find()
-        for weight in self._weights:
-            weight.attach(self.regularizer)
+        super().on_train_begin(logs)
         if self.prune.learns_scores:
             _watch(inner_optimizer(self.model.optimizer), self._weights)
-        # The step may be compiled already, without the masks.
-        _recompile(self.model)
-        self.await_start()
 
-    def _find(self) -> list["_Pruned"]:
+    def find(self) -> list["_Pruned"]:
         found: list[_Pruned] = []
         reasons = {}
         for layer in layers_of(self.model):
@@ -103,7 +90,7 @@ class PruneCallback(LateStart):
                         layer, variable
                     )
                     if reason is None and not any(x.variable is variable for x in found):
-                        found.append(_Pruned(layer, variable, self.prune))
+                        found.append(_Pruned(layer, variable, self.prune, self.regularizer))
         if not found:
             listed = "; ".join(f"{name} is {reason}" for name, reason in list(reasons.items())[:4])
             raise ValueError(
@@ -113,115 +100,40 @@ class PruneCallback(LateStart):
             )
         return found
 
-    def start(self) -> None:
-        self._offset = max(0, self._last - iterations(self.model))
-        self._update(self._step())
-
-    def on_train_batch_end(self, batch, logs=None):
-        step = self._step()
-        if step >= self._due:
-            self._update(step)
-        elif keras.backend.backend() == "jax":  # which compiles no masks into the step
-            self._apply()
-        self._last = step
-
     def on_train_end(self, logs=None):
-        averaged = inner_optimizer(self.model.optimizer).use_ema  # which come after the last step
-        if not averaged and any(weight.came_back() for weight in self._weights):
-            warnings.warn(
-                "weights that were pruned have been put back, as EarlyStopping("
-                "restore_best_weights=True) does with a less sparse epoch; they are pruned again, "
-                "and the model is not the one of that epoch. Let EarlyStopping start_from_epoch "
-                "at the end of the schedule, or train further.",
-                stacklevel=2,
-            )
-        rest = self.prune.unfinished(self._step())
-        if rest:
-            warnings.warn(
-                f"training ended before the schedule of PruneCallback did: {rest}. Go on with the "
-                "same callback, or let the schedule end earlier.",
-                stacklevel=2,
-            )
-        self._apply()
-        for weight in self._weights:
-            weight.detach()
+        super().on_train_end(logs)
         inner_optimizer(self.model.optimizer).__dict__.pop("apply", None)
-        _recompile(self.model)
 
-    def _step(self) -> int:
-        return self._offset + iterations(self.model)
+    def next_step(self, step: int) -> int | None:
+        return self.prune.next_step(step)
 
-    def _update(self, step: int) -> None:
-        """Finds the masks of a step; they depend on the weights and the step alone."""
-        following = self.prune.next_step(step)
-        self._due = float("inf") if following is None else following
-        if step >= self.prune.begins():
-            arrays = [weight.arrays() for weight in self._weights]
-            bound = [weight.prune for weight in self._weights]
-            if self.prune.together:
-                masks = global_masks(bound, arrays, step)
-            else:
-                masks = [p.mask(*each, step) for p, each in zip(bound, arrays, strict=True)]
-            for weight, mask in zip(self._weights, masks, strict=True):
-                weight.mask.assign(as_mask(mask))
-        self._apply()
-        self._last = step
+    def unfinished(self, step: int) -> str | None:
+        return self.prune.unfinished(step)
 
-    def _apply(self) -> None:
-        for weight in self._weights:
-            # Adding zero makes 0.0 of -0.0, which would zip as another value.
-            weight.variable.assign(weight.masked(as_tensor(weight.variable)) + 0.0)
+    def update(self, step: int) -> None:
+        if step < self.prune.begins():
+            return
+        arrays = [weight.arrays() for weight in self._weights]
+        bound = [weight.prune for weight in self._weights]
+        if self.prune.together:
+            masks = global_masks(bound, arrays, step)
+        else:
+            masks = [p.mask(*each, step) for p, each in zip(bound, arrays, strict=True)]
+        for weight, mask in zip(self._weights, masks, strict=True):
+            weight.mask.assign(as_mask(mask))
 
 
-class _Pruned:
-    """A weight of the user's model, its mask, and what is changed on it during `fit`."""
+class _Pruned(MaskedWeight):
+    """A weight that is pruned, and the scores that it learns."""
 
-    def __init__(self, layer, variable, prune: Prune):
+    def __init__(self, layer, variable, prune: Prune, regularizer):
         require_merged(layer)
-        self.layer, self.variable = layer, variable
+        penalty = None
+        if regularizer is not None:
+            penalty = Regularize(regularizer).bind(layer, variable.name).penalty
+        super().__init__(variable, penalty)
         self.prune = prune.bind(layer, variable.name)
-        make = {"trainable": False, "aggregation": "mean"}
-        shape, name = variable.shape, f"{variable.name}_prune"
-        ones, zeros = (keras.initializers.get(kind) for kind in ("ones", "zeros"))
-        self.mask = keras.Variable(ones, shape, "float32", name=f"{name}_mask", **make)
-        self.scores: Any = None
-        if prune.learns_scores:
-            self.scores = keras.Variable(zeros, shape, "float32", name=f"{name}_scores", **make)
-
-    def attach(self, regularizer) -> None:
-        """Lets the optimizer mask the weight after each step."""
-        if isinstance(self.variable.constraint, _Mask):  # left if a `fit` was interrupted
-            self.variable.constraint.pruned.detach()
-        self._own, self._added = (self.variable.constraint, self.variable.regularizer), regularizer
-        if regularizer is not None:
-            bound = Regularize(regularizer).bind(self.layer, self.variable.name)
-            self._added = bound.regularizer
-        if keras.backend.backend() != "jax":
-            self.variable.constraint = _Mask(self)
-        if regularizer is not None:
-            self.variable.regularizer = Penalty(self._regularize)
-
-    def detach(self) -> None:
-        """Gives the weight back as it was."""
-        self.variable.constraint, self.variable.regularizer = self._own
-
-    def constrain(self, weight):
-        """The weight under its own constraint, pruned."""
-        own = self._own[0]
-        return self.masked(as_tensor(weight) if own is None else own(weight))
-
-    def _regularize(self, weight):
-        own = self._own[1]
-        return self._added(weight) if own is None else own(weight) + self._added(weight)
-
-    def masked(self, weight):
-        """The weight, pruned; a product would make -0.0 of negative ones."""
-        return ops.where(as_tensor(self.mask) > 0, weight, ops.zeros_like(weight))
-
-    def came_back(self) -> bool:
-        """Whether something else than the optimizer wrote into what is pruned."""
-        pruned = as_tensor(self.mask) == 0
-        return bool(ops.any(ops.logical_and(pruned, as_tensor(self.variable) != 0)))
+        self.scores: Any = self.beside("scores", "zeros") if prune.learns_scores else None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The weight and its scores, of which those of groups that were pruned are the least."""
@@ -244,16 +156,6 @@ class _Pruned:
             self.scores.assign(taylor_scores(old, product))
 
 
-class _Mask(keras.constraints.Constraint):
-    """What lets the optimizer mask a weight after each step."""
-
-    def __init__(self, pruned: _Pruned):
-        self.pruned = pruned
-
-    def __call__(self, w):
-        return self.pruned.constrain(w)
-
-
 def _watch(optimizer, weights: list[_Pruned]) -> None:
     """Shows the weights their gradients whenever the optimizer applies them."""
     optimizer.__dict__.pop("apply", None)  # left there if a `fit` was interrupted
@@ -268,14 +170,3 @@ def _watch(optimizer, weights: list[_Pruned]) -> None:
         return apply(grads, trainable_variables)
 
     optimizer.apply = watch_and_apply
-
-
-def _recompile(model) -> None:
-    """Lets a running `fit` go on with a training step that is compiled anew."""
-    model.make_train_function(force=True)
-
-
-def _scope(model):
-    """Where variables of a distributed model are made."""
-    strategy = getattr(model, "distribute_strategy", None)
-    return contextlib.nullcontext() if strategy is None else strategy.scope()

@@ -33,7 +33,7 @@ def prune_channels(
     score: Score = "l2",
     scope: str = "global",
     round_to: int = 8,
-    max_sparsity: float = 0.9,
+    max_sparsity: float | Mapping[str, float] = 0.9,
     keep: Iterable[str] = (),
     data: Any = None,
     loss: Any = None,
@@ -61,7 +61,8 @@ def prune_channels(
         scope: "global": all channels compete; "local": each layer loses the same fraction;
             "sensitivity": each layer loses what costs least, by trying it on `data`.
         round_to: the number of channels that stay in a layer is a multiple of it, or all.
-        max_sparsity: no layer loses more than this fraction; `per_layer` goes before it.
+        max_sparsity: no layer loses more than this fraction; `per_layer` goes before it. Or
+            {name of a group: fraction}, where other groups stay whole.
         keep: names of layers, or patterns such as "stem*", whose channels stay.
         data: (x, y) or a dataset of batches as for `model.evaluate`, for scores and scopes that
             need it; x alone for "apoz".
@@ -92,7 +93,7 @@ def prune_channels(
     structure = Structure(opened(model))
     structure.keep(kept_names(structure, keep))
     if not structure.prunable():
-        raise ValueError(_nothing_to_prune(structure))
+        raise ValueError(nothing_to_prune(structure))
     if scope == "sensitivity" or score in ("taylor", "fisher"):
         loss = objective(model, loss)
     settings = {"data": data, "loss": loss, "batch_size": batch_size, "samples": samples}
@@ -106,13 +107,17 @@ def prune_channels(
     return with_report(small, report_of("prune_channels", structure, choice))
 
 
-def check_settings(scope: str, round_to: int, max_sparsity: float) -> None:
+def check_settings(scope: str, round_to: int, max_sparsity: float | Mapping[str, float]) -> None:
     """Raises a ValueError unless settings of `prune_channels` are in their ranges."""
     scopes = (*SCOPES, "sensitivity")
     if scope not in scopes:
         raise ValueError(f"unknown scope {scope!r}; {expected_one_of(str(scope), scopes)}")
     whole = isinstance(round_to, int) and not isinstance(round_to, bool) and round_to >= 1
     check(whole, "round_to", "a whole number, 1 or more", round_to, "8 suits most kernels.")
+    if isinstance(max_sparsity, Mapping):
+        for name, share in max_sparsity.items():
+            check(0 <= share <= 1, f"max_sparsity[{name!r}]", "in [0, 1]", share)
+        return
     mend = "Did you mean 0.9?" if max_sparsity == 90 else "0.9 is usual."
     check(0 < max_sparsity <= 1, "max_sparsity", "in (0, 1]", max_sparsity, mend)
 
@@ -164,7 +169,7 @@ def report_of(operation: str, structure: Structure, choice: Choice) -> SurgeryRe
     return SurgeryReport(operation, tuple(changes), tuple(kept), costs[0], costs[1])
 
 
-def _nothing_to_prune(structure: Structure) -> str:
+def nothing_to_prune(structure: Structure) -> str:
     reasons = [f"{group.makers[0]}: {group.kept}" for group in structure.groups.values()]
     listed = "; ".join(reasons[:4]) or "no layer makes any"
     return (

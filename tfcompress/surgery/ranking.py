@@ -79,7 +79,7 @@ def choose(
     *,
     scope: str = "global",
     round_to: int = 8,
-    max_sparsity: float = 0.9,
+    max_sparsity: float | Mapping[str, float] = 0.9,
 ) -> Choice:
     """Which channels stay, so that a target is met.
 
@@ -94,7 +94,7 @@ def choose(
         target: macs and params are met or undercut; sparsity as near as rounding allows.
         scope: "global" or "local".
         round_to: the channels that stay are a multiple of it, or all. Heads are not rounded.
-        max_sparsity: of any group.
+        max_sparsity: of any group; or of each one by its name, where others stay whole.
 
     Returns:
         {name of a group that loses channels: sorted indices of those that stay}.
@@ -144,10 +144,14 @@ class Limits:
     step: int
 
     @classmethod
-    def of(cls, group: ChannelGroup, round_to: int, max_sparsity: float) -> Limits:
+    def of(
+        cls, group: ChannelGroup, round_to: int, max_sparsity: float | Mapping[str, float]
+    ) -> Limits:
         step = 1
         if group.unit == "channels":
             step = round_to // math.gcd(round_to, group.repeats)
+        if isinstance(max_sparsity, Mapping):
+            max_sparsity = max_sparsity.get(group.name, 0.0)
         least = max(1, math.ceil(group.size * (1 - max_sparsity) - 1e-9))
         return cls(group.size, min(group.size, math.ceil(least / step) * step), step)
 

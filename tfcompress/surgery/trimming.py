@@ -44,7 +44,7 @@ def sensitivity_choice(
     data: Any,
     loss: Any,
     round_to: int = 8,
-    max_sparsity: float = 0.9,
+    max_sparsity: float | Mapping[str, float] = 0.9,
     gain: str = "macs",
     fractions: Sequence[float] = FRACTIONS,
     batch_size: int = 32,

@@ -1,0 +1,261 @@
+"""ChannelPruning: whole channels driven to zero in a user's own model, while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress import schedules
+from tfcompress.callbacks import inner_optimizer, models_of
+from tfcompress.masking import MaskedWeight, MaskingCallback
+from tfcompress.schedules import Schedule
+from tfcompress.suggestions import expected_one_of
+from tfcompress.surgery.channel_masks import ChannelMasks, Flags, GrowingLasso
+from tfcompress.surgery.channels import check_settings
+from tfcompress.surgery.groups import ChannelGroup
+from tfcompress.surgery.judging import objective
+from tfcompress.surgery.ranking import SCOPES, Target, choose
+from tfcompress.surgery.scores import check_score, score_groups
+from tfcompress.techniques.technique import check
+
+METHODS = ("masks", "group_lasso")
+
+
+class ChannelPruning(MaskingCallback):
+    """Drives whole channels to zero in any Keras model, in place, while `fit` trains it.
+
+    The model is the user's own and keeps its shape; `tfcompress.remove_dead_channels` then makes a
+    smaller one of it that computes the same. Channels that belong together go together, see
+    `tfcompress.prune_channels`; a channel that is gone stays so. Those that a normalization mixes,
+    as LayerNormalization does along the channels, cannot be removed exactly and stay.
+
+    With the method "masks" ever more channels, those with the lowest scores, are set to zero after
+    every optimizer step (gradual as Zhu and Gupta 2017, arXiv:1710.01878). With "group_lasso" the
+    channels that are to go get a penalty on their norm (Wen et al. 2016, arXiv:1608.03665) that
+    grows step by step (Wang et al. 2021, arXiv:2012.09243) and drives them towards zero; at the
+    end of the schedule they are set to zero. The logs get `channel_sparsity`, the fraction of
+    channels that are zero, and `macs`, the share of the model's MACs that would remain.
+
+    The step is `optimizer.iterations`; several fits, interrupted ones and `EarlyStopping` are
+    treated as `PruneCallback` does. Train further after the schedule, as quality falls on the way.
+
+    Args:
+        macs, params: the share of the model's that is to remain, such as 0.5.
+        sparsity: the fraction of channels that are to go.
+        per_layer: {name of a layer: fraction of its channels that are to go}.
+        method: "masks" or "group_lasso". The latter is not available on JAX.
+        score: importance of channels, as of `tfcompress.prune_channels`.
+        scope: "global": all channels compete; "local": each layer loses the same fraction.
+        schedule: how far the way to the target is at a step: a schedule of
+            `tfcompress.schedules` with values in [0, 1] that ends with 1. By default it begins
+            with the first `fit` and ends after half of its steps: cubic for "masks", linear for
+            "group_lasso".
+        frequency: steps between updates of this default; None takes 100, or fewer so that there
+            are ten updates.
+        strength: of the penalty at the end of the schedule.
+        round_to: the number of channels that stay in a layer is a multiple of it, or all.
+        max_sparsity: no layer loses more than this fraction; `per_layer` goes before it.
+        keep: names of layers, or patterns such as "stem*", whose channels stay.
+        data: (x, y) or a dataset of batches, for scores that need it; x alone for "apoz".
+        loss: Keras loss for these; by default the one that the model is compiled with.
+        batch_size: of arrays.
+        samples: at most so many of `data`.
+        seed: of random scores.
+
+    Raises:
+        TypeError: `schedule` is no schedule.
+        ValueError: an argument is out of its range; or, at the start of `fit`, the model cannot
+            be flattened, a layer does not exist, or the target is out of reach.
+
+    Example:
+        >>> model.fit(x, y, callbacks=[ChannelPruning(macs=0.5)])  # doctest: +SKIP
+        >>> small = tfcompress.remove_dead_channels(model)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        *,
+        macs: float | None = None,
+        params: float | None = None,
+        sparsity: float | None = None,
+        per_layer: Mapping[str, float] | None = None,
+        method: str = "masks",
+        score: str | Callable[[ChannelGroup], np.ndarray] = "l2",
+        scope: str = "global",
+        schedule: Schedule | None = None,
+        frequency: int | None = None,
+        strength: float = 0.03,
+        round_to: int = 8,
+        max_sparsity: float = 0.9,
+        keep: Iterable[str] = (),
+        data: Any = None,
+        loss: Any = None,
+        batch_size: int = 32,
+        samples: int | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.target = Target(macs, params, sparsity, per_layer)
+        check_settings(scope, round_to, max_sparsity)
+        check_score(score, data)
+        for name, value, known in (("method", method, METHODS), ("scope", scope, SCOPES)):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; {expected_one_of(str(value), known)}")
+        _check_growth(schedule, frequency, strength)
+        self.method, self.schedule, self.frequency = method, schedule, frequency
+        self.strength, self.keep = float(strength), [keep] if isinstance(keep, str) else list(keep)
+        self._score, self._loss = score, loss
+        limits = {"scope": scope, "round_to": round_to, "max_sparsity": max_sparsity}
+        judged = {"data": data, "batch_size": batch_size, "samples": samples, "seed": seed}
+        self._limits: dict[str, Any] = limits
+        self._judged: dict[str, Any] = judged
+        self._followed: Any = None  # the schedule; the default one is known in `start`
+        self._epoch = 0
+        self._shares: dict[str, float] = {}
+
+    def on_train_begin(self, logs=None):
+        if self.method == "group_lasso" and keras.backend.backend() == "jax":
+            raise ValueError(
+                "method='group_lasso' has a strength that grows, which a training step that JAX "
+                "compiles does not see. Use method='masks'."
+            )
+        if self.model is not self._begun:
+            self._followed = self.schedule
+        super().on_train_begin(logs)
+
+    def find(self) -> Sequence[MaskedWeight]:
+        models = models_of(self.model)
+        if len(models) != 1:
+            raise ValueError(
+                f"ChannelPruning prunes one model; received '{self.model.name}', which trains "
+                f"{len(models)}. Prune them one after the other, each in a fit of its own."
+            )
+        judged_by_loss = self._score in ("taylor", "fisher")
+        self._judged["loss"] = objective(self.model, self._loss) if judged_by_loss else None
+        self._channels = masks = ChannelMasks(models[0], self.keep)
+        self._lasso = GrowingLasso(masks) if self.method == "group_lasso" else None
+        # Raises now if no scores at all could lead to the target.
+        choose(masks.structure, _any_scores(masks), self.target, **self._limits)
+        return masks.weights
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        super().on_epoch_begin(epoch, logs)
+
+    def start(self) -> None:
+        if self._followed is None:
+            self._followed = self._default_schedule()
+        super().start()
+
+    def _default_schedule(self) -> Schedule:
+        """From now to the middle of this `fit`."""
+        steps = (self.params or {}).get("steps")
+        if steps is None:
+            raise ValueError(
+                "the number of steps of an epoch must be known for the default schedule; received "
+                "data of unknown length. Pass steps_per_epoch to fit, or schedule="
+                "tfcompress.schedules.polynomial(0.0, 1.0, end=...)."
+            )
+        optimizer = inner_optimizer(self.model.optimizer)
+        whole = steps * (self.params["epochs"] - self._epoch)
+        whole //= getattr(optimizer, "gradient_accumulation_steps", None) or 1
+        curve = schedules.polynomial if self.method == "masks" else schedules.linear
+        begin = self._step()
+        return curve(0.0, 1.0, begin=begin, end=begin + whole // 2, frequency=self.frequency)
+
+    def next_step(self, step: int) -> int | None:
+        return self._followed.next_update(step)
+
+    def unfinished(self, step: int) -> str | None:
+        schedule = self._followed
+        if schedule is None or schedule.at(step) == 1:
+            return None
+        end = schedule.begin if schedule.end is None else schedule.end
+        what = "channels" if self.method == "masks" else "penalty, so that no channel is zero yet"
+        return f"{schedule.at(step):.0%} of the {what}; the rest is due at step {end}"
+
+    def update(self, step: int) -> None:
+        share = self._followed.at(step)
+        masks = self._channels
+        gone = masks.gone()
+        if self._lasso is None:
+            gone = _either(gone, self._going(_on_the_way(self.target, share), gone))
+        else:
+            going = self._going(self.target if share > 0 else None, gone)
+            self._lasso.set(self.strength * share if share < 1 else 0.0, going)
+            gone = _either(gone, going) if share == 1 else gone
+        masks.mask(gone)
+        self._shares = masks.shares(gone)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs.update(self._shares)
+
+    def _going(self, target: Target | None, gone: Flags) -> Flags:
+        """The channels that a target takes, those that are gone first."""
+        masks = self._channels
+        if target is None:
+            return {name: np.zeros(group.size, bool) for name, group in masks.groups.items()}
+        masks.refresh()
+        found = score_groups(masks.structure, self._score, **self._judged)
+        scores = {name: _lowered(values, gone[name]) for name, values in found.items()}
+        choice = choose(masks.structure, scores, target, **self._limits)
+        return {
+            name: ~np.isin(np.arange(group.size), choice.get(name, np.arange(group.size)))
+            for name, group in masks.groups.items()
+        }
+
+
+def _check_growth(schedule: Any, frequency: int | None, strength: float) -> None:
+    number = isinstance(strength, int | float) and not isinstance(strength, bool)
+    check(number and strength > 0, "strength", "a number above 0", strength, "0.03 is usual.")
+    whole = isinstance(frequency, int) and not isinstance(frequency, bool) and frequency >= 1
+    check(frequency is None or whole, "frequency", "a whole number of steps", frequency)
+    if schedule is None:
+        return
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            "schedule must be one of tfcompress.schedules, such as polynomial(0.0, 1.0, "
+            f"end=2000); received {schedule!r}."
+        )
+    if frequency is not None:
+        raise ValueError(
+            f"a schedule has a frequency of its own; received frequency={frequency!r} with one. "
+            "Give it to the schedule."
+        )
+    values = [schedule.initial, schedule.final, *(value for _, value in schedule.points)]
+    if schedule.final != 1 or min(values) < 0 or max(values) > 1:
+        raise ValueError(
+            "schedule must tell how far the way to the target is, in [0, 1], and end with 1; "
+            f"received one with values from {min(values):g} to {max(values):g} that ends with "
+            f"{schedule.final:g}. Say how small the model is to become by macs, params, sparsity "
+            "or per_layer."
+        )
+
+
+def _on_the_way(target: Target, share: float) -> Target | None:
+    """What is wanted when a share of the way to a target is done; None if nothing yet."""
+    if share < 1e-6 or share == 1:
+        return target if share == 1 else None
+    if target.per_layer is not None:
+        return Target(per_layer={name: share * x for name, x in target.per_layer.items()})
+    value = target.value
+    wanted = share * value if target.name == "sparsity" else 1 - share * (1 - value)
+    return Target(**{target.name: wanted})  # type: ignore[arg-type]
+
+
+def _any_scores(masks: ChannelMasks) -> dict[str, np.ndarray]:
+    return {name: np.ones(group.size) for name, group in masks.groups.items()}
+
+
+def _lowered(scores: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """Scores of which those of channels that are gone are the least."""
+    lowest = min(0.0, float(np.min(scores))) - 1e-6 * (float(np.mean(np.abs(scores))) or 1.0)
+    return np.where(gone, lowest, scores)
+
+
+def _either(a: Flags, b: Flags) -> Flags:
+    return {name: a[name] | b[name] for name in a}
