@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from tfcompress.recipe import Recipe, Rule
     from tfcompress.search.findings import Sensitivity
     from tfcompress.search.sensitivity import sensitivity
+    from tfcompress.surgery.channel_callback import ChannelPruning
+    from tfcompress.surgery.channels import prune_channels
+    from tfcompress.surgery.dead import remove_dead_channels
+    from tfcompress.surgery.factorize import factorize
+    from tfcompress.surgery.folding import fold_batch_norm
+    from tfcompress.surgery.iterative import prune_channels_iteratively
+    from tfcompress.surgery.profiling import profile
+    from tfcompress.surgery.separable import to_separable
+    from tfcompress.surgery.settings import Shrink
     from tfcompress.targets import list_targets, load_target
     from tfcompress.techniques import (
         Cluster,
@@ -63,6 +72,15 @@ _HOMES = {
     "tfcompress.recipe": ["Recipe", "Rule"],
     "tfcompress.search.findings": ["Sensitivity"],
     "tfcompress.search.sensitivity": ["sensitivity"],
+    "tfcompress.surgery.channel_callback": ["ChannelPruning"],
+    "tfcompress.surgery.channels": ["prune_channels"],
+    "tfcompress.surgery.dead": ["remove_dead_channels"],
+    "tfcompress.surgery.factorize": ["factorize"],
+    "tfcompress.surgery.folding": ["fold_batch_norm"],
+    "tfcompress.surgery.iterative": ["prune_channels_iteratively"],
+    "tfcompress.surgery.profiling": ["profile"],
+    "tfcompress.surgery.separable": ["to_separable"],
+    "tfcompress.surgery.settings": ["Shrink"],
     "tfcompress.targets": ["list_targets", "load_target"],
     "tfcompress.techniques": [
         "Cluster",
@@ -82,6 +100,7 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ChannelPruning",
     "Cluster",
     "CompressionLogger",
     "Distiller",
@@ -96,6 +115,7 @@ __all__ = [
     "Rule",
     "SelfDistiller",
     "Sensitivity",
+    "Shrink",
     "Technique",
     "TensorMetadata",
     "UpdateCompression",
@@ -107,15 +127,22 @@ __all__ = [
     "compress",
     "convert",
     "distillation",
+    "factorize",
     "finalize",
     "flatten",
+    "fold_batch_norm",
     "init_from_teacher",
     "inspect",
     "list_targets",
     "load_target",
+    "profile",
+    "prune_channels",
+    "prune_channels_iteratively",
     "quantize_aware",
+    "remove_dead_channels",
     "schedules",
     "sensitivity",
+    "to_separable",
     "verify",
 ]
 

@@ -19,6 +19,8 @@ from tfcompress.acceptance import command as acceptance_command
 from tfcompress.android import command as android_command
 from tfcompress.microcontroller import command as microcontroller_command
 from tfcompress.options import Json, Quiet
+from tfcompress.surgery import command as surgery_command
+from tfcompress.surgery import shrink_command
 from tfcompress.terminal import Progress, emit
 
 # Plain help: quick to make, and the same in a terminal, a pipe and a narrow window.
@@ -63,6 +65,7 @@ def _root(
       tfcompress demo
       tfcompress compress model.keras --recipe int8 --data train.npz --epochs 5 -o small.tflite
       tfcompress distill teacher.keras student.keras --data train.npz --epochs 5 -o small.tflite
+      tfcompress shrink model.keras --macs 0.5 --data train.npz --epochs 5 -o small.keras
       tfcompress convert model.keras -o model.tflite --precision float16
       tfcompress verify model.keras model.tflite --data x_test.npy
       tfcompress check model.tflite --target edge_tpu
@@ -76,11 +79,13 @@ def _root(
 
 app.command()(commands.compress)
 app.command()(commands.distill)
+app.command()(shrink_command.shrink)
 app.command()(commands.migrate)
 app.command()(file_commands.convert)
 app.command()(file_commands.inspect)
 app.command()(file_commands.verify)
 app.command()(file_commands.benchmark)
+app.command()(surgery_command.profile)
 app.command()(target_commands.check)
 app.command()(target_commands.targets)
 app.command()(acceptance_command.accept)

@@ -1,0 +1,188 @@
+"""The Keras layers that the factors of a kernel become."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from tfcompress.copying import copy_operation, copy_weights
+from tfcompress.parts import fill
+
+CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One of the steps that take the place of a layer.
+
+    Attributes:
+        call: a new layer, or a function of `keras.ops` that has no weights.
+        weights: name of an attribute of the layer -> its value, an array or the old variable.
+    """
+
+    call: Callable[[Any], Any]
+    weights: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def call_parts(parts: Sequence[Part], x, trainable: bool = True) -> Any:
+    """Calls new parts one after the other on a symbolic tensor, and fills their weights.
+
+    Args:
+        parts: that have not been called yet.
+        x: what the layer in whose place they are was called on.
+        trainable: whether the arrays among their weights train.
+    """
+    for part in parts:
+        x = part.call(x)
+        for name, value in part.weights.items():
+            variable = getattr(part.call, name)
+            is_new = not isinstance(value, keras.Variable)
+            fill(variable, value)
+            if is_new and not trainable:
+                variable.trainable = False
+    return x
+
+
+def dense(layer, units: int, name: str, **settings) -> layers.Dense:
+    """A Dense with the settings of a layer's kernel."""
+    return layers.Dense(units, name=name, **_kernel_settings(layer), **settings)
+
+
+def convolution(
+    layer, filters: int, name: str, kernel_size, like: Iterable[int] = (), **settings
+) -> Any:
+    """A convolution of a layer's kind and data format.
+
+    Args:
+        layer: a Conv1D, Conv2D or Conv3D.
+        filters: of the new one.
+        name: of the new one.
+        kernel_size: of the new one.
+        like: axes along which it moves as the layer does, with its strides and dilation; along the
+            others it goes from place to place.
+        settings: more of the new one.
+    """
+    along = set(like)
+    return type(layer)(
+        filters,
+        kernel_size,
+        strides=tuple(s if i in along else 1 for i, s in enumerate(layer.strides)),
+        dilation_rate=tuple(d if i in along else 1 for i, d in enumerate(layer.dilation_rate)),
+        padding=layer.padding if along else "valid",
+        data_format=layer.data_format,
+        name=name,
+        **_kernel_settings(layer),
+        **settings,
+    )
+
+
+def depthwise(layer, name: str) -> Any:
+    """A depthwise convolution with the kernel size, strides and padding of a layer."""
+    kind = layers.DepthwiseConv1D if layer.rank == 1 else layers.DepthwiseConv2D
+    settings = _kernel_settings(layer)
+    return kind(
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+        depthwise_initializer=settings.pop("kernel_initializer"),
+        depthwise_regularizer=settings.pop("kernel_regularizer"),
+        use_bias=False,
+        name=name,
+        **settings,
+    )
+
+
+def ending(layer) -> dict[str, Any]:
+    """The settings of the last part: bias and activation of the layer."""
+    settings = {
+        "activity_regularizer": layer.activity_regularizer,
+        "bias_initializer": layer.bias_initializer,
+        "bias_regularizer": layer.bias_regularizer,
+        "bias_constraint": layer.bias_constraint,
+        "activation": _activation(layer),
+    }
+    if isinstance(layer, layers.EinsumDense):
+        return settings
+    return {**settings, "use_bias": layer.use_bias}
+
+
+def bias_of(layer) -> dict[str, Any]:
+    """The weights of the last part beside its kernel."""
+    return {} if layer.bias is None else {"bias": layer.bias}
+
+
+def closing(layer, name: str) -> layers.Layer:
+    """The activation of a layer, as the last part where its bias is added elsewhere."""
+    return layers.Activation(
+        _activation(layer) or "linear",
+        activity_regularizer=layer.activity_regularizer,
+        name=name,
+        dtype=layer.dtype_policy,
+    )
+
+
+def einsum(layer, equation: str, output_shape, name: str, **settings) -> layers.EinsumDense:
+    """An EinsumDense with the settings of a layer's kernel."""
+    return layers.EinsumDense(
+        equation, output_shape, name=name, **_kernel_settings(layer), **settings
+    )
+
+
+def embedding(layer, units: int, name: str) -> layers.Embedding:
+    """An Embedding of the same tokens with fewer units."""
+    return layers.Embedding(
+        layer.input_dim,
+        units,
+        embeddings_initializer=_initializer(layer.embeddings_initializer),
+        embeddings_regularizer=layer.embeddings_regularizer,
+        mask_zero=layer.mask_zero,
+        name=name,
+        dtype=layer.dtype_policy,
+        trainable=layer.trainable,
+    )
+
+
+def kernel_of(layer) -> keras.Variable:
+    """The variable of a layer that is taken apart."""
+    return layer.embeddings if isinstance(layer, layers.Embedding) else layer.kernel
+
+
+def array_of(layer) -> np.ndarray:
+    """The kernel of a layer in float64."""
+    return np.asarray(keras.ops.convert_to_numpy(kernel_of(layer))).astype("float64")
+
+
+def _kernel_settings(layer) -> dict[str, Any]:
+    """What new kernels take over; a constraint on the old one means nothing for its factors."""
+    is_embedding = isinstance(layer, layers.Embedding)
+    name = "embeddings" if is_embedding else "kernel"
+    return {
+        "kernel_initializer": _initializer(getattr(layer, f"{name}_initializer")),
+        "kernel_regularizer": getattr(layer, f"{name}_regularizer"),
+        "dtype": layer.dtype_policy,
+        "trainable": layer.trainable,
+    }
+
+
+def _initializer(initializer) -> Any:
+    """The same one if it takes any shape."""
+    is_random = "random_initializers" in type(initializer).__module__
+    return initializer if is_random else "glorot_uniform"
+
+
+def _activation(layer) -> Any:
+    """The activation of a layer; if it is a layer itself, a copy with weights of its own."""
+    if not isinstance(layer.activation, keras.Layer):
+        return layer.activation
+    twin = copy_operation(layer.activation)
+    if layer.activation.built:
+        twin.build(layer.activation.get_build_config()["input_shape"])
+    copy_weights([(layer.activation, twin)])
+    return twin

@@ -1,0 +1,249 @@
+"""Convolutions taken apart as tensors: Tucker-2, CP, and a column and a row."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from keras import layers
+
+from tfcompress.surgery import decompositions, ranks
+from tfcompress.surgery.cp import cp, cp_error, cp_full_rank
+from tfcompress.surgery.factor_layers import (
+    CONVOLUTIONS,
+    Part,
+    array_of,
+    bias_of,
+    convolution,
+    depthwise,
+    ending,
+)
+from tfcompress.surgery.factor_sites import Cost, MatrixSite, Rank, Site
+from tfcompress.surgery.shapes import positions, size
+
+# By how much the rank of a CP grows as long as it keeps too little energy.
+_GROWTH = 1.2
+
+
+class TuckerSite(Site):
+    """A convolution as a 1x1 one into fewer channels, a small one, and a 1x1 one out of them."""
+
+    kinds = CONVOLUTIONS
+    spatial = True
+
+    @property
+    def full(self) -> tuple[int, int]:
+        *_, inputs, outputs = self.layer.kernel.shape
+        return int(outputs), int(inputs)
+
+    @property
+    def least(self) -> tuple[int, int]:
+        return 1, 1
+
+    def cost(self, rank: Rank) -> Cost:
+        out, into = rank if isinstance(rank, tuple) else (rank, rank)
+        *area, inputs, outputs = self.layer.kernel.shape
+        first, core, last = inputs * into, size(area) * into * out, out * outputs
+        read = sum(positions(x, self.layer.data_format) for x, _ in self.calls)
+        macs = read * first + self.places * (core + last)
+        return Cost(macs, first + core + last + self.biases)
+
+    @functools.cached_property
+    def ladder(self) -> tuple[list[tuple[int, int]], np.ndarray]:
+        """From ranks (1, 1) on the one grows that brings more energy; what is lost, about."""
+        options, out, into = self._losses
+        return options, out + into - out * into
+
+    @functools.cached_property
+    def _losses(self) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
+        out, into = decompositions.tucker_energies(array_of(self.layer))
+        return tucker_ladder(out, into)
+
+    def rank_for(self, energy: float) -> tuple[int, int]:
+        """Cutting both sides loses at most the sum of what cutting each of them loses."""
+        options, out, into = self._losses
+        return options[ranks.first_within(out + into, energy)]
+
+    def noiseless(self) -> tuple[int, int]:
+        out, into = decompositions.tucker_energies(array_of(self.layer))
+        found = [
+            ranks.evbmf(values, (len(values), self.weights // len(values)))
+            for values in (out, into)
+        ]
+        return max(1, found[0]), max(1, found[1])
+
+    def text(self, rank: Rank) -> str:
+        (out, into), (outputs, inputs) = rank, self.full  # type: ignore[misc]
+        return f"ranks {out} of {outputs} (out) and {into} of {inputs} (in)"
+
+    def parts(self, rank: Rank) -> tuple[list[Part], float]:
+        out, into = rank  # type: ignore[misc]
+        layer, kernel = self.layer, array_of(self.layer)
+        first, core, last = decompositions.tucker2(kernel, (out, into))
+        kept = float(np.sum(core**2)) / max(float(np.sum(kernel**2)), 1e-300)
+        names = [self.name(f"{layer.name}_{end}") for end in ("in", "core")]
+        along = range(layer.rank)
+        made = [
+            Part(convolution(layer, into, names[0], 1, use_bias=False), {"kernel": first}),
+            Part(
+                convolution(layer, out, names[1], layer.kernel_size, along, use_bias=False),
+                {"kernel": core},
+            ),
+            Part(
+                convolution(layer, layer.filters, layer.name, 1, **ending(layer)),
+                {"kernel": last, **bias_of(layer)},
+            ),
+        ]
+        return made, min(kept, 1.0)
+
+
+def tucker_ladder(
+    out: np.ndarray, into: np.ndarray
+) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
+    """Pairs of ranks, and the share of energy that each loses out and in.
+
+    Args:
+        out, into: squared singular values of the unfoldings, largest first.
+    """
+    steps = sorted(
+        [(float(value), 1, -place) for place, value in enumerate(into) if place > 0]
+        + [(float(value), 0, -place) for place, value in enumerate(out) if place > 0]
+    )
+    rank = [len(out), len(into)]
+    options = [(rank[0], rank[1])]
+    for _, side, _ in steps:
+        rank[side] -= 1
+        options.append((rank[0], rank[1]))
+    options.reverse()
+    by_rank = [ranks.lost_by_rank(values) for values in (out, into)]
+    lost = np.array([[by_rank[side][pair[side] - 1] for pair in options] for side in (0, 1)])
+    return options, lost[0], lost[1]
+
+
+class CpSite(Site):
+    """A convolution as a 1x1 one, a depthwise one, and a 1x1 one."""
+
+    kinds = (layers.Conv1D, layers.Conv2D)
+    spatial = True
+
+    @classmethod
+    def refuses(cls, layer) -> str | None:
+        if layer.padding == "causal":
+            return "Keras has no causal depthwise convolution"
+        if len(set(layer.strides)) > 1:
+            return "depthwise convolutions need the same stride along both axes"
+        return None
+
+    def tensor(self) -> np.ndarray:
+        """The kernel as (places, in, out)."""
+        kernel = array_of(self.layer)
+        return kernel.reshape(-1, *kernel.shape[-2:])
+
+    @property
+    def full(self) -> int:
+        *area, inputs, outputs = self.layer.kernel.shape
+        return cp_full_rank((size(area), inputs, outputs))
+
+    def cost(self, rank: Rank) -> Cost:
+        assert isinstance(rank, int)
+        *area, inputs, outputs = self.layer.kernel.shape
+        read = sum(positions(x, self.layer.data_format) for x, _ in self.calls)
+        macs = read * inputs + self.places * (size(area) + outputs)
+        return Cost(macs * rank, (inputs + size(area) + outputs) * rank + self.biases)
+
+    @functools.cached_property
+    def ladder(self) -> tuple[list[int], np.ndarray]:
+        """All ranks, with the energy that any tensor of that rank loses at least.
+
+        What a CP of a rank loses is not known before it is computed; the unfoldings bound it.
+        """
+        out, into = decompositions.tucker_energies(array_of(self.layer))
+        lost = np.zeros(self.full)
+        for values in (out, into):
+            part = ranks.lost_by_rank(values)[: self.full]
+            lost[: len(part)] = np.maximum(lost[: len(part)], part)
+        return list(range(1, self.full + 1)), lost
+
+    def rank_for(self, energy: float) -> int:
+        """Grows the rank until it keeps enough; `full` if the layer would grow before that."""
+        if energy >= 1:
+            return self.full
+        options, lost = self.ladder
+        rank = options[ranks.first_within(lost, energy)]
+        while rank < self.full and self.cost(rank).params < self.own_cost.params:
+            if 1.0 - cp_error(self.tensor(), self._factors(rank)) >= energy:
+                return rank
+            rank = min(self.full, max(rank + 1, int(rank * _GROWTH)))
+        return min(rank, self.full)
+
+    def parts(self, rank: Rank) -> tuple[list[Part], float]:
+        assert isinstance(rank, int)
+        layer = self.layer
+        place, into, out = factors = self._factors(rank)
+        names = [self.name(f"{layer.name}_{end}") for end in ("in", "depthwise")]
+        made = [
+            Part(convolution(layer, rank, names[0], 1, use_bias=False), {"kernel": into}),
+            Part(depthwise(layer, names[1]), {"kernel": place}),
+            Part(
+                convolution(layer, layer.filters, layer.name, 1, **ending(layer)),
+                {"kernel": out.T, **bias_of(layer)},
+            ),
+        ]
+        return made, max(0.0, 1.0 - cp_error(self.tensor(), factors))
+
+    def _factors(self, rank: int) -> list[np.ndarray]:
+        """Those of the last rank asked for are kept: they take long to find."""
+        known, factors = vars(self).get("_last", (0, []))
+        if known != rank:
+            factors = cp(self.tensor(), rank)
+            self._last = rank, factors
+        return factors
+
+
+class SpatialSite(MatrixSite):
+    """A Conv2D as a column of weights, then a row."""
+
+    kinds = (layers.Conv2D,)
+    spatial = True
+
+    @classmethod
+    def refuses(cls, layer) -> str | None:
+        return "its kernel is a single row or column" if 1 in layer.kernel_size else None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        height, width, inputs, outputs = self.layer.kernel.shape
+        return height * inputs, width * outputs
+
+    def matrix(self) -> np.ndarray:
+        return decompositions.spatial_matrix(array_of(self.layer))
+
+    def cost(self, rank: Rank) -> Cost:
+        assert isinstance(rank, int)
+        rows, columns = self.shape
+        macs = sum(self._between(*call) for call in self.calls) * rows + self.places * columns
+        return Cost(macs * rank, (rows + columns) * rank + self.biases)
+
+    def _between(self, x, y) -> int:
+        """How many places the tensor between both has: the height of the output, and the width
+        of the input."""
+        height, width = (2, 3) if self.layer.data_format == "channels_first" else (1, 2)
+        return size((y[0], y[height], x[width]))
+
+    def parts(self, rank: Rank) -> tuple[list[Part], float]:
+        assert isinstance(rank, int)
+        layer = self.layer
+        column, row = decompositions.spatial_svd(array_of(layer), rank)
+        height, width = layer.kernel_size
+        first = self.name(f"{layer.name}_in")
+        made = [
+            Part(
+                convolution(layer, rank, first, (height, 1), [0], use_bias=False),
+                {"kernel": column},
+            ),
+            Part(
+                convolution(layer, layer.filters, layer.name, (1, width), [1], **ending(layer)),
+                {"kernel": row, **bias_of(layer)},
+            ),
+        ]
+        return made, self.kept(rank)
