@@ -7,8 +7,8 @@ from keras import layers, ops
 
 from tfcompress import schedules
 from tfcompress.callbacks import iterations
-from tfcompress.surgery.channel_callback import ChannelPruning
-from tfcompress.surgery.dead import remove_dead_channels
+from tfcompress.surgery.pruning.callback import ChannelPruning
+from tfcompress.surgery.pruning.dead import remove_dead_channels
 
 
 def plain():

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.surgery.groups import Structure
+from tfcompress.surgery.pruning.groups import Structure
 
 
 def grouped():

@@ -7,10 +7,10 @@ import tensorflow as tf
 from graph_models import normal
 from keras import layers, ops
 
-from tfcompress.surgery.groups import Structure
-from tfcompress.surgery.judging import objective
 from tfcompress.surgery.model import opened
-from tfcompress.surgery.scores import score_groups
+from tfcompress.surgery.pruning.groups import Structure
+from tfcompress.surgery.pruning.judging import objective
+from tfcompress.surgery.pruning.scores import score_groups
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ import surgery_models as made
 from keras import layers
 from surgery_models import KINDS, relative_error, samples_of, shaken, switch_off
 
-from tfcompress.surgery.groups import Structure
 from tfcompress.surgery.macs import count
 from tfcompress.surgery.model import opened
-from tfcompress.surgery.ranking import Target, choose
-from tfcompress.surgery.resizing import resized
+from tfcompress.surgery.pruning.groups import Structure
+from tfcompress.surgery.pruning.ranking import Target, choose
+from tfcompress.surgery.pruning.resizing import resized
 
 
 def structure_of(model):

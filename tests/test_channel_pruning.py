@@ -9,8 +9,8 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress import schedules
-from tfcompress.surgery.channel_callback import ChannelPruning
 from tfcompress.surgery.profiling import profile
+from tfcompress.surgery.pruning.callback import ChannelPruning
 
 GROWING = schedules.points([(0, 0.25), (3, 0.5), (6, 1.0)])
 HALVES = {"per_layer": {"first": 0.5, "second": 0.5}, "round_to": 1, "score": in_order}

@@ -17,7 +17,7 @@ from channel_pruning_models import (
 )  # fmt: skip
 
 from tfcompress import schedules
-from tfcompress.surgery.channel_callback import ChannelPruning
+from tfcompress.surgery.pruning.callback import ChannelPruning
 
 
 @pytest.mark.parametrize("method", ["masks", "group_lasso"])

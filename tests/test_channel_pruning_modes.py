@@ -24,8 +24,8 @@ from pruning_models import run_python
 
 import tfcompress as tfc
 from tfcompress import schedules
-from tfcompress.surgery.channel_callback import ChannelPruning
-from tfcompress.surgery.dead import remove_dead_channels
+from tfcompress.surgery.pruning.callback import ChannelPruning
+from tfcompress.surgery.pruning.dead import remove_dead_channels
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from graph_models import normal
 from keras import layers
 from scipy.spatial.distance import cdist
 
-from tfcompress.surgery.groups import Structure
 from tfcompress.surgery.model import opened
-from tfcompress.surgery.scores import score_groups
+from tfcompress.surgery.pruning.groups import Structure
+from tfcompress.surgery.pruning.scores import score_groups
 
 
 @pytest.fixture(autouse=True)

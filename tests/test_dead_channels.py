@@ -6,10 +6,10 @@ import pytest
 from keras import layers, ops
 from surgery_models import KINDS, relative_error, samples_of, shaken, switch_off
 
-from tfcompress.surgery.dead import remove_dead_channels
-from tfcompress.surgery.groups import Structure
 from tfcompress.surgery.model import opened
-from tfcompress.surgery.support import supports_of
+from tfcompress.surgery.pruning.dead import remove_dead_channels
+from tfcompress.surgery.pruning.groups import Structure
+from tfcompress.surgery.pruning.support import supports_of
 
 
 def removed(model, small) -> int:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from tfcompress.surgery import decompositions as d
-from tfcompress.surgery.blocks import diagonal_blocks
-from tfcompress.surgery.cp import cp, cp_error, cp_full_rank
+from tfcompress.surgery.factors import decompositions as d
+from tfcompress.surgery.factors.blocks import diagonal_blocks
+from tfcompress.surgery.factors.cp import cp, cp_error, cp_full_rank
 
 
 def normal(*shape, seed=0):

@@ -6,8 +6,8 @@ import pytest
 from factor_models import kinds, normal, of_layer, relative_error, samples, small_cnn
 from keras import layers
 
-from tfcompress.surgery.decompositions import spatial_matrix
-from tfcompress.surgery.factorize import factorize
+from tfcompress.surgery.factors.decompositions import spatial_matrix
+from tfcompress.surgery.factors.factorize import factorize
 from tfcompress.surgery.macs import count
 
 CONVOLUTIONS = {

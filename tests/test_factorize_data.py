@@ -6,7 +6,7 @@ import pytest
 from factor_models import normal, of_layer, samples
 from keras import layers
 
-from tfcompress.surgery.factorize import factorize
+from tfcompress.surgery.factors.factorize import factorize
 
 
 def linear(layer, shape, x, columns):

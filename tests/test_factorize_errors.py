@@ -7,8 +7,8 @@ from factor_models import normal, of_layer, small_cnn
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.surgery import decompositions
-from tfcompress.surgery.factorize import factorize
+from tfcompress.surgery.factors import decompositions
+from tfcompress.surgery.factors.factorize import factorize
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from factor_models import normal, of_layer, outputs, relative_error, samples, sm
 from keras import layers, ops
 
 import tfcompress as tfc
-from tfcompress.surgery.factorize import factorize
+from tfcompress.surgery.factors.factorize import factorize
 
 
 def settled(**settings):

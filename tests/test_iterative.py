@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tfcompress.surgery.iterative import prune_channels_iteratively
 from tfcompress.surgery.profiling import profile
+from tfcompress.surgery.pruning.iterative import prune_channels_iteratively
 
 X = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")
 Y = np.random.default_rng(1).integers(0, 4, 32)

@@ -7,9 +7,9 @@ from keras import layers
 from surgery_models import relative_error, samples_of, shaken
 
 import tfcompress as tfc
-from tfcompress.surgery.groups import Structure
 from tfcompress.surgery.model import opened
-from tfcompress.surgery.ranking import Target, choose, kept_channels
+from tfcompress.surgery.pruning.groups import Structure
+from tfcompress.surgery.pruning.ranking import Target, choose, kept_channels
 
 
 @pytest.fixture(autouse=True)

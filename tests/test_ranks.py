@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tfcompress.surgery import ranks
-from tfcompress.surgery.decompositions import energies
+from tfcompress.surgery.factors import ranks
+from tfcompress.surgery.factors.decompositions import energies
 
 
 def test_lost_energy_by_rank():

@@ -13,9 +13,11 @@ from tfcompress import Quantize, Recipe, Rule
 from tfcompress.distillation.settings import Distillation
 from tfcompress.recipe_file import parse, shrink_of
 from tfcompress.recipe_writing import to_yaml
-from tfcompress.surgery import arguments, factor_search, macs, ranking, scores
-from tfcompress.surgery.channels import prune_channels
-from tfcompress.surgery.factorize import factorize
+from tfcompress.surgery import arguments, macs
+from tfcompress.surgery.factors import search
+from tfcompress.surgery.factors.factorize import factorize
+from tfcompress.surgery.pruning import ranking, scores
+from tfcompress.surgery.pruning.channels import prune_channels
 from tfcompress.surgery.settings import Shrink, function_of
 
 
@@ -195,7 +197,7 @@ def test_the_arguments_are_those_of_the_functions(operation):
 
 
 def test_the_names_are_those_of_the_functions():
-    assert set(arguments.METHODS) == set(factor_search.METHODS)
+    assert set(arguments.METHODS) == set(search.METHODS)
     assert {*arguments.SCORES} == {*scores.WITHOUT_DATA, *scores.WITH_DATA}
     assert {*arguments.SCOPES} == {*ranking.SCOPES, "sensitivity"}
 

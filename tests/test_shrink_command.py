@@ -15,7 +15,7 @@ from fine_tuning_files import LOSS, make_data, make_model
 import tfcompress as tfc
 from tfcompress.cli import main
 from tfcompress.surgery import macs
-from tfcompress.surgery.channels import prune_channels
+from tfcompress.surgery.pruning.channels import prune_channels
 from tfcompress.surgery.settings import Shrink
 from tfcompress.surgery.shrink_options import steps_of
 

@@ -7,12 +7,12 @@ import tensorflow as tf
 from graph_models import normal
 from keras import layers
 
-from tfcompress.surgery.groups import Structure
-from tfcompress.surgery.judging import batches, judge, mean_loss, objective
 from tfcompress.surgery.model import opened
-from tfcompress.surgery.ranking import Target
-from tfcompress.surgery.resizing import resized
-from tfcompress.surgery.trimming import _latency_saved, _pieces, sensitivity_choice
+from tfcompress.surgery.pruning.groups import Structure
+from tfcompress.surgery.pruning.judging import batches, judge, mean_loss, objective
+from tfcompress.surgery.pruning.ranking import Target
+from tfcompress.surgery.pruning.resizing import resized
+from tfcompress.surgery.pruning.trimming import _latency_saved, _pieces, sensitivity_choice
 
 
 @pytest.fixture(autouse=True)

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from tfcompress.recipe import Recipe, Rule
     from tfcompress.search.findings import Sensitivity
     from tfcompress.search.sensitivity import sensitivity
-    from tfcompress.surgery.channel_callback import ChannelPruning
-    from tfcompress.surgery.channels import prune_channels
-    from tfcompress.surgery.dead import remove_dead_channels
-    from tfcompress.surgery.factorize import factorize
+    from tfcompress.surgery.factors.factorize import factorize
     from tfcompress.surgery.folding import fold_batch_norm
-    from tfcompress.surgery.iterative import prune_channels_iteratively
     from tfcompress.surgery.profiling import profile
+    from tfcompress.surgery.pruning.callback import ChannelPruning
+    from tfcompress.surgery.pruning.channels import prune_channels
+    from tfcompress.surgery.pruning.dead import remove_dead_channels
+    from tfcompress.surgery.pruning.iterative import prune_channels_iteratively
     from tfcompress.surgery.separable import to_separable
     from tfcompress.surgery.settings import Shrink
     from tfcompress.targets import list_targets, load_target
@@ -72,12 +72,12 @@ _HOMES = {
     "tfcompress.recipe": ["Recipe", "Rule"],
     "tfcompress.search.findings": ["Sensitivity"],
     "tfcompress.search.sensitivity": ["sensitivity"],
-    "tfcompress.surgery.channel_callback": ["ChannelPruning"],
-    "tfcompress.surgery.channels": ["prune_channels"],
-    "tfcompress.surgery.dead": ["remove_dead_channels"],
-    "tfcompress.surgery.factorize": ["factorize"],
+    "tfcompress.surgery.pruning.callback": ["ChannelPruning"],
+    "tfcompress.surgery.pruning.channels": ["prune_channels"],
+    "tfcompress.surgery.pruning.dead": ["remove_dead_channels"],
+    "tfcompress.surgery.factors.factorize": ["factorize"],
     "tfcompress.surgery.folding": ["fold_batch_norm"],
-    "tfcompress.surgery.iterative": ["prune_channels_iteratively"],
+    "tfcompress.surgery.pruning.iterative": ["prune_channels_iteratively"],
     "tfcompress.surgery.profiling": ["profile"],
     "tfcompress.surgery.separable": ["to_separable"],
     "tfcompress.surgery.settings": ["Shrink"],

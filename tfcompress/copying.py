@@ -16,8 +16,8 @@ def copy_operation(operation, changes: Mapping[str, Any] | None = None):
 
     Args:
         operation: a `keras.Layer` or `keras.Operation`.
-        changes: new values of entries of its `get_config`; "layer.units" is that of the layer inside a wrapper. Shapes of weights then are found
-            anew; None copies all as it is.
+        changes: new values of entries of its `get_config`; "layer.units" is that of the layer
+            inside a wrapper. Shapes of weights then are found anew; None copies all as it is.
 
     Returns:
         A new, unbuilt layer of the same configuration and name, or a new operation.

@@ -20,8 +20,8 @@ from keras import layers
 import tfcompress as tfc
 from tfcompress.environments import python_environment, run_tool
 from tfcompress.graph import Graph, Node
-from tfcompress.surgery.groups import Structure
 from tfcompress.surgery.model import opened
+from tfcompress.surgery.pruning.groups import Structure
 
 PACKAGES = ["torch==2.13.0", "torch-pruning==1.6.1", "numpy>=2"]
 RATIOS = (0.25, 0.5, 0.75)

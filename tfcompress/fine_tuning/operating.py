@@ -22,7 +22,7 @@ from tfcompress.fine_tuning.settings import Settings, saved_settings
 from tfcompress.fine_tuning.shrunk import ShrunkFile
 from tfcompress.fine_tuning.writing import check_of, content_of, conversion, precision_of
 from tfcompress.graph import flatten
-from tfcompress.surgery.judging import Objective
+from tfcompress.surgery.pruning.judging import Objective
 from tfcompress.surgery.report import Change, SurgeryReport
 from tfcompress.surgery.settings import Shrink
 from tfcompress.tflite.flatbuffer import zipped_size

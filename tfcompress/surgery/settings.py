@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -122,8 +121,9 @@ def function_of(operation: str) -> Any:
     Args:
         operation: "channels", "factorize" or "separable".
     """
-    name = OPERATIONS[operation]
-    return getattr(importlib.import_module(f"tfcompress.surgery.{operation}"), name)
+    import tfcompress  # whose names import what takes seconds at their first use
+
+    return getattr(tfcompress, OPERATIONS[operation])
 
 
 def _checked(operation: str, arguments: Any) -> dict[str, Any]:

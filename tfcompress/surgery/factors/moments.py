@@ -10,8 +10,8 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph import Graph
-from tfcompress.surgery.factor_layers import CONVOLUTIONS, kernel_of
-from tfcompress.surgery.factor_svd import Letters, SvdSite
+from tfcompress.surgery.factors.layers import CONVOLUTIONS, kernel_of
+from tfcompress.surgery.factors.svd import Letters, SvdSite
 
 _BATCH = 32
 

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 from keras import layers
 
-from tfcompress.surgery import decompositions
-from tfcompress.surgery.factor_layers import (
+from tfcompress.surgery.factors import decompositions
+from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
     Part,
     array_of,
@@ -20,7 +20,7 @@ from tfcompress.surgery.factor_layers import (
     ending,
     kernel_of,
 )
-from tfcompress.surgery.factor_sites import Cost, MatrixSite, Rank
+from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank
 from tfcompress.surgery.shapes import size
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tfcompress.suggestions import did_you_mean
-from tfcompress.surgery.groups import ChannelGroup, Choice, Structure
+from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.techniques.technique import check
 
 Scores = Mapping[str, np.ndarray]

@@ -14,10 +14,10 @@ from tfcompress.baking import is_compressed
 from tfcompress.graph import flatten_with_sources
 from tfcompress.layers import Parameter
 from tfcompress.masking import MaskedWeight
-from tfcompress.surgery.channels import nothing_to_prune as nothing_to_prune
-from tfcompress.surgery.channels import kept_names
-from tfcompress.surgery.dead import alive_channels
-from tfcompress.surgery.groups import ChannelGroup, Member, Structure
+from tfcompress.surgery.pruning.channels import kept_names
+from tfcompress.surgery.pruning.channels import nothing_to_prune as nothing_to_prune
+from tfcompress.surgery.pruning.dead import alive_channels
+from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure
 from tfcompress.techniques.quantize import as_tensor
 
 _MIXED = "a channel that is zero still counts in a normalization or softmax over channels"

@@ -10,9 +10,9 @@ import numpy as np
 from keras import ops
 
 from tfcompress.suggestions import did_you_mean
-from tfcompress.surgery import data_scores
-from tfcompress.surgery.groups import ChannelGroup, Member, Structure
-from tfcompress.surgery.judging import batches, labelled, objective
+from tfcompress.surgery.pruning import data_scores
+from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure
+from tfcompress.surgery.pruning.judging import batches, labelled, objective
 
 Scores = dict[str, np.ndarray]
 ScoreFunction = Callable[[ChannelGroup], np.ndarray]

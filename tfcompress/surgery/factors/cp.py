@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfcompress.surgery.decompositions import balanced
+from tfcompress.surgery.factors.decompositions import balanced
 
 _STEPS, _TOLERANCE = 50, 1e-6
 # Numbers of a tensor from which on alternating least squares runs in float32, thrice as fast.

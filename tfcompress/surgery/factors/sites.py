@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from tfcompress.surgery import decompositions, ranks
-from tfcompress.surgery.factor_layers import Part, kernel_of
+from tfcompress.surgery.factors import decompositions, ranks
+from tfcompress.surgery.factors.layers import Part, kernel_of
 from tfcompress.surgery.macs import macs_of
 from tfcompress.surgery.shapes import Shape, size
 

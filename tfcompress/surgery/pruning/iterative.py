@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from tfcompress.suggestions import expected_one_of
-from tfcompress.surgery.channels import check_settings, kept_names, prune_channels
-from tfcompress.surgery.groups import ChannelGroup, Structure
 from tfcompress.surgery.model import opened
-from tfcompress.surgery.ranking import Target, choose
+from tfcompress.surgery.pruning.channels import check_settings, kept_names, prune_channels
+from tfcompress.surgery.pruning.groups import ChannelGroup, Structure
+from tfcompress.surgery.pruning.ranking import Target, choose
 from tfcompress.surgery.report import Change, SurgeryReport, with_report
 from tfcompress.techniques.technique import check
 

@@ -7,9 +7,9 @@ import functools
 import numpy as np
 from keras import layers
 
-from tfcompress.surgery import decompositions, ranks
-from tfcompress.surgery.cp import cp, cp_error, cp_full_rank
-from tfcompress.surgery.factor_layers import (
+from tfcompress.surgery.factors import decompositions, ranks
+from tfcompress.surgery.factors.cp import cp, cp_error, cp_full_rank
+from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
     Part,
     array_of,
@@ -18,7 +18,7 @@ from tfcompress.surgery.factor_layers import (
     depthwise,
     ending,
 )
-from tfcompress.surgery.factor_sites import Cost, MatrixSite, Rank, Site
+from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
 from tfcompress.surgery.shapes import positions, size
 
 # By how much the rank of a CP grows as long as it keeps too little energy.

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.surgery import decompositions
-from tfcompress.surgery.blocks import diagonal_blocks
-from tfcompress.surgery.factor_layers import (
+from tfcompress.surgery.factors import decompositions
+from tfcompress.surgery.factors.blocks import diagonal_blocks
+from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
     Part,
     array_of,
@@ -22,7 +22,7 @@ from tfcompress.surgery.factor_layers import (
     einsum,
     ending,
 )
-from tfcompress.surgery.factor_sites import Cost, MatrixSite, Rank, Site
+from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
 
 
 class KroneckerSite(MatrixSite):

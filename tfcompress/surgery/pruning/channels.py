@@ -10,14 +10,14 @@ import keras
 import numpy as np
 
 from tfcompress.suggestions import did_you_mean, expected_one_of
-from tfcompress.surgery.groups import ChannelGroup, Choice, Structure
-from tfcompress.surgery.judging import objective
 from tfcompress.surgery.model import opened
-from tfcompress.surgery.ranking import SCOPES, Target, choose
+from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
+from tfcompress.surgery.pruning.judging import objective
+from tfcompress.surgery.pruning.ranking import SCOPES, Target, choose
+from tfcompress.surgery.pruning.resizing import resized
+from tfcompress.surgery.pruning.scores import check_score, score_groups
+from tfcompress.surgery.pruning.trimming import sensitivity_choice
 from tfcompress.surgery.report import Change, SurgeryReport, with_report
-from tfcompress.surgery.resizing import resized
-from tfcompress.surgery.scores import check_score, score_groups
-from tfcompress.surgery.trimming import sensitivity_choice
 from tfcompress.techniques.technique import check
 
 Score = str | Callable[[ChannelGroup], np.ndarray]
@@ -57,7 +57,7 @@ def prune_channels(
         per_layer: {name of a layer: fraction of its channels to remove}.
         score: how important channels are: "l1", "l2", "bn_gamma", "fpgm", "random"; with `data`
             "taylor", "fisher" and "apoz"; or a function f(group) -> array of shape (channels,),
-            given a `ChannelGroup`. See `tfcompress.surgery.scores`.
+            given a `ChannelGroup`. See `tfcompress.surgery.pruning.scores`.
         scope: "global": all channels compete; "local": each layer loses the same fraction;
             "sensitivity": each layer loses what costs least, by trying it on `data`.
         round_to: the number of channels that stay in a layer is a multiple of it, or all.

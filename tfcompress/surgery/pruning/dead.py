@@ -14,12 +14,12 @@ from tfcompress.channels.operation_axes import REDUCING, mixes_channels
 from tfcompress.channels.weighted import Weighted
 from tfcompress.layers import Parameter
 from tfcompress.nodes import Node
-from tfcompress.surgery.channels import report_of
-from tfcompress.surgery.groups import ChannelGroup, Choice, Member, Structure
 from tfcompress.surgery.model import opened
+from tfcompress.surgery.pruning.channels import report_of
+from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Member, Structure
+from tfcompress.surgery.pruning.resizing import resized
+from tfcompress.surgery.pruning.support import supports_of
 from tfcompress.surgery.report import with_report
-from tfcompress.surgery.resizing import resized
-from tfcompress.surgery.support import supports_of
 
 _MIXING = (layers.LayerNormalization, layers.RMSNormalization, layers.GroupNormalization)
 

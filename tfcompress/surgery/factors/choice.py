@@ -11,10 +11,10 @@ import numpy as np
 from keras import layers
 
 from tfcompress.suggestions import did_you_mean
-from tfcompress.surgery import ranks
-from tfcompress.surgery.factor_sites import Rank, Site
-from tfcompress.surgery.factor_structured import BlockSite
-from tfcompress.surgery.factor_tensors import TuckerSite
+from tfcompress.surgery.factors import ranks
+from tfcompress.surgery.factors.sites import Rank, Site
+from tfcompress.surgery.factors.structured import BlockSite
+from tfcompress.surgery.factors.tensors import TuckerSite
 from tfcompress.surgery.report import Change
 from tfcompress.techniques.technique import check
 

@@ -14,8 +14,8 @@ from keras import KerasTensor, ops
 
 from tfcompress.channels.axes import places
 from tfcompress.nodes import Node, unique
-from tfcompress.surgery.groups import ChannelGroup, Member, Structure
-from tfcompress.surgery.judging import Batch, Objective, judge
+from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure
+from tfcompress.surgery.pruning.judging import Batch, Objective, judge
 from tfcompress.techniques.technique import check
 
 Scores = dict[str, np.ndarray]

@@ -13,12 +13,12 @@ from tfcompress.callbacks import inner_optimizer, models_of
 from tfcompress.masking import MaskedWeight, MaskingCallback
 from tfcompress.schedules import Schedule
 from tfcompress.suggestions import expected_one_of
-from tfcompress.surgery.channel_masks import ChannelMasks, Flags, GrowingLasso
-from tfcompress.surgery.channels import check_settings
-from tfcompress.surgery.groups import ChannelGroup
-from tfcompress.surgery.judging import objective
-from tfcompress.surgery.ranking import SCOPES, Target, choose
-from tfcompress.surgery.scores import check_score, score_groups
+from tfcompress.surgery.pruning.channels import check_settings
+from tfcompress.surgery.pruning.groups import ChannelGroup
+from tfcompress.surgery.pruning.judging import objective
+from tfcompress.surgery.pruning.masks import ChannelMasks, Flags, GrowingLasso
+from tfcompress.surgery.pruning.ranking import SCOPES, Target, choose
+from tfcompress.surgery.pruning.scores import check_score, score_groups
 from tfcompress.techniques.technique import check
 
 METHODS = ("masks", "group_lasso")

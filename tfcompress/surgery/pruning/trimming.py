@@ -15,12 +15,12 @@ from keras import ops
 
 from tfcompress.search.allocation import lower_hull
 from tfcompress.suggestions import expected_one_of
-from tfcompress.surgery.data_scores import deciding
-from tfcompress.surgery.groups import ChannelGroup, Choice, Structure
-from tfcompress.surgery.judging import Batch, Objective, batches, judge, labelled, mean_loss
-from tfcompress.surgery.judging import objective as objective_of
-from tfcompress.surgery.ranking import Limits, Scores, Sizes, Target, kept_channels
-from tfcompress.surgery.resizing import resized
+from tfcompress.surgery.pruning.data_scores import deciding
+from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
+from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, mean_loss
+from tfcompress.surgery.pruning.judging import objective as objective_of
+from tfcompress.surgery.pruning.ranking import Limits, Scores, Sizes, Target, kept_channels
+from tfcompress.surgery.pruning.resizing import resized
 from tfcompress.techniques.technique import check
 
 GAINS = ("macs", "latency")

@@ -11,11 +11,11 @@ from keras import layers
 from tfcompress.graph import Graph
 from tfcompress.rules import Rule
 from tfcompress.suggestions import did_you_mean
-from tfcompress.surgery.factor_layers import CONVOLUTIONS
-from tfcompress.surgery.factor_sites import Site, common_reason
-from tfcompress.surgery.factor_structured import BlockSite, KroneckerSite, unknown_lengths
-from tfcompress.surgery.factor_svd import SvdSite
-from tfcompress.surgery.factor_tensors import CpSite, SpatialSite, TuckerSite
+from tfcompress.surgery.factors.layers import CONVOLUTIONS
+from tfcompress.surgery.factors.sites import Site, common_reason
+from tfcompress.surgery.factors.structured import BlockSite, KroneckerSite, unknown_lengths
+from tfcompress.surgery.factors.svd import SvdSite
+from tfcompress.surgery.factors.tensors import CpSite, SpatialSite, TuckerSite
 from tfcompress.surgery.report import Change
 from tfcompress.surgery.shapes import specs_of
 

@@ -12,7 +12,7 @@ from tfcompress.channels.weighted import Axes
 from tfcompress.nodes import Node
 
 if TYPE_CHECKING:
-    from tfcompress.surgery.resizing import _Resizer
+    from tfcompress.surgery.pruning.resizing import _Resizer
 
 # Kind of operation -> its attribute or argument that holds the shape of the result.
 _SHAPES = {"Reshape": ("target_shape", "newshape"), "BroadcastTo": ("shape",)}

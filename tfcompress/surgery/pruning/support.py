@@ -18,7 +18,7 @@ from tfcompress.channels.operation_axes import (
 )
 from tfcompress.copying import copy_operation
 from tfcompress.nodes import Node, unique
-from tfcompress.surgery.groups import Structure
+from tfcompress.surgery.pruning.groups import Structure
 
 _LINEAR = (
     layers.Dense,

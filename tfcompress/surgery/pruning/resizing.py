@@ -14,8 +14,8 @@ from tfcompress.channels.weighted import Weighted
 from tfcompress.copying import copy_operation, copy_trainable
 from tfcompress.flat_layers import FixedTraining
 from tfcompress.nodes import Node, tensors_in, unique
-from tfcompress.surgery.groups import Choice, Structure
-from tfcompress.surgery.reshaping import key_changes, shape_changes, uniform
+from tfcompress.surgery.pruning.groups import Choice, Structure
+from tfcompress.surgery.pruning.reshaping import key_changes, shape_changes, uniform
 from tfcompress.tracing import source_of
 
 

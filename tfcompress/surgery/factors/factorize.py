@@ -10,7 +10,7 @@ import keras
 from tfcompress.data import batches
 from tfcompress.graph import Graph, Node
 from tfcompress.suggestions import expected_one_of
-from tfcompress.surgery.factor_choice import (
+from tfcompress.surgery.factors.choice import (
     Goal,
     choose,
     energy_words,
@@ -18,13 +18,13 @@ from tfcompress.surgery.factor_choice import (
     ranks_given,
     require_reachable,
 )
-from tfcompress.surgery.factor_layers import call_parts, kernel_of
-from tfcompress.surgery.factor_search import METHODS, Wanted, find_sites
-from tfcompress.surgery.factor_sites import Rank, Site
-from tfcompress.surgery.factor_svd import SvdSite
+from tfcompress.surgery.factors.layers import call_parts, kernel_of
+from tfcompress.surgery.factors.moments import gather
+from tfcompress.surgery.factors.search import METHODS, Wanted, find_sites
+from tfcompress.surgery.factors.sites import Rank, Site
+from tfcompress.surgery.factors.svd import SvdSite
 from tfcompress.surgery.macs import count
 from tfcompress.surgery.model import exchanged, opened
-from tfcompress.surgery.moments import gather
 from tfcompress.surgery.report import Change, SurgeryReport, with_report
 from tfcompress.techniques.technique import check
 

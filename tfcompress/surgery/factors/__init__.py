@@ -1,0 +1,1 @@
+"""Layers replaced by several smaller ones of low rank or of a structure."""

@@ -1,0 +1,1 @@
+"""Channels, neurons and heads that are removed from all weights at once."""
