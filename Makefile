@@ -44,6 +44,8 @@ bench: $(READY)  ## measure the cost of training and conversion, how equal files
 	$(BIN)/python -m tfcompress.bench.joint_quality
 	$(BIN)/python -m tfcompress.bench.distillation_cost
 	$(BIN)/python -m tfcompress.bench.distillation_quality
+	$(BIN)/python -m tfcompress.bench.surgery_quality
+	$(BIN)/python -m tfcompress.bench.channel_groups
 
 demo test test-full accept bench: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.
