@@ -4,13 +4,13 @@ import keras
 import numpy as np
 import pytest
 import surgery_models as made
-from keras import layers
+from keras import layers, ops
 from surgery_models import KINDS, relative_error, samples_of, shaken, switch_off
 
 from tfcompress.surgery.macs import count
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.groups import Structure
-from tfcompress.surgery.pruning.ranking import Target, choose
+from tfcompress.surgery.pruning.ranking import kept_channels
 from tfcompress.surgery.pruning.resizing import resized
 
 
@@ -94,11 +94,8 @@ def test_half_of_the_channels_of_every_kind_of_layer(build, tmp_path):
     structure = structure_of(build())
     rng = np.random.default_rng(0)
     scores = {name: rng.random(group.size) for name, group in structure.prunable().items()}
-    target = Target(sparsity=0.5)
-    choice = choose(structure, scores, target, scope="local", round_to=1, max_sparsity=1.0)
+    choice = kept_channels(scores, {name: (len(x) + 1) // 2 for name, x in scores.items()})
     small = resized(structure, choice)
-    sizes = {n: group.size for n, group in structure.prunable().items()}
-    assert all(abs(len(choice[n]) - size / 2) <= 0.5 for n, size in sizes.items())
     assert structure.cost(structure.sizes(choice)) == count(small)
     assert count(small)[0] < 0.8 * count(structure.model)[0]
     x = samples_of(small)
@@ -191,3 +188,55 @@ def test_switch_off_leaves_the_rest():
     gone = ~np.any(after, axis=(0, 1, 2))
     assert gone.sum() == 4
     assert np.array_equal(after[..., ~gone], before[..., ~gone])
+
+
+@pytest.mark.parametrize(
+    "join",
+    [lambda x: ops.stack([x, x, x], axis=2), layers.RepeatVector(3)],
+    ids=["stack", "repeat"],
+)
+def test_what_an_operation_counts_stays(join):
+    """The three tensors of a stack, or repetitions, are met by three channels of a layer."""
+    inputs = keras.Input((4,))
+    x = layers.Dense(5, name="first")(inputs)
+    x = join(x)
+    y = layers.Dense(3, name="met")(x) if x.shape[-1] == 3 else x
+    if y is x:
+        y = layers.Permute((2, 1))(layers.Dense(3, name="met")(layers.Permute((2, 1))(x)))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x + y)))
+    groups = structure_of(model).groups
+    assert groups["met"].kept is not None
+    assert groups["first"].kept is None
+
+
+def test_an_open_length_costs_what_is_counted():
+    x = inputs = keras.Input((6, 5))
+    x = layers.Dense(4)(x)
+    x = layers.EinsumDense("abn,n->abn", (None, 4))(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    assert structure_of(model).cost({}) == count(model)
+
+
+def reshaped(shape, width=8, length=None):
+    inputs = keras.Input((length, 5))
+    x = layers.Dense(width, name="cut")(inputs)
+    x = layers.Permute((1, 3, 2))(layers.Reshape((-1 if length is None else length, *shape))(x))
+    return keras.Model(inputs, layers.Dense(2, name="head")(x))
+
+
+def test_a_reshape_of_an_open_length():
+    """(length, 8) to (length, 2, 4) splits channels; (length, 6) to (any, 2, 4) mixes lengths."""
+    structure = structure_of(reshaped((2, 4)))
+    sizes = {n: g.size for n, g in structure.groups.items() if g.kept is None}
+    assert list(sizes.values()) == [2]  # of the others the head makes outputs
+    small = resized(structure, {name: np.arange(1) for name in sizes})
+    assert small(np.zeros((2, 12, 5), "float32")).shape == (2, 12, 4, 2)
+    assert structure_of(reshaped((2, 4), width=6)).groups["cut"].kept is not None
+
+
+def test_a_reshape_across_joined_channels():
+    x = inputs = keras.Input((5,))
+    x = layers.Concatenate()([layers.Dense(3, name="a")(x), layers.Dense(5, name="b")(x)])
+    x = ops.swapaxes(layers.Reshape((2, 4))(x), 1, 2)
+    structure = structure_of(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    assert structure.prunable() == {}

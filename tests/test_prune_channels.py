@@ -206,3 +206,58 @@ def test_layers_that_share_channels_lose_the_same():
         tfc.prune_channels(model, per_layer={"a": 0.5, "b": 0.25}, round_to=1)
     small = tfc.prune_channels(model, per_layer={"b": 0.25}, round_to=1)
     assert (small.get_layer("a").filters, small.get_layer("b").filters) == (6, 6)
+
+
+def grouped_wide():
+    x = inputs = keras.Input((6, 6, 4))
+    x = layers.Conv2D(32, 1, name="stem")(x)
+    x = layers.Conv2D(32, 3, groups=4, name="grouped")(x)
+    x = layers.Conv2D(16, 1, name="next")(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def test_grouped_convolutions_lose_as_much_as_others():
+    """Not half of their groups, and half of the channels of those that are left."""
+    small = tfc.prune_channels(grouped_wide(), per_layer={"grouped": 0.5})
+    assert (small.get_layer("grouped").filters, small.get_layer("grouped").groups) == (16, 4)
+    assert small.get_layer("stem").filters == 32
+    small = tfc.prune_channels(grouped_wide(), sparsity=0.5, scope="local", round_to=1)
+    widths = [small.get_layer(name).filters for name in ("stem", "grouped", "next")]
+    assert widths == [16, 16, 8]
+    told = [(change.layer, change.detail) for change in small.surgery_report.changes]
+    halves = ["32 -> 16 channels", "32 -> 16 channels", "16 -> 8 channels"]
+    assert told == list(zip(("stem", "grouped", "next"), halves, strict=True))
+
+
+@pytest.mark.parametrize("macs", [0.3, 0.5, 0.7])
+def test_grouped_convolutions_keep_multiples(macs):
+    small = tfc.prune_channels(grouped_wide(), macs=macs, score="random", round_to=8)
+    assert all(small.get_layer(name).filters % 8 == 0 for name in ("stem", "grouped", "next"))
+
+
+def test_a_layer_that_is_not_known_is_named():
+    def shifted(x):
+        return x + np.arange(16.0, dtype="float32")
+
+    x = inputs = keras.Input((5,))
+    x = layers.Dense(16, activation=shifted, name="shifted")(layers.Dense(16, name="first")(x))
+    x = layers.Dense(16, name="second")(x)
+    small = tfc.prune_channels(keras.Model(inputs, layers.Dense(2)(x)), sparsity=0.5)
+    assert small.get_layer("second").units == 8
+    told = {change.layer: change.detail for change in small.surgery_report.kept}
+    assert told["shifted"] == "what Dense does with channels is not known"
+
+
+def test_both_directions_stay_equally_wide():
+    inputs = keras.Input((4, 3))
+    x = layers.Bidirectional(layers.GRU(6), name="both")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    both = model.get_layer("both")
+    small = tfc.prune_channels(
+        model, sparsity=0.5, round_to=1, score=lambda group: np.arange(group.size)
+    )
+    assert small.get_layer("both").forward_layer.units == 3
+    assert small.get_layer("both").backward_layer.units == 3
+    kernel = np.array(both.backward_layer.cell.kernel.value).reshape(3, 3, 6)[..., 3:]
+    found = np.array(small.get_layer("both").backward_layer.cell.kernel.value)
+    assert np.array_equal(found, kernel.reshape(3, 9))

@@ -28,35 +28,52 @@ NAMES = [*BUILDERS, *architectures()]
 @pytest.fixture
 def model(request):
     """A flat model with random weights, and statistics that are not the initial ones."""
-    keras.utils.set_random_seed(0)
-    name = request.param
-    if name in BUILDERS:
-        built = BUILDERS[name]()
-    else:
-        size = SMALLEST.get(name, 32)
-        make = getattr(keras.applications, name)
-        shape = (size, size, 3)
-        # Softmax would hide what is lost: most of its outputs are 0 or 1 here.
-        built = make(weights=None, input_shape=shape, classes=10, classifier_activation=None)
-    yield shaken(opened(built))
+    yield made(request.param)
     gc.collect()
 
 
+@pytest.fixture
+def exact_model(request):
+    """The same in float64: in float32 hundreds of layers make 1e-5 of what rounding leaves."""
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield made(request.param)
+    keras.config.set_floatx(before)
+    keras.config.set_dtype_policy(before)
+    gc.collect()
+
+
+def made(name: str):
+    keras.utils.set_random_seed(0)
+    if name in BUILDERS:
+        return shaken(opened(BUILDERS[name]()))
+    size = SMALLEST.get(name, 32)
+    shape = (size, size, 3)
+    # Softmax would hide what is lost: most of its outputs are 0 or 1 here.
+    settings = {"classes": 10, "classifier_activation": None}
+    return shaken(
+        opened(getattr(keras.applications, name)(weights=None, input_shape=shape, **settings))
+    )
+
+
 every_model = pytest.mark.parametrize("model", NAMES, indirect=True)
+every_exact_model = pytest.mark.parametrize("exact_model", NAMES, indirect=True)
 
 
-@every_model
-def test_zero_channels_are_removed_exactly(model, request):
+@every_exact_model
+def test_zero_channels_are_removed_exactly(exact_model, request):
+    model = exact_model
     zeroed = switch_off(model, 0.3)
     small = tfc.remove_dead_channels(model)
     x = samples_of(model)
     y = np.concatenate([np.ravel(part) for part in keras.tree.flatten(model(x, training=False))])
     assert np.std(y) > 0
-    assert relative_error(model(x, training=False), small(x, training=False)) < 1e-5
+    assert relative_error(model(x, training=False), small(x, training=False)) < 1e-9
     gone = [change.detail.split() for change in small.surgery_report.changes]
     print(f"{model.name}: {zeroed} channels were zero, {len(gone)} layers became smaller")
     # Where LayerNormalization and GroupNormalization take zeros into account, they stay.
-    assert gone or request.node.callspec.params["model"] == "norms"
+    assert gone or request.node.callspec.params["exact_model"] == "norms"
     assert tfc.profile(small).macs == small.surgery_report.macs[1]
 
 
@@ -79,15 +96,16 @@ def test_half_of_the_channels(model, tmp_path):
     assert report.float_ops == []
 
 
-@every_model
+@every_exact_model
 @pytest.mark.parametrize("method", ["svd", "tucker", "spatial_svd"])
-def test_factors_of_full_rank_are_exact(model, method):
+def test_factors_of_full_rank_are_exact(exact_model, method):
+    model = exact_model
     if not _has_layers_for(model, method):
         pytest.skip(f"nothing to factorize by {method}")
     large = tfc.factorize(model, method, energy=1.0, allow_larger=True)
     x = samples_of(model)
     assert large.surgery_report.changes
-    assert relative_error(model(x, training=False), large(x, training=False)) < 1e-5
+    assert relative_error(model(x, training=False), large(x, training=False)) < 1e-9
     assert tfc.profile(large).macs == large.surgery_report.macs[1]
 
 

@@ -9,7 +9,7 @@ TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.ipynb"))
 
 
 def test_there_are_tutorials():
-    names = ("1_quantize", "2_prune_and_cluster", "3_distill", "4_deploy")
+    names = ("1_quantize", "2_prune_and_cluster", "3_distill", "4_deploy", "5_shrink")
     assert {f"{name}.ipynb" for name in names} <= {path.name for path in TUTORIALS}
 
 
@@ -66,3 +66,23 @@ def test_tutorial_runs(path, tmp_path, monkeypatch):
         assert "rule check passed: True" in printed
         assert (tmp_path / "android/app/src/main/assets/digits.tflite").exists()
         assert "resolver.AddConv2D()" in printed
+    if path.stem == "5_shrink":
+        # The file's name, MACs, bytes, latencies and accuracy.
+        table = printed.split("(float32)  accuracy\n")[1].splitlines()
+        rows = {line.split()[0].removesuffix(".tflite"): line.split()[1:] for line in table}
+        macs, size, correct = (
+            {name: float(row[i].strip("%").replace(",", "")) for name, row in rows.items()}
+            for i in (0, 1, 4)
+        )
+        for name in ("channels", "gradual", "low_rank", "separable", "recipe"):
+            assert macs[name] <= 0.5 * macs["original"]
+            assert size[name] < 0.6 * size["original"]
+        for name in ("channels", "gradual", "recipe"):
+            assert correct[name] >= correct["original"] - 2  # in percent, of 450 digits
+        assert correct["separable"] >= 80
+        assert float(printed.split("difference of the outputs: ")[1].split()[0]) <= 1e-5
+        without, with_data = (
+            float(printed.split(f"\n{label}")[1].split("25%: ")[1].split("%")[0])
+            for label in ("without data", "with data")
+        )
+        assert with_data > without + 10

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import keras
 
 from tfcompress.attention import is_plain_attention
-from tfcompress.channels.axes import Axis, Concat, Product, size_of
+from tfcompress.channels.activations import has_clear_activations
+from tfcompress.channels.axes import Axis, Product, size_of
 from tfcompress.channels.operation_axes import OPERATIONS
+from tfcompress.channels.recurrent_axes import GATES, bidirectional, recurrent
 from tfcompress.channels.weighted import Axes, Call, Weight, variable_of
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ Handler = Callable[["Follower", Call], list[Axes] | None]
 def handler(operation) -> Handler | None:
     """The function that follows channels through an operation; None if its kind is not known."""
     if getattr(operation, "quantization_mode", None) or getattr(operation, "lora_enabled", False):
+        return None
+    if not has_clear_activations(operation):
         return None
     for cls in type(operation).__mro__:
         home = cls.__module__.startswith(("keras.src.", "tfcompress."))
@@ -183,6 +187,10 @@ def _attention(flow: Follower, call: Call) -> list[Axes] | None:
         return flow.unknown(call)
     given = _named_inputs(flow, call)
     query, value = given["query"], given["value"]
+    for tensor in given.values():
+        flow.fix(tensor[1:-1], f"they are positions of {call.source}")
+    if "attention_mask" in given:
+        flow.fix(given["attention_mask"][-1:], f"they are positions of {call.source}")
     heads = flow.channels.new(layer.num_heads, f"the heads of {call.source}")
     size = flow.channels.new(layer.value_dense.kernel.shape[-1], f"the values of {call.source}")
     out = flow.channels.new(layer.output_dense.kernel.shape[-1], call.source)
@@ -208,58 +216,6 @@ def _named_inputs(flow: Follower, call: Call) -> dict[str, Axes]:
     given = {**dict(zip(names, call.node.args, strict=False)), **call.node.kwargs}
     tensors = {k: v for k, v in given.items() if isinstance(v, keras.KerasTensor)}
     return {name: flow.axes_of(tensor) for name, tensor in tensors.items()}
-
-
-# Blocks of `units` columns in the weights of a cell.
-_GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
-
-
-def _recurrent(flow: Follower, call: Call) -> list[Axes]:
-    layer, x = call.layer, call.inputs[0]
-    out = flow.channels.new(layer.units, call.source)
-    flow.register(call, _cell_weights(layer, x[-1], out), units=out)
-    for state in call.inputs[1:]:
-        if state[-1] is not None and size_of(state[-1]) == layer.units:  # no mask
-            flow.same(state[-1], out)
-    return _sequence(layer, x, [out], len(call.shapes))
-
-
-def _cell_weights(layer, into: Axis | None, out: Axis) -> Iterator[Weight]:
-    cell = layer.cell
-    gates = Concat((out,) * next(n for name, n in _GATES.items() if _is_a(layer, name)))
-    yield Weight(cell.kernel, (into, gates), (1,))
-    yield Weight(cell.recurrent_kernel, (out, gates), (1,))
-    if cell.use_bias:
-        two = len(cell.bias.shape) == 2  # a GRU's input and recurrent biases
-        yield Weight(cell.bias, (None, gates) if two else (gates,))
-
-
-def _is_a(layer, name: str) -> bool:
-    return isinstance(layer, getattr(keras.layers, name))
-
-
-def _sequence(layer, x: Axes, outs: list[Axis], count: int) -> list[Axes]:
-    whole: Axis = Concat(tuple(outs)) if len(outs) > 1 else outs[0]
-    first: Axes = [*x[:2], whole] if layer.return_sequences else [x[0], whole]
-    states = (count - 1) // len(outs)
-    return [first, *([x[0], out] for out in outs for _ in range(states))]
-
-
-def _bidirectional(flow: Follower, call: Call) -> list[Axes] | None:
-    layer, x = call.layer, call.inputs[0]
-    directions = [layer.forward_layer, layer.backward_layer]
-    plain = all(any(_is_a(part, name) for name in _GATES) for part in directions)
-    if not plain or len(call.inputs) > 1 or layer.merge_mode is None:
-        return flow.unknown(call)
-    outs: list[Axis] = [flow.channels.new(part.units, call.source) for part in directions]
-    pairs = zip(directions, outs, strict=True)
-    weights = [w for part, out in pairs for w in _cell_weights(part, x[-1], out)]
-    counts = dict(zip(("layer.units", "backward_layer.units"), outs, strict=True))
-    flow.register(call, weights, **counts)
-    if layer.merge_mode != "concat":
-        flow.same(*outs)
-        outs = outs[:1]
-    return _sequence(layer, x, outs, 1)
 
 
 def _time_distributed(flow: Follower, call: Call) -> list[Axes] | None:
@@ -296,8 +252,8 @@ _HANDLERS: dict[str, Handler] = {
     "Embedding": _embedding,
     "EinsumDense": _einsum,
     "MultiHeadAttention": _attention,
-    **dict.fromkeys(_GATES, _recurrent),
-    "Bidirectional": _bidirectional,
+    **dict.fromkeys(GATES, recurrent),
+    "Bidirectional": bidirectional,
     "TimeDistributed": _time_distributed,
     "Parameter": _parameter,
 }

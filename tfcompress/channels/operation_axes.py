@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from keras import KerasTensor, ops, tree
 
+from tfcompress.channels.activations import POINTWISE
 from tfcompress.channels.axes import Axis, size_of
 from tfcompress.channels.shape_axes import (
     align_right,
@@ -30,20 +31,9 @@ from tfcompress.channels.weighted import Axes, Call
 if TYPE_CHECKING:
     from tfcompress.channels.following import Follower
 
-# By the names of classes, of layers and of the operations of keras.ops alike.
-ELEMENTWISE = set(
-    (
-        "Activation ReLU LeakyReLU ELU Softmax Dropout SpatialDropout1D SpatialDropout2D "
-        "SpatialDropout3D GaussianDropout GaussianNoise AlphaDropout ActivityRegularization "
-        "Identity Rescaling Masking FakeQuant UnitNormalization Add Subtract Multiply Divide "
-        "TrueDivide Maximum Minimum Average Power SquaredDifference Where Relu Relu6 LeakyRelu "
-        "Elu Selu Celu Gelu Silu HardSilu HardSigmoid HardTanh HardShrink SoftShrink Softplus "
-        "Softsign LogSigmoid LogSoftmax Sigmoid Tanh TanhShrink Threshold Squareplus "
-        "SparseSigmoid Exp Expm1 Log Log1p Sqrt Rsqrt Square Abs Absolute Negative Sign Round "
-        "Floor Ceil Sin Cos Erf Clip Reciprocal Cast StopGradient Copy ConvertToTensor Greater "
-        "GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot Equal NotEqual NanToNum"
-    ).split()
-)
+# Operations whose channels are those of their inputs, by the names of classes, of layers and of the
+# operations of keras.ops alike.
+ELEMENTWISE = POINTWISE | {"Softmax", "LogSoftmax", "Sparsemax", "UnitNormalization", "Masking"}
 SPATIAL = set(
     (
         "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D "
@@ -61,17 +51,6 @@ GLOBAL = set(
     ).split()
 )
 REDUCING = set("Mean Sum Max Amax Min Amin Prod Std Var Median Any All".split())
-
-
-# Functions that make each channel of all of them, though channels stay what they are.
-_MIXING = {"softmax", "log_softmax", "sparsemax"}
-
-
-def mixes_channels(operation) -> bool:
-    """Whether an operation, or the activation of a layer, computes each value from several."""
-    if type(operation).__name__ in ("Softmax", "LogSoftmax"):
-        return True
-    return getattr(getattr(operation, "activation", None), "__name__", "") in _MIXING
 
 
 def _elementwise(flow: Follower, call: Call) -> list[Axes]:

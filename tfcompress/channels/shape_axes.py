@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,24 +35,44 @@ def reshape(flow: Follower, call: Call) -> list[Axes]:
 def _regrouped(flow: Follower, call: Call, x: Axes) -> Axes:
     """The axes of a reshaped tensor, made of the factors of the ones that it had."""
     shape = call.shapes[0]
-    fresh = flow.fresh(shape, call.source)
-    axes = [axis for axis in x[1:] if axis is not None]
-    if not shape or x[0] is not None or len(axes) < len(x) - 1 or None in shape[1:]:
-        return fresh
-    factors: list[Axis] = []
-    for axis in axes:
-        axis = flow.channels.resolve(axis)
-        factors += axis.parts if isinstance(axis, Product) else [axis]
+    factors, first = _factors(flow, x, shape)
     out: list[list[Axis]] = []
-    for size in shape[1:]:
-        taken = _take(flow, call, factors, size or 1)
+    for size in shape[first:] if factors is not None else ():
+        taken = _take(flow, call, factors or [], size or 1)
         if taken is None:
-            return fresh
+            factors = None
+            break
         out.append(taken)
+    fresh = flow.fresh(shape, call.source)
+    if factors is None:
+        flow.fix(x, f"{call.source} arranges them anew")
+        return fresh
     if out and out[-1]:
         out[-1] += factors  # of size 1
-    pairs = zip(out, fresh[1:], strict=True)
-    return [None, *(Product(tuple(taken)) if taken else new for taken, new in pairs)]
+    pairs = zip(out, fresh[first:], strict=True)
+    made = (Product(tuple(taken)) if taken else new for taken, new in pairs)
+    return [*[None] * first, *made]
+
+
+def _factors(
+    flow: Follower, x: Axes, shape: tuple[int | None, ...]
+) -> tuple[list[Axis] | None, int]:
+    """What is arranged anew; and how many axes before it, whose sizes are open, stay.
+
+    None in place of the factors if the sizes do not tell.
+    """
+    first, most = 0, min(len(x), len(shape))
+    while first < most and x[first] is None and shape[first] is None:
+        first += 1
+    axes = [axis for axis in x[first:] if axis is not None]
+    sizes = [size for size in shape[first:] if size is not None]
+    open_axes = len(axes) + first < len(x) or len(sizes) + first < len(shape)
+    if not first or open_axes or math.prod(map(size_of, axes)) != math.prod(sizes):
+        return None, first
+    factors: list[Axis] = []
+    for axis in map(flow.channels.resolve, axes):
+        factors += axis.parts if isinstance(axis, Product) else [axis]
+    return factors, first
 
 
 def _take(flow: Follower, call: Call, factors: list[Axis], size: int) -> list[Axis] | None:
@@ -120,8 +141,9 @@ def align_right(flow: Follower, call: Call) -> list[Axes]:
 
 
 def repeat_vector(flow: Follower, call: Call) -> list[Axes]:
-    x = call.inputs[0]
-    return [[x[0], flow.channels.new(call.layer.n, call.source), x[1]]]
+    x, times = call.inputs[0], flow.channels.new(call.layer.n, call.source)
+    flow.fix([times], f"they are repetitions of {call.source}")
+    return [[x[0], times, x[1]]]
 
 
 def concatenate(flow: Follower, call: Call) -> list[Axes]:
@@ -222,7 +244,9 @@ def stack(flow: Follower, call: Call) -> list[Axes]:
     for axes in call.inputs[1:]:
         for pair in zip(first, axes, strict=True):
             flow.same(*pair)
-    return [[*first[:place], flow.channels.new(len(call.inputs), call.source), *first[place:]]]
+    many = flow.channels.new(len(call.inputs), call.source)
+    flow.fix([many], f"they are the tensors of {call.source}")
+    return [[*first[:place], many, *first[place:]]]
 
 
 def unstack(flow: Follower, call: Call) -> list[Axes]:

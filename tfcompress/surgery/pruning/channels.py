@@ -9,11 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfcompress.channels.axes import Axis, Concat, leaves_of, size_of, size_under
+from tfcompress.channels.weighted import Weighted
 from tfcompress.suggestions import did_you_mean, expected_one_of
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import objective
-from tfcompress.surgery.pruning.ranking import SCOPES, Target, choose
+from tfcompress.surgery.pruning.ranking import SCOPES, Target, choose, competing
 from tfcompress.surgery.pruning.resizing import resized
 from tfcompress.surgery.pruning.scores import check_score, score_groups
 from tfcompress.surgery.pruning.trimming import sensitivity_choice
@@ -100,6 +102,7 @@ def prune_channels(
     scores = score_groups(structure, score, seed=seed, **settings)
     limits: dict[str, Any] = {"round_to": round_to, "max_sparsity": max_sparsity}
     if scope == "sensitivity":
+        scores = competing(structure, scores)
         choice = sensitivity_choice(structure, scores, target, gain=gain, **limits, **settings)
     else:
         choice = choose(structure, scores, target, scope=scope, **limits)
@@ -153,20 +156,30 @@ def kept_names(structure: Structure, keep: Iterable[str]) -> dict[str, str]:
 
 def report_of(operation: str, structure: Structure, choice: Choice) -> SurgeryReport:
     """What a choice does to a model, layer by layer."""
-    sizes = {name: len(kept) for name, kept in choice.items()}
-    changes, kept = [], []
+    sizes = structure.sizes(choice)
+    groups = {structure.numbers[name]: group for name, group in structure.groups.items()}
+    changes: list[Change] = []
+    kept: list[Change] = []
     for layer in structure.follower.layers:
-        groups = [g for g in structure.groups.values() if layer.name in g.makers]
-        for group in groups:
-            if group.name in sizes:
-                left = sizes[group.name] * group.repeats
-                told = f"{group.size * group.repeats} -> {left} {group.unit}"
-                changes.append(Change(layer.name, told))
-            elif group.kept is not None and group.makers[0] == layer.name:
-                kept.append(Change(layer.name, group.kept))
-    before, after = structure.cost({}), structure.cost(structure.sizes(choice))
-    costs = list(zip(before, after, strict=True))
-    return SurgeryReport(operation, tuple(changes), tuple(kept), costs[0], costs[1])
+        for part in _parts_made(layer):
+            mine = [groups[leaf.group] for leaf in leaves_of(part) if leaf.group in groups]
+            before, after = size_of(part), size_under(part, sizes)
+            if before != after:
+                unit = "heads" if any(group.unit == "heads" for group in mine) else "channels"
+                changes.append(Change(layer.name, f"{before} -> {after} {unit}"))
+            first = [group for group in mine if group.makers[0] == layer.name]
+            kept += [Change(layer.name, group.kept) for group in first if group.kept is not None]
+        if not any(axis is not None for weight in layer.weights for axis in weight.axes):
+            kept.append(Change(layer.name, f"what {layer.kind} does with channels is not known"))
+    costs = zip(structure.cost({}), structure.cost(sizes), strict=True)
+    return SurgeryReport(operation, tuple(changes), tuple(dict.fromkeys(kept)), *costs)
+
+
+def _parts_made(layer: Weighted) -> list[Axis]:
+    """What a layer makes, each part once: channels one after the other are parts of their own."""
+    made = [weight.axes[place] for weight in layer.weights for place in weight.makes]
+    parts = [axis.parts if isinstance(axis, Concat) else (axis,) for axis in made if axis]
+    return list(dict.fromkeys(part for each in parts for part in each))
 
 
 def nothing_to_prune(structure: Structure) -> str:

@@ -6,21 +6,23 @@ from collections.abc import Iterator
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import KerasTensor, layers, ops
 
+from tfcompress.channels.activations import mixes_channels
 from tfcompress.channels.axes import leaves_of, places
 from tfcompress.channels.following import unwrapped
-from tfcompress.channels.operation_axes import REDUCING, mixes_channels
-from tfcompress.channels.weighted import Weighted
+from tfcompress.channels.operation_axes import GLOBAL, REDUCING
 from tfcompress.layers import Parameter
-from tfcompress.nodes import Node
+from tfcompress.nodes import Node, tensors_in
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.channels import report_of
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Member, Structure
 from tfcompress.surgery.pruning.resizing import resized
-from tfcompress.surgery.pruning.support import supports_of
+from tfcompress.surgery.pruning.support import MOVING, supports_of
 from tfcompress.surgery.report import with_report
 
+# What is zero adds nothing to them.
+_EXACT = ("Matmul", "Sum", "Any", "UnitNormalization", "Masking")
 _MIXING = (layers.LayerNormalization, layers.RMSNormalization, layers.GroupNormalization)
 
 
@@ -107,35 +109,37 @@ class _Reader:
 
     def visit(self, node: Node) -> None:
         """Notes which channels a node takes notice of."""
-        operation = unwrapped(node.operation)
+        operation, depth = unwrapped(node.operation), 0
         while isinstance(operation, layers.TimeDistributed):
-            operation = operation.layer
-        for place in _mixed_axes(operation, node):
-            for number in self._numbers(node.inputs[0], [place]) - self._whole_groups(operation):
+            operation, depth = operation.layer, depth + 1
+        for place in _mixed_axes(operation, len(node.inputs[0].shape) - depth):
+            at = [place + depth]
+            for number in self._numbers(node.inputs[0], at) - self._whole_groups(operation):
                 self.unread[number][:] = False
         if mixes_channels(operation):
             for number in self._numbers(node.outputs[0], [-1]):
                 self.unread[number][:] = False
-        layer = self.layers.get(id(operation))
-        if layer is not None:
-            self._visit_weights(node, layer)
-        elif self._takes_apart(node):
-            self._visit_sum(node)
-
-    def _visit_weights(self, node: Node, layer: Weighted) -> None:
-        """A layer takes notice of a channel unless it is zero or its weights for it are."""
-        if isinstance(layer.layer, Parameter):  # what is done with it is seen elsewhere
+        if isinstance(operation, Parameter):  # what is done with it is seen elsewhere
             return
-        for number, members in self.reads.get(layer.name, {}).items():
-            used = np.zeros(self.groups[number].size, bool)
-            for member in members:
-                values = ops.convert_to_numpy(member.variable)
-                used |= np.any(member.slices(values) != 0, axis=1)
-            near = [t for t in node.inputs if number in self._numbers(t)]
-            near = near or [t for t in node.outputs if number in self._numbers(t)]
-            present = [self._present(number, tensor) for tensor in near]
-            present = present or [self._made(number, layer.name)]
-            self.unread[number] &= ~(used & np.any(present, axis=0))
+        layer = self.layers.get(id(operation))
+        read = {} if layer is None else self.reads.get(layer.name, {})
+        for number, members in read.items():
+            self._visit_weights(node, layer, number, members)
+        self._visit_sums(node, set(read))
+
+    def _visit_weights(self, node: Node, layer, number: int, members: list[Member]) -> None:
+        """A layer takes notice of a channel unless it is zero or its weights for it are."""
+        used = np.zeros(self.groups[number].size, bool)
+        for member in members:
+            values = ops.convert_to_numpy(member.variable)
+            used |= np.any(member.slices(values) != 0, axis=1)
+        near = [t for t in node.inputs if number in self._numbers(t)]
+        recurrent = any(member.variable.name == "recurrent_kernel" for member in members)
+        if recurrent or not near:
+            near += [t for t in node.outputs if number in self._numbers(t)]
+        present = [self._present(number, tensor) for tensor in near]
+        present = present or [self._made(number, layer.name)]
+        self.unread[number] &= ~(used & np.any(present, axis=0))
 
     def _made(self, number: int, layer: str) -> np.ndarray:
         """Which channels that stay inside of a layer, such as heads, it computes from weights."""
@@ -147,15 +151,20 @@ class _Reader:
                 made |= np.any(member.slices(values) != 0, axis=1)
         return made
 
-    def _visit_sum(self, node: Node) -> None:
+    def _visit_sums(self, node: Node, read: set[int]) -> None:
         """A sum of products takes no notice of a channel that is zero in one of the factors."""
-        left = {number for tensor in node.outputs for number in self._numbers(tensor)}
-        kind = type(node.operation).__name__
-        for number in {n for t in node.inputs for n in self._numbers(t)} - left:
-            tensors = [t for t in node.inputs if number in self._numbers(t)]
-            present = [self._present(number, tensor) for tensor in tensors]
-            exact = kind in ("Matmul", "Sum", "Any")
+        summed: dict[int, list[np.ndarray]] = {}
+        for tensor, at in _summed_axes(node):
+            for number in self._numbers(tensor, at):
+                summed.setdefault(number, []).append(self._present(number, tensor))
+        for number, present in summed.items():
+            exact = type(node.operation).__name__ in _EXACT
             self.unread[number] &= ~np.all(present, axis=0) & exact
+        if type(node.operation).__name__ in MOVING:
+            return
+        left = {number for tensor in node.outputs for number in self._numbers(tensor)}
+        for number in {n for t in node.inputs for n in self._numbers(t)} - left - read - {*summed}:
+            self.unread[number][:] = False  # whatever became of it
 
     def _whole_groups(self, operation) -> set[int]:
         """The groups whose channels GroupNormalization takes together, each on its own."""
@@ -165,9 +174,6 @@ class _Reader:
         if not is_one or count is None or isinstance(count, tuple):
             return set()
         return {leaf.group for leaf in leaves_of(count)}
-
-    def _takes_apart(self, node: Node) -> bool:
-        return type(node.operation).__name__ in {*REDUCING, "Matmul"}
 
     def _numbers(self, tensor, at: list[int] | None = None) -> set[int]:
         """The groups that are counted by axes of a tensor, by number."""
@@ -190,13 +196,33 @@ class _Reader:
         return present
 
 
-def _mixed_axes(operation, node: Node) -> list[int]:
-    """The axes of a node's input along which every value, zero or not, changes the others."""
+def _mixed_axes(operation, rank: int) -> list[int]:
+    """The axes of an operation's input along which every value, zero or not, changes the others."""
+    if isinstance(operation, layers.Masking):
+        return [] if operation.mask_value == 0 else [rank - 1]
     if not isinstance(operation, _MIXING) and not mixes_channels(operation):
         return []
     if hasattr(operation, "kernel"):  # whose outputs are mixed
         return []
-    rank = len(node.inputs[0].shape)
+    if isinstance(operation, layers.GroupNormalization):
+        return list(range(1, rank))
     axis = getattr(operation, "axis", -1)
     axes = [axis] if isinstance(axis, int) else list(axis or range(rank))
     return [place % rank for place in axes]
+
+
+def _summed_axes(node: Node) -> list[tuple[KerasTensor, list[int]]]:
+    """(tensor, axes) pairs of values of which an operation without weights computes one."""
+    operation, kind = node.operation, type(node.operation).__name__
+    tensors = tensors_in((node.args, node.kwargs))
+    rank = len(tensors[0].shape) if tensors else 0
+    if kind == "Matmul":
+        return list(zip(tensors, ([-1], [-2]), strict=False))
+    if kind in REDUCING or kind in ("UnitNormalization", "Masking"):
+        axis = getattr(operation, "axis", -1)
+        every = list(range(rank)) if axis is None else np.ravel(axis).tolist()
+        return [(tensors[0], every)]
+    if kind in GLOBAL:
+        channel = 1 if operation.data_format == "channels_first" else rank - 1
+        return [(tensors[0], [i for i in range(1, rank) if i != channel])]
+    return []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import keras
@@ -15,6 +16,7 @@ from keras import KerasTensor
 
 from tfcompress.channels.axes import (
     Axis,
+    Leaf,
     Product,
     indices,
     leaves_of,
@@ -130,6 +132,11 @@ class Structure:
         made = {n for n, group in self.groups.items() if not set(layers).isdisjoint(group.makers)}
         return made | {name for name, number in self.numbers.items() if number in numbers}
 
+    def multiplied(self) -> set[frozenset[int]]:
+        """Pairs of groups, by number, that are factors of the same axis of a weight."""
+        terms = [axis for axes in self.axes.values() for axis in axes if axis is not None]
+        return {pair for term in terms for pair in _factors(term)}
+
     def sizes(self, choice: Choice) -> dict[int, int]:
         """The sizes of the groups that lose channels, by number."""
         return {self.numbers[name]: len(kept) for name, kept in choice.items()}
@@ -183,7 +190,10 @@ class Structure:
 
     def _tensor_shape(self, tensor: KerasTensor, sizes: Mapping[int, int]) -> Shape:
         shape = self.specs.get(id(tensor), tensor).shape
-        pairs = zip(self.axes_of(tensor), shape, strict=True)
+        axes = self.axes_of(tensor)
+        # What is open stays so, as `macs.count` sees it.
+        known = (axis if n is not None else None for axis, n in zip(axes, shape, strict=True))
+        pairs = zip(known, shape, strict=True)
         return tuple(n if axis is None else size_under(axis, sizes) for axis, n in pairs)
 
     def _found(self) -> dict[int, ChannelGroup]:
@@ -251,6 +261,16 @@ def _repeats(axis: Axis, number: int) -> int:
         return 1
     others = size_of(axis) // size_of(mine) if isinstance(axis, Product) else 1
     return others * _repeats(mine, number)
+
+
+def _factors(axis: Axis) -> Iterator[frozenset[int]]:
+    """Pairs of groups that are multiplied in an axis."""
+    parts = () if isinstance(axis, Leaf) else axis.parts
+    for part in parts:
+        yield from _factors(part)
+    for a, b in itertools.combinations(parts if isinstance(axis, Product) else (), 2):
+        for pair in itertools.product(leaves_of(a), leaves_of(b)):
+            yield frozenset(leaf.group for leaf in pair)
 
 
 def _names(firsts: dict[int, str]) -> dict[int, str]:

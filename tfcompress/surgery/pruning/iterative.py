@@ -14,7 +14,7 @@ from tfcompress.suggestions import expected_one_of
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.channels import check_settings, kept_names, prune_channels
 from tfcompress.surgery.pruning.groups import ChannelGroup, Structure
-from tfcompress.surgery.pruning.ranking import Target, choose
+from tfcompress.surgery.pruning.ranking import Target, choose, competing
 from tfcompress.surgery.report import Change, SurgeryReport, with_report
 from tfcompress.techniques.technique import check
 
@@ -135,7 +135,7 @@ def _require_reachable(structure: Structure, target: Target, settings: Settings)
     scope = settings.get("scope", "global")
     limits = settings.get("round_to", 8), settings.get("max_sparsity", 0.9)
     check_settings(scope, *limits)
-    scores = {name: np.ones(group.size) for name, group in structure.prunable().items()}
+    scores = _ones(structure)
     if scores:  # else prune_channels says why
         choose(structure, scores, target, round_to=limits[0], max_sparsity=limits[1])
 
@@ -166,8 +166,12 @@ def _size(now: Structure, first: Structure, layer: str) -> int:
 
 def _channels(now: Structure, first: Structure) -> int:
     """How many channels can go; one that is left of a group is no group any more."""
-    sizes = [group.size for group in now.prunable().values()]
-    return sum(sizes) + len(first.prunable()) - len(sizes)
+    sizes, whole = ([len(x) for x in competing(s, _ones(s)).values()] for s in (now, first))
+    return sum(sizes) + len(whole) - len(sizes)
+
+
+def _ones(structure: Structure) -> dict[str, np.ndarray]:
+    return {name: np.ones(group.size) for name, group in structure.prunable().items()}
 
 
 def _bounds(first: Structure, now: Structure, max_sparsity: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ from tfcompress.surgery.pruning.channels import kept_names
 from tfcompress.surgery.pruning.channels import nothing_to_prune as nothing_to_prune
 from tfcompress.surgery.pruning.dead import alive_channels
 from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure
+from tfcompress.surgery.pruning.ranking import competing
 from tfcompress.techniques.quantize import as_tensor
 
 _MIXED = "a channel that is zero still counts in a normalization or softmax over channels"
@@ -107,7 +108,8 @@ class ChannelMasks:
         sizes = {self.structure.numbers[name]: int((~each).sum()) for name, each in gone.items()}
         before = self.structure.cost({})[0]
         macs = self.structure.cost(sizes)[0] / before if before else 1.0
-        sparsity = float(np.mean(np.concatenate(list(gone.values()))))
+        counted = competing(self.structure, gone)
+        sparsity = float(np.mean(np.concatenate(list(counted.values()))))
         return {"channel_sparsity": sparsity, "macs": macs}
 
 

@@ -102,6 +102,10 @@ def choose(
     Raises:
         ValueError: the target cannot be reached, or names a layer that cannot lose channels.
     """
+    if target.per_layer is not None:
+        wanted = target.per_layer.keys()
+        scores = {n: x for n, x in scores.items() if wanted & set(structure.groups[n].makers)}
+    scores = competing(structure, scores)
     groups = {name: structure.groups[name] for name in scores}
     limits = {name: Limits.of(group, round_to, max_sparsity) for name, group in groups.items()}
     if target.per_layer is not None:
@@ -110,6 +114,22 @@ def choose(
         plan = _global_plan(scores, limits) if scope == "global" else _local_plan(limits)
         sizes = _searched(structure, target, *plan, limits)
     return kept_channels(scores, sizes)
+
+
+def competing(structure: Structure, scores: Scores) -> dict[str, np.ndarray]:
+    """The scores of the groups that may lose channels at the same time.
+
+    Where the channels of an axis are those of one group times those of another, as in grouped
+    convolutions, a layer that lost some of both would lose more than it should: the larger group
+    goes on, the others stay whole.
+    """
+    rivals = structure.multiplied()
+    taken: dict[int, str] = {}
+    for name in sorted(scores, key=lambda n: -structure.groups[n].size):
+        number = structure.numbers[name]
+        if not any({number, other} in rivals for other in taken):
+            taken[number] = name
+    return {name: values for name, values in scores.items() if name in taken.values()}
 
 
 def kept_channels(scores: Scores, sizes: Mapping[str, int]) -> Choice:

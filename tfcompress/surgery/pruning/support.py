@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 import numpy as np
 from keras import KerasTensor, layers, ops, tree
 
+from tfcompress.channels.activations import POINTWISE, mixes_channels
 from tfcompress.channels.following import unwrapped
-from tfcompress.channels.operation_axes import (
-    ELEMENTWISE,
-    GLOBAL,
-    REDUCING,
-    SPATIAL,
-    mixes_channels,
-)
+from tfcompress.channels.operation_axes import GLOBAL, REDUCING, SPATIAL
 from tfcompress.copying import copy_operation
+from tfcompress.flat_layers import FixedTraining
 from tfcompress.nodes import Node, unique
 from tfcompress.surgery.pruning.groups import Structure
 
@@ -37,7 +34,7 @@ _LINEAR = (
 _NORMALIZING = (layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization)
 _RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 # Operations that only move or repeat values.
-_MOVING = set(
+MOVING = set(
     "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Concatenate Split Stack Unstack "
     "GetItem Pad RepeatVector BroadcastTo RepeatBatch".split()
 )
@@ -91,7 +88,7 @@ def supports_of(structure: Structure) -> dict[int, np.ndarray]:
         else:
             outputs = _known(node, args, kwargs)
         for tensor, known in zip(node.outputs, outputs, strict=True):
-            found[id(tensor)] = known.present
+            found[id(tensor)] = _lean(known.present)
         return outputs if len(outputs) > 1 else outputs[0]
 
     inputs = [_input(tensor) for tensor in tree.flatten(structure.graph.inputs)]
@@ -101,17 +98,50 @@ def supports_of(structure: Structure) -> dict[int, np.ndarray]:
 
 def _input(tensor) -> Known:
     shape = tuple(tensor.shape)
-    shape = (1, *(_OPEN if n is None else n for n in shape[1:])) if shape else shape
-    return Known(np.ones(shape, bool), np.zeros(shape, "float32"))
+    batch = (shape[0] or 1,) if shape else ()  # which is fixed in a stateful model
+    shape = (*batch, *(_OPEN if n is None else n for n in shape[1:]))
+    return Known(np.broadcast_to(True, shape), np.broadcast_to(np.float32(0), shape))
 
 
 def _known(node: Node, args: tuple, kwargs: dict) -> list[Known]:
     """What is known of the outputs of an operation."""
+    if _depends_on_lengths(node):
+        args, kwargs = tree.map_structure(_zeros_alone, (args, kwargs))
     values = _run(node, args, kwargs, lambda known: np.where(known.varies, 0, known.value))
     inputs = [x for x in tree.flatten((args, kwargs)) if isinstance(x, Known)]
     varies = _varying(node, args, kwargs, inputs, values)
     shaped = (np.broadcast_to(v, y.shape) for v, y in zip(varies, values, strict=True))
-    return [Known(np.array(v), y) for v, y in zip(shaped, values, strict=True)]
+    pairs = zip(shaped, values, strict=True)
+    return [Known(_lean(v), _lean(np.where(v, 0, y))) for v, y in pairs]
+
+
+def _lean(array: np.ndarray) -> np.ndarray:
+    """The same array, which holds but once what is equal all along an axis."""
+    shape = array.shape
+    for axis in range(array.ndim):
+        first = array[(slice(None),) * axis + (slice(0, 1),)]
+        if np.all(array == first):
+            array = first
+    return np.broadcast_to(array.copy(), shape)
+
+
+def _depends_on_lengths(node: Node) -> bool:
+    """Whether constants become others where the model leaves a length open, as in a sum."""
+    is_open = any(None in tuple(tensor.shape)[1:] for tensor in node.inputs)
+    kind = type(unwrapped(node.operation)).__name__
+    if kind in REDUCING and (node.operation.axis is None or 0 in np.ravel(node.operation.axis)):
+        return True  # over the batch
+    return is_open and kind not in POINTWISE | MOVING
+
+
+def _zeros_alone(x):
+    """What is known of a tensor, but for values that are not zero."""
+    return Known(x.present, x.value) if isinstance(x, Known) else x
+
+
+def _constant(x) -> Known:
+    value = ops.convert_to_numpy(x)
+    return Known(np.zeros(value.shape, bool), value)
 
 
 def _run(node: Node, args: tuple, kwargs: dict, array) -> list[np.ndarray]:
@@ -125,7 +155,8 @@ def _run(node: Node, args: tuple, kwargs: dict, array) -> list[np.ndarray]:
     given = (node.args, node.kwargs)
     pairs = zip(tree.flatten(given), tree.flatten((args, kwargs)), strict=True)
     packed = tree.pack_sequence_as(given, [tensor(*pair) for pair in pairs])
-    results = node.operation(*packed[0], **packed[1])
+    with keras.StatelessScope():  # what an operation writes down, as averages, is given up
+        results = node.operation(*packed[0], **packed[1])
     return [ops.convert_to_numpy(ops.cast(y, "float32")) for y in tree.flatten(results)]
 
 
@@ -135,6 +166,8 @@ def _varying(node: Node, args, kwargs, inputs: list[Known], values) -> list[Any]
     kind = type(operation).__name__
     if kind == "Parameter":
         return [False]
+    if isinstance(node.operation, FixedTraining) and node.operation.training:
+        return [True] * len(values)  # also what it draws
     if isinstance(operation, _LINEAR) and not mixes_channels(operation):
         return [_through_weights(operation, inputs[0].varies)]
     inner = operation.layer if isinstance(operation, layers.TimeDistributed) else None
@@ -147,27 +180,30 @@ def _varying(node: Node, args, kwargs, inputs: list[Known], values) -> list[Any]
         return [np.any(table != table[0], axis=0)]
     if kind in ("Multiply", "LogicalAnd", "Divide", "TrueDivide"):
         return [_of_product(kind, args, kwargs, inputs)]
-    if kind in ELEMENTWISE and not mixes_channels(operation):
+    if kind in ("UnitNormalization", "Masking"):
+        return [_of_scaled(operation, kind, inputs[0])]
+    if kind in POINTWISE and not mixes_channels(operation):
         return [np.any(np.broadcast_arrays(*(x.varies for x in inputs)), axis=0)]
     if kind == "PReLU":
         return [inputs[0].varies]
     if kind in SPATIAL or kind in GLOBAL or kind in REDUCING:
         return [_of_pool(operation, kind, inputs[0].varies)]
-    if kind in _MOVING:
+    if kind in MOVING:
         return [y != 0 for y in _run(node, args, kwargs, lambda known: known.varies)]
     if kind == "Matmul":
-        a, b = ((x.varies.astype("float32"), x.present.astype("float32")) for x in inputs)
-        return [(np.matmul(a[0], b[1]) + np.matmul(a[1], b[0])) > 0]
+        return [_of_matmul(*tree.flatten((args, kwargs))[:2])]
     used: Any = True
     if isinstance(operation, _NORMALIZING) and isinstance(operation.axis, int):
         scale = getattr(operation, "gamma", None)
         scale = getattr(operation, "scale", None) if scale is None else scale
         used = _along(scale, operation.axis, inputs[0].varies.ndim)
-    elif isinstance(operation, _RECURRENT) and len(inputs) == 1:
+    elif len(inputs) != 1 or mixes_channels(operation):
+        used = True
+    elif isinstance(operation, _RECURRENT):
         used = _used_units(operation)
     elif isinstance(operation, layers.Bidirectional) and operation.merge_mode in ("concat", "sum"):
         both = (operation.forward_layer, operation.backward_layer)
-        if len(inputs) == 1 and all(isinstance(layer, _RECURRENT) for layer in both):
+        if all(isinstance(layer, _RECURRENT) for layer in both):
             units = [_used_units(layer) for layer in both]
             joins = operation.merge_mode == "concat"
             used = np.concatenate(units) if joins else units[0] | units[1]
@@ -184,7 +220,7 @@ def _through_weights(layer, varies: np.ndarray) -> np.ndarray:
     twin(x)
     for ours, theirs in zip(twin.weights, layer.weights, strict=False):  # biases are last
         ours.assign((ops.convert_to_numpy(theirs) != 0).astype("float32"))
-    return ops.convert_to_numpy(twin(x)) > 0
+    return ops.convert_to_numpy(twin(x)) > 0.5  # they are whole numbers, but for rounding
 
 
 def _along(weight, axis, rank: int) -> Any:
@@ -211,6 +247,21 @@ def _of_product(kind: str, args: tuple, kwargs: dict, inputs: list[Known]) -> np
     present = [x.present if isinstance(x, Known) else np.asarray(x) != 0 for x in factors]
     varies = np.any(np.broadcast_arrays(*(x.varies for x in inputs)), axis=0)
     return np.all(np.broadcast_arrays(varies, *present), axis=0)
+
+
+def _of_matmul(*factors) -> np.ndarray:
+    """A sum of products varies where one of the products does."""
+    a, b = (x if isinstance(x, Known) else _constant(x) for x in factors)
+    pairs = ((a.varies, b.present), (a.present, b.varies))
+    return sum(np.matmul(x.astype("float32"), y.astype("float32")) for x, y in pairs) > 0.5
+
+
+def _of_scaled(operation, kind: str, x: Known) -> np.ndarray:
+    """What is not zero changes with the others that are divided, or masked, with it."""
+    axis = -1 if kind == "Masking" else operation.axis
+    axis = tuple(axis) if isinstance(axis, list | tuple) else axis
+    others = np.any(x.varies, axis=axis, keepdims=True)
+    return x.varies | (x.present & others)
 
 
 def _of_pool(operation, kind: str, varies: np.ndarray) -> np.ndarray:
