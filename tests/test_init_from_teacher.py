@@ -22,7 +22,6 @@ from keras import layers, ops
 
 import tfcompress as tfc
 from tfcompress.channels.axes import (
-    Channels,
     Concat,
     Leaf,
     Product,
@@ -31,6 +30,7 @@ from tfcompress.channels.axes import (
     links,
     shares,
 )
+from tfcompress.channels.unification import Channels
 from tfcompress.distillation.initialization import init_from_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:these operations stay float")

@@ -9,8 +9,9 @@ from typing import Any
 import keras
 from keras import tree
 
-from tfcompress.channels.axes import Axis, Channels, size_of
+from tfcompress.channels.axes import Axis, size_of
 from tfcompress.channels.layer_axes import handler
+from tfcompress.channels.unification import Channels
 from tfcompress.channels.weighted import Axes, Call, Count, Weight, Weighted, variable_of
 from tfcompress.flat_layers import FixedTraining
 from tfcompress.graph import Graph, Node, trace
