@@ -1,11 +1,12 @@
 """Decompositions against NumPy, tensorly, and what they must equal."""
 
+
 import numpy as np
 import pytest
 
 from tfcompress.surgery.factors import decompositions as d
 from tfcompress.surgery.factors.blocks import diagonal_blocks
-from tfcompress.surgery.factors.cp import cp, cp_error, cp_full_rank
+from tfcompress.surgery.factors.cp import cp, cp_error, cp_full_rank, slice_energies
 
 
 def normal(*shape, seed=0):
@@ -149,6 +150,24 @@ def test_cp_is_as_near_as_that_of_tensorly():
             _, factors = parafac(tensor, rank, init="svd", random_state=0)
         theirs = error(tensor, rebuilt_cp(factors))
         assert cp_error(tensor, cp(tensor, rank)) <= theirs * 1.03
+
+
+def test_cp_of_a_large_tensor_is_better_than_its_slices():
+    tensor = normal(9, 128, 128)
+    found = cp(tensor, 200)
+    left = np.sum(slice_energies(tensor)[200:]) / np.sum(tensor**2)
+    assert cp_error(tensor, found) < 0.8 * left
+    assert cp_error(tensor, found) < cp_error(tensor, cp(tensor, 200, work=1e8)) < left
+
+
+@pytest.mark.parametrize("shape", [(9, 12, 16), (12, 3, 8), (12, 9, 5)])
+def test_cp_leaves_less_than_its_slices(shape):
+    tensor = normal(*shape)
+    left = slice_energies(tensor)
+    assert len(left) == cp_full_rank(shape)
+    assert left.sum() == pytest.approx(np.sum(tensor**2))
+    for rank in (1, 7):
+        assert cp_error(tensor, cp(tensor, rank)) < left[rank:].sum() / left.sum()
 
 
 def test_spatial_svd_multiplies_out_to_the_nearest_kernel():

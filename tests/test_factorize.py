@@ -6,6 +6,7 @@ import pytest
 from factor_models import kinds, normal, of_layer, relative_error, samples, small_cnn
 from keras import layers
 
+from tfcompress.surgery.factors.cp import cp, cp_error
 from tfcompress.surgery.factors.decompositions import spatial_matrix
 from tfcompress.surgery.factors.factorize import factorize
 from tfcompress.surgery.macs import count
@@ -31,6 +32,7 @@ LINEAR = {
     "dense": (lambda: layers.Dense(6, activation="relu"), (8,)),
     "wide": (lambda: layers.Dense(20, use_bias=False), (6,)),
     "dense_in_time": (lambda: layers.Dense(6, activation="softmax"), (5, 8)),
+    "dense_in_image": (lambda: layers.Dense(6), (4, 7, 8)),
     "dense_in_any_time": (lambda: layers.Dense(6), (None, 8)),
     "pointwise": (lambda: layers.Conv2D(6, 1, strides=2), (8, 9, 4)),
     "query": (lambda: layers.EinsumDense("abc,cde->abde", (None, 2, 6), bias_axes="de"), (5, 8)),
@@ -77,9 +79,54 @@ def test_spatial_svd_is_exact_at_full_rank(case):
     assert [layer.kernel_size.index(1) for layer in new.layers[1:]] == [1, 0]
 
 
-@pytest.mark.parametrize("case", ["dense", "wide", "dense_in_time"])
+@pytest.mark.parametrize("case", ["dense", "wide", "dense_in_time", "dense_in_image"])
 def test_kronecker_is_exact_at_full_rank(case):
     exact(LINEAR[case], "kronecker")
+
+
+def test_blocks_of_a_dense_keep_the_axes_of_an_uneven_image():
+    model = of_layer(layers.Dense(6), 4, 7, 8)
+    blocks = np.kron(np.eye(2), np.ones((4, 3))) * model.get_weights()[0]
+    model.layers[1].kernel.assign(blocks)
+    new = factorize(model, "block_diagonal", rank=2)
+    assert new.output_shape == (None, 4, 7, 6)
+    assert relative_error(model, new) < 1e-5
+
+
+@pytest.mark.parametrize("shapes", [[(4, 7, 8), (5, 3, 8)], [(8,), (5, 8)]])
+def test_a_dense_on_inputs_of_several_shapes_is_not_reshaped(shapes):
+    dense, inputs = layers.Dense(6, name="d"), [keras.Input(shape) for shape in shapes]
+    model = keras.Model(inputs, [dense(x) for x in inputs])
+    for method in ("kronecker", "block_diagonal"):
+        with pytest.raises(ValueError, match="'d': its inputs are of several shapes"):
+            factorize(model, method, rank=1)
+
+
+def test_a_dense_on_sequences_of_several_lengths_is_taken_apart_once():
+    dense, inputs = layers.Dense(6, name="d"), [keras.Input((5, 8)), keras.Input((3, 8))]
+    model = keras.Model(inputs, [dense(x) for x in inputs])
+    for method in ("kronecker", "block_diagonal"):
+        new = factorize(model, method, energy=1, allow_larger=True)
+        assert relative_error(model, new) < 1e-5
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9])
+def test_cp_takes_about_the_least_rank_that_keeps_enough(energy):
+    model = of_layer(layers.Conv2D(16, 3, use_bias=False, name="c"), 8, 8, 12)
+    kernel = model.get_weights()[0].astype("float64").reshape(9, 12, 16)
+    new = factorize(model, "cp", energy=energy)
+    rank = new.get_layer("c_in").filters
+    assert cp_error(kernel, cp(kernel, rank)) <= 1 - energy
+    assert cp_error(kernel, cp(kernel, int(rank * 0.85))) > 1 - energy
+
+
+def test_cp_of_a_kernel_of_low_rank_is_exact():
+    low = np.einsum("hr,wr,ir,or->hwio", *(normal(n, 2, seed=n) for n in (3, 3, 12, 16)))
+    model = of_layer(layers.Conv2D(16, 3), 8, 8, 12)
+    model.layers[1].kernel.assign(low)
+    new = factorize(model, "cp", energy=1.0)
+    assert new.count_params() < model.count_params()
+    assert relative_error(model, new) < 1e-5
 
 
 def test_embedding_is_exact_at_full_rank_and_keeps_its_mask():

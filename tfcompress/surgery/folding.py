@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfcompress.batch_norm import scale_and_offset
 from tfcompress.copying import copy_operation, copy_trainable
 from tfcompress.flat_layers import FixedTraining
 from tfcompress.graph import Graph, Node, call_node
@@ -216,15 +217,6 @@ def _pads(layer) -> bool:
     if isinstance(layer, _TRANSPOSED):
         return True
     return layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
-
-
-def scale_and_offset(layer) -> tuple[np.ndarray, np.ndarray]:
-    """What a BatchNormalization computes in inference: x * scale + offset, by channel."""
-    mean, variance = _double(layer.moving_mean), _double(layer.moving_variance)
-    gamma = _double(layer.gamma) if layer.scale else 1.0
-    beta = _double(layer.beta) if layer.center else 0.0
-    scale = gamma / np.sqrt(variance + layer.epsilon)
-    return scale, beta - mean * scale
 
 
 def _double(variable) -> np.ndarray:

@@ -23,6 +23,8 @@ _OPTIONS = {
     "separable": ("layers", "depth_multiplier"),
 }
 _OPTIONS_OF_FACTORS = ("macs", "params", "rank", "energy", "layers")
+# Options that say how much, of which a method that has some needs one.
+_AMOUNTS = ("macs", "params", "sparsity", "rank", "energy")
 # Scores and scopes of channels that look at data.
 _LOOKING = ("taylor", "fisher", "apoz", "sensitivity")
 
@@ -51,13 +53,14 @@ def steps_of(method: str, given: Mapping[str, Any]) -> Shrink:
             f"--method {method} takes {listed}; received {_dashed(wrong)}. Leave it out, or choose "
             "another method."
         )
-    if method in _OPTIONS:
-        return Shrink({method: arguments})
-    if not {"macs", "params", "rank", "energy"} & set(arguments):
+    amounts = [name for name in taken if name in _AMOUNTS]
+    if amounts and not set(amounts) & set(arguments):
         raise ValueError(
-            f"--method {method} needs one of --rank, --energy, --macs and --params; received none. "
+            f"--method {method} needs one of {', '.join(map(_dashed, amounts))}; received none. "
             "Pass --macs 0.5 to leave half of the MACs."
         )
+    if method in _OPTIONS:
+        return Shrink({method: arguments})
     return Shrink({"factorize": {"method": method, **arguments}})
 
 

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from keras import layers, tree
 
+from tfcompress.batch_norm import scale_and_offset
 from tfcompress.compression import OUTPUT_SUFFIX
 from tfcompress.graph import Graph, Node, copy_operation, copy_weights, flatten
 from tfcompress.layers import (
@@ -260,12 +261,7 @@ def _canonical(graph: Graph, node: Node):
     if isinstance(operation, layers.BatchNormalization) and not _folds(graph, node):
         if operation.axis not in (-1, len(node.outputs[0].shape) - 1):
             return None
-        gamma = operation.gamma if operation.scale else 1.0
-        beta = operation.beta if operation.center else 0.0
-        deviation = keras.ops.sqrt(operation.moving_variance + operation.epsilon)
-        scale = keras.ops.convert_to_numpy(gamma / deviation)
-        offset = keras.ops.convert_to_numpy(beta - operation.moving_mean * scale)
-        return Affine(scale, offset, name=operation.name)
+        return Affine(*scale_and_offset(operation), name=operation.name)
     if isinstance(operation, layers.Normalization) and _is_by_channel(operation):
         mean, variance = (
             keras.ops.convert_to_numpy(v).reshape(-1) for v in (operation.mean, operation.variance)

@@ -52,7 +52,8 @@ def factorize(
         "tucker": a convolution becomes a 1x1 one, a small one and a 1x1 one (Tucker-2, Kim et al.
             2016, arXiv:1511.06530).
         "cp": a Conv1D or Conv2D becomes a 1x1 one, a depthwise one and a 1x1 one (Lebedev et al.
-            2015, arXiv:1412.6553). It mostly needs fine-tuning.
+            2015, arXiv:1412.6553, of which the kx1 and 1xk depthwise ones are one kxk here). It
+            mostly needs fine-tuning. Factors are searched for some seconds a layer at most.
         "spatial_svd": a Conv2D becomes a kx1 and a 1xk one (Jaderberg et al. 2014,
             arXiv:1405.3866).
         "kronecker": a Dense becomes a sum of Kronecker products (Van Loan & Pitsianis 1993).

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.optimize
 
-# Energy that is left to rounding where all of it is to be kept.
+from tfcompress.search.allocation import lower_hull
+
+# Energy that is left to rounding: where all of it is to be kept, only what float64 cannot tell.
 _ROUNDING = 1e-13
+_NOTHING = 1e-28
 # How many noise levels are tried before the best one is refined.
 _LEVELS = 256
 
@@ -31,7 +34,7 @@ def lost_by_rank(energies: np.ndarray) -> np.ndarray:
 
 def first_within(lost: np.ndarray, energy: float) -> int:
     """The first place at which at least a share `energy` is kept; `lost` falls."""
-    return int(np.argmax(lost <= 1.0 - energy + _ROUNDING))
+    return int(np.argmax(lost <= (1.0 - energy + _ROUNDING if energy < 1 else _NOTHING)))
 
 
 def evbmf(energies: np.ndarray, shape: tuple[int, int]) -> int:
@@ -122,29 +125,15 @@ def _steps(costs, losses) -> list[tuple[int, int]]:
     """(layer, option) in the order of what a step down to it loses for what it saves."""
     found = []
     for layer, (cost, loss) in enumerate(zip(costs, losses, strict=True)):
-        hull = _lower_hull(cost, loss)
+        # Of options that cost the same, the first one counts.
+        place = {float(spent): i for i, spent in reversed(list(enumerate(cost)))}
+        points = sorted((spent, float(loss[i])) for spent, i in place.items())
+        hull = [place[spent] for spent, _ in lower_hull(points)]
         for number in range(len(hull) - 1, 0, -1):
             low, high = hull[number - 1], hull[number]
             price = (loss[low] - loss[high]) / (cost[high] - cost[low])
             found.append((price, layer, -number, low))
     return [(layer, option) for _, layer, _, option in sorted(found)]
-
-
-def _lower_hull(cost: np.ndarray, loss: np.ndarray) -> list[int]:
-    """Indices of the points on the lower convex hull, from the first point to the last."""
-    hull: list[int] = []
-    for i in range(len(cost)):
-        if hull and cost[i] <= cost[hull[-1]]:
-            continue
-        while len(hull) > 1:
-            a, b = hull[-2], hull[-1]
-            if (loss[b] - loss[a]) * (cost[i] - cost[a]) < (loss[i] - loss[a]) * (
-                cost[b] - cost[a]
-            ):
-                break
-            hull.pop()
-        hull.append(i)
-    return hull
 
 
 def _spend(costs, losses, chosen: list[int], left: float) -> None:

@@ -13,7 +13,7 @@ from tfcompress.rules import Rule
 from tfcompress.suggestions import did_you_mean
 from tfcompress.surgery.factors.layers import CONVOLUTIONS
 from tfcompress.surgery.factors.sites import Site, common_reason
-from tfcompress.surgery.factors.structured import BlockSite, KroneckerSite, unknown_lengths
+from tfcompress.surgery.factors.structured import BlockSite, KroneckerSite, not_reshaped
 from tfcompress.surgery.factors.svd import SvdSite
 from tfcompress.surgery.factors.tensors import CpSite, SpatialSite, TuckerSite
 from tfcompress.surgery.report import Change
@@ -140,7 +140,7 @@ def _reason(site: Site, method: str) -> str | None:
         return "its kernel covers one place, so that it is a matrix; use method='svd'"
     reason = common_reason(layer) or type(site).refuses(layer)
     if reason is None and isinstance(site, KroneckerSite | BlockSite):
-        reason = unknown_lengths(site)
+        reason = not_reshaped(site)
     return reason
 
 

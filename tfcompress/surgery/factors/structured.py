@@ -23,6 +23,7 @@ from tfcompress.surgery.factors.layers import (
     ending,
 )
 from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
+from tfcompress.surgery.shapes import size
 
 
 class KroneckerSite(MatrixSite):
@@ -63,7 +64,7 @@ class KroneckerSite(MatrixSite):
         names = [self.name(f"{layer.name}_{end}") for end in ("in", "out")]
         bias = _inner_bias(layer, "dc")
         made = [
-            Part(lambda x: ops.reshape(x, _lengths(x, m1, m2))),
+            _split(m1, m2),
             Part(
                 einsum(layer, "...ab,bcr->...acr", (m1, n2, rank), names[0]),
                 {"kernel": second.transpose(1, 2, 0)},
@@ -72,7 +73,7 @@ class KroneckerSite(MatrixSite):
                 einsum(layer, "...acr,adr->...dc", (n1, n2), names[1], **bias),
                 {"kernel": first.transpose(1, 2, 0), **bias_of(layer)},
             ),
-            Part(lambda x: ops.reshape(x, (-1, *x.shape[1:-2], n1 * n2))),
+            _joined(self, n1 * n2),
             Part(closing(layer, layer.name)),
         ]
         return made, self.kept(rank)
@@ -166,9 +167,9 @@ class BlockSite(Site):
             **_inner_bias(layer, "kc"),
         )
         return [
-            Part(lambda x: ops.reshape(x, _lengths(x, count, rows))),
+            _split(count, rows),
             Part(inner, {"kernel": blocks, **_ordered_bias(layer, columns)}),
-            Part(lambda x: ops.reshape(x, (-1, *x.shape[1:-2], outputs))),
+            _joined(self, outputs),
         ]
 
     def _grouped(self, count: int, ordered: np.ndarray, columns: np.ndarray) -> list[Part]:
@@ -197,10 +198,15 @@ class BlockSite(Site):
         return np.sum(kernel**2, axis=tuple(range(kernel.ndim - 2)))
 
 
-def unknown_lengths(site: Site) -> str | None:
+def not_reshaped(site: Site) -> str | None:
     """Why a Dense cannot be called on reshaped inputs, if it cannot."""
-    if isinstance(site.layer, layers.Dense) and any(None in x[1:] for x, _ in site.calls):
+    if not isinstance(site.layer, layers.Dense):
+        return None
+    leading = {x[1:-1] for x, _ in site.calls}
+    if any(None in x[1:] for x, _ in site.calls):
         return "axes of its input have no fixed length"
+    if len(leading) > 1 and any(len(axes) != 1 for axes in leading):
+        return "its inputs are of several shapes"
     return None
 
 
@@ -229,8 +235,27 @@ def _permutation(order: np.ndarray, axis: int) -> list[Part]:
     return [Part(lambda x: ops.take(x, places, axis=axis))]
 
 
-def _lengths(x, *last: int) -> tuple[int, ...]:
-    return (-1, *x.shape[1:-1], *last)
+def _split(*last: int) -> Part:
+    """Splits the last axis of inputs of a Dense, and makes one of all between it and the batch.
+
+    EinsumDense gives several axes of "..." in the wrong order in the shape that it tells.
+    """
+
+    def call(x):
+        between = x.shape[1:-1]
+        return ops.reshape(x, (-1, *(between if len(between) < 2 else [size(between)]), *last))
+
+    return Part(call)
+
+
+def _joined(site: Site, units: int) -> Part:
+    """Joins the last two axes, and splits what `_split` made one."""
+    between = site.calls[0][0][1:-1]
+
+    def call(x):
+        return ops.reshape(x, (-1, *(between if len(between) > 1 else x.shape[1:-2]), units))
+
+    return Part(call)
 
 
 def _divisors(number: int) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from tfcompress.surgery.factors import decompositions, ranks
-from tfcompress.surgery.factors.cp import cp, cp_error, cp_full_rank
+from tfcompress.surgery.factors.cp import cp, cp_error, cp_full_rank, slice_energies
 from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
     Part,
@@ -21,8 +21,8 @@ from tfcompress.surgery.factors.layers import (
 from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
 from tfcompress.surgery.shapes import positions, size
 
-# By how much the rank of a CP grows as long as it keeps too little energy.
-_GROWTH = 1.2
+# Multiplications for CP factors while their rank is sought, a tenth of those for the last ones.
+_TRIAL = 1e10
 
 
 class TuckerSite(Site):
@@ -153,33 +153,47 @@ class CpSite(Site):
 
     @functools.cached_property
     def ladder(self) -> tuple[list[int], np.ndarray]:
-        """All ranks, with the energy that any tensor of that rank loses at least.
+        """All ranks, with the energy that the start of the search for factors loses.
 
-        What a CP of a rank loses is not known before it is computed; the unfoldings bound it.
+        What a CP of a rank loses is not known before it is computed; it is less.
         """
-        out, into = decompositions.tucker_energies(array_of(self.layer))
-        lost = np.zeros(self.full)
-        for values in (out, into):
-            part = ranks.lost_by_rank(values)[: self.full]
-            lost[: len(part)] = np.maximum(lost[: len(part)], part)
+        lost = ranks.lost_by_rank(slice_energies(self.tensor()))
         return list(range(1, self.full + 1)), lost
 
     def rank_for(self, energy: float) -> int:
-        """Grows the rank until it keeps enough; `full` if the layer would grow before that."""
-        if energy >= 1:
-            return self.full
+        """A rank that keeps enough, at most a tenth above the least that is found to do so."""
         options, lost = self.ladder
-        rank = options[ranks.first_within(lost, energy)]
-        while rank < self.full and self.cost(rank).params < self.own_cost.params:
-            if 1.0 - cp_error(self.tensor(), self._factors(rank)) >= energy:
-                return rank
-            rank = min(self.full, max(rank + 1, int(rank * _GROWTH)))
-        return min(rank, self.full)
+        enough = options[ranks.first_within(lost, energy)]
+        below = self._least_for(energy) - 1
+        rank = min(enough, self._largest_smaller)
+        found = rank == enough
+        while rank - below > max(1, rank // 10) and energy < 1:
+            middle = (below + rank) // 2
+            if self._keeps(energy, middle):
+                rank, found = middle, True
+            else:
+                below = middle
+        return rank if found or (rank > below and self._keeps(energy, rank)) else enough
+
+    def _least_for(self, energy: float) -> int:
+        """A rank of which the unfoldings say that no lower one keeps enough."""
+        unfolded = decompositions.tucker_energies(array_of(self.layer))
+        return 1 + max(ranks.first_within(ranks.lost_by_rank(x), energy) for x in unfolded)
+
+    @property
+    def _largest_smaller(self) -> int:
+        """The largest rank with which the layer costs no more than as it is; 0 if none does."""
+        own, one = self.own_cost, self.cost(1)
+        return min(own.macs // one.macs, self.weights // (one.params - self.biases), self.full)
+
+    def _keeps(self, energy: float, rank: int) -> bool:
+        factors = cp(self.tensor(), rank, _TRIAL)
+        return 1.0 - cp_error(self.tensor(), factors) >= energy
 
     def parts(self, rank: Rank) -> tuple[list[Part], float]:
         assert isinstance(rank, int)
         layer = self.layer
-        place, into, out = factors = self._factors(rank)
+        place, into, out = factors = cp(self.tensor(), rank)
         names = [self.name(f"{layer.name}_{end}") for end in ("in", "depthwise")]
         made = [
             Part(convolution(layer, rank, names[0], 1, use_bias=False), {"kernel": into}),
@@ -190,14 +204,6 @@ class CpSite(Site):
             ),
         ]
         return made, max(0.0, 1.0 - cp_error(self.tensor(), factors))
-
-    def _factors(self, rank: int) -> list[np.ndarray]:
-        """Those of the last rank asked for are kept: they take long to find."""
-        known, factors = vars(self).get("_last", (0, []))
-        if known != rank:
-            factors = cp(self.tensor(), rank)
-            self._last = rank, factors
-        return factors
 
 
 class SpatialSite(MatrixSite):
