@@ -10,9 +10,8 @@ import scipy.optimize
 
 from tfcompress.search.allocation import lower_hull
 
-# Energy that is left to rounding: where all of it is to be kept, only what float64 cannot tell.
+# Energy that is left to rounding where all of it is to be kept.
 _ROUNDING = 1e-13
-_NOTHING = 1e-28
 # How many noise levels are tried before the best one is refined.
 _LEVELS = 256
 
@@ -34,7 +33,7 @@ def lost_by_rank(energies: np.ndarray) -> np.ndarray:
 
 def first_within(lost: np.ndarray, energy: float) -> int:
     """The first place at which at least a share `energy` is kept; `lost` falls."""
-    return int(np.argmax(lost <= (1.0 - energy + _ROUNDING if energy < 1 else _NOTHING)))
+    return int(np.argmax(lost <= 1.0 - energy + _ROUNDING))
 
 
 def evbmf(energies: np.ndarray, shape: tuple[int, int]) -> int:
