@@ -185,7 +185,8 @@ def test_errors(monkeypatch):
 
 def test_each_weight_of_a_layer_within_layers_has_its_tag():
     inputs = keras.Input((5, 4))
-    x = layers.Bidirectional(layers.LSTM(6, return_sequences=True, name="lstm"), name="both")(inputs)
+    lstm = layers.LSTM(6, return_sequences=True, name="lstm")
+    x = layers.Bidirectional(lstm, name="both")(inputs)
     model = keras.Model(inputs, layers.MultiHeadAttention(2, 3, name="heads")(x, x))
     model = tfc.compress(model, [tfc.Rule("*", [tfc.Prune(0.5)])])
     ways, kinds = ("forward", "backward"), ("kernel", "recurrent_kernel")
