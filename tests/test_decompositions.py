@@ -1,6 +1,5 @@
 """Decompositions against NumPy, tensorly, and what they must equal."""
 
-
 import numpy as np
 import pytest
 
