@@ -9,7 +9,8 @@ from surgery_models import relative_error, samples_of, shaken
 import tfcompress as tfc
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.groups import Structure
-from tfcompress.surgery.pruning.ranking import Target, choose, kept_channels
+from tfcompress.surgery.pruning.ranking import choose, kept_channels
+from tfcompress.surgery.pruning.target import Target
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,18 @@ def test_a_share_of_the_cost_is_just_undercut(scope, name, share):
     profile = tfc.profile(small)
     assert after == (profile.macs if name == "macs" else profile.params)
     assert 0.9 * share < after / before <= share
+
+
+def test_what_rounding_takes_too_much_is_given_back():
+    """Of the layers that have room for 8 more channels, that with the best ones gets them."""
+    structure = Structure(opened(plain((16, 16, 16))))
+    scores = {f"conv{i}": np.linspace(1, 2 + i, 16) for i in range(3)}
+    choice = choose(structure, scores, Target(macs=0.62), round_to=8)
+    sizes = {name: len(choice.get(name, range(16))) for name in scores}
+    assert structure.cost(structure.sizes(choice))[0] <= 0.62 * structure.cost({})[0]
+    for name, size in sizes.items():
+        more = {structure.numbers[n]: k for n, k in {**sizes, name: 16}.items()}
+        assert size == 16 or structure.cost(more)[0] > 0.62 * structure.cost({})[0]
 
 
 def test_local_pruning_takes_the_same_fraction_everywhere():

@@ -10,8 +10,8 @@ from keras import layers
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.groups import Structure
 from tfcompress.surgery.pruning.judging import batches, judge, mean_loss, objective
-from tfcompress.surgery.pruning.ranking import Target
 from tfcompress.surgery.pruning.resizing import resized
+from tfcompress.surgery.pruning.target import Target
 from tfcompress.surgery.pruning.trimming import _latency_saved, _pieces, sensitivity_choice
 
 

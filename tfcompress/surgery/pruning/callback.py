@@ -17,8 +17,9 @@ from tfcompress.surgery.pruning.channels import check_settings
 from tfcompress.surgery.pruning.groups import ChannelGroup
 from tfcompress.surgery.pruning.judging import objective
 from tfcompress.surgery.pruning.masks import ChannelMasks, Flags, GrowingLasso
-from tfcompress.surgery.pruning.ranking import SCOPES, Target, choose
+from tfcompress.surgery.pruning.ranking import SCOPES, choose
 from tfcompress.surgery.pruning.scores import check_score, score_groups
+from tfcompress.surgery.pruning.target import Target
 from tfcompress.techniques.technique import check
 
 METHODS = ("masks", "group_lasso")

@@ -15,9 +15,10 @@ from tfcompress.suggestions import did_you_mean, expected_one_of
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import objective
-from tfcompress.surgery.pruning.ranking import SCOPES, Target, choose, competing
+from tfcompress.surgery.pruning.ranking import SCOPES, choose, competing
 from tfcompress.surgery.pruning.resizing import resized
 from tfcompress.surgery.pruning.scores import check_score, score_groups
+from tfcompress.surgery.pruning.target import Target
 from tfcompress.surgery.pruning.trimming import sensitivity_choice
 from tfcompress.surgery.report import Change, SurgeryReport, with_report
 from tfcompress.techniques.technique import check

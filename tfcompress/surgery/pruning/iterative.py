@@ -14,7 +14,8 @@ from tfcompress.suggestions import expected_one_of
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.channels import check_settings, kept_names, prune_channels
 from tfcompress.surgery.pruning.groups import ChannelGroup, Structure
-from tfcompress.surgery.pruning.ranking import Target, choose, competing
+from tfcompress.surgery.pruning.ranking import choose, competing
+from tfcompress.surgery.pruning.target import Target
 from tfcompress.surgery.report import Change, SurgeryReport, with_report
 from tfcompress.techniques.technique import check
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfcompress.suggestions import did_you_mean
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
-from tfcompress.techniques.technique import check
+from tfcompress.surgery.pruning.target import Target
 
 Scores = Mapping[str, np.ndarray]
 SCOPES = ("global", "local")
@@ -18,58 +18,6 @@ SCOPES = ("global", "local")
 _STEPS = 1000
 # Of shares.
 _ROUNDING = 1e-9
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """How small a model is to become; exactly one of these.
-
-    Attributes:
-        macs, params: the share that may remain, in (0, 1).
-        sparsity: the fraction of channels that go, in (0, 1).
-        per_layer: {name of a layer: fraction of its channels that go}.
-
-    Raises:
-        ValueError: there is none or more than one, or a number is out of its range.
-    """
-
-    macs: float | None = None
-    params: float | None = None
-    sparsity: float | None = None
-    per_layer: Mapping[str, float] | None = None
-
-    def __post_init__(self):
-        given = [name for name in _NAMES if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"exactly one of {', '.join(_NAMES)} must be given; received "
-                f"{', '.join(given) or 'none'}. macs=0.5 leaves half of the MACs."
-            )
-        shares = {given[0]: getattr(self, given[0])}
-        if self.per_layer is not None:
-            check(bool(self.per_layer), "per_layer", "{layer: sparsity}", self.per_layer)
-            shares = {f"per_layer[{key!r}]": value for key, value in self.per_layer.items()}
-        for name, value in shares.items():
-            _check_share(name, value)
-
-    @property
-    def name(self) -> str:
-        """Which of the four it is."""
-        return next(name for name in _NAMES if getattr(self, name) is not None)
-
-    @property
-    def value(self) -> float:
-        """Its number; not of `per_layer`."""
-        return getattr(self, self.name)
-
-
-_NAMES = tuple(field.name for field in dataclasses.fields(Target))
-
-
-def _check_share(name: str, value) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    mend = f"Did you mean {value / 100:g}?" if number and 1 < value < 100 else "0.5 is usual."
-    check(number and 0 < value < 1, name, "a number in (0, 1)", value, mend)
 
 
 def choose(
@@ -112,7 +60,8 @@ def choose(
         sizes = _per_layer_sizes(structure, target.per_layer, groups, round_to)
     else:
         plan = _global_plan(scores, limits) if scope == "global" else _local_plan(limits)
-        sizes = _searched(structure, target, *plan, limits)
+        worth = _worth(scores) if scope == "global" else None
+        sizes = _searched(structure, target, *plan, limits, worth)
     return kept_channels(scores, sizes)
 
 
@@ -217,8 +166,15 @@ def _searched(
     sizes: Callable[[int], Sizes],
     most: int,
     limits: Mapping[str, Limits],
+    worth: Callable[[str, int, int], float] | None,
 ) -> Sizes:
-    """The sizes with which a target is just met."""
+    """The sizes with which a target is just met.
+
+    Args:
+        structure, target, limits: what is cut, how far, and how it can be.
+        sizes, most: a plan.
+        worth: see `_worth`; None gives nothing back beyond the plan.
+    """
     whole = sum(limit.size for limit in limits.values())
     before = dict(zip(("macs", "params"), structure.cost({}), strict=True))
 
@@ -244,6 +200,36 @@ def _searched(
     for name, size in larger.items():  # one step may take more than is needed
         if size > found[name] and reached({**found, name: size}) >= wanted - _ROUNDING:
             found[name] = size
+    if worth is None:
+        return found
+    return _given_back(found, limits, worth, lambda new: reached(new) >= wanted - _ROUNDING)
+
+
+def _worth(scores: Scores) -> Callable[[str, int, int], float]:
+    """(group, size, larger size) -> the mean score, relative to its group, of what it gets back."""
+    ranked = {n: np.sort(x / (np.mean(np.abs(x)) or 1.0))[::-1] for n, x in scores.items()}
+    return lambda name, size, larger: float(np.mean(ranked[name][size:larger]))
+
+
+def _given_back(
+    sizes: Sizes,
+    limits: Mapping[str, Limits],
+    worth: Callable[[str, int, int], float],
+    fits: Callable[[Sizes], bool],
+) -> Sizes:
+    """Sizes without what rounding took beyond the target: the most important channels stay."""
+    found, open_ones = dict(sizes), set(sizes)
+    while open_ones:
+        steps = {
+            n: limits[n].rounded(min(limits[n].size, found[n] + limits[n].step)) for n in found
+        }
+        open_ones = {name for name in open_ones if steps[name] > found[name]}
+        order = sorted(open_ones, key=lambda n: (-worth(n, found[n], steps[n]), n))
+        taken = next((n for n in order if fits({**found, n: steps[n]})), None)
+        # What does not fit now never will.
+        open_ones -= set(order if taken is None else order[: order.index(taken)])
+        if taken is not None:
+            found[taken] = steps[taken]
     return found
 
 

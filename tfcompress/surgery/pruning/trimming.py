@@ -19,8 +19,9 @@ from tfcompress.surgery.pruning.data_scores import deciding
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, mean_loss
 from tfcompress.surgery.pruning.judging import objective as objective_of
-from tfcompress.surgery.pruning.ranking import Limits, Scores, Sizes, Target, kept_channels
+from tfcompress.surgery.pruning.ranking import Limits, Scores, Sizes, kept_channels
 from tfcompress.surgery.pruning.resizing import resized
+from tfcompress.surgery.pruning.target import Target
 from tfcompress.techniques.technique import check
 
 GAINS = ("macs", "latency")
