@@ -15,7 +15,7 @@ from tfcompress.suggestions import did_you_mean, expected_one_of
 from tfcompress.surgery.model import opened
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import objective
-from tfcompress.surgery.pruning.ranking import SCOPES, choose, competing
+from tfcompress.surgery.pruning.ranking import SCOPES, choose
 from tfcompress.surgery.pruning.resizing import resized
 from tfcompress.surgery.pruning.scores import check_score, score_groups
 from tfcompress.surgery.pruning.target import Target
@@ -103,7 +103,6 @@ def prune_channels(
     scores = score_groups(structure, score, seed=seed, **settings)
     limits: dict[str, Any] = {"round_to": round_to, "max_sparsity": max_sparsity}
     if scope == "sensitivity":
-        scores = competing(structure, scores)
         choice = sensitivity_choice(structure, scores, target, gain=gain, **limits, **settings)
     else:
         choice = choose(structure, scores, target, scope=scope, **limits)

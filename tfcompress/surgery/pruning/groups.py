@@ -88,15 +88,14 @@ class Structure:
 
     Args:
         model: a flat Functional model.
-        sources: see `Follower`; the members then are the user's own variables.
 
     Attributes:
         groups: {name: group}, in the order of the model; those that stay among them.
     """
 
-    def __init__(self, model: keras.Model, sources: Mapping[int, Any] | None = None):
+    def __init__(self, model: keras.Model):
         self.model, self.graph = model, Graph.of(model)
-        self.follower = Follower(self.graph, sources)
+        self.follower = Follower(self.graph)
         self.axes = {
             id(weight.variable): weight.axes
             for layer in self.follower.layers

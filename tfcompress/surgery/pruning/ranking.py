@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from tfcompress.suggestions import did_you_mean
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
+from tfcompress.surgery.pruning.limits import Limits, Reach, Sizes
 from tfcompress.surgery.pruning.target import Target
 
 Scores = Mapping[str, np.ndarray]
 SCOPES = ("global", "local")
 # Sparsities that "local" tries on its way to a target.
 _STEPS = 1000
-# Of shares.
-_ROUNDING = 1e-9
 
 
 def choose(
@@ -59,10 +56,21 @@ def choose(
     if target.per_layer is not None:
         sizes = _per_layer_sizes(structure, target.per_layer, groups, round_to)
     else:
-        plan = _global_plan(scores, limits) if scope == "global" else _local_plan(limits)
-        worth = _worth(scores) if scope == "global" else None
-        sizes = _searched(structure, target, *plan, limits, worth)
+        sizes = _target_sizes(Reach(structure, target, limits), scores, scope)
     return kept_channels(scores, sizes)
+
+
+def _target_sizes(reach: Reach, scores: Scores, scope: str) -> Sizes:
+    """The sizes with which macs, params or sparsity are just met."""
+    reach.require()
+    is_global = scope == "global"
+    plan = _global_plan(scores, reach.limits) if is_global else _local_plan(reach.limits)
+    found, before = _searched(reach, *plan)
+    if reach.target.name == "sparsity":
+        return min(before, found, key=lambda each: abs(reach.left(each) - reach.wanted))
+    # Groups that are to lose the same fraction may differ by one step.
+    whole = {name: limit.size for name, limit in reach.limits.items()}
+    return _given_back(found, whole if is_global else before, reach, _worth(scores))
 
 
 def competing(structure: Structure, scores: Scores) -> dict[str, np.ndarray]:
@@ -98,42 +106,6 @@ def kept_channels(scores: Scores, sizes: Mapping[str, int]) -> Choice:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """How many channels of a group can stay.
-
-    Attributes:
-        size: all.
-        least: the fewest.
-        step: in multiples of which they stay, but for all.
-    """
-
-    size: int
-    least: int
-    step: int
-
-    @classmethod
-    def of(
-        cls, group: ChannelGroup, round_to: int, max_sparsity: float | Mapping[str, float]
-    ) -> Limits:
-        step = 1
-        if group.unit == "channels":
-            step = round_to // math.gcd(round_to, group.repeats)
-        if isinstance(max_sparsity, Mapping):
-            max_sparsity = max_sparsity.get(group.name, 0.0)
-        least = max(1, math.ceil(group.size * (1 - max_sparsity) - 1e-9))
-        return cls(group.size, min(group.size, math.ceil(least / step) * step), step)
-
-    def rounded(self, count: float) -> int:
-        """The nearest number of channels that can stay; of two the larger."""
-        low = max(self.least, math.floor(count / self.step) * self.step)
-        high = max(self.least, min(self.size, low + self.step))
-        return low if count <= low or count - low < high - count else high
-
-
-Sizes = dict[str, int]
-
-
 def _global_plan(scores: Scores, limits: Mapping[str, Limits]) -> tuple[Callable, int]:
     """(function: number of channels that go -> sizes of groups, most that can go)."""
     means = {name: float(np.mean(np.abs(values))) or 1.0 for name, values in scores.items()}
@@ -160,49 +132,13 @@ def _local_plan(limits: Mapping[str, Limits]) -> tuple[Callable, int]:
     return sizes, _STEPS
 
 
-def _searched(
-    structure: Structure,
-    target: Target,
-    sizes: Callable[[int], Sizes],
-    most: int,
-    limits: Mapping[str, Limits],
-    worth: Callable[[str, int, int], float] | None,
-) -> Sizes:
-    """The sizes with which a target is just met.
-
-    Args:
-        structure, target, limits: what is cut, how far, and how it can be.
-        sizes, most: a plan.
-        worth: see `_worth`; None gives nothing back beyond the plan.
-    """
-    whole = sum(limit.size for limit in limits.values())
-    before = dict(zip(("macs", "params"), structure.cost({}), strict=True))
-
-    def reached(found: Sizes) -> float:
-        if target.name == "sparsity":
-            return 1 - sum(found.values()) / whole if whole else 0.0
-        numbers = {structure.numbers[name]: size for name, size in found.items()}
-        costs = dict(zip(("macs", "params"), structure.cost(numbers), strict=True))
-        return 1 - costs[target.name] / before[target.name] if before[target.name] else 0.0
-
-    wanted = target.value if target.name == "sparsity" else 1 - target.value
-    best = reached(sizes(most))
-    if best < wanted - _ROUNDING:
-        raise ValueError(_out_of_reach(target, best, limits))
+def _searched(reach: Reach, sizes: Callable[[int], Sizes], most: int) -> tuple[Sizes, Sizes]:
+    """The first sizes of a plan with which a target is met, and those before them."""
     low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        enough = reached(sizes(middle)) >= wanted - _ROUNDING
-        low, high = (low, middle) if enough else (middle + 1, high)
-    found, larger = sizes(low), sizes(max(0, low - 1))
-    if target.name == "sparsity":
-        return min(larger, found, key=lambda each: abs(reached(each) - wanted))
-    for name, size in larger.items():  # one step may take more than is needed
-        if size > found[name] and reached({**found, name: size}) >= wanted - _ROUNDING:
-            found[name] = size
-    if worth is None:
-        return found
-    return _given_back(found, limits, worth, lambda new: reached(new) >= wanted - _ROUNDING)
+        low, high = (low, middle) if reach.met(sizes(middle)) else (middle + 1, high)
+    return sizes(low), sizes(max(0, low - 1))
 
 
 def _worth(scores: Scores) -> Callable[[str, int, int], float]:
@@ -212,35 +148,27 @@ def _worth(scores: Scores) -> Callable[[str, int, int], float]:
 
 
 def _given_back(
-    sizes: Sizes,
-    limits: Mapping[str, Limits],
-    worth: Callable[[str, int, int], float],
-    fits: Callable[[Sizes], bool],
+    sizes: Sizes, largest: Sizes, reach: Reach, worth: Callable[[str, int, int], float]
 ) -> Sizes:
-    """Sizes without what rounding took beyond the target: the most important channels stay."""
+    """Sizes without what rounding took beyond the target: the most important channels stay.
+
+    Args:
+        sizes: with which the target is met.
+        largest: what groups get back at most.
+        reach: to the target.
+        worth: see `_worth`.
+    """
     found, open_ones = dict(sizes), set(sizes)
     while open_ones:
-        steps = {
-            n: limits[n].rounded(min(limits[n].size, found[n] + limits[n].step)) for n in found
-        }
+        steps = {n: reach.limits[n].larger(found[n], largest[n]) for n in open_ones}
         open_ones = {name for name in open_ones if steps[name] > found[name]}
         order = sorted(open_ones, key=lambda n: (-worth(n, found[n], steps[n]), n))
-        taken = next((n for n in order if fits({**found, n: steps[n]})), None)
+        taken = next((n for n in order if reach.met({**found, n: steps[n]})), None)
         # What does not fit now never will.
         open_ones -= set(order if taken is None else order[: order.index(taken)])
         if taken is not None:
             found[taken] = steps[taken]
     return found
-
-
-def _out_of_reach(target: Target, best: float, limits: Mapping[str, Limits]) -> str:
-    share = best if target.name == "sparsity" else 1 - best
-    bound = "at most" if target.name == "sparsity" else "at least"
-    cut = f"{len(limits)} groups of channels can be cut"
-    return (
-        f"{target.name}={target.value:g} is out of reach: {cut}, which leaves {target.name} "
-        f"{bound} {share:.3g}. Want less, raise max_sparsity, lower round_to, or keep fewer layers."
-    )
 
 
 def _per_layer_sizes(

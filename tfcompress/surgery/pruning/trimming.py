@@ -19,7 +19,8 @@ from tfcompress.surgery.pruning.data_scores import deciding
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, mean_loss
 from tfcompress.surgery.pruning.judging import objective as objective_of
-from tfcompress.surgery.pruning.ranking import Limits, Scores, Sizes, kept_channels
+from tfcompress.surgery.pruning.limits import Limits, Reach, Sizes
+from tfcompress.surgery.pruning.ranking import Scores, competing, kept_channels
 from tfcompress.surgery.pruning.resizing import resized
 from tfcompress.surgery.pruning.target import Target
 from tfcompress.techniques.technique import check
@@ -28,8 +29,8 @@ GAINS = ("macs", "latency")
 # The loss before training says little of layers that lose more: ResNet-8 ended 4 and 10 points
 # lower when some lost 7 of 8 channels, cheap alone, than with the same MACs gone elsewhere.
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.625)
-# The growth of a loss that is NaN or infinite; and shares that differ by less are the same.
-_WORST, _SAME = 1e12, 1e-9
+# The growth of a loss that is NaN or infinite.
+_WORST = 1e12
 # A group alone, with so many channels.
 Trial = tuple[str, int]
 # Whether it goes beyond the largest fraction, growth of the loss for each unit of gain, the group,
@@ -85,8 +86,10 @@ def sensitivity_choice(
     """
     _check(target, data, gain, fractions)
     objective = objective_of(structure.model, loss)
+    scores = competing(structure, scores)
     limits = {name: Limits.of(structure.groups[name], round_to, max_sparsity) for name in scores}
-    _require_reach(structure, target, limits)
+    reach = Reach(structure, target, limits)
+    reach.require()
     sizes = {name: _sizes(limit, fractions) for name, limit in limits.items()}
     total = sum(map(len, sizes.values()))
     tell = _counted(progress, 1 + total * (2 if gain == "latency" else 1))
@@ -99,7 +102,7 @@ def sensitivity_choice(
     if gain == "latency":
         gains = _latency_saved(structure, scores, sizes, next(reading()).x, tell)
     else:
-        gains = _cost_saved(structure, sizes, target)
+        gains = _cost_saved(reach, sizes)
     pieces = [
         piece
         for name, each in sizes.items()
@@ -109,7 +112,7 @@ def sensitivity_choice(
             limits[name].rounded(limits[name].size * (1 - max(fractions))),
         )
     ]
-    return kept_channels(scores, _spent(structure, target, limits, sorted(pieces)))
+    return kept_channels(scores, _spent(reach, sorted(pieces)))
 
 
 def _check(target: Target, data: Any, gain: str, fractions: Sequence[float]) -> None:
@@ -129,37 +132,6 @@ def _check(target: Target, data: Any, gain: str, fractions: Sequence[float]) -> 
             f"data must be readable again and again; received a {type(data).__name__}. Pass (x, y) "
             "arrays or a dataset."
         )
-
-
-def _require_reach(structure: Structure, target: Target, limits: Mapping[str, Limits]) -> None:
-    """Raises unless the target is met once all groups are as small as they can be."""
-    least = {name: limit.least for name, limit in limits.items()}
-    best = _share(structure, target, limits, least)
-    if best > _wanted(target) + _SAME:
-        value, bound = (1 - best, "at most") if target.name == "sparsity" else (best, "at least")
-        raise ValueError(
-            f"{target.name}={target.value:g} is out of reach: {len(limits)} groups of channels can "
-            f"be cut, which leaves {target.name} {bound} {value:.3g}. Want less, raise "
-            "max_sparsity, lower round_to, or keep fewer layers."
-        )
-
-
-def _wanted(target: Target) -> float:
-    return 1 - target.value if target.name == "sparsity" else target.value
-
-
-def _share(
-    structure: Structure, target: Target, limits: Mapping[str, Limits], sizes: Sizes
-) -> float:
-    """What remains of MACs, parameters or channels."""
-    if target.name == "sparsity":
-        return sum(sizes.values()) / sum(limit.size for limit in limits.values())
-    return _cost(structure, target.name, sizes) / _cost(structure, target.name, {})
-
-
-def _cost(structure: Structure, name: str, sizes: Sizes) -> int:
-    macs, params = structure.cost({structure.numbers[key]: n for key, n in sizes.items()})
-    return params if name == "params" else macs
 
 
 def _sizes(limit: Limits, fractions: Sequence[float]) -> list[int]:
@@ -210,13 +182,10 @@ def _switched_off(group: ChannelGroup, gone: np.ndarray):
             variable.assign(old[key])
 
 
-def _cost_saved(
-    structure: Structure, sizes: Mapping[str, list[int]], target: Target
-) -> dict[Trial, float]:
+def _cost_saved(reach: Reach, sizes: Mapping[str, list[int]]) -> dict[Trial, float]:
     """MACs that go once a group alone has a size; parameters, if they are the target."""
-    whole = _cost(structure, target.name, {})
     return {
-        (name, size): float(whole - _cost(structure, target.name, {name: size}))
+        (name, size): float(reach.whole - reach.cost({name: size}))
         for name, each in sizes.items()
         for size in each
     }
@@ -270,19 +239,14 @@ def _pieces(name: str, points: list[tuple[float, float, int]], deepest: int) -> 
         yield size_at[g1] < deepest, (loss1 - loss0) / (g1 - g0), name, -size_at[g1]
 
 
-def _spent(
-    structure: Structure, target: Target, limits: Mapping[str, Limits], pieces: list[Piece]
-) -> Sizes:
+def _spent(reach: Reach, pieces: list[Piece]) -> Sizes:
     """The sizes at which the target is just met, if the first pieces are taken first."""
-    sizes = {name: limit.size for name, limit in limits.items()}
-
-    def met(changed: Sizes) -> bool:
-        return _share(structure, target, limits, {**sizes, **changed}) <= _wanted(target) + _SAME
-
+    sizes = {name: limit.size for name, limit in reach.limits.items()}
     for _, _, name, negative in pieces:
-        if met({name: -negative}):
-            between = {limits[name].rounded(n) for n in range(-negative, sizes[name])}
-            sizes[name] = next(n for n in sorted(between, reverse=True) if met({name: n}))
+        if reach.met({**sizes, name: -negative}):
+            between = {reach.limits[name].rounded(n) for n in range(-negative, sizes[name])}
+            fitting = (n for n in sorted(between, reverse=True) if reach.met({**sizes, name: n}))
+            sizes[name] = next(fitting)
             break
         sizes[name] = -negative
     return sizes

@@ -1,0 +1,108 @@
+"""How many channels groups can lose, and how far that is from a target."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+from tfcompress.surgery.pruning.groups import ChannelGroup, Structure
+from tfcompress.surgery.pruning.target import Target
+
+# How many channels stay, by the name of a group.
+Sizes = dict[str, int]
+# Shares that differ by less are the same.
+_SAME = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How many channels of a group can stay.
+
+    Attributes:
+        size: all.
+        least: the fewest.
+        step: in multiples of which they stay, but for all.
+    """
+
+    size: int
+    least: int
+    step: int
+
+    @classmethod
+    def of(
+        cls, group: ChannelGroup, round_to: int, max_sparsity: float | Mapping[str, float]
+    ) -> Limits:
+        step = 1
+        if group.unit == "channels":
+            step = round_to // math.gcd(round_to, group.repeats)
+        if isinstance(max_sparsity, Mapping):
+            max_sparsity = max_sparsity.get(group.name, 0.0)
+        least = max(1, math.ceil(group.size * (1 - max_sparsity) - 1e-9))
+        return cls(group.size, min(group.size, math.ceil(least / step) * step), step)
+
+    def rounded(self, count: float) -> int:
+        """The nearest number of channels that can stay; of two the larger."""
+        low = max(self.least, math.floor(count / self.step) * self.step)
+        high = max(self.least, min(self.size, low + self.step))
+        return low if count <= low or count - low < high - count else high
+
+    def larger(self, count: int, largest: int) -> int:
+        """One step more channels, but no more than the largest number."""
+        return self.rounded(min(largest, count + self.step))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """How far sizes of groups are from a target.
+
+    Attributes:
+        structure: of the model.
+        target: macs, params or sparsity.
+        limits: of the groups that can lose channels, by name.
+    """
+
+    structure: Structure
+    target: Target
+    limits: Mapping[str, Limits]
+
+    @property
+    def wanted(self) -> float:
+        """The share of MACs, parameters or channels that may remain."""
+        value = self.target.value
+        return 1 - value if self.target.name == "sparsity" else value
+
+    def cost(self, sizes: Mapping[str, int]) -> int:
+        """MACs, or parameters if these are the target; groups that are not there stay whole."""
+        numbers = {self.structure.numbers[name]: size for name, size in sizes.items()}
+        macs, params = self.structure.cost(numbers)
+        return params if self.target.name == "params" else macs
+
+    @functools.cached_property
+    def whole(self) -> int:
+        """The cost of the model as it is."""
+        return self.cost({})
+
+    def left(self, sizes: Mapping[str, int]) -> float:
+        """The share that remains, if all groups that can lose channels have these sizes."""
+        if self.target.name == "sparsity":
+            return sum(sizes.values()) / sum(limit.size for limit in self.limits.values())
+        return self.cost(sizes) / self.whole if self.whole else 1.0
+
+    def met(self, sizes: Mapping[str, int]) -> bool:
+        """Whether no more remains than may."""
+        return self.left(sizes) <= self.wanted + _SAME
+
+    def require(self) -> None:
+        """Raises a ValueError unless the target is met once all groups are as small as can be."""
+        least = {name: limit.least for name, limit in self.limits.items()}
+        if self.met(least):
+            return
+        name, best = self.target.name, self.left(least)
+        found = f"at most {1 - best:.3g}" if name == "sparsity" else f"at least {best:.3g}"
+        raise ValueError(
+            f"{name}={self.target.value:g} is out of reach: {len(self.limits)} groups of channels "
+            f"can be cut, which leaves {name} {found}. Want less, raise max_sparsity, lower "
+            "round_to, or keep fewer layers."
+        )
