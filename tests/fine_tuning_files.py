@@ -59,3 +59,17 @@ def run(made, tmp_path):
         return fine_tune(**{**given, **changed})
 
     return run
+
+
+def interrupted(run, at, **changed):
+    """A run that ends with an error when so many batches of all are done."""
+    seen = []
+
+    def progress(stage, done, total):
+        if stage.startswith("epoch") and done:
+            seen.append(done)
+            if len(seen) == at:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(progress=progress, **changed)

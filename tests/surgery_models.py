@@ -146,14 +146,17 @@ def switch_off(model, fraction: float) -> int:
     for group in Structure(model).prunable().values():
         gone = rng.permutation(group.size)[: max(1, int(group.size * fraction))]
         count += len(gone)
-        for member in group.members:
-            if member.role != "reads" and "moving_variance" not in member.variable.path:
-                value = np.array(keras.ops.convert_to_numpy(member.variable))
-                at: list = [slice(None)] * value.ndim
-                at[member.axis] = member.index[gone].ravel()
-                value[tuple(at)] = 0
-                member.variable.assign(value)
+        switch_off_channels(group, gone)
     return count
+
+
+def switch_off_channels(group, gone) -> None:
+    """Sets the weights that make and carry some channels of a group to zero."""
+    for member in group.members:
+        if member.role != "reads" and "moving_variance" not in member.variable.path:
+            value = np.array(keras.ops.convert_to_numpy(member.variable))
+            np.moveaxis(value, member.axis, 0)[np.ravel(member.index[gone])] = 0
+            member.variable.assign(value)
 
 
 def samples_of(model, count: int = 2):

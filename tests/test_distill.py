@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from distilling_files import distance, same_weights
-from fine_tuning_files import LOSS, make_data, make_model
+from fine_tuning_files import LOSS, interrupted, make_data, make_model
 
 import tfcompress as tfc
 from tfcompress.fine_tuning import distill
@@ -63,20 +63,6 @@ def test_the_teacher_and_the_student_files_are_only_read(made, run):
     before = {path: path.read_bytes() for path in made.glob("*.keras")}
     run(epochs=1)
     assert {path: path.read_bytes() for path in made.glob("*.keras")} == before
-
-
-def interrupted(run, at, **changed):
-    """A run that ends with an error when so many batches of all are done."""
-    seen = []
-
-    def progress(stage, done, total):
-        if stage.startswith("epoch") and done:
-            seen.append(done)
-            if len(seen) == at:
-                raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run(progress=progress, **changed)
 
 
 def shapes_in(path):

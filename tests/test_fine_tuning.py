@@ -11,7 +11,7 @@ import fine_tuning_files
 import keras
 import numpy as np
 import pytest
-from fine_tuning_files import LOSS, NAMES, make_data
+from fine_tuning_files import LOSS, NAMES, interrupted, make_data
 from keras import layers
 
 import tfcompress as tfc
@@ -71,20 +71,6 @@ def test_training_lowers_the_loss(run):
     found = run(epochs=8, recipe="int8", learning_rate=0.05)
     assert found.after["loss"] < 0.5 * found.before["loss"]
     assert found.judged_on == "the training data (70 samples)"
-
-
-def interrupted(run, at, **changed):
-    """A run that ends with an error when so many batches of all are done."""
-    seen = []
-
-    def progress(stage, done, total):
-        if stage.startswith("epoch") and done:
-            seen.append(done)
-            if len(seen) == at:
-                raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run(progress=progress, **changed)
 
 
 @pytest.mark.parametrize("at", [pytest.param(8, marks=pytest.mark.slow), 13])

@@ -245,3 +245,21 @@ def test_data_reach_the_steps_that_look_at_them():
         np.testing.assert_allclose(a, b, atol=1e-5)
     with pytest.raises(ValueError, match="the score 'taylor' needs data; received none"):
         Shrink(steps).apply(model)
+
+
+def test_the_weights_of_losses_count_in_scores():
+    x = keras.Input((6,), name="x")
+    hidden = layers.Dense(8, name="hidden")(x)
+    model = keras.Model(x, {n: layers.Dense(1, name=n)(hidden) for n in ("y", "z")})
+    model.compile("sgd", {"y": "mse", "z": "mse"}, loss_weights={"y": 1.0, "z": 0.0})
+    random = np.random.default_rng(0)
+    data = random.normal(size=(8, 6)), {n: random.normal(size=(8, 1)) for n in ("y", "z")}
+    settings = {"per_layer": {"hidden": 0.5}, "score": "taylor", "round_to": 1}
+    ways = (
+        Shrink({"channels": settings}).apply(model, data),
+        prune_channels(model, data=data, **settings),
+        prune_channels(model, data=data, loss=model.loss, **settings),
+    )
+    ours, wanted, plain = (np.array(m.get_layer("hidden").kernel.value) for m in ways)
+    assert np.array_equal(ours, wanted)
+    assert not np.array_equal(ours, plain)

@@ -7,7 +7,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from fine_tuning_files import LOSS, RECIPE, make_data
+from fine_tuning_files import LOSS, RECIPE, interrupted, make_data
 from keras import layers
 
 from tfcompress.fine_tuning import distill, shrink
@@ -51,20 +51,6 @@ def whole(made, recipe):
         made / "model.keras", recipe, made / "data.npz", output, **given
     )
     return found, output, list(dict.fromkeys(calls))
-
-
-def interrupted(run, at, **changed):
-    """A run that ends with an error when so many batches of all are done."""
-    seen = []
-
-    def progress(stage, done, total):
-        if stage.startswith("epoch") and done:
-            seen.append(done)
-            if len(seen) == at:
-                raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run(progress=progress, **changed)
 
 
 def judged(path):

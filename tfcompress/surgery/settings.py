@@ -80,9 +80,11 @@ class Shrink:
             >>> small = Shrink({"channels": {"macs": 0.5}}).apply(model)  # doctest: +SKIP
             >>> print(small.surgery_report)  # doctest: +SKIP
         """
+        from tfcompress.surgery.pruning.judging import compiled_with
         from tfcompress.surgery.report import with_report
 
-        loss = getattr(model, "loss", None) if loss is None else loss
+        # After the first step the model is another one, which is not compiled.
+        loss = compiled_with(model) if loss is None else loss
         reports = []
         for name, arguments in self.steps:
             function = function_of(name)

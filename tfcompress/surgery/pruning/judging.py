@@ -61,12 +61,20 @@ def objective(model: keras.Model, loss: Any = None) -> Objective:
             if isinstance(name, str):
                 named_in_keras("loss", name)
         return Objective(loss)
-    config = model._compile_config.config if model.compiled else {}
-    if config.get("loss") is None:
+    found = compiled_with(model)
+    if found is None:
         raise ValueError(
             f"expected a loss to judge channels with; model '{model.name}' is not compiled with "
             "one. Call model.compile(loss=...), or pass loss=, such as loss='mse'."
         )
+    return found
+
+
+def compiled_with(model: keras.Model) -> Objective | None:
+    """The loss that a model is compiled with; None if there is none."""
+    config = model._compile_config.config if model.compiled else {}
+    if config.get("loss") is None:
+        return None
     return Objective(config["loss"], config.get("loss_weights"))
 
 
