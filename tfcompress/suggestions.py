@@ -1,6 +1,7 @@
 """What errors say to someone who misspelt a name."""
 
 import difflib
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,35 @@ def expected_one_of(received: str, known: Iterable[str]) -> str:
     names = list(known)
     several = "one of " if len(names) > 1 else ""
     return f"expected {several}{', '.join(names)}. {did_you_mean(received, names)}".strip()
+
+
+def fraction_meant(received: float, otherwise: str = "") -> str:
+    """The fraction that a percentage was meant as, as a question; `otherwise` if it was none.
+
+    Example:
+        >>> fraction_meant(50)
+        'Did you mean 0.5?'
+    """
+    return f"Did you mean {received / 100:g}?" if 1 < received < 100 else otherwise
+
+
+def require_share(name: str, value: Any, *, or_one: bool = False) -> None:
+    """Raises a ValueError unless a value is a share of something.
+
+    Args:
+        name: of the value, for the message.
+        value: what was received.
+        or_one: whether all of it is a share, too.
+
+    Raises:
+        ValueError: it is no number in (0, 1), or (0, 1] with `or_one`.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if number and (0 < value < 1 or (or_one and value == 1)):
+        return
+    expected = "a number in (0, 1]" if or_one else "a number in (0, 1)"
+    mend = fraction_meant(value, "0.5 is a half.") if number else "0.5 is a half."
+    raise ValueError(f"{name} must be {expected}; received {value!r}. {mend}")
 
 
 def named_in_keras(what: str, name: Any) -> Any:

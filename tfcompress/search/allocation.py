@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from tfcompress.recipe import Recipe, Rule
 from tfcompress.schedules import Schedule, constant
 from tfcompress.search.findings import Sensitivity
+from tfcompress.suggestions import fraction_meant
 from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.masks import Pattern
 from tfcompress.techniques.technique import check
@@ -78,7 +79,7 @@ def allocate(
         >>> allocate({"a": 100, "b": 100}, drops, 0.4, 0.95)
         {'a': 0.8, 'b': 0.0}
     """
-    mend = f"Did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else "0.5 to 0.9 is usual."
+    mend = fraction_meant(sparsity, "0.5 to 0.9 is usual.")
     check(0 < sparsity < 1, "sparsity", "in (0, 1)", sparsity, mend)
     check(0 < max_sparsity < 1, "max_sparsity", "in (0, 1)", max_sparsity)
     hulls = {name: lower_hull(_curve(drops[name], max_sparsity)) for name in sizes}

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tfcompress.suggestions import expected_one_of
+from tfcompress.suggestions import expected_one_of, require_share
 
-# Operation -> the function that carries it out, in the module of the operation's name.
+# Operation -> the function of tfcompress that carries it out.
 OPERATIONS = {
     "channels": "prune_channels",
     "factorize": "factorize",
@@ -20,8 +20,8 @@ METHODS = ("svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal")
 SCORES = ("l1", "l2", "bn_gamma", "fpgm", "random", "taylor", "fisher", "apoz")
 SCOPES = ("global", "local", "sensitivity")
 
-# Operation -> its arguments but for the model and the data -> what each may be: a kind of
-# `_KINDS`, or the words to choose from.
+# Operation -> its arguments but for the model and the data -> what each may be: a kind that
+# `_check` knows, or the words to choose from.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "channels": {
         "macs": "share",
@@ -115,18 +115,12 @@ def _check_rank(name: str, value: Any) -> None:
 
 
 def _check_number(name: str, value: Any, kind: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind in ("share", "part"):
-        inside = number and (0 < value < 1 or (value == 1 and kind == "part"))
-        expected = "a number in (0, 1)" if kind == "share" else "a number in (0, 1]"
-        mend = f"Did you mean {value / 100:g}?" if number and 1 < value < 100 else ""
-        mend = mend or "0.5 is a half."
-    else:
-        least = 0 if kind == "seed" else 1
-        inside = number and isinstance(value, int) and value >= least
-        expected, mend = f"a whole number, {least} or more", ""
-    if not inside:
-        raise ValueError(f"{name} must be {expected}; received {value!r}. {mend}".strip())
+        require_share(name, value, or_one=kind == "part")
+        return
+    least = 0 if kind == "seed" else 1
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more; received {value!r}.")
 
 
 def _check_names(name: str, value: Any, or_code: bool) -> None:

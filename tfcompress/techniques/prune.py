@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.schedules import Schedule, constant
+from tfcompress.suggestions import fraction_meant
 from tfcompress.techniques import masks
 from tfcompress.techniques.axes import is_depthwise, weight_axes
 from tfcompress.techniques.masks import Groups, Pattern
@@ -314,7 +315,7 @@ def _values(schedule) -> list[float]:
 
 def _check_sparsity(schedule, pattern: Pattern) -> None:
     for value in _values(schedule):
-        mend = f"Did you mean {value / 100:g}?" if 1 < value < 100 else "0.5 to 0.9 is usual."
+        mend = fraction_meant(value, "0.5 to 0.9 is usual.")
         check(0 <= value < 1, "sparsity", "in [0, 1)", value, mend)
     if pattern.sparsity is not None and abs(schedule.final - pattern.sparsity) > 1e-9:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from tfcompress.suggestions import did_you_mean
+from tfcompress.suggestions import did_you_mean, require_share
 from tfcompress.surgery.factors import ranks
 from tfcompress.surgery.factors.sites import Rank, Site
 from tfcompress.surgery.factors.structured import BlockSite
@@ -46,18 +46,8 @@ def goal_of(method: str, rank, energy, macs, params) -> Goal:
     if kind == "rank":
         _check_rank(method, value)
     else:
-        _check_share(kind, value)
+        require_share(kind, value, or_one=kind == "energy")
     return Goal(kind, value)
-
-
-def _check_share(name: str, value) -> None:
-    number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
-    highest = 1 if name == "energy" else math.nextafter(1, 0)
-    if number and 0 < value <= highest:
-        return
-    what = "a share in (0, 1]" if name == "energy" else "the share that may remain, in (0, 1)"
-    mend = f"Did you mean {value / 100:g}?" if number and 1 < value < 100 else ""
-    check(False, name, what, value, mend)
 
 
 def _check_rank(method: str, rank) -> None:

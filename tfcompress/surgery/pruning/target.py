@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from tfcompress.suggestions import require_share
 from tfcompress.techniques.technique import check
 
 
@@ -38,7 +39,7 @@ class Target:
             check(bool(self.per_layer), "per_layer", "{layer: sparsity}", self.per_layer)
             shares = {f"per_layer[{key!r}]": value for key, value in self.per_layer.items()}
         for name, value in shares.items():
-            _check_share(name, value)
+            require_share(name, value)
 
     @property
     def name(self) -> str:
@@ -52,9 +53,3 @@ class Target:
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Target))
-
-
-def _check_share(name: str, value) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    mend = f"Did you mean {value / 100:g}?" if number and 1 < value < 100 else "0.5 is usual."
-    check(number and 0 < value < 1, name, "a number in (0, 1)", value, mend)
