@@ -10,10 +10,10 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full accept lint format bench lock clean
+.PHONY: help demo test test-full accept lint format bench bench-parts lock clean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY)  ## train, compress, convert and verify a small CNN on real data
 	$(BIN)/tfcompress demo $(ARGS)
@@ -36,7 +36,10 @@ format: $(READY)  ## mend style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure the cost of training and conversion, how equal files are, and what is lost
+bench: $(READY)  ## compare methods of compression on the digits (short form; ARGS="--seeds 3" for more)
+	$(BIN)/tfcompress bench --short $(ARGS)
+
+bench-parts: $(READY)  ## measure the cost of training and conversion, how equal files are, and what is lost
 	$(BIN)/python -m tfcompress.bench.training_cost
 	$(BIN)/python -m tfcompress.bench.ptq_speed
 	$(BIN)/python -m tfcompress.bench.equality
@@ -47,7 +50,7 @@ bench: $(READY)  ## measure the cost of training and conversion, how equal files
 	$(BIN)/python -m tfcompress.bench.surgery_quality
 	$(BIN)/python -m tfcompress.bench.channel_groups
 
-demo test test-full accept bench: export TF_CPP_MIN_LOG_LEVEL = 3
+demo test test-full accept bench bench-parts: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.
 test test-full: export CUDA_VISIBLE_DEVICES =
 

@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
     "opened_layers",
     "pruning_models",
     "refusals",
+    "report_browser",
 )
 
 

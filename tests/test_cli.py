@@ -22,6 +22,7 @@ COMMANDS = [
     "accept",
     "android",
     "c-array",
+    "report",
     "targets",
     "demo",
 ]

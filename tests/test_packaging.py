@@ -85,6 +85,12 @@ def test_wheel_holds_the_data_and_nothing_else(wheel):
     recipes = {f"tfcompress/recipes/{path.name}" for path in ROOT.glob("tfcompress/recipes/*")}
     assert len(recipes) == 7
     assert recipes <= set(names)
+    pages = {
+        f"tfcompress/report/templates/{path.name}"
+        for path in ROOT.glob("tfcompress/report/templates/*")
+    }
+    assert len(pages) >= 6
+    assert pages <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "tfcompress",

@@ -17,8 +17,10 @@ import typer
 from tfcompress import __version__, commands, file_commands, target_commands, terminal
 from tfcompress.acceptance import command as acceptance_command
 from tfcompress.android import command as android_command
+from tfcompress.bench import command as bench_command
 from tfcompress.microcontroller import command as microcontroller_command
 from tfcompress.options import Json, Quiet
+from tfcompress.report import command as report_command
 from tfcompress.surgery import command as surgery_command
 from tfcompress.surgery import shrink_command
 from tfcompress.terminal import Progress, emit
@@ -69,6 +71,8 @@ def _root(
       tfcompress convert model.keras -o model.tflite --precision float16
       tfcompress verify model.keras model.tflite --data x_test.npy
       tfcompress check model.tflite --target edge_tpu
+      tfcompress report model.keras model.tflite --data x_test.npy -o report.html
+      tfcompress bench --short
       tfcompress COMMAND --help
     """
     if version:
@@ -91,6 +95,8 @@ app.command()(target_commands.targets)
 app.command()(acceptance_command.accept)
 app.command()(android_command.android)
 app.command("c-array")(microcontroller_command.c_array)
+app.command()(bench_command.bench)
+app.command()(report_command.report)
 
 
 @app.command()

@@ -71,8 +71,21 @@ def python_environment(name: str, packages: Sequence[str]) -> Path:
         command = [*pip, "install", "--quiet", "--retries", "1"]
         install(command, packages, what=name, index="a package index (PIP_INDEX_URL)")
 
-    version = ".".join(map(str, sys.version_info[:2]))
-    return made(name, [f"python{version}", *packages], make) / "bin/python"
+    return made(name, _python_contents(packages), make) / "bin/python"
+
+
+def python_environment_is_ready(name: str, packages: Sequence[str]) -> bool:
+    """Whether `python_environment` would have to make nothing.
+
+    Example:
+        >>> python_environment_is_ready("vela", ["ethos-u-vela==0"])
+        False
+    """
+    return (_folder_of(name, _python_contents(packages)) / _READY).exists()
+
+
+def _python_contents(packages: Sequence[str]) -> list[str]:
+    return ["python" + ".".join(map(str, sys.version_info[:2])), *packages]
 
 
 def node_environment(name: str, packages: Sequence[str]) -> Path:
@@ -207,9 +220,13 @@ def run_tool(
     return done.stdout
 
 
-def made(name: str, contents: Sequence[str], make: Maker) -> Path:
+def _folder_of(name: str, contents: Sequence[str]) -> Path:
     digest = hashlib.sha256("\n".join(contents).encode()).hexdigest()[:10]
-    folder = cache_folder() / f"{name}-{digest}"
+    return cache_folder() / f"{name}-{digest}"
+
+
+def made(name: str, contents: Sequence[str], make: Maker) -> Path:
+    folder = _folder_of(name, contents)
     if (folder / _READY).exists():
         return folder
     try:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
 
 # filters and strides of MobileNetV1's 13 blocks at width 1
 _MOBILENET = (
@@ -19,66 +19,96 @@ _MOBILENET = (
 )
 
 
-def resnet8() -> keras.Model:
-    """ResNet-8 for images of 32 x 32 x 3, 10 classes.
+def resnet8(kit: Any = keras, classes: int = 10) -> keras.Model:
+    """ResNet-8 for images of 32 x 32 x 3.
+
+    Args:
+        kit: `keras` or `tf_keras`; weights of one fit the other.
+        classes: how many.
 
     Returns:
-        A `keras.Model` of 78,666 parameters, not trained.
+        A `Model` of the kit, not trained, of 78,666 parameters if there are 10 classes.
 
     Example:
         >>> resnet8().count_params()  # doctest: +SKIP
         78666
     """
-    inputs = keras.Input((32, 32, 3), name="image")
-    x = _conv(inputs, 16)
+    layers = kit.layers
+    inputs = kit.Input((32, 32, 3), name="image")
+    x = _conv(kit, inputs, 16)
     for filters, stride in ((16, 1), (32, 2), (64, 2)):
-        y = _conv(_conv(x, filters, stride=stride), filters, activation=False)
+        y = _conv(kit, _conv(kit, x, filters, stride=stride), filters, activation=False)
         if stride != 1:
             x = layers.Conv2D(filters, 1, strides=stride, padding="same")(x)
         x = layers.ReLU()(layers.Add()([x, y]))
     x = layers.Flatten()(layers.AveragePooling2D(8)(x))
-    return keras.Model(inputs, _classes(x, 10), name="resnet8")
+    return kit.Model(inputs, _classes(kit, x, classes), name="resnet8")
 
 
-def ds_cnn() -> keras.Model:
-    """DS-CNN for 49 frames of 10 MFCCs, 12 keywords.
+def ds_cnn(kit: Any = keras, classes: int = 12) -> keras.Model:
+    """DS-CNN for 49 frames of 10 MFCCs, which finds keywords.
+
+    Args:
+        kit: `keras` or `tf_keras`; weights of one fit the other.
+        classes: how many.
 
     Returns:
-        A `keras.Model` of 24,908 parameters, not trained.
+        A `Model` of the kit, not trained, of 24,908 parameters if there are 12 classes.
+
+    Example:
+        >>> ds_cnn(classes=12).count_params()  # doctest: +SKIP
+        24908
     """
-    inputs = keras.Input((49, 10, 1), name="mfcc")
-    x = layers.Dropout(0.2)(_conv(inputs, 64, kernel=(10, 4), stride=2))
+    layers = kit.layers
+    inputs = kit.Input((49, 10, 1), name="mfcc")
+    x = layers.Dropout(0.2)(_conv(kit, inputs, 64, kernel=(10, 4), stride=2))
     for _ in range(4):
-        x = _conv(_depthwise(x), 64, kernel=1)
+        x = _conv(kit, _depthwise(kit, x), 64, kernel=1)
     x = layers.AveragePooling2D((25, 5))(layers.Dropout(0.4)(x))
-    return keras.Model(inputs, _classes(layers.Flatten()(x), 12), name="ds_cnn")
+    return kit.Model(inputs, _classes(kit, layers.Flatten()(x), classes), name="ds_cnn")
 
 
-def mobilenet_v1() -> keras.Model:
-    """MobileNetV1 at width 0.25 for images of 96 x 96 x 3, 2 classes: a person or none.
+def mobilenet_v1(kit: Any = keras, classes: int = 2) -> keras.Model:
+    """MobileNetV1 at width 0.25 for images of 96 x 96 x 3: a person or none.
+
+    Args:
+        kit: `keras` or `tf_keras`; weights of one fit the other.
+        classes: how many.
 
     Returns:
-        A `keras.Model` of 221,794 parameters, not trained.
+        A `Model` of the kit, not trained, of 221,794 parameters if there are 2 classes.
+
+    Example:
+        >>> mobilenet_v1().count_params()  # doctest: +SKIP
+        221794
     """
-    inputs = keras.Input((96, 96, 3), name="image")
-    x = _conv(inputs, 8, stride=2)
+    inputs = kit.Input((96, 96, 3), name="image")
+    x = _conv(kit, inputs, 8, stride=2)
     for filters, stride in _MOBILENET:
-        x = _conv(_depthwise(x, stride), filters // 4, kernel=1)
-    x = layers.Flatten()(layers.AveragePooling2D(3)(x))
-    return keras.Model(inputs, _classes(x, 2), name="mobilenet_v1")
+        x = _conv(kit, _depthwise(kit, x, stride), filters // 4, kernel=1)
+    x = kit.layers.Flatten()(kit.layers.AveragePooling2D(3)(x))
+    return kit.Model(inputs, _classes(kit, x, classes), name="mobilenet_v1")
 
 
-def autoencoder() -> keras.Model:
+def autoencoder(kit: Any = keras) -> keras.Model:
     """The fully connected autoencoder for 5 frames of 128 mel bands, which finds anomalies.
 
+    Args:
+        kit: `keras` or `tf_keras`; weights of one fit the other.
+
     Returns:
-        A `keras.Model` of 269,992 parameters, not trained.
+        A `Model` of the kit, not trained, of 269,992 parameters.
+
+    Example:
+        >>> autoencoder().count_params()  # doctest: +SKIP
+        269992
     """
-    x = inputs = keras.Input((640,), name="frames")
+    layers = kit.layers
+    x = inputs = kit.Input((640,), name="frames")
     for width in (128, 128, 128, 128, 8, 128, 128, 128, 128):
         x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(width)(x)))
     outputs = layers.Dense(640, name="reconstruction")(x)
-    return keras.Model(inputs, outputs, name="autoencoder")
+    return kit.Model(inputs, outputs, name="autoencoder")
 
 
 def digits() -> keras.Model:
@@ -136,16 +166,16 @@ def generated_data(model: keras.Model, count: int, seed: int = 0) -> tuple[np.nd
     return (x, x) if model.output_shape == model.input_shape else (x, labels)
 
 
-def _conv(x, filters: int, kernel=3, stride: int = 1, activation: bool = True):
-    x = layers.Conv2D(filters, kernel, strides=stride, padding="same")(x)
-    x = layers.BatchNormalization()(x)
-    return layers.ReLU()(x) if activation else x
+def _conv(kit: Any, x, filters: int, kernel=3, stride: int = 1, activation: bool = True):
+    x = kit.layers.Conv2D(filters, kernel, strides=stride, padding="same")(x)
+    x = kit.layers.BatchNormalization()(x)
+    return kit.layers.ReLU()(x) if activation else x
 
 
-def _depthwise(x, stride: int = 1):
-    x = layers.DepthwiseConv2D(3, strides=stride, padding="same")(x)
-    return layers.ReLU()(layers.BatchNormalization()(x))
+def _depthwise(kit: Any, x, stride: int = 1):
+    x = kit.layers.DepthwiseConv2D(3, strides=stride, padding="same")(x)
+    return kit.layers.ReLU()(kit.layers.BatchNormalization()(x))
 
 
-def _classes(x, count: int):
-    return layers.Softmax(name="class")(layers.Dense(count)(x))
+def _classes(kit: Any, x, count: int):
+    return kit.layers.Softmax(name="class")(kit.layers.Dense(count)(x))

@@ -1,1 +1,1 @@
-"""What compression costs, measured: run by `make bench`."""
+"""The compression benchmark, `tfcompress bench`, and older measurements, `make bench-parts`."""

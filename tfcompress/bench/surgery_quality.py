@@ -29,6 +29,7 @@ from tfcompress import demo
 from tfcompress.acceptance.models import autoencoder
 from tfcompress.bench import surgery_data, surgery_models
 from tfcompress.bench.surgery_models import train
+from tfcompress.bench.tasks import machines
 
 # Models, and the steps that they are trained for: whole epochs, and their halves, too.
 CLASSIFIERS: dict[str, tuple[Callable[[], keras.Model], int]] = {
@@ -128,7 +129,7 @@ def _speedups(pairs: Sequence[tuple[str, str]], options: list[str]) -> list[floa
 def autoencoder_rows(task: str, seeds: int) -> Iterator[Row]:
     """Trains, factorizes and trains on the autoencoder of MLPerf Tiny for each seed."""
     for seed in range(seeds):
-        sounds = surgery_data.machine_sounds(seed)
+        sounds = machines.machine_sounds(seed)
         x = sounds.train.reshape(-1, sounds.train.shape[-1])
         settings: dict[str, Any] = {"rate": SOUND_RATE, "batch": SOUND_BATCH, "loss": "mse"}
         keras.utils.set_random_seed(seed)
@@ -147,7 +148,7 @@ def autoencoder_rows(task: str, seeds: int) -> Iterator[Row]:
             yield row
 
 
-def auc(model: keras.Model, sounds: surgery_data.Sounds) -> float:
+def auc(model: keras.Model, sounds: machines.Sounds) -> float:
     """Area under the ROC curve of the mean squared error of clips."""
     from sklearn.metrics import roc_auc_score
 

@@ -65,7 +65,7 @@ def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
     tensors = tuple(t for graph in graphs for t in graph)
     operators = tuple(op for g in range(len(graphs)) for op in operators_of(model, g, graphs[g]))
     counts = Counter((op.name, op.dtype, op.version) for op in operators)
-    groups = _constants(model, tensors, operators)
+    groups = constants_by_operator(model, tensors, operators)
     layers = tuple(_layer(*key, found) for key, found in groups.items())
     constants = [t for found in groups.values() for t in found]
     weights = [t for t in constants if t.is_weight]
@@ -223,7 +223,7 @@ def _float_ops(
     return tuple(op for op in operators if op.dtype in FLOATS and op.name not in aside)
 
 
-def _constants(
+def constants_by_operator(
     model: Any, tensors: tuple[TensorInfo, ...], operators: tuple[OperatorInfo, ...]
 ) -> dict[tuple[int, OperatorInfo | None], list[TensorInfo]]:
     """Group the constants by what is the first to use them; those in one buffer are one."""

@@ -63,24 +63,16 @@ def layer_errors(
             "the layers of a SavedModel are not known; expected a Keras model for layers=True. "
             "Name the .keras file that it was exported from."
         )
-    tensors = file.subgraphs[0].tensors
-    is_integer = any(
-        flatbuffer.dtype_name(t) in INTEGERS and not flatbuffer.is_constant(file, t)
-        for t in tensors
-    )
-    batch_size = int(tensors[file.subgraphs[0].inputs[0]].shape[0])
-    exact, _, _ = float_file(model, batch_size=batch_size, integer=is_integer, select_tf_ops=True)
-    pairs = _pairs(file, exact)
-    if not pairs:
+    ratios = tensor_errors(file, content, float_twin(model, file), batches)
+    if not ratios:
         raise ValueError(
             "no tensor of the file has the name of one of the float model's; expected a file that "
             "tfcompress.convert made from this model. Verify it without layers."
         )
-    ratios = _measure(file, content, exact, pairs, batches)
-    names = _LayerNames(model)
+    names, tensors = LayerNames(model), file.subgraphs[0].tensors
     found = []
     for op in file.subgraphs[0].operators:
-        if op.outputs and op.outputs[0] in pairs and flatbuffer.op_name(file, op) not in _EDGES:
+        if op.outputs and op.outputs[0] in ratios and flatbuffer.op_name(file, op) not in _EDGES:
             index = op.outputs[0]
             before = [ratios.get(i, math.inf) for i in op.inputs]
             name = flatbuffer.text(tensors[index].name)
@@ -89,6 +81,42 @@ def layer_errors(
             found.append(LayerError(names.of(name), kind, name, ratios[index], worst))
     # NaN is worse than anything.
     return tuple(sorted(found, key=lambda e: -math.inf if math.isnan(e.sqnr_db) else e.sqnr_db))
+
+
+def float_twin(model: keras.Model, file: Any) -> Any:
+    """The float file of a model whose operations have the forms that they have in a file.
+
+    Args:
+        model: the `keras.Model` that was converted.
+        file: the `ModelT` of the file.
+
+    Returns:
+        A `ModelT` of the same batch size.
+    """
+    tensors = file.subgraphs[0].tensors
+    is_integer = any(
+        flatbuffer.dtype_name(t) in INTEGERS and not flatbuffer.is_constant(file, t)
+        for t in tensors
+    )
+    batch_size = int(tensors[file.subgraphs[0].inputs[0]].shape[0])
+    return float_file(model, batch_size=batch_size, integer=is_integer, select_tf_ops=True)[0]
+
+
+def tensor_errors(
+    file: Any, content: bytes, exact: Any, batches: list[dict[str, np.ndarray]]
+) -> dict[int, float]:
+    """Compares the activations of two files that have the same name.
+
+    Args:
+        file, content: the `ModelT` of the file, and its bytes.
+        exact: the `ModelT` of the float file.
+        batches: as of `layer_errors`.
+
+    Returns:
+        SQNR in dB by index of the tensor in the file's first graph; empty if no names agree.
+    """
+    pairs = _pairs(file, exact)
+    return _measure(file, content, exact, pairs, batches) if pairs else {}
 
 
 def _pairs(file: Any, exact: Any) -> dict[int, int]:
@@ -127,9 +155,12 @@ def _measure(file, content, exact, pairs, batches) -> dict[int, float]:
     ours = Runner(file, content, "the file", reference=True, keep=True)
     theirs = Runner(exact, flatbuffer.write(exact), "the float file", reference=True, keep=True)
     signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
+    taken, named = [e.name for e in ours.inputs], [e.name for e in theirs.inputs]
+    # The file may bear other names than the model has now.
+    named = taken if set(taken) == set(named) else named
     for batch in batches:
         ours.run(batch)
-        theirs.run(batch)
+        theirs.run({theirs_: batch[ours_] for ours_, theirs_ in zip(taken, named, strict=True)})
         for index, other in pairs.items():
             wanted = theirs.tensor(port(exact, other)).astype(np.float64)
             got = ours.tensor(port(file, index)).astype(np.float64)
@@ -138,8 +169,12 @@ def _measure(file, content, exact, pairs, batches) -> dict[int, float]:
     return {index: sqnr_db(signal[index], noise[index]) for index in pairs}
 
 
-class _LayerNames:
-    """Finds the Keras layer in a tensor's name: 'functional_1/r1_1/Relu;functional_1/c1_1/...'."""
+class LayerNames:
+    """Finds the Keras layer in a tensor's name: 'functional_1/r1_1/Relu;functional_1/c1_1/...'.
+
+    Args:
+        model: whose layers there are.
+    """
 
     def __init__(self, model: keras.Model):
         layers = [layer for m in (model, flatten(model)) for layer in m._flatten_layers()]
@@ -152,6 +187,7 @@ class _LayerNames:
         }
 
     def of(self, tensor: str) -> str:
+        """The name of the layer that a tensor comes from; '' if its name does not tell."""
         parts = [part.rstrip("_") for part in re.split("[/;]", tensor) if part]
         # The exported copy of a layer has a number behind its name.
         names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]

@@ -139,7 +139,7 @@ class Check:
         _render_unmapped(self, console)
         _render_findings(self, console)
         _lines(console, "What to do", self.mends)
-        console.print(_caution(self), markup=False, highlight=False)
+        console.print(caution(self), markup=False, highlight=False)
 
     def __str__(self) -> str:
         return as_text(self.render)
@@ -153,7 +153,7 @@ def _render_summary(found: Check, console: Console) -> None:
         ("split", _split(found)),
         ("activations", f"at least {found.activation_bytes:,} bytes"),
         ("constants", f"{found.constant_bytes:,} bytes"),
-        ("result", _result(found)),
+        ("result", verdict_on(found)),
     ]
     print_table(console, found.path, "what,value", rows)
 
@@ -167,7 +167,7 @@ def _split(found: Check) -> str:
     return (", ".join(shown) or "no operators") + more
 
 
-def _result(found: Check) -> str:
+def verdict_on(found: Check) -> str:
     """The verdict, and what it means for the file."""
     count = len(found.operators)
     left = count - found.mapped
@@ -227,7 +227,8 @@ def _lines(console: Console, title: str, lines: tuple[str, ...] | list[str]) -> 
         console.print(f"  - and {len(lines) - _ROWS} more", markup=False, highlight=False)
 
 
-def _caution(found: Check) -> str:
+def caution(found: Check) -> str:
+    """What a check of rules cannot tell, and what can."""
     rules = "This is a check of rules"
     if found.real_tool:
         return f"{rules}; the tool itself has the last word: {found.real_tool}"

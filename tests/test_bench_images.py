@@ -1,0 +1,368 @@
+"""The image tasks of the benchmark: characters in the system's fonts, and the real data sets."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tfcompress as tfc
+from tfcompress.bench.tasks import (
+    TASKS,
+    fonts,
+    glyphs,
+    photographs,
+    real_images,
+    rendering,
+    wake_vision,
+)
+from tfcompress.bench.tasks.real import NotThere
+from tfcompress.environments import Unavailable
+
+UPRIGHT = {"angle": 0.0, "shear": 0.0, "stretch": 1.0}
+
+
+@pytest.fixture(scope="module")
+def files():
+    return fonts.font_files()
+
+
+@pytest.fixture(scope="module")
+def sides(files):
+    try:
+        return fonts.split_designs(files)
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("tfcompress.bench.tasks.cache.folder", lambda: tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["glyphs", "wake_vision"])
+def test_the_model_is_the_published_one(name):
+    import keras
+    import tf_keras
+
+    task = TASKS[name]
+    classes, parameters, macs = task.published
+    assert (classes, parameters, macs) == {
+        "glyphs": (10, 78_666, 12_501_632),
+        "wake_vision": (2, 221_794, 7_489_664),
+    }[name]
+    model, twin = task.build(keras, classes), task.build(tf_keras, classes)
+    assert model.count_params() == twin.count_params() == parameters
+    assert tfc.profile(model).macs == macs
+    random = np.random.default_rng(0)
+    # Statistics that are not those of an untrained BatchNormalization.
+    weights = [
+        random.uniform(0.5, 1.5, array.shape) if array.ndim == 1 else array
+        for array in model.get_weights()
+    ]
+    model.set_weights(weights)
+    twin.set_weights(model.get_weights())
+    x = random.uniform(0, 1, (4, *model.input_shape[1:])).astype("float32")
+    expected = np.asarray(model(x, training=False))
+    assert np.ptp(expected) > 0.01
+    np.testing.assert_allclose(np.asarray(twin(x, training=False)), expected, atol=1e-5)
+
+
+def test_designs_are_on_one_side(sides):
+    names = [[design.name for design in side] for side in sides]
+    assert len(names[0]) + len(names[1]) >= fonts.FEWEST_DESIGNS
+    assert not set(names[0]) & set(names[1])
+    assert len(names[1]) == round(sum(map(len, names)) / 4)
+    paths = [{path for design in side for path in design.files} for side in sides]
+    assert not paths[0] & paths[1]
+    assert all(1 <= len(design.files) <= 6 for side in sides for design in side)
+
+
+def test_clones_and_styles_are_one_design(files):
+    """DejaVu Sans and its Mono by name; a copy under another name by what it looks like."""
+    named = {path.name: path for path in files}
+    wanted = ["DejaVuSans.ttf", "DejaVuSansMono.ttf"]
+    if not all(name in named for name in wanted):
+        pytest.skip("needs the fonts of fonts-dejavu-core")
+    assert len(fonts.designs([named[name] for name in wanted])) == 1
+    _, first = fonts._characters(named["DejaVuSans.ttf"])
+    np.testing.assert_allclose((first * first).sum(-1), 1, rtol=1e-5)
+
+
+def test_a_copied_font_of_another_name_is_the_same_design(sides, monkeypatch):
+    read = fonts._characters
+    first, second = (design.files[0] for design in sides[0][:2])
+    names = iter("abc")
+    monkeypatch.setattr(fonts, "_characters", lambda path: (next(names), read(path)[1]))
+    assert len(fonts.designs([first, second, first])) == 2
+
+
+def test_fonts_without_letters_or_that_are_none_are_left_out(tmp_path, files, sides):
+    broken = tmp_path / "broken.ttf"
+    broken.write_bytes(b"no font")
+    assert fonts.designs([broken]) == []
+    arabic = [path for path in files if path.name == "NotoKufiArabic-Regular.ttf"]
+    assert fonts.designs(arabic) == []
+    # These hold the characters and draw something else.
+    symbols = {path for path in files if path.name in ("D050000L.otf", "LinBiolinum_K.otf")}
+    used = {path for side in sides for design in side for path in design.files}
+    assert used
+    assert not used & symbols
+
+
+def test_too_few_fonts_say_what_to_install(sides):
+    said = r"of 2 designs .* need 24\. .*apt-get install fonts-.*digits, keywords and anomaly"
+    with pytest.raises(Unavailable, match=said):
+        fonts.split_designs([design.files[0] for design in sides[0][:2]])
+
+
+def test_without_fonts_or_pillow_a_task_is_unavailable(monkeypatch):
+    monkeypatch.setattr(fonts, "font_files", lambda: [])
+    for name in ("glyphs", "wake_vision"):
+        with pytest.raises(Unavailable, match="of 0 designs"):
+            TASKS[name].generate()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(Unavailable, match=r"pip install 'tfcompress\[images\]'"):
+        TASKS["glyphs"].generate()
+
+
+def test_fonts_are_found_without_fontconfig(monkeypatch, tmp_path):
+    place = tmp_path / ".fonts" / "deep"
+    place.mkdir(parents=True)
+    for name in ("a.ttf", "b.OTF", "c.pfb"):
+        (place / name).write_bytes(b"x")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = fonts.font_files()
+    assert [path.name for path in found if tmp_path in path.parents] == ["a.ttf", "b.OTF"]
+
+
+def test_the_listing_follows_the_fonts(tmp_path):
+    (tmp_path / "a.ttf").write_bytes(b"1")
+    (tmp_path / "b.ttf").write_bytes(b"1")
+    first = fonts.listing([tmp_path / "a.ttf"])
+    assert fonts.listing([tmp_path / "b.ttf"]) != first
+    (tmp_path / "a.ttf").write_bytes(b"12")
+    assert fonts.listing([tmp_path / "a.ttf"]) != first
+    assert first["fonts"] == ["a.ttf, 1 bytes"]
+
+
+def test_a_character_lies_where_its_pose_says(sides):
+    """A mask's box: as long as the size, centred; twice as wide when stretched; turned."""
+    file = next(design for design in sides[0] if len(design.files) > 2).files[0]
+    letter = fonts.CHARACTERS.index("H")
+
+    def box(**pose):
+        pose = {**UPRIGHT, "size": 24, "x": 20, "y": 28, **pose}
+        mask = rendering.draw_mask(file, letter, rendering.Pose(**pose), 64)
+        assert mask.dtype == np.float32
+        assert mask.max() > 0.9
+        rows, columns = np.flatnonzero(mask.max(1) > 0.5), np.flatnonzero(mask.max(0) > 0.5)
+        return columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+
+    left, right, top, bottom = box()
+    assert max(right - left, bottom - top) == pytest.approx(24, abs=1)
+    assert (left + right) / 2 == pytest.approx(20, abs=1)
+    assert (top + bottom) / 2 == pytest.approx(28, abs=1)
+    wide = box(stretch=1.5)
+    assert wide[1] - wide[0] == pytest.approx(1.5 * (right - left), abs=1.5)
+    turned = box(angle=np.pi / 2)
+    assert turned[1] - turned[0] == pytest.approx(bottom - top, abs=1)
+    assert turned[3] - turned[2] == pytest.approx(right - left, abs=1)
+
+
+def test_ink_is_darker_than_paper():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        ink, paper = rendering.colours(random, 0.3)
+        assert (paper - ink) @ [0.299, 0.587, 0.114] >= 0.3
+
+
+def test_parts_of_photographs_do_not_overlap():
+    from sklearn.datasets import load_sample_images
+
+    train, test = photographs.regions()
+    for left, right, whole in zip(test, train, load_sample_images().images, strict=True):
+        np.testing.assert_array_equal(np.concatenate([left, right], 1), whole)
+    random = np.random.default_rng(0)
+    crops = [photographs.draw_crop(random, test, 96) for _ in range(20)]
+    assert all(crop.shape == (96, 96, 3) and crop.dtype == np.float32 for crop in crops)
+    assert np.std([crop.mean() for crop in crops]) > 0.02
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("name", ["glyphs", "wake_vision"])
+def test_generated_data(name, sides, monkeypatch):
+    monkeypatch.setattr(fonts, "split_designs", lambda files: sides)
+    for module in (glyphs, wake_vision):
+        monkeypatch.setattr(module, "_COUNTS", {"train": 12, "test": 6})
+    data = TASKS[name].generate()
+    side = {"glyphs": 32, "wake_vision": 96}[name]
+    assert data.x_train.shape == (12, side, side, 3)
+    assert data.x_test.shape == (6, side, side, 3)
+    assert data.x_train.dtype == np.uint8
+    assert data.source == "generated"
+    assert np.bincount(data.y_train, minlength=data.classes).max() <= 12 / min(12, data.classes)
+    assert all(image.std() > 1 for image in data.x_train)
+    x, y = next(iter(data.batches(4, 0)))
+    assert x.shape == (4, side, side, 3)
+    assert 0 <= float(np.min(x)) < float(np.max(x)) <= 1
+    assert y.shape == (4,)
+    # The same once more, from the cache and made anew.
+    assert TASKS[name].generate().digest == data.digest
+    monkeypatch.setattr("tfcompress.bench.tasks.cache.cached", lambda name, settings, make: make())
+    assert TASKS[name].generate().digest == data.digest
+
+
+def test_only_a_character_tells_the_classes_apart(sides, monkeypatch):
+    """Without a font to draw with, both kinds of images are alike."""
+    parts = photographs.regions()[0]
+    nothing = np.zeros((96, 96), np.float32)
+    images = {
+        character: wake_vision._image(np.random.default_rng(3), sides[0], parts, character)
+        for character in (True, False)
+    }
+    assert np.abs(images[True].astype(int) - images[False]).max() > 30
+    monkeypatch.setattr(rendering, "draw_mask", lambda *arguments: nothing)
+    means = [
+        [
+            wake_vision._image(np.random.default_rng(seed), sides[0], parts, character).mean()
+            for seed in range(100)
+        ]
+        for character in (True, False)
+    ]
+    # The same crops at least, whose brightness varies much more than what is drawn on them.
+    assert np.corrcoef(means)[0, 1] > 0.9
+
+
+def cifar_records(labels, seed=0):
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (len(labels), 3, 32, 32), np.uint8)
+    rows = np.concatenate([np.array(labels, np.uint8)[:, None], pixels.reshape(len(labels), -1)], 1)
+    return rows, pixels
+
+
+def write_cifar(place):
+    place.mkdir(parents=True)
+    every = {}
+    for number in range(1, 7):
+        rows, pixels = cifar_records([number, 9, 0], number)
+        name = "test_batch.bin" if number == 6 else f"data_batch_{number}.bin"
+        (place / name).write_bytes(rows.tobytes())
+        every[name] = pixels
+    return every
+
+
+@pytest.mark.parametrize("given", ["own", "holding"])
+def test_cifar10_is_read(tmp_path, given):
+    place = tmp_path / "cifar-10-batches-bin"
+    pixels = write_cifar(place)
+    data = TASKS["glyphs"].read(place if given == "own" else tmp_path)
+    assert data.x_train.shape == (15, 32, 32, 3)
+    np.testing.assert_array_equal(data.y_train, [1, 9, 0, 2, 9, 0, 3, 9, 0, 4, 9, 0, 5, 9, 0])
+    np.testing.assert_array_equal(data.y_test, [6, 9, 0])
+    np.testing.assert_array_equal(
+        data.x_train[4], np.moveaxis(pixels["data_batch_2.bin"][1], 0, -1)
+    )
+    np.testing.assert_array_equal(data.x_test[2], np.moveaxis(pixels["test_batch.bin"][2], 0, -1))
+    assert (data.classes, data.source, data.scale) == (10, "CIFAR-10", 1 / 255)
+    assert data.test_inputs().max() <= 1
+
+
+def test_pickled_cifar10_is_not_opened(tmp_path):
+    place = tmp_path / "cifar-10-batches-py"
+    place.mkdir()
+    (place / "data_batch_1").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    for folder in (tmp_path, place):
+        with pytest.raises(ValueError, match=r"Python version.*pickle.*cifar-10-binary\.tar\.gz"):
+            real_images.read_cifar10(folder)
+
+
+def test_a_binary_version_beside_a_pickled_one_is_taken(tmp_path):
+    write_cifar(tmp_path / "cifar-10-batches-bin")
+    (tmp_path / "a-pickled-one").mkdir()
+    (tmp_path / "a-pickled-one" / "data_batch_1").write_bytes(b"")
+    assert len(real_images.read_cifar10(tmp_path).x_test) == 3
+
+
+def test_wrong_folders_say_what_was_found(tmp_path):
+    with pytest.raises(NotThere, match=r"nowhere' is not there; expected .*test_batch\.bin"):
+        real_images.read_cifar10(tmp_path / "nowhere")
+    with pytest.raises(NotThere, match=r"holds nothing; expected .*Visual Wake Words"):
+        real_images.read_visual_wake_words(tmp_path)
+    for name in ("cats", "person"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(NotThere, match=r"holds cats/, person/; .* non_person .*Get .*http"):
+        real_images.read_visual_wake_words(tmp_path)
+    write_cifar(tmp_path / "cifar-10-batches-bin")
+    (tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
+    with pytest.raises(ValueError, match=r"lacks data_batch_3\.bin; expected .*Get .*http"):
+        real_images.read_cifar10(tmp_path)
+
+
+def test_a_damaged_cifar10_file_is_named(tmp_path):
+    write_cifar(tmp_path / "cifar-10-batches-bin")
+    file = tmp_path / "cifar-10-batches-bin" / "data_batch_4.bin"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"data_batch_4\.bin' has 9218 bytes; .*multiple of 3073"):
+        real_images.read_cifar10(tmp_path)
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="has 0 bytes"):
+        real_images.read_cifar10(tmp_path)
+    file.write_bytes(b"\x0a" + whole[1:])
+    with pytest.raises(ValueError, match="the label 10; expected 0 to 9"):
+        real_images.read_cifar10(tmp_path)
+
+
+def write_people(place, count=40, side=96):
+    for label, kind in enumerate(("non_person", "person")):
+        (place / kind).mkdir(parents=True)
+        for number in range(count):
+            # Grey for all of them: JPEG keeps it.
+            colour = (2 * number + 100 * label,) * 3
+            Image.new("RGB", (side, side), colour).save(place / kind / f"{number}.jpg")
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("given", ["own", "holding"])
+def test_visual_wake_words_are_read(tmp_path, given, monkeypatch):
+    place = tmp_path / "vw_coco2014_96"
+    write_people(place)
+    data = TASKS["wake_vision"].read(place if given == "own" else tmp_path)
+    assert len(data.x_train) + len(data.x_test) == 80
+    assert 2 <= len(data.x_test) <= 20
+    x = np.concatenate([data.x_train, data.x_test])
+    y = np.concatenate([data.y_train, data.y_test])
+    # Each once, and persons are 1: their colours are 100 to 178, by steps of 2.
+    greys = x[:, 48, 48, 0].astype(int)
+    assert np.abs(np.sort(greys[y == 0]) - np.arange(0, 80, 2)).max() <= 1
+    assert np.abs(np.sort(greys[y == 1]) - np.arange(100, 180, 2)).max() <= 1
+    # Mixed, since calibration takes the first.
+    assert 0 < data.y_train[:20].mean() < 1
+    again = TASKS["wake_vision"].read(tmp_path)
+    assert again.digest == data.digest
+    monkeypatch.setattr(real_images, "_WAKE_MOST", {"train": 10, "test": 2})
+    some = TASKS["wake_vision"].read(tmp_path)
+    assert (len(some.x_train), len(some.x_test)) == (10, 2)
+    np.testing.assert_array_equal(some.x_train, data.x_train[:10])
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_bad_images_are_named(tmp_path):
+    place = tmp_path / "vw_coco2014_96"
+    write_people(place)
+    file = place / "person" / "7.jpg"
+    whole = file.read_bytes()
+    for content in (whole[: len(whole) // 2], b"no image", b""):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"7\.jpg' cannot be used: .*Get .* anew"):
+            real_images.read_visual_wake_words(tmp_path)
+    Image.new("RGB", (100, 96)).save(file)
+    with pytest.raises(ValueError, match=r"7\.jpg'.* 100 x 96 pixels, expected 96 x 96"):
+        real_images.read_visual_wake_words(tmp_path)
+    file.write_bytes(whole)
+    for image in (place / "person").iterdir():
+        image.unlink()
+    with pytest.raises(ValueError, match="too few images, not one of each kind"):
+        real_images.read_visual_wake_words(tmp_path)

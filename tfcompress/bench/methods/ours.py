@@ -1,0 +1,130 @@
+"""The methods of tfcompress, written as its README recommends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tfcompress.bench.methods.method import Make
+
+if TYPE_CHECKING:
+    from tfcompress.bench.methods.run import Run
+
+# Of a training of some hundred steps; the default of 0.99 is for longer ones.
+MOMENTUM = 0.95
+INT8 = {"precision": "int8", "io_dtype": "int8"}
+
+
+def float32(run: Run) -> None:
+    """The float model as it is."""
+    run.convert(run.model, precision="float32")
+
+
+def float16(run: Run) -> None:
+    """Float weights of 16 bits."""
+    run.convert(run.model, precision="float16")
+
+
+def dynamic_int8(run: Run) -> None:
+    """int8 weights, activations quantized as they come."""
+    run.convert(run.model, precision="dynamic_int8")
+
+
+def ptq_int8(run: Run) -> None:
+    """Post-training quantization."""
+    run.convert(run.model, calibration=run.calibration, **INT8)
+
+
+def tuned_ptq_int8(run: Run) -> None:
+    """The same after training on: tells what the further steps alone are worth."""
+    model = run.model
+    run.fit(model)
+    run.convert(model, calibration=run.calibration, **INT8)
+
+
+def ptq_int4(run: Run) -> None:
+    """Post-training quantization with 4-bit weights."""
+    run.convert(run.model, precision="int4", io_dtype="int8", calibration=run.calibration)
+
+
+def qat_int8(run: Run) -> None:
+    """Quantization-aware training."""
+    _quantize_aware(run, run.model)
+
+
+def qat_int4(run: Run) -> None:
+    """Quantization-aware training with 4-bit weights."""
+    import tfcompress as tfc
+
+    qat = tfc.quantize_aware(run.model, bits=4, momentum=MOMENTUM)
+    run.fit(qat)
+    run.convert(qat, precision="int4", io_dtype="int8")
+
+
+def prune_int8(sparsity: float) -> Make:
+    """Pruning and quantization in one run."""
+    return lambda run: _compressed(run, sparsity=sparsity)
+
+
+def cluster_int8(clusters: int) -> Make:
+    """Clustering and quantization in one run."""
+    return lambda run: _compressed(run, clusters=clusters)
+
+
+def pcqat_int8(sparsity: float, clusters: int) -> Make:
+    """Pruning, clustering and quantization in one run."""
+    return lambda run: _compressed(run, sparsity, clusters)
+
+
+def distill_int8(run: Run) -> None:
+    """Quantization-aware training with the float model as the teacher."""
+    _quantize_aware(run, run.model, distilled=True)
+
+
+def channels_int8(macs: float, distilled: bool = False) -> Make:
+    """Channels removed, then quantization-aware training."""
+
+    def make(run: Run) -> None:
+        import tfcompress as tfc
+
+        _quantize_aware(run, tfc.prune_channels(run.model, macs=macs), distilled)
+
+    return make
+
+
+def svd_int8(params: float) -> Make:
+    """Layers of low rank, then quantization-aware training."""
+
+    def make(run: Run) -> None:
+        import tfcompress as tfc
+
+        _quantize_aware(run, tfc.factorize(run.model, "svd", params=params, data=run.calibration))
+
+    return make
+
+
+def _compressed(run: Run, sparsity: float | None = None, clusters: int | None = None) -> None:
+    import tfcompress as tfc
+
+    techniques: list[Any] = [tfc.Quantize(momentum=MOMENTUM)]
+    if clusters is not None:
+        techniques.insert(0, tfc.Cluster(clusters))
+    if sparsity is not None:
+        # The second half of the steps recovers what pruning cost.
+        schedule = tfc.schedules.polynomial(0.0, sparsity, end=max(1, run.tuning.steps // 2))
+        techniques.insert(0, tfc.Prune(schedule, scope="global"))
+    small = tfc.compress(run.model, tfc.Recipe([tfc.Rule("*", techniques)]))
+    run.fit(small, [tfc.UpdateCompression()])
+    run.convert(tfc.finalize(small), **INT8)
+
+
+def _quantize_aware(run: Run, model: Any, distilled: bool = False) -> None:
+    import tfcompress as tfc
+
+    qat = tfc.quantize_aware(model, momentum=MOMENTUM)
+    if distilled:
+        # Reconstructions are numbers, for which soft labels are none.
+        losses = "mse" if run.task.loss == "mse" else None
+        run.fit(tfc.Distiller(qat, run.model, losses, cache="memory"))
+    else:
+        run.fit(qat)
+    run.convert(qat, **INT8)

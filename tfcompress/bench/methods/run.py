@@ -1,0 +1,223 @@
+"""One method on one task with one seed: what it starts from, and what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfcompress import files
+from tfcompress.bench.methods import cost
+from tfcompress.bench.tasks.task import Data, Task, Training
+
+if TYPE_CHECKING:
+    import keras
+
+# How far outputs of the two kits may lie apart, of the largest output.
+_TOLERANCE = 1e-4
+
+
+def train_float(task: Task, data: Data, training: Training, seed: int) -> keras.Model:
+    """The float model that all methods start from.
+
+    Args:
+        task: what to build.
+        data: what to train with.
+        training: how long, and how fast.
+        seed: of the weights and the order of the data.
+
+    Returns:
+        A trained `keras.Model`.
+
+    Example:
+        >>> model = train_float(task, data, task.training, seed=0)  # doctest: +SKIP
+    """
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    model = _drawn_anew(task.build(keras, data.classes), seed)
+    _fit(model, task, data, training, seed, [])
+    return model
+
+
+def _drawn_anew(model: keras.Model, seed: int) -> keras.Model:
+    """The model with initial weights by the seed: builders may set seeds of their own."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    return keras.models.clone_model(model)
+
+
+class Run:
+    """What a method is given, and where it leaves what it makes.
+
+    Args:
+        task, data: which one.
+        seed: of all that is random.
+        tuning: the fine-tuning, the same for all methods.
+        checkpoint: the float model, a .keras file.
+        folder: for this run alone; the file goes there.
+
+    Attributes:
+        path: of the .tflite file that the method ends with.
+        kept: the model of Keras or tf_keras whose outputs the file should give.
+        convert_seconds: how long it took to write the file; None before.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        data: Data,
+        seed: int,
+        tuning: Training,
+        checkpoint: Path,
+        folder: Path,
+    ):
+        self.task, self.data, self.seed, self.tuning = task, data, seed, tuning
+        self.checkpoint, self.folder = Path(checkpoint), Path(folder)
+        self.path = self.folder / "model.tflite"
+        self.kept: Any = None
+        self.convert_seconds: float | None = None
+        self._costs: list[dict[str, float] | None] = []
+        self._plain: dict[str, Any] = {}
+
+    @property
+    def model(self) -> keras.Model:
+        """The float model of Keras 3, a fresh copy each time."""
+        import keras
+
+        keras.utils.set_random_seed(self.seed)
+        model = files.load_model(self.checkpoint)
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"'{self.checkpoint}' is no Keras model; expected a .keras file. Train it anew."
+            )
+        return model
+
+    @property
+    def twin(self) -> Any:
+        """The float model in tf_keras, a fresh copy each time.
+
+        Raises:
+            ValueError: tf_keras is not installed, or the task builds another model with it.
+        """
+        from tfcompress.legacy import import_tf_keras
+
+        tf_keras, model = import_tf_keras(), self.model
+        tf_keras.utils.set_random_seed(self.seed)
+        twin = self.task.build(tf_keras, self.data.classes)
+        twin.set_weights(model.get_weights())
+        x = self.data.calibration(32)
+        ours, theirs = (each.predict(x, verbose=0) for each in (model, twin))
+        apart, largest = np.abs(ours - theirs).max(), np.abs(ours).max()
+        if not apart <= _TOLERANCE * max(1.0, largest):
+            raise ValueError(
+                f"the tf_keras model of task '{self.task.name}' gives outputs that differ by up "
+                f"to {apart:.3g} from Keras's; expected equal ones. Mend the task's `build`."
+            )
+        return twin
+
+    @property
+    def calibration(self) -> np.ndarray:
+        """Samples for post-training quantization, the same for all methods."""
+        return self.data.calibration()
+
+    @property
+    def cost(self) -> dict[str, float] | None:
+        """The cost of a training step, over all calls of `fit`; None without one.
+
+        Returns:
+            steps, step_cpu_ms, plain_step_cpu_ms and step_cpu_ratio.
+        """
+        found = [each for each in self._costs if each is not None]
+        return cost.together(found) if len(found) == len(self._costs) else None
+
+    def fit(self, model: Any, callbacks: Iterable[Any] = (), steps: int | None = None) -> None:
+        """Compiles and trains a model as the task says, and measures what a step costs.
+
+        Args:
+            model: of Keras, of tf_keras, or a `tfcompress.Distiller`.
+            callbacks: of the training.
+            steps: how many; None for all of the fine-tuning.
+
+        Raises:
+            ValueError: `steps` is not a positive number.
+        """
+        steps = self.tuning.steps if steps is None else steps
+        if steps < 1:
+            raise ValueError(f"a training takes 1 step or more; received {steps}.")
+        training, kit = dataclasses.replace(self.tuning, steps=steps), kit_of(model)
+        meter = cost.Meter(kit, self._plain_model(kit), self._batches(-1), steps)
+        # Stages see the data in orders of their own, the first one in that of all methods.
+        seed = self.seed + 1000 * len(self._costs)
+        _fit(model, self.task, self.data, training, seed, [*callbacks, meter.callback()])
+        self._costs.append(meter.result())
+
+    def _batches(self, seed: int) -> Any:
+        return self.data.batches(self.tuning.batch, seed)
+
+    def _plain_model(self, kit: Any) -> Any:
+        """The float model of a kit that steps are compared with, compiled."""
+        if kit.__name__ not in self._plain:
+            import keras
+
+            model = self.model if kit is keras else self.twin
+            _compile(kit, model, self.task.loss, self.tuning)
+            self._plain[kit.__name__] = model
+        return self._plain[kit.__name__]
+
+    def convert(self, model: Any, **settings: Any) -> None:
+        """Writes the file by `tfcompress.convert`, whose arguments are given as they are."""
+        from tfcompress.tflite.convert import convert
+
+        start = time.perf_counter()
+        convert(model, self.path, **settings)
+        self.convert_seconds = time.perf_counter() - start
+        self.kept = model
+
+    def write(self, make: Callable[[], bytes], kept: Any) -> None:
+        """Writes the file with what a peer makes.
+
+        Args:
+            make: the conversion; its time is measured.
+            kept: the model whose outputs the file should give.
+        """
+        start = time.perf_counter()
+        content = bytes(make())
+        self.convert_seconds = time.perf_counter() - start
+        files.atomic_write(self.path, content)
+        self.kept = kept
+
+
+def kit_of(model: Any) -> Any:
+    """The module that a model is of: `keras` or `tf_keras`."""
+    import keras
+
+    from tfcompress.legacy import import_tf_keras, is_legacy
+
+    return import_tf_keras() if is_legacy(model) else keras
+
+
+def _compile(kit: Any, model: Any, loss: str, training: Training) -> None:
+    schedule = kit.optimizers.schedules.CosineDecay(training.rate, training.steps)
+    # XLA makes depthwise convolutions several times slower on a CPU; tf_keras leaves it out.
+    settings = {} if kit.__name__ == "tf_keras" else {"jit_compile": False}
+    model.compile(kit.optimizers.Adam(schedule), loss, **settings)
+
+
+def _fit(model: Any, task: Task, data: Data, training: Training, seed: int, callbacks) -> None:
+    kit = kit_of(model)
+    _compile(kit, model, task.loss, training)
+    kit.utils.set_random_seed(seed)
+    model.fit(
+        data.batches(training.batch, seed),
+        steps_per_epoch=training.steps,
+        epochs=1,
+        verbose=0,
+        callbacks=callbacks,
+    )

@@ -1,0 +1,143 @@
+"""The methods of TensorFlow Model Optimization, on tf_keras, as its guides write them.
+
+Where its defaults do badly in a short training, it gets what mends that: see the comments.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfcompress.bench.methods.converters import int8_by_converter
+from tfcompress.bench.methods.method import Make
+from tfcompress.legacy import import_tf_keras, import_tfmot
+
+if TYPE_CHECKING:
+    from tfcompress.bench.methods.run import Run
+
+# Updates of masks in the first half of the steps.
+_UPDATES = 20
+# Shares of the steps of PCQAT: pruning and clustering; quantization takes the rest.
+_PRUNING, _CLUSTERING = 0.4, 0.3
+# Weight of a batch in the moving average of ranges, which has no setting.
+_EMA = 0.001
+
+
+def qat_int8(run: Run) -> None:
+    """Quantization-aware training."""
+    _quantize_aware(run, run.twin)
+
+
+def prune_int8(sparsity: float) -> Make:
+    """Pruning, then post-training quantization."""
+    return lambda run: _post_quantized(run, _pruned(run, run.twin, sparsity, run.tuning.steps))
+
+
+def cluster_int8(clusters: int) -> Make:
+    """Clustering, then post-training quantization."""
+    return lambda run: _post_quantized(run, _clustered(run, run.twin, clusters, run.tuning.steps))
+
+
+def pcqat_int8(sparsity: float, clusters: int) -> Make:
+    """Pruning, clustering that keeps zeros, quantization that keeps both: one after another."""
+
+    def make(run: Run) -> None:
+        steps = run.tuning.steps
+        pruning, clustering = round(steps * _PRUNING), round(steps * _CLUSTERING)
+        model = _pruned(run, run.twin, sparsity, pruning)
+        model = _clustered(run, model, clusters, clustering, preserve_sparsity=True)
+        scheme = import_tfmot().experimental.combine.Default8BitClusterPreserveQuantizeScheme(True)
+        _quantize_aware(run, model, scheme, steps - pruning - clustering)
+
+    return make
+
+
+def _pruned(run: Run, model: Any, sparsity: float, steps: int) -> Any:
+    keras = import_tfmot().sparsity.keras
+    frequency = max(1, steps // (2 * _UPDATES))
+    # The last update must fall on a multiple of the frequency.
+    end = max(1, steps // 2 // frequency) * frequency
+    schedule = keras.PolynomialDecay(0.0, sparsity, 0, end, frequency=frequency)
+    pruned = keras.prune_low_magnitude(model, schedule)
+    run.fit(pruned, [keras.UpdatePruningStep()], steps)
+    return keras.strip_pruning(pruned)
+
+
+def _clustered(
+    run: Run, model: Any, clusters: int, steps: int, preserve_sparsity: bool = False
+) -> Any:
+    from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
+
+    tf_keras = import_tf_keras()
+
+    def wrap(layer):
+        # Layer by layer: as a whole, BatchNormalization and Dropout would not be told of training.
+        if type(layer) not in (tf_keras.layers.Conv2D, tf_keras.layers.Dense):
+            return layer
+        if layer.kernel.shape.num_elements() <= clusters:
+            return layer
+        # Starts by k-means++, its best.
+        return cluster.cluster_weights(layer, clusters, preserve_sparsity=preserve_sparsity)
+
+    clustered = tf_keras.models.clone_model(model, clone_function=wrap)
+    run.fit(clustered, steps=steps)
+    return import_tfmot().clustering.keras.strip_clustering(clustered)
+
+
+def _quantize_aware(run: Run, model: Any, scheme: Any = None, steps: int | None = None) -> None:
+    keras = import_tfmot().quantization.keras
+    annotated = keras.quantize_annotate_model(model)
+    with keras.quantize_scope():
+        qat = keras.quantize_apply(annotated, *([scheme] if scheme else []))
+    start_ranges(qat, run.calibration, run.tuning.batch)
+    run.fit(qat, steps=steps)
+    run.write(lambda: int8_by_converter(qat, None), kept=qat)
+
+
+def _post_quantized(run: Run, model: Any) -> None:
+    samples = run.calibration
+    run.write(lambda: int8_by_converter(model, samples), kept=model)
+
+
+def start_ranges(model: Any, samples: np.ndarray, batch: int) -> None:
+    """Lets ranges of activations start where a float model has them, not at -6 to 6.
+
+    Their moving average takes thousands of steps to get there, and that of the inputs only grows.
+
+    Args:
+        model: what `quantize_apply` made; only its ranges change.
+        samples: inputs to find them with.
+        batch: how many at a time, as in training.
+    """
+    weights = model.get_weights()
+    averages = [v for v in model.variables if _is_range(v)]
+    batches = [samples[i : i + batch] for i in range(0, len(samples) - batch + 1, batch)]
+    _assign_inputs(model, samples)
+    # The ranges of layers further on depend on those before.
+    for _ in range(3):
+        before = [v.numpy() for v in averages]
+        for x in batches or [samples]:
+            model(x, training=True)
+        kept = (1 - _EMA) ** max(1, len(batches))
+        found = [
+            (v.numpy() - kept * old) / (1 - kept) for v, old in zip(averages, before, strict=True)
+        ]
+        model.set_weights(weights)
+        _assign_inputs(model, samples)
+        for variable, value in zip(averages, found, strict=True):
+            variable.assign(value)
+
+
+def _is_range(variable: Any) -> bool:
+    name = variable.name.split("/")[-1].removesuffix(":0")
+    return name.endswith(("activation_min", "activation_max", "output_min", "output_max"))
+
+
+def _assign_inputs(model: Any, samples: np.ndarray) -> None:
+    for variable in model.variables:
+        name = variable.name.split("/")[-1].removesuffix(":0")
+        if name == "quantize_layer_min":
+            variable.assign(min(0.0, float(samples.min())))
+        elif name == "quantize_layer_max":
+            variable.assign(max(0.0, float(samples.max())))

@@ -1,0 +1,1 @@
+"""The benchmark as it runs: what is to do, each method in a process of its own, results."""

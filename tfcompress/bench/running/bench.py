@@ -1,0 +1,176 @@
+"""The benchmark: every method on every task with every seed, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfcompress import files
+from tfcompress.bench import tables
+from tfcompress.bench.comparison import contests, pairs
+from tfcompress.bench.running.plan import make_plan
+from tfcompress.bench.running.results import ResultsFile, Row, latest, of_form, read_rows
+from tfcompress.bench.running.sources import check_data_dir
+from tfcompress.bench.running.turns import Progress, Running, Work
+from tfcompress.bench.summaries import summarize
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PathLike = str | os.PathLike[str]
+
+RESULTS = "tfcompress-bench.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchResult:
+    """What a benchmark found; prints as tables.
+
+    Attributes:
+        rows: lines of results of one form, the last of each method.
+        results, report: the files; `report` is None if there is none.
+        failed: how many methods failed in this run of the command.
+    """
+
+    rows: tuple[Row, ...]
+    results: str
+    report: str | None = None
+    failed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        summaries = summarize(self.rows)
+        return {
+            "results": self.results,
+            "report": self.report,
+            "machines": [row for row in self.rows if row["kind"] == "machine"],
+            "methods": [dataclasses.asdict(each) for each in summaries],
+            "contests": [dataclasses.asdict(each) for each in contests(summaries)],
+            "pairs": [dataclasses.asdict(each) for each in pairs(summaries)],
+        }
+
+    def render(self, console: Console | None = None) -> None:
+        """Prints the tables.
+
+        Args:
+            console: a rich console; standard output if None.
+        """
+        from rich.console import Console
+
+        console = console or Console()
+        for table in tables.all_tables(self.rows, console.width):
+            table.render(console)
+        found = contests(summarize(self.rows))
+        if any(each.peer for each in found):
+            console.print(tables.tally(found), markup=False, highlight=False)
+        for row in self.rows:
+            if row["kind"] == "run" and row["status"] != "ok":
+                line = f"{row['task']}, seed {row['seed']}, {row['method']} failed: {row['error']}"
+                console.print(line, markup=False, highlight=False)
+        where = f"Measured on {tables.machine_line(self.rows)}"
+        console.print(where, markup=False, highlight=False)
+        where = f"Results: {self.results}" + (f"; report: {self.report}" if self.report else "")
+        console.print(where, markup=False, highlight=False)
+
+
+def bench(
+    tasks: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
+    *,
+    seeds: int | None = None,
+    short: bool = False,
+    data_dir: PathLike | None = None,
+    results: PathLike = RESULTS,
+    report: PathLike | None = None,
+    vela: bool = False,
+    progress: Progress | None = None,
+    work: Work | None = None,
+) -> BenchResult:
+    """Trains, converts and runs each method on each task, beside one another.
+
+    What the results file has already is not run again. Each method runs in a process of its own;
+    one that fails is a line of the results and a warning.
+
+    Args:
+        tasks, methods: their names; all if None. float32 is always among the methods.
+        seeds: how many trainings of each; 3 if None, 1 in the short form.
+        short: few steps, and by default one task and few methods.
+        data_dir: a folder of real data sets, used by the tasks whose set is in it.
+        results: the file that is appended to, JSON lines.
+        report: the HTML file to write; that of the results with the ending .html if None.
+        vela: install Vela if it is not there; else it is used where it is.
+        progress: called as `progress(stage, done, total)`.
+        work: what is called; by default the real thing.
+
+    Returns:
+        A `BenchResult`.
+
+    Raises:
+        ValueError: a name is not known, the results file is none, the folder has no data set.
+        OSError: a file cannot be written.
+        Unavailable: what the data of a task are made with is missing.
+
+    Example:
+        >>> bench(["digits"], ["qat_int8", "qat_int8_tfmot"], short=True)  # doctest: +SKIP
+    """
+    plan = make_plan(tasks, methods, seeds, short)
+    page = _page(results, report)
+    folder = None if data_dir is None else Path(data_dir)
+    check_data_dir(folder)
+    with ResultsFile(results) as file:
+        running = Running(plan, file, progress or (lambda *told: None), work or Work())
+        running.run(folder, vela)
+        rows = of_form(latest(file.rows), plan.form)
+    return _drawn(rows, results, page, failed=running.failed)
+
+
+def report_only(
+    results: PathLike = RESULTS, report: PathLike | None = None, form: str | None = None
+) -> BenchResult:
+    """Draws table and report anew from a results file.
+
+    Args:
+        results: the file.
+        report: the HTML file to write; see `bench`.
+        form: "full" or "short"; None for the full one where there is any of it.
+
+    Returns:
+        A `BenchResult`.
+
+    Raises:
+        ValueError: there is no such file, or it has no results.
+        ImportError, OSError: the report cannot be drawn or written.
+    """
+    rows = of_form(latest(read_rows(results)), form)
+    if not any(row["kind"] == "run" for row in rows):
+        what = f" of the {form} form" if form else ""
+        raise ValueError(f"'{results}' has no results{what}. Run `tfcompress bench` first.")
+    return _drawn(rows, results, _page(results, report))
+
+
+def _page(results: PathLike, report: PathLike | None) -> Path | None:
+    """Where the report goes; None if it cannot be drawn and was not asked for."""
+    from tfcompress.report.page import require_extra
+
+    try:
+        require_extra()
+    except ImportError as error:
+        if report is not None:
+            raise
+        warnings.warn(f"only the table is made: {error}", stacklevel=3)
+        return None
+    page = Path(results).with_suffix(".html") if report is None else Path(report)
+    files.check_writable(page)
+    return page
+
+
+def _drawn(rows: list[Row], results: PathLike, page: Path | None, failed: int = 0) -> BenchResult:
+    if page is not None:
+        from tfcompress.report.results import write_results_report
+
+        write_results_report(rows, page)
+    return BenchResult(tuple(rows), os.fspath(results), str(page) if page else None, failed)

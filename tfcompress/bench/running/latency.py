@@ -1,0 +1,114 @@
+"""How fast files run beside one another: in turns, on one thread and on all cores.
+
+The benchmark runs it as a process of its own, as TensorFlow asks for AMX when it is imported:
+
+    python -m tfcompress.bench.running.latency [--no-amx] THREADS[,THREADS] FILE [FILE ...]
+
+It prints a JSON list for each number of threads: for each file [milliseconds, ratio to the first].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfcompress.bench.running import machine
+from tfcompress.bench.running.processes import Failed
+from tfcompress.bench.surgery_latency import refuse_amx
+
+Pairs = list[tuple[float, float]]
+
+# The ratio of two files is the median over rounds. In each files are loaded anew and take turns in
+# another order, as where they lie in memory and what runs before them make some percent; they take
+# so many turns that all rounds together last about so long.
+_ROUNDS, _WARMUP = 9, 5
+_LEAST_RUNS, _MOST_RUNS = 10, 500
+_MILLISECONDS = 4000.0
+_SECONDS = 900.0
+
+
+def latencies(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Latency of files, the first of which the others are compared with.
+
+    Args:
+        paths: .tflite files.
+
+    Returns:
+        For each what a line of results has: {"ms", "ratio", "threads", "no_amx"}.
+
+    Raises:
+        Failed: LiteRT fails on one of them.
+
+    Example:
+        >>> latencies([Path("float32.tflite"), Path("int8.tflite")])  # doctest: +SKIP
+    """
+    cores = machine.cores()
+    one, *many = _measured(paths, [1, cores] if cores > 1 else [1])
+    plain: Pairs | None = _measured(paths, [1], "--no-amx")[0] if machine.has_amx() else None
+    return [
+        {
+            **_named(one[i]),
+            "threads": {"count": cores, **_named(many[0][i] if many else one[i])},
+            "no_amx": _named(plain[i]) if plain else None,
+        }
+        for i in range(len(paths))
+    ]
+
+
+def _named(pair: tuple[float, float]) -> dict[str, float]:
+    return {"ms": pair[0], "ratio": pair[1]}
+
+
+def _measured(paths: Sequence[Path], threads: Sequence[int], *options: str) -> list[Pairs]:
+    command = [sys.executable, "-m", __name__, *options, ",".join(map(str, threads))]
+    try:
+        done = subprocess.run(
+            [*command, *map(str, paths)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"latency was not measured within {_SECONDS:.0f} s") from None
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise Failed(f"latency cannot be measured: {said[-1][:300]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def interleaved(paths: Sequence[str], threads: int) -> Pairs:
+    """For each file the milliseconds of one invocation, and its ratio to the first file.
+
+    Args:
+        paths: .tflite files.
+        threads: of the interpreter.
+    """
+    import numpy as np
+
+    from tfcompress.tflite.benchmark import benchmark
+
+    def timed(order: np.ndarray, runs: int) -> np.ndarray:
+        files = [paths[i] for i in order]
+        found = benchmark(files, threads=threads, runs=runs, rounds=1, warmup=_WARMUP).files
+        return np.array([file.median_ms for file in found])[np.argsort(order)]
+
+    turn = timed(np.arange(len(paths)), 5).sum()
+    runs = int(min(max(_MILLISECONDS / _ROUNDS / turn, _LEAST_RUNS), _MOST_RUNS))
+    random = np.random.default_rng(0)
+    times = np.array([timed(random.permutation(len(paths)), runs) for _ in range(_ROUNDS)])
+    ratios = np.median(times / times[:, :1], axis=0)
+    return list(zip(np.median(times, axis=0).tolist(), ratios.tolist(), strict=True))
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if words[0] == "--no-amx":
+        stack, words = refuse_amx(), words[1:]
+    print(json.dumps([interleaved(words[1:], int(count)) for count in words[0].split(",")]))

@@ -1,0 +1,101 @@
+"""Functions run in processes of their own, so that a crash or a hang of one ends only that one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+# Imported once, by the server that processes are forked from, and not by each of them. Nothing of
+# it starts TensorFlow, whose threads no fork would have.
+PRELOADED = (
+    *("tensorflow", "keras", "tf_keras", "tensorflow_model_optimization", "sklearn.metrics"),
+    *("ai_edge_litert.interpreter", "ai_edge_quantizer", "tfcompress.cli"),
+    *("tfcompress.bench.running.figures", "tfcompress.bench.running.quality"),
+    *("tfcompress.bench.methods.run", "tfcompress.compression", "tfcompress.surgery.profiling"),
+    *("tfcompress.tflite.convert", "tfcompress.report.layers"),
+)
+
+
+class Failed(RuntimeError):
+    """What was run apart did not end well; the message says how, in one line."""
+
+
+def preload(modules: Sequence[str]) -> None:
+    """Names what the server that processes are forked from imports; of use before the first."""
+    _context().set_forkserver_preload(list(modules))
+
+
+def _context() -> Any:
+    # Plain forks would take over locks of TensorFlow's threads.
+    return multiprocessing.get_context("forkserver")
+
+
+def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+    """Calls a function in a process of its own.
+
+    Args:
+        function: of a module, not a lambda.
+        arguments: that can be pickled.
+        seconds: after which the process is killed.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        Failed: it raised an error, crashed or took too long.
+
+    Example:
+        >>> run_apart(os.getpid, seconds=60) == os.getpid()  # doctest: +SKIP
+        False
+    """
+    context = _context()
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise Failed(f"did not end within {seconds:.0f} s")
+        try:
+            done, found = ours.recv()
+        except EOFError:
+            process.join(10)
+            raise Failed(_ended(process.exitcode)) from None
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
+    if not done:
+        raise Failed(found)
+    return found
+
+
+def _ended(status: int | None) -> str:
+    if status is not None and status < 0:
+        hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+        return f"crashed: ended by {signal.Signals(-status).name}{hint}"
+    return f"crashed: ended with status {status}"
+
+
+def _answer(pipe: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.dup2(2, 1)  # Standard output is for the result of the command.
+    try:
+        answer = True, function(*arguments)
+    except Exception as error:
+        told = " ".join(str(error).split())[:400]
+        answer = False, f"{type(error).__name__}: {told}" if told else type(error).__name__
+    pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

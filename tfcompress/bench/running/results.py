@@ -1,0 +1,244 @@
+"""The results file: JSON lines, appended while the benchmark runs, mended where it was cut off."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+Row = dict[str, Any]
+
+FORMS = ("full", "short")
+_START = b'{"kind": "'
+_RUN_KEY = ("form", "task", "seed", "method")
+# What tells the lines of a kind apart: a later one takes the place of an earlier one.
+_KEYS = {"machine": ("id",), "run": _RUN_KEY, "latency": _RUN_KEY, "layers": _RUN_KEY}
+_ABOUT = ("form", "task", "method")
+_TEXTS = {
+    "machine": ("id", "cpu", "system", "python", "started"),
+    "run": (*_ABOUT, "who", "family", "title", "status", "machine"),
+    "latency": _ABOUT,
+    "layers": _ABOUT,
+}
+_NUMBERS = {
+    "run": (
+        *("quality", "quality_keras", "bytes", "zipped", "params", "macs"),
+        *("convert_s", "step_cpu_ms", "step_cpu_ratio", "peak_mb"),
+    ),
+    "latency": ("ms", "ratio"),
+}
+
+
+def key_of(row: Row) -> tuple[Any, ...]:
+    """What a line is about: its kind, and the form, task, seed and method, or the machine."""
+    return (row["kind"], *(row[name] for name in _KEYS[row["kind"]]))
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """All lines of a results file, as they were written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A dict for each line. A last line that was cut off is left out, with a warning.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else.
+
+    Example:
+        >>> latest(read_rows("tfcompress-bench.jsonl"))  # doctest: +SKIP
+    """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"no file at '{path}'; expected the results of `tfcompress bench`. Check the path."
+        )
+    return _parse(Path(path).read_bytes(), os.fspath(path))[0]
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The lines that hold, in the order in which they were first written.
+
+    A later line takes the place of an earlier one of the same key. Latency and layers go with the
+    run before them: of a method that has run again since, they are left out. So is what was
+    measured on other data than the last run of a task.
+
+    Args:
+        rows: of `read_rows`.
+
+    Returns:
+        A part of them.
+    """
+    kept: dict[tuple[Any, ...], Row] = {}
+    digests: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        key = key_of(row)
+        if row["kind"] == "run":
+            for kind in ("latency", "layers"):
+                kept.pop((kind, *key[1:]), None)
+            digests[row["form"], row["task"]] = row["data"]["digest"]
+        elif row["kind"] != "machine" and ("run", *key[1:]) not in kept:
+            continue
+        kept[key] = row
+    return [row for row in kept.values() if _on_same_data(row, kept, digests)]
+
+
+def _on_same_data(row: Row, kept: dict[tuple[Any, ...], Row], digests: dict[Any, Any]) -> bool:
+    if row["kind"] == "machine":
+        return True
+    run = kept[key_of({**row, "kind": "run"})]
+    return run["data"]["digest"] == digests[row["form"], row["task"]]
+
+
+def of_form(rows: Sequence[Row], form: str | None = None) -> list[Row]:
+    """The lines of one form of the benchmark, and the machines that they come from.
+
+    Args:
+        rows: of `latest`.
+        form: "full" or "short"; None is the full one where there is any of it.
+
+    Returns:
+        A part of them.
+    """
+    if form is None:
+        form = "full" if any(row.get("form") == "full" for row in rows) else "short"
+    found = [row for row in rows if row.get("form") == form]
+    machines = {row["machine"] for row in found if "machine" in row}
+    return [row for row in rows if row["kind"] == "machine" and row["id"] in machines] + found
+
+
+class ResultsFile:
+    """A results file that is being written; no two benchmarks write to one.
+
+    Args:
+        path: the file; made if it is missing, mended if its last line was cut off.
+
+    Attributes:
+        rows: all lines, also those that are appended.
+
+    Raises:
+        ValueError: it is none, or another benchmark has it.
+        OSError: it cannot be written.
+
+    Example:
+        >>> with ResultsFile("tfcompress-bench.jsonl") as results:  # doctest: +SKIP
+        ...     results.append(machine.describe())
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._file: BinaryIO = open(self.path, "a+b")  # noqa: SIM115
+        try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another benchmark is writing to '{self.path}'. Wait until it ends, or name "
+                    "another file with --results."
+                ) from None
+            self._file.seek(0)
+            content = self._file.read()
+            self.rows, end = _parse(content, os.fspath(self.path))
+            self._file.truncate(end)
+            if end and content[end - 1 : end] != b"\n":
+                self._file.write(b"\n")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+
+    def append(self, row: Row) -> None:
+        """Writes one line; it is on the disk when this returns."""
+        row = _finite(row)
+        _check(row, "a new line")
+        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.rows.append(row)
+
+
+def _finite(value: Any) -> Any:
+    """A value without what JSON does not know: NaN and infinities become None."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parse(content: bytes, path: str) -> tuple[list[Row], int]:
+    """The lines, and where the last whole one ends."""
+    rows: list[Row] = []
+    end = 0
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        where = f"line {number} of '{path}'"
+        try:
+            row = json.loads(line, parse_constant=_no_constant)
+        except ValueError as error:
+            # A file of something else begins in another way.
+            if not line.endswith(b"\n") and (rows or _START.startswith(line[: len(_START)])):
+                warnings.warn(f"{where} was cut off, and is left out", stacklevel=3)
+                break
+            raise ValueError(
+                f"{where} is no JSON: {error}. Expected the results of `tfcompress bench`; remove "
+                "the line, or name another file."
+            ) from error
+        _check(row, where)
+        rows.append(row)
+        end += len(line)
+    return rows, end
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check(row: Any, where: str) -> None:
+    """Raises a ValueError unless a line has what readers rely on."""
+    wrong = _wrong(row)
+    if wrong:
+        raise ValueError(
+            f"{where} {wrong}. Expected the results of `tfcompress bench`; remove the line, or "
+            "name another file."
+        )
+
+
+def _wrong(row: Any) -> str:
+    kind = row.get("kind") if isinstance(row, dict) else None
+    if kind not in _KEYS:
+        return f"is of no known kind ({', '.join(_KEYS)})"
+    for name in _TEXTS[kind]:
+        if not isinstance(row.get(name), str):
+            return f"has no text {name!r}"
+    if kind == "machine":
+        return "" if isinstance(row.get("versions"), dict) else "has no versions"
+    if not _is_number(row.get("seed")):
+        return "has no number 'seed'"
+    if row["form"] not in FORMS:
+        return f"is of no known form ({', '.join(FORMS)})"
+    for name in _NUMBERS.get(kind, ()):
+        if row.get(name) is not None and not _is_number(row[name]):
+            return f"has {row[name]!r} as {name!r}, which is no number"
+    data = row.get("data")
+    if kind == "run" and not (isinstance(data, dict) and isinstance(data.get("digest"), str)):
+        return "does not say which data it is of"
+    if kind == "layers" and not isinstance(row.get("layers"), list):
+        return "has no list 'layers'"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,225 @@
+"""The turns of a benchmark: of each task and seed the float model, all methods, then latency."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfcompress.bench.running import child, latency, machine
+from tfcompress.bench.running.child import FILE, Job
+from tfcompress.bench.running.plan import REFERENCE, Plan
+from tfcompress.bench.running.processes import PRELOADED, Failed, preload, run_apart
+from tfcompress.bench.running.results import ResultsFile, Row, latest
+from tfcompress.bench.running.sources import Source, find_sources
+from tfcompress.environments import cache_folder
+
+Progress = Callable[[str, int, "int | None"], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is called, each in a process of its own, and how many seconds it may take.
+
+    Attributes:
+        prepare, train, measure: see `child`.
+        latencies: see `latency`.
+        data_seconds, train_seconds, measure_seconds: after which a process is killed.
+        preloaded: modules that processes need not import.
+    """
+
+    prepare: Callable[..., dict[str, str]] = child.prepare
+    train: Callable[..., Path] = child.train
+    measure: Callable[[Job], dict[str, Any]] = child.measure
+    latencies: Callable[[Sequence[Path]], list[dict[str, Any]]] = latency.latencies
+    data_seconds: float = 7200.0
+    train_seconds: float = 3600.0
+    measure_seconds: float = 1800.0
+    preloaded: Sequence[str] = PRELOADED
+
+
+class Running:
+    """One run of a benchmark.
+
+    Args:
+        plan: what is to do.
+        file: what is done already, and where results go.
+        progress: called as `progress(stage, done, total)`.
+        work: what is called.
+
+    Attributes:
+        failed: how many methods failed.
+    """
+
+    def __init__(self, plan: Plan, file: ResultsFile, progress: Progress, work: Work):
+        self.plan, self.file, self.progress, self.work = plan, file, progress, work
+        self.machine = machine.describe()
+        self.failed = self.done = self.total = 0
+        self.told = False
+        name = hashlib.sha256(os.fsencode(file.path.resolve())).hexdigest()[:10]
+        self.folder = cache_folder() / "bench" / "runs" / name / plan.form
+
+    def run(self, data_dir: Path | None, vela: bool) -> None:
+        """Does what is missing.
+
+        Args:
+            data_dir: with real data sets.
+            vela: install Vela first.
+        """
+        if vela:
+            from tfcompress.bench.running import figures
+
+            self.progress("install Vela", 0, None)
+            figures.install_vela()
+        preload(self.work.preloaded)
+        self.progress("load TensorFlow", 0, None)
+        sources = find_sources(self.plan, data_dir, self._prepare, self.progress)
+        turns = [(task, seed) for task in sources for seed in range(self.plan.seeds)]
+        missing = {turn: self._missing(*turn, sources[turn[0]]) for turn in turns}
+        self.total = sum(map(len, missing.values()))
+        for (task, seed), names in missing.items():
+            if names:
+                self._run_turn(task, seed, names, sources[task])
+            self._time_files(task, seed)
+
+    def _append(self, row: Row) -> None:
+        if not self.told:
+            self.file.append(self.machine)
+        self.told = True
+        self.file.append(row)
+
+    def _prepare(self, task: str, data_dir: Path | None) -> dict[str, str]:
+        try:
+            return run_apart(self.work.prepare, task, data_dir, seconds=self.work.data_seconds)
+        except Failed as error:
+            return {"unreadable": str(error)}
+
+    def _key(self, task: str, seed: int, method: str) -> tuple[str, str, int, str]:
+        return self.plan.form, task, seed, method
+
+    def _model(self, task: str, seed: int, method: str) -> Path:
+        return self.folder / task / str(seed) / method / FILE
+
+    def _settings(self, task: str, method: str, source: Source) -> dict[str, Any]:
+        """What a result follows from: with other settings it is measured anew."""
+        training, tuning = child.trainings(self.plan.tasks[task], self.plan.short)
+        tuned = None if method == REFERENCE else dataclasses.asdict(tuning)
+        return {
+            "data": source.to_dict(),
+            "training": dataclasses.asdict(training),
+            "tuning": tuned,
+        }
+
+    def _missing(self, task: str, seed: int, source: Source) -> list[str]:
+        """The methods that there is no result of, or no file any more to be timed."""
+        known = {_run_of(row): row for row in latest(self.file.rows) if row["kind"] == "run"}
+        missing = []
+        for method in self.plan.methods:
+            row = known.get(self._key(task, seed, method), {})
+            settings = self._settings(task, method, source)
+            same = all(row.get(name) == value for name, value in settings.items())
+            is_there = self._model(task, seed, method).is_file()
+            if not (same and row.get("status") == "ok" and is_there):
+                missing.append(method)
+        return missing
+
+    def _run_turn(self, task: str, seed: int, names: list[str], source: Source) -> None:
+        """Trains the float model of a task and seed, then carries the methods out."""
+        where = f"{task}, seed {seed}"
+        self.progress(f"{where}: train the float model", self.done, self.total)
+        short = self.plan.short
+        try:
+            checkpoint = run_apart(
+                self.work.train,
+                task,
+                seed,
+                short,
+                source.data_dir,
+                seconds=self.work.train_seconds,
+            )
+        except Failed as error:
+            self._fail(task, seed, names, source, f"the float model: {error}")
+            return
+        for method in names:
+            self.progress(f"{where}: {method}", self.done, self.total)
+            model, first = self._model(task, seed, method), seed == 0
+            job = Job(task, method, seed, short, source.data_dir, model.parent, checkpoint)
+            job = dataclasses.replace(job, layers=first, vela=first and _vela_is_ready())
+            try:
+                found = run_apart(self.work.measure, job, seconds=self.work.measure_seconds)
+            except Failed as error:
+                self._fail(task, seed, [method], source, str(error))
+                continue
+            self._keep(task, seed, method, source, found)
+
+    def _row(self, task: str, seed: int, method: str, source: Source) -> Row:
+        made = self.plan.methods[method]
+        about = {"task": task, "seed": seed, "method": method, "form": self.plan.form}
+        described = {"who": made.who, "family": made.family, "title": made.title}
+        settings = self._settings(task, method, source)
+        measure = self.plan.tasks[task].measure
+        own = {"machine": self.machine["id"], "measure": measure}
+        return {"kind": "run", **about, **described, **own, **settings}
+
+    def _keep(self, task: str, seed: int, method: str, source: Source, found: Row) -> None:
+        layers, notes = found.pop("layers", None), found.pop("notes", [])
+        row = self._row(task, seed, method, source)
+        self._append({**row, "status": "ok", "error": None, **found})
+        if layers is not None:
+            about = dict(zip(("form", "task", "seed", "method"), _run_of(row), strict=True))
+            self._append({"kind": "layers", **about, "layers": layers})
+        for note in notes:
+            warnings.warn(f"{task}, seed {seed}, {method}: {note}", stacklevel=2)
+        self.done += 1
+
+    def _fail(self, task: str, seed: int, names: list[str], source: Source, error: str) -> None:
+        for method in names:
+            self._append(
+                {**self._row(task, seed, method, source), "status": "failed", "error": error}
+            )
+        warnings.warn(f"{task}, seed {seed}, {', '.join(names)} failed: {error}", stacklevel=2)
+        self.failed += len(names)
+        self.done += len(names)
+
+    def _time_files(self, task: str, seed: int) -> None:
+        """Times all files of a task and seed in turns, unless all have been timed together."""
+        rows = [
+            row
+            for row in latest(self.file.rows)
+            if row["kind"] in ("run", "latency")
+            and _run_of(row) == self._key(task, seed, row["method"])
+        ]
+        timed = {row["method"] for row in rows if row["kind"] == "latency"}
+        there = [
+            row["method"]
+            for row in rows
+            if row["kind"] == "run"
+            and row["status"] == "ok"
+            and self._model(task, seed, row["method"]).is_file()
+        ]
+        if REFERENCE not in there or timed.issuperset(there):
+            return
+        there.sort(key=lambda method: method != REFERENCE)
+        self.progress(f"{task}, seed {seed}: latency", self.done, self.total)
+        try:
+            found = self.work.latencies([self._model(task, seed, method) for method in there])
+        except Failed as error:
+            warnings.warn(f"{task}, seed {seed}: {error}", stacklevel=2)
+            return
+        for method, times in zip(there, found, strict=True):
+            about = {"form": self.plan.form, "task": task, "seed": seed, "method": method}
+            self._append({"kind": "latency", **about, "machine": self.machine["id"], **times})
+
+
+def _run_of(row: Row) -> tuple[str, str, int, str]:
+    return row["form"], row["task"], row["seed"], row["method"]
+
+
+def _vela_is_ready() -> bool:
+    from tfcompress.bench.running import figures
+
+    return figures.vela_is_ready()

@@ -1,0 +1,234 @@
+"""The tables of the benchmark, for the terminal and for the README."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tfcompress.bench.comparison import (
+    EVEN,
+    NOBODY,
+    Contest,
+    Difference,
+    Pair,
+    contests,
+    pairs,
+)
+from tfcompress.bench.methods.method import OURS
+from tfcompress.bench.summaries import FLOAT, Mean, Summary, summarize
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Row = dict[str, Any]
+Cell = Callable[[Mean], str]
+
+_UNKNOWN = "–"
+_SIGNS = {OURS: "▲", EVEN: "="}  # Of others: ▼.
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Text in rows; a heading that ends in " >" is of a column of numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def render(self, console: Console) -> None:
+        """Prints it on a rich console."""
+        from tfcompress.tflite.tables import print_table
+
+        print_table(console, self.title, ",".join(self.columns), list(self.rows))
+
+    def markdown(self) -> str:
+        """As GitHub shows it."""
+        names = [column.removesuffix(" >") for column in self.columns]
+        lines = ["---:" if column.endswith(" >") else "---" for column in self.columns]
+        rows = [" | ".join(row) for row in (names, lines, *self.rows)]
+        return "\n".join([f"{self.title}:", "", *(f"| {row} |" for row in rows)])
+
+
+def _spread(mean: Mean, form: Callable[[float], str]) -> str:
+    return f"{form(mean.mean)} ± {form(mean.std)}" if mean.count > 1 else form(mean.mean)
+
+
+def _points(mean: Mean) -> str:
+    points = f"{100 * mean.mean:+.2f}"
+    return f"{points} ± {100 * mean.std:.2f}" if mean.count > 1 else points
+
+
+def _percent(mean: Mean) -> str:
+    return _spread(mean, lambda value: f"{100 * value:.2f}")
+
+
+def _times(mean: Mean) -> str:
+    return _spread(mean, lambda value: f"{value:.2f}") + "x"
+
+
+def _mean_times(mean: Mean) -> str:
+    return f"{mean.mean:.2f}x"
+
+
+def _whole(mean: Mean) -> str:
+    return f"{mean.mean:,.0f}"
+
+
+def _tenths(mean: Mean) -> str:
+    return f"{mean.mean:.1f}"
+
+
+# heading -> figure, and how it is written; {} is the measure of quality
+_COLUMNS: dict[str, tuple[str, Cell]] = {
+    "{} % >": ("quality", _percent),
+    "in Keras >": ("quality_keras", _percent),
+    "zipped >": ("zipped", _whole),
+    "latency >": ("ratio", _times),
+    "no AMX >": ("no_amx_ratio", _times),
+    "step CPU >": ("step_cpu_ratio", _times),
+    "convert s >": ("convert_s", _tenths),
+    "peak MiB >": ("peak_mb", _whole),
+    "U55 cycles >": ("cycles", _whole),
+}
+# Of a narrow terminal; the report has all.
+_NARROW: dict[str, tuple[str, Cell]] = {
+    "{} % >": ("quality", _percent),
+    "zipped >": ("zipped", _whole),
+    "latency >": ("ratio", _mean_times),
+    "no AMX >": ("no_amx_ratio", _mean_times),
+    "step CPU >": ("step_cpu_ratio", _mean_times),
+}
+_WIDE = 150
+_WRITTEN: dict[str, Cell] = {
+    "quality": _percent,
+    "zipped": lambda mean: f"{_whole(mean)} bytes",
+    "ratio": _times,
+    "no_amx_ratio": _times,
+    "step_cpu_ratio": _times,
+    "step_cpu_ms": lambda mean: f"{_spread(mean, '{:.1f}'.format)} ms",
+}
+
+
+def task_tables(summaries: Sequence[Summary], width: int = _WIDE) -> list[Table]:
+    """A table for each task, with a row for each method: means ± standard deviations over seeds.
+
+    Args:
+        summaries: of `summarize`.
+        width: of what shows them, in characters; a narrow one gets fewer columns. Columns of which
+            nothing is known are left out, too.
+    """
+    tables, columns = [], _COLUMNS if width >= _WIDE else _NARROW
+    for task in dict.fromkeys(each.task for each in summaries):
+        here = [each for each in summaries if each.task == task]
+        kept = {
+            heading.format(here[0].measure): (figure, written)
+            for heading, (figure, written) in columns.items()
+            if any(each.mean(figure) for each in here)
+        }
+        rows = tuple(_method_row(each, kept) for each in here)
+        tables.append(Table(f"{task}{_seeds(here)}", ("method", *kept), rows))
+    return tables
+
+
+def _method_row(one: Summary, columns: dict[str, tuple[str, Cell]]) -> tuple[str, ...]:
+    cells = [_cell(one.mean(figure), written) for figure, written in columns.values()]
+    if one.errors and not one.values:
+        cells[0] = "failed"
+    return (one.method, *cells)
+
+
+def _cell(mean: Mean | None, written: Cell) -> str:
+    return _UNKNOWN if mean is None else written(mean)
+
+
+def _seeds(here: Sequence[Summary]) -> str:
+    count = max((len(each.values.get("quality", {})) for each in here), default=0)
+    return f" ({count} seeds)" if count > 1 else " (1 seed: how much seeds scatter is not known)"
+
+
+def overview(summaries: Sequence[Summary]) -> Table:
+    """A row for each method, a column for each task: quality in percent, and zipped KiB."""
+    tasks = list(dict.fromkeys(each.task for each in summaries))
+    found = {(each.method, each.task): each for each in summaries}
+    rows = []
+    for method in dict.fromkeys(each.method for each in summaries):
+        cells = [_in_short(found.get((method, task))) for task in tasks]
+        rows.append((method, *cells))
+    title = "Quality in percent (accuracy; AUC of anomaly), and KiB of the zipped file"
+    return Table(title, ("method", *(f"{task} >" for task in tasks)), tuple(rows))
+
+
+def _in_short(one: Summary | None) -> str:
+    quality, zipped = (one.mean("quality"), one.mean("zipped")) if one else (None, None)
+    if quality is None or zipped is None:
+        return "failed" if one and one.errors else _UNKNOWN
+    return f"{_percent(quality)}, {zipped.mean / 1024:.1f}"
+
+
+def contest_table(found: Sequence[Contest]) -> Table:
+    """Ours beside the best peer in each respect."""
+    rows = []
+    for each in found:
+        mine = _side(each.ours, each.our_value, each.figure)
+        theirs = _side(each.peer, each.peer_value, each.figure)
+        rows.append((each.task, each.what, mine, theirs, each.winner))
+    columns = ("task", "what", OURS, "best peer", "wins")
+    return Table("tfcompress beside the best peer", columns, tuple(rows))
+
+
+def _side(method: str | None, value: Mean | None, figure: str) -> str:
+    if method is None or value is None:
+        return "none"
+    return f"{method}: {_WRITTEN[figure](value)}"
+
+
+def pair_table(found: Sequence[Pair]) -> Table:
+    """Ours beside each peer of the same family: what differs, and a sign of who is ahead."""
+    rows = []
+    for each in found:
+        points = _sign(each.quality, _points)
+        shares = (_sign(one, _times) for one in (each.zipped, each.ratio, each.step_cpu_ratio))
+        rows.append((each.task, each.ours, each.peer, points, *shares))
+    columns = ("task", "ours", "peer", "points >", "zipped >", "latency >", "step CPU >")
+    title = "Ours minus or divided by the peer's: ▲ ours is ahead, ▼ the peer, = within the noise"
+    return Table(title, columns, tuple(rows))
+
+
+def _sign(one: Difference | None, written: Cell) -> str:
+    if one is None:
+        return _UNKNOWN
+    return f"{written(one.value)} {_SIGNS.get(one.winner, '▼')}"
+
+
+def tally(found: Sequence[Contest]) -> str:
+    """Who wins how often, in words."""
+    counts: dict[str, int] = {}
+    for each in found:
+        counts[each.winner] = counts.get(each.winner, 0) + 1
+    peers = {who: n for who, n in counts.items() if who not in (OURS, EVEN, NOBODY)}
+    said = [f"tfcompress wins {counts.get(OURS, 0)} of {len(found)}"]
+    said += [f"{who} {n}" for who, n in sorted(peers.items())]
+    said += [f"{counts[EVEN]} even"] if EVEN in counts else []
+    return ", ".join(said) + "."
+
+
+def machine_line(rows: Sequence[Row]) -> str:
+    """The machines that results come from, in words."""
+    return "; ".join(
+        f"{row['cpu']}, {row.get('cores')} cores, {row.get('memory_gb')} GB"
+        f"{', AMX' if row.get('amx') else ''}, "
+        f"{row['system']}, Python {row['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        for row in rows
+        if row["kind"] == "machine"
+    )
+
+
+def all_tables(rows: Sequence[Row], width: int = _WIDE) -> list[Table]:
+    """Of results of one form: each task, ours beside the best peer, ours beside each peer."""
+    summaries = summarize(rows)
+    tables = task_tables(summaries, width)
+    if any(each.who != OURS for each in summaries) and any(e.family == FLOAT for e in summaries):
+        tables += [contest_table(contests(summaries)), pair_table(pairs(summaries))]
+    return tables

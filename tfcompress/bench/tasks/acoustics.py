@@ -1,0 +1,154 @@
+"""What lies between a mouth and a microphone: places in time, rooms and noises, for many clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import fft, signal
+
+RATE = LENGTH = 16_000
+# Echoes are as long as clips at most, and must not come round to their beginnings.
+_PADDED = 2 * LENGTH
+_VOICES, _HARMONICS = 5, 12
+_TIME = np.arange(LENGTH, dtype="float32") / RATE
+
+Random = np.random.Generator
+
+
+def placed(sounds: Sequence[np.ndarray], random: Random) -> np.ndarray:
+    """Clips of a second that have a sound anywhere in them; of longer ones, any second.
+
+    Args:
+        sounds: float32 (samples,) at 16 kHz, each of its own length.
+        random: where.
+
+    Returns:
+        float32 (count, 16000).
+    """
+    clips = np.zeros((len(sounds), LENGTH), "float32")
+    for clip, sound in zip(clips, sounds, strict=True):
+        free = LENGTH - len(sound)
+        start = random.integers(0, abs(free) + 1)
+        if free >= 0:
+            clip[start : start + len(sound)] = sound
+        else:
+            clip[:] = sound[start : start + LENGTH]
+    return clips
+
+
+def in_rooms(clips: np.ndarray, random: Random) -> np.ndarray:
+    """Clips in rooms of their own, heard through microphones of their own.
+
+    A room adds echoes: noise that decays by 60 dB in 0.1 to 0.5 s. A microphone hears frequencies
+    differently, by 3 dB as a standard deviation.
+
+    Args:
+        clips: float32 (count, 16000).
+        random: which rooms.
+
+    Returns:
+        float32 (count, 16000).
+    """
+    count = len(clips)
+    time = np.arange(RATE // 2, dtype="float32") / RATE
+    rates = 6.9 / random.uniform(0.1, 0.5, (count, 1)).astype("float32")
+    echoes = _white(count, len(time), random) * np.exp(-rates * time)
+    echoes *= random.uniform(0, 0.4, (count, 1)) / np.linalg.norm(echoes, axis=1, keepdims=True)
+    echoes[:, 0] = 1
+    heard = fft.rfft(clips, _PADDED) * fft.rfft(echoes, _PADDED)
+    gains = 10 ** (random.normal(0, 3, (count, 8)) / 20)
+    # Knots are an octave apart, from 62.5 Hz up.
+    knots = np.log2(np.maximum(fft.rfftfreq(_PADDED, 1 / RATE), 1) / 62.5)
+    heard *= _between(gains.astype("float32"), knots.astype("float32"))
+    return fft.irfft(heard, _PADDED)[:, :LENGTH]
+
+
+def noises(clips: np.ndarray, random: Random) -> np.ndarray:
+    """Noise of five kinds: steady, swelling, of a motor, of bangs, of people who talk.
+
+    Args:
+        clips: float32 (count, 16000), of words: what people say.
+        random: which noise.
+
+    Returns:
+        float32 (count, 16000) of power 1.
+    """
+    noise = _steady(len(clips), random)
+    kinds = random.integers(0, 5, len(clips))
+    for kind, make in enumerate((_swells, _motors, _bangs), 1):
+        rows = kinds == kind
+        noise[rows] = make(noise[rows], random)
+    talk = kinds == 4
+    voices = random.integers(0, len(clips), (_VOICES, talk.sum()))
+    shift = random.integers(LENGTH)
+    noise[talk] = _power_1(np.roll(clips[voices].sum(0), shift, 1)) + 0.3 * noise[talk]
+    return _power_1(noise)
+
+
+def _steady(count: int, random: Random) -> np.ndarray:
+    """White, pink, brown and all between."""
+    frequencies = np.maximum(fft.rfftfreq(LENGTH, 1 / RATE), 20).astype("float32")
+    slopes = frequencies ** -random.uniform(0, 1, (count, 1)).astype("float32")
+    return _power_1(fft.irfft(fft.rfft(_white(count, LENGTH, random)) * slopes, LENGTH))
+
+
+def _swells(noise: np.ndarray, random: Random) -> np.ndarray:
+    speed, start = random.uniform(1, 8, (2, len(noise), 1))
+    return noise * (1 + 0.9 * np.sin(2 * np.pi * (speed * _TIME + start)))
+
+
+def _motors(noise: np.ndarray, random: Random) -> np.ndarray:
+    """Harmonics of 40 to 200 Hz."""
+    shape = (len(noise), _HARMONICS)
+    levels = random.lognormal(0, 1, shape) / np.arange(1, _HARMONICS + 1)
+    levels = levels * np.exp(2j * np.pi * random.uniform(0, 1, shape))
+    turn = np.exp(2j * np.pi * random.uniform(40, 200, (len(noise), 1)) * _TIME)
+    # By Horner's rule: a sine of each harmonic would take ten times as long.
+    hum = np.zeros(turn.shape)
+    for level in levels.T[::-1]:
+        hum = (hum + level[:, None]) * turn
+    return _power_1(hum.imag) + 0.5 * noise
+
+
+def _bangs(noise: np.ndarray, random: Random) -> np.ndarray:
+    """About three a second, each dying away within a tenth of one."""
+    struck = np.where(random.uniform(size=noise.shape) < 3 / LENGTH, 1.0, 0.0)
+    ring = signal.lfilter([1.0], [1.0, -np.exp(-60 / RATE)], struck)
+    return noise * (0.2 + 5 * ring)
+
+
+def mixed(words: np.ndarray, noise: np.ndarray, decibels: np.ndarray) -> np.ndarray:
+    """Words over noise.
+
+    Args:
+        words: float32 (count, 16000).
+        noise: as `words`, of power 1.
+        decibels: how much louder words are than noise, (count,), while they are spoken.
+
+    Returns:
+        float32 (count, 16000), the louder half of each word at a level of 1.
+    """
+    squares = np.square(words)
+    # A word is shorter than its clip: of the silence around it nothing must be seen.
+    frames = squares.reshape(len(words), -1, 400).mean(2)
+    level = np.sqrt(np.sort(frames)[:, -10:].mean(1, keepdims=True))
+    softer = 10 ** (-decibels[:, None] / 20)
+    return words / np.maximum(level, 1e-6) + noise * softer.astype("float32")
+
+
+def _between(values: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """Values at knots 0, 1, 2 ... of each row, interpolated."""
+    knots = np.clip(knots, 0, values.shape[1] - 1)
+    left = np.minimum(knots.astype(int), values.shape[1] - 2)
+    part = knots - left
+    return values[:, left] * (1 - part) + values[:, left + 1] * part
+
+
+def _white(count: int, length: int, random: Random) -> np.ndarray:
+    return random.standard_normal((count, length), "float32")
+
+
+def _power_1(clips: np.ndarray) -> np.ndarray:
+    power = np.sqrt(np.square(clips).mean(1, keepdims=True))
+    return (clips / np.maximum(power, 1e-6)).astype("float32")

@@ -1,0 +1,137 @@
+"""Sounds of a made-up machine, well or not, as the autoencoder of MLPerf Tiny sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from scipy import signal
+
+from tfcompress.bench.tasks import mel
+
+RATE = 16_000
+SECONDS = 1
+BANDS, FRAMES, WINDOW, HOP = 128, 5, 1024, 512
+HARMONICS = 40
+
+# Times, turns of the machine at these times, what is random -> samples.
+Fault = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sounds:
+    """Clips of a machine, as the autoencoder of MLPerf Tiny sees them.
+
+    Attributes:
+        train: of a machine that is well, float32 (clips, frames, 640): in each row five neighbours
+            of a spectrogram of 128 mel bands, in decibels, shifted and scaled.
+        test: others, half of them of a machine that is not.
+        broken: which, bool (clips,).
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    broken: np.ndarray
+
+
+def machine_sounds(seed: int, train: int = 300, test: int = 300) -> Sounds:
+    """Clips of a second.
+
+    A machine hums: harmonics of a speed that drifts, swelling with each turn, over noise from the
+    machine and from the room. One that is not well has harmonics beside the others, clicks, or
+    bursts of a worn bearing.
+
+    Args:
+        seed: of all that is random in clips; the machine is always the same.
+        train: how many clips to train with.
+        test: how many of each kind to test with.
+    """
+    random = np.random.default_rng(seed)
+    faults = (_detuned, _clicks, _bearing)
+    clips = [_clip(random) for _ in range(train + test)]
+    clips += [_clip(random, faults[i % 3]) for i in range(test)]
+    bands = spectrograms(np.stack(clips))
+    mean, scale = bands[:train].mean(), bands[:train].std()
+    rows = vectors(((bands - mean) / scale).astype("float32"))
+    broken = np.arange(2 * test) >= test
+    return Sounds(rows[:train], rows[train:], broken)
+
+
+def vectors(bands: np.ndarray) -> np.ndarray:
+    """Five neighbours of a spectrogram at a time: (clips, frames, 128) -> (clips, frames - 4, 640).
+
+    Example:
+        >>> vectors(np.zeros((2, 30, 128))).shape
+        (2, 26, 640)
+    """
+    frames = np.lib.stride_tricks.sliding_window_view(bands, FRAMES, axis=1)
+    return np.moveaxis(frames, -1, 2).reshape(len(bands), -1, FRAMES * BANDS)
+
+
+def spectrograms(samples: np.ndarray) -> np.ndarray:
+    """Mel bands in decibels.
+
+    Args:
+        samples: (clips, samples) at 16 kHz.
+
+    Returns:
+        (clips, frames, 128): windows of 1024 samples every 512.
+    """
+    _, _, bins = signal.stft(samples, RATE, nperseg=WINDOW, noverlap=WINDOW - HOP, boundary=None)
+    power = np.abs(np.moveaxis(bins, 1, 2)) ** 2 @ _mel_filters()
+    return 10 * np.log10(power + 1e-9)
+
+
+def _clip(random: np.random.Generator, fault: Fault | None = None) -> np.ndarray:
+    """Samples of one clip."""
+    time = np.arange(RATE * SECONDS) / RATE
+    drift = np.interp(time, np.linspace(0, SECONDS, 9), random.normal(0, 0.004, 9))
+    speed = random.uniform(45, 75) * (1 + drift)
+    turns = np.cumsum(speed) / RATE
+    # The machine itself: the same spectrum of harmonics in every clip.
+    levels = np.random.default_rng(0).lognormal(-0.05 * np.arange(HARMONICS), 0.6)
+    levels = levels * random.lognormal(0, 0.15, HARMONICS)
+    phases = np.exp(2j * np.pi * random.uniform(0, 1, HARMONICS))
+    # By Horner's rule: sines of 40 harmonics would take most of the time.
+    waves = np.polyval([*(levels * phases)[::-1], 0], np.exp(2j * np.pi * turns)).imag
+    swell = 1 + random.uniform(0.1, 0.4) * np.sin(2 * np.pi * (turns + random.uniform()))
+    sound = waves * swell
+    hiss = signal.lfilter([1.0], [1.0, -random.uniform(0.5, 0.9)], random.normal(size=len(time)))
+    sound += random.uniform(0.3, 0.9) * hiss * swell
+    sound += random.uniform(0.1, 0.4) * random.normal(size=len(time))
+    if fault is not None:
+        sound = sound + random.uniform(0.5, 1.5) * fault(time, turns, random)
+    return sound * random.lognormal(0, 0.2)
+
+
+def _detuned(time: np.ndarray, turns: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A tone between two harmonics, and its sidebands."""
+    order = random.integers(8, 40) + random.uniform(0.3, 0.7)
+    depth = 1 + 0.5 * np.sin(2 * np.pi * turns)
+    return 1.2 * depth * np.sin(2 * np.pi * order * turns)
+
+
+def _clicks(time: np.ndarray, turns: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A few short clicks at any time."""
+    beats = np.zeros(len(time))
+    beats[random.integers(0, len(time), 6)] = random.choice([-1.0, 1.0], 6)
+    return 14 * signal.lfilter([1.0], [1.0, -np.exp(-1 / 30)], beats)
+
+
+def _bearing(time: np.ndarray, turns: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A resonance that is struck 3.6 times a turn."""
+    struck = np.diff(np.floor(3.6 * turns), prepend=0) > 0
+    ring = np.arange(400) / RATE
+    tone = np.exp(-ring * 400) * np.sin(2 * np.pi * random.uniform(3000, 5000) * ring)
+    return 1.5 * signal.oaconvolve(struck, tone)[: len(time)]
+
+
+def _mel_filters() -> np.ndarray:
+    """Triangles that are equally wide on the mel scale, (bins, 128)."""
+    edges = mel.edges(0, RATE / 2, BANDS)
+    bins = np.linspace(0, RATE / 2, WINDOW // 2 + 1)[:, None]
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    # Low bands are narrower than bins: each has at least the nearest one.
+    half = np.maximum(RATE / WINDOW, [middle - low, high - middle])
+    return np.maximum(0, 1 - np.maximum((middle - bins) / half[0], (bins - middle) / half[1]))

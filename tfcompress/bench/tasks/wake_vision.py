@@ -1,0 +1,127 @@
+"""A character in a photograph or none, 96 x 96: wake vision, MobileNetV1 at width 0.25."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfcompress.bench.tasks import cache, fonts, photographs, real_images, rendering
+from tfcompress.bench.tasks.task import Data, Task, Training
+
+_SIDE = 96
+_COUNTS = {"train": 8_000, "test": 2_400}
+_SEED = 0
+_SETTINGS = {"generator": 1, "seed": _SEED, "counts": _COUNTS}
+
+
+def generate() -> Data:
+    """8,000 images to train with and 2,400 to test with, every other one with a character.
+
+    Neither a font's design nor a region of a photograph is in both parts.
+
+    Raises:
+        Unavailable: if the system has too few fonts.
+    """
+    files = fonts.font_files()
+    settings = {**_SETTINGS, **fonts.listing(files)}
+    arrays = cache.cached("wake_vision", settings, lambda: _make(files))
+    return real_images.image_data(arrays, 2, "generated")
+
+
+def _make(files: Sequence[Path]) -> cache.Arrays:
+    arrays = {}
+    sides = zip(_COUNTS.items(), fonts.split_designs(files), photographs.regions(), strict=True)
+    for number, ((part, count), designs, parts) in enumerate(sides):
+        random = np.random.default_rng([_SEED, number])
+        labels = random.permutation(np.arange(count) % 2)
+        images = [_image(random, designs, parts, bool(label)) for label in labels]
+        arrays[f"x_{part}"] = np.stack(images)
+        arrays[f"y_{part}"] = labels.astype(np.int64)
+    return arrays
+
+
+def _image(
+    random: np.random.Generator,
+    designs: list[fonts.Design],
+    parts: list[np.ndarray],
+    character: bool,
+) -> np.ndarray:
+    """uint8 (96, 96, 3): a crop with blots on it, and a character or none."""
+    # From plain to hard: a network that saw nothing plain would take long to start learning.
+    hard = random.uniform(0, 0.85)
+    image = photographs.draw_crop(random, parts, _SIDE)
+    masks = [_blot(random) for _ in range(random.binomial(2, 0.6 * hard))]
+    if character:
+        # Blots that come later hide some of it.
+        place = random.integers(len(masks) + 1)
+        masks.insert(place, _character(random, designs, hard))
+    for mask in masks:
+        cover = mask[..., None] * random.uniform(1 - 0.5 * hard, 1)
+        image = image * (1 - cover) + _colour(random, image, mask, 0.7 - 0.4 * hard) * cover
+    image = rendering.blurred(image, random.uniform(0, hard))
+    return rendering.stored(image + random.normal(0, random.uniform(0, 0.06 * hard), image.shape))
+
+
+def _character(random: np.random.Generator, designs: list[fonts.Design], hard: float) -> np.ndarray:
+    size = random.uniform(70 - 40 * hard, 85 - 25 * hard)
+    margin = size / 2
+    pose = rendering.Pose(
+        size=size,
+        angle=random.normal(0, 0.3 * hard),
+        shear=random.normal(0, 0.2 * hard),
+        stretch=random.uniform(1 - 0.2 * hard, 1 + 0.2 * hard),
+        x=random.uniform(margin, _SIDE - margin),
+        y=random.uniform(margin, _SIDE - margin),
+    )
+    number = int(random.integers(len(fonts.CHARACTERS)))
+    return rendering.draw_mask(rendering.draw_file(random, designs), number, pose, _SIDE)
+
+
+def _blot(random: np.random.Generator) -> np.ndarray:
+    """A polygon around a point, float32 (96, 96): what has edges and no strokes."""
+    from PIL import Image, ImageDraw
+
+    corners = int(random.integers(3, 9))
+    angles = np.sort(random.uniform(0, 2 * np.pi, corners))
+    radii = random.uniform(0.3, 1, corners) * random.uniform(8, 28)
+    middle = random.uniform(0.1, 0.9, 2) * _SIDE
+    points = 2 * (middle + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1))
+    image = Image.new("L", (2 * _SIDE, 2 * _SIDE))
+    ImageDraw.Draw(image).polygon([(float(x), float(y)) for x, y in points], fill=255)
+    return np.asarray(image.reduce(2), np.float32) / 255
+
+
+def _colour(
+    random: np.random.Generator, image: np.ndarray, mask: np.ndarray, contrast: float
+) -> np.ndarray:
+    """A colour, RGB in [0, 1], at that distance at least from what it covers."""
+    under = np.average(image.reshape(-1, 3), axis=0, weights=mask.ravel() + 1e-6)
+    while True:
+        colour = random.uniform(0, 1, 3).astype(np.float32)
+        if np.linalg.norm(colour - under) > contrast:
+            return colour
+
+
+def build(kit: Any, classes: int) -> Any:
+    """The model of `tfcompress.acceptance.models`."""
+    # Here, as it imports Keras, for which those who ask for names do not wait.
+    from tfcompress.acceptance.models import mobilenet_v1
+
+    return mobilenet_v1(kit, classes)
+
+
+TASK = Task(
+    name="wake_vision",
+    title="A character in a photograph",
+    build=build,
+    published=(2, 221_794, 7_489_664),
+    generate=generate,
+    training=Training(steps=1500, batch=16, rate=4e-3),
+    tuning=Training(steps=180, batch=16, rate=5e-4),
+    short=(Training(500, 16, 4e-3), Training(50, 16, 5e-4)),
+    read=real_images.read_visual_wake_words,
+    real=real_images.VISUAL_WAKE_WORDS,
+)

@@ -1,0 +1,1 @@
+"""Reports as one HTML file: of a benchmark, or of one model."""

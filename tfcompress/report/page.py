@@ -1,0 +1,117 @@
+"""One HTML file that needs nothing else: templates, style, scripts and plotly.js put together."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfcompress import __version__
+from tfcompress.files import atomic_write
+from tfcompress.report.numbers import finite
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+def require_extra() -> None:
+    """Raises an ImportError that tells what to install if Jinja2 or plotly is missing."""
+    try:
+        import jinja2  # noqa: F401
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"the report needs {error.name}, which is not installed. "
+            "Run: pip install 'tfcompress[report]'"
+        ) from error
+
+
+def write_page(
+    path: str | os.PathLike[str], template: str, values: Mapping[str, Any], data: Mapping[str, Any]
+) -> int:
+    """Writes an HTML file, whole or not at all, that asks the network for nothing.
+
+    Args:
+        path: of the file.
+        template: its name in the folder of templates.
+        values: for the template, which escapes them.
+        data: for the script: plain lists, dicts, texts and numbers.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        ImportError: Jinja2 or plotly is missing.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> write_page("report.html", "results.html", values, data)  # doctest: +SKIP
+        5183204
+    """
+    require_extra()
+    plotly, script = _plotly_js(), _inline((FOLDER / "report.js").read_text(encoding="utf-8"))
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
+            data=finite(data),
+            policy=_policy(plotly, script),
+            # Files of the package, not of a user.
+            style=_safe((FOLDER / "style.css").read_text(encoding="utf-8")),
+            plotly=_safe(plotly),
+            script=_safe(script),
+            version=__version__,
+        )
+    )
+    content = text.encode()
+    atomic_write(path, content)
+    return len(content)
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # `tojson` escapes <, >, & and ', so that no text can end the element that it stands in.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    return environment
+
+
+@functools.cache
+def _plotly_js() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return _inline(get_plotlyjs())
+
+
+def _inline(script: str) -> str:
+    """A script as it may stand in a page, with one kind of line ends, which its hash is of."""
+    script = script.replace("\r\n", "\n").replace("\r", "\n")
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _safe(text: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _policy(*scripts: str) -> str:
+    """A Content-Security-Policy: these scripts and no others, and nothing from anywhere."""
+    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
