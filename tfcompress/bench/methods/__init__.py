@@ -22,8 +22,10 @@ _ALL = (
     _method("qat_int8_tfmot", "QAT int8", TFMOT, tfmot.qat_int8, "qat_int8", True),
     _method("prune50_int8", "50% zeros, int8", OURS, ours.prune_int8(0.5)),
     _method("prune50_int8_tfmot", "50% zeros, int8", TFMOT, tfmot.prune_int8(0.5), "prune50_int8"),
-    _method("prune80_int8", "80% zeros, int8", OURS, ours.prune_int8(0.8)),
-    _method("prune80_int8_tfmot", "80% zeros, int8", TFMOT, tfmot.prune_int8(0.8), "prune80_int8"),
+    _method("prune80_int8", "80% zeros, int8", OURS, ours.prune_int8(0.8), short=True),
+    _method(
+        "prune80_int8_tfmot", "80% zeros, int8", TFMOT, tfmot.prune_int8(0.8), "prune80_int8", True
+    ),
     _method("cluster16_int8", "16 values, int8", OURS, ours.cluster_int8(16)),
     _method(
         "cluster16_int8_tfmot", "16 values, int8", TFMOT, tfmot.cluster_int8(16), "cluster16_int8"
@@ -41,7 +43,7 @@ _ALL = (
         "pcqat_int8",
     ),
     _method("distill_int8", "distilled QAT int8", OURS, ours.distill_int8),
-    _method("channels50_int8", "half of the MACs, int8", OURS, ours.channels_int8(0.5)),
+    _method("channels50_int8", "half of the MACs, int8", OURS, ours.channels_int8(0.5), short=True),
     _method(
         "channels50_distill_int8",
         "half of the MACs, distilled, int8",

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 # Of a training of some hundred steps; the default of 0.99 is for longer ones.
 MOMENTUM = 0.95
+# The share of the steps in which weights go.
+PRUNING = 0.3
 INT8 = {"precision": "int8", "io_dtype": "int8"}
 
 
@@ -109,9 +111,12 @@ def _compressed(run: Run, sparsity: float | None = None, clusters: int | None = 
     if clusters is not None:
         techniques.insert(0, tfc.Cluster(clusters))
     if sparsity is not None:
-        # The second half of the steps recovers what pruning cost.
-        schedule = tfc.schedules.polynomial(0.0, sparsity, end=max(1, run.tuning.steps // 2))
-        techniques.insert(0, tfc.Prune(schedule, scope="global"))
+        steps = run.tuning.steps
+        # Most of so few steps recovers what pruning cost.
+        end, frequency = max(1, round(PRUNING * steps)), max(1, steps // 50)
+        schedule = tfc.schedules.polynomial(0.0, sparsity, end=end, frequency=frequency)
+        # By magnitude over all layers, small nets would lose whole layers.
+        techniques.insert(0, tfc.Prune(schedule, scope="global", score="taylor"))
     small = tfc.compress(run.model, tfc.Recipe([tfc.Rule("*", techniques)]))
     run.fit(small, [tfc.UpdateCompression()])
     run.convert(tfc.finalize(small), **INT8)

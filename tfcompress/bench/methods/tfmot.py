@@ -16,10 +16,11 @@ from tfcompress.legacy import import_tf_keras, import_tfmot
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
 
-# Updates of masks in the first half of the steps.
-_UPDATES = 20
-# Shares of the steps of PCQAT: pruning and clustering; quantization takes the rest.
-_PRUNING, _CLUSTERING = 0.4, 0.3
+# The share of the steps in which weights go, as for ours, and how often they do.
+_PRUNED, _UPDATES = 0.3, 15
+# Shares of the steps of PCQAT: pruning and clustering; quantization takes the rest. Weights go in
+# most of the first stage, as the others recover what that cost.
+_PRUNING, _CLUSTERING, _PRUNED_OF_STAGE = 0.4, 0.3, 0.75
 # Weight of a batch in the moving average of ranges, which has no setting.
 _EMA = 0.001
 
@@ -45,7 +46,7 @@ def pcqat_int8(sparsity: float, clusters: int) -> Make:
     def make(run: Run) -> None:
         steps = run.tuning.steps
         pruning, clustering = round(steps * _PRUNING), round(steps * _CLUSTERING)
-        model = _pruned(run, run.twin, sparsity, pruning)
+        model = _pruned(run, run.twin, sparsity, pruning, _PRUNED_OF_STAGE)
         model = _clustered(run, model, clusters, clustering, preserve_sparsity=True)
         scheme = import_tfmot().experimental.combine.Default8BitClusterPreserveQuantizeScheme(True)
         _quantize_aware(run, model, scheme, steps - pruning - clustering)
@@ -53,11 +54,11 @@ def pcqat_int8(sparsity: float, clusters: int) -> Make:
     return make
 
 
-def _pruned(run: Run, model: Any, sparsity: float, steps: int) -> Any:
+def _pruned(run: Run, model: Any, sparsity: float, steps: int, share: float = _PRUNED) -> Any:
     keras = import_tfmot().sparsity.keras
-    frequency = max(1, steps // (2 * _UPDATES))
+    frequency = max(1, round(share * steps / _UPDATES))
     # The last update must fall on a multiple of the frequency.
-    end = max(1, steps // 2 // frequency) * frequency
+    end = max(1, round(share * steps) // frequency) * frequency
     schedule = keras.PolynomialDecay(0.0, sparsity, 0, end, frequency=frequency)
     pruned = keras.prune_low_magnitude(model, schedule)
     run.fit(pruned, [keras.UpdatePruningStep()], steps)

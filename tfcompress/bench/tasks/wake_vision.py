@@ -121,7 +121,7 @@ TASK = Task(
     generate=generate,
     training=Training(steps=1500, batch=16, rate=4e-3),
     tuning=Training(steps=180, batch=16, rate=5e-4),
-    short=(Training(500, 16, 4e-3), Training(50, 16, 5e-4)),
+    short=(Training(800, 16, 4e-3), Training(60, 16, 5e-4)),
     read=real_images.read_visual_wake_words,
     real=real_images.VISUAL_WAKE_WORDS,
 )
