@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import fft, signal
+import scipy
 
 RATE = LENGTH = 16_000
 # Echoes are as long as clips at most, and must not come round to their beginnings.
@@ -56,12 +56,12 @@ def in_rooms(clips: np.ndarray, random: Random) -> np.ndarray:
     echoes = _white(count, len(time), random) * np.exp(-rates * time)
     echoes *= random.uniform(0, 0.4, (count, 1)) / np.linalg.norm(echoes, axis=1, keepdims=True)
     echoes[:, 0] = 1
-    heard = fft.rfft(clips, _PADDED) * fft.rfft(echoes, _PADDED)
+    heard = scipy.fft.rfft(clips, _PADDED) * scipy.fft.rfft(echoes, _PADDED)
     gains = 10 ** (random.normal(0, 3, (count, 8)) / 20)
     # Knots are an octave apart, from 62.5 Hz up.
-    knots = np.log2(np.maximum(fft.rfftfreq(_PADDED, 1 / RATE), 1) / 62.5)
+    knots = np.log2(np.maximum(scipy.fft.rfftfreq(_PADDED, 1 / RATE), 1) / 62.5)
     heard *= _between(gains.astype("float32"), knots.astype("float32"))
-    return fft.irfft(heard, _PADDED)[:, :LENGTH]
+    return scipy.fft.irfft(heard, _PADDED)[:, :LENGTH]
 
 
 def noises(clips: np.ndarray, random: Random) -> np.ndarray:
@@ -88,9 +88,9 @@ def noises(clips: np.ndarray, random: Random) -> np.ndarray:
 
 def _steady(count: int, random: Random) -> np.ndarray:
     """White, pink, brown and all between."""
-    frequencies = np.maximum(fft.rfftfreq(LENGTH, 1 / RATE), 20).astype("float32")
+    frequencies = np.maximum(scipy.fft.rfftfreq(LENGTH, 1 / RATE), 20).astype("float32")
     slopes = frequencies ** -random.uniform(0, 1, (count, 1)).astype("float32")
-    return _power_1(fft.irfft(fft.rfft(_white(count, LENGTH, random)) * slopes, LENGTH))
+    return _power_1(scipy.fft.irfft(scipy.fft.rfft(_white(count, LENGTH, random)) * slopes, LENGTH))
 
 
 def _swells(noise: np.ndarray, random: Random) -> np.ndarray:
@@ -114,7 +114,7 @@ def _motors(noise: np.ndarray, random: Random) -> np.ndarray:
 def _bangs(noise: np.ndarray, random: Random) -> np.ndarray:
     """About three a second, each dying away within a tenth of one."""
     struck = np.where(random.uniform(size=noise.shape) < 3 / LENGTH, 1.0, 0.0)
-    ring = signal.lfilter([1.0], [1.0, -np.exp(-60 / RATE)], struck)
+    ring = scipy.signal.lfilter([1.0], [1.0, -np.exp(-60 / RATE)], struck)
     return noise * (0.2 + 5 * ring)
 
 

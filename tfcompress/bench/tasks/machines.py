@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy import signal
+import scipy
 
 from tfcompress.bench.tasks import mel
 
@@ -78,7 +78,9 @@ def spectrograms(samples: np.ndarray) -> np.ndarray:
     Returns:
         (clips, frames, 128): windows of 1024 samples every 512.
     """
-    _, _, bins = signal.stft(samples, RATE, nperseg=WINDOW, noverlap=WINDOW - HOP, boundary=None)
+    _, _, bins = scipy.signal.stft(
+        samples, RATE, nperseg=WINDOW, noverlap=WINDOW - HOP, boundary=None
+    )
     power = np.abs(np.moveaxis(bins, 1, 2)) ** 2 @ _mel_filters()
     return 10 * np.log10(power + 1e-9)
 
@@ -97,7 +99,9 @@ def _clip(random: np.random.Generator, fault: Fault | None = None) -> np.ndarray
     waves = np.polyval([*(levels * phases)[::-1], 0], np.exp(2j * np.pi * turns)).imag
     swell = 1 + random.uniform(0.1, 0.4) * np.sin(2 * np.pi * (turns + random.uniform()))
     sound = waves * swell
-    hiss = signal.lfilter([1.0], [1.0, -random.uniform(0.5, 0.9)], random.normal(size=len(time)))
+    hiss = scipy.signal.lfilter(
+        [1.0], [1.0, -random.uniform(0.5, 0.9)], random.normal(size=len(time))
+    )
     sound += random.uniform(0.3, 0.9) * hiss * swell
     sound += random.uniform(0.1, 0.4) * random.normal(size=len(time))
     if fault is not None:
@@ -116,7 +120,7 @@ def _clicks(time: np.ndarray, turns: np.ndarray, random: np.random.Generator) ->
     """A few short clicks at any time."""
     beats = np.zeros(len(time))
     beats[random.integers(0, len(time), 6)] = random.choice([-1.0, 1.0], 6)
-    return 14 * signal.lfilter([1.0], [1.0, -np.exp(-1 / 30)], beats)
+    return 14 * scipy.signal.lfilter([1.0], [1.0, -np.exp(-1 / 30)], beats)
 
 
 def _bearing(time: np.ndarray, turns: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -124,7 +128,7 @@ def _bearing(time: np.ndarray, turns: np.ndarray, random: np.random.Generator) -
     struck = np.diff(np.floor(3.6 * turns), prepend=0) > 0
     ring = np.arange(400) / RATE
     tone = np.exp(-ring * 400) * np.sin(2 * np.pi * random.uniform(3000, 5000) * ring)
-    return 1.5 * signal.oaconvolve(struck, tone)[: len(time)]
+    return 1.5 * scipy.signal.oaconvolve(struck, tone)[: len(time)]
 
 
 def _mel_filters() -> np.ndarray:

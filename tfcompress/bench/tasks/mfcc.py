@@ -7,7 +7,7 @@ bands from 20 to 4000 Hz, 10 coefficients); what they mean in the documentation 
 from __future__ import annotations
 
 import numpy as np
-from scipy import fft, signal
+import scipy
 
 from tfcompress.bench.tasks import mel
 
@@ -41,11 +41,11 @@ def mfcc(samples: np.ndarray) -> np.ndarray:
             f"{samples.shape}. Cut or pad them."
         )
     frames = np.lib.stride_tricks.sliding_window_view(samples, _WINDOW, axis=1)[:, ::_HOP]
-    window = signal.windows.hann(_WINDOW, sym=False).astype("float32")
-    spectra = np.abs(fft.rfft(frames.astype("float32") * window, _LENGTH))
+    window = scipy.signal.windows.hann(_WINDOW, sym=False).astype("float32")
+    spectra = np.abs(scipy.fft.rfft(frames.astype("float32") * window, _LENGTH))
     loudness = np.log(spectra @ mel_filters() + np.float32(_FLOOR))
     # HTK's factor, not that of an orthonormal transform: the first coefficient differs.
-    waves = fft.dct(loudness)[..., :COEFFICIENTS, None] / np.sqrt(2 * _BANDS)
+    waves = scipy.fft.dct(loudness)[..., :COEFFICIENTS, None] / np.sqrt(2 * _BANDS)
     return waves.astype("float32")
 
 

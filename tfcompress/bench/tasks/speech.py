@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import gcd
 
 import numpy as np
-from scipy import signal
+import scipy
 
 from tfcompress.environments import Unavailable, program, run_tool
 
@@ -103,4 +103,4 @@ def _spoken(path: str, each: Utterance) -> np.ndarray:
         raise Unavailable(f"{_NAME} does not speak {each}: it was silent")
     samples = samples[loud[0] : loud[-1] + 1].astype("float32") / np.float32(32768)
     shared = gcd(RATE, rate)
-    return signal.resample_poly(samples, RATE // shared, rate // shared).astype("float32")
+    return scipy.signal.resample_poly(samples, RATE // shared, rate // shared).astype("float32")
