@@ -148,7 +148,7 @@ def test_a_method_gives_a_file_of_its_precision(make, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in QUICK])
 def test_every_other_method_does_too(make, name):
-    run = make(name)
+    run = make(name, steps=30 if name.startswith("pcqat") else 12)  # has stages
     check_file(run, name)
     check_cost(run, name)
 
@@ -292,6 +292,7 @@ def test_ranges_of_tfmot_start_where_the_float_model_has_them(digits, checkpoint
     import tf_keras
 
     twin = run.twin
+    tfmot_.quantization.keras.quantize_model(run.twin)  # Later ones have other names.
     qat = tfmot_.quantization.keras.quantize_model(twin)
     before = {v.name: v.numpy() for v in qat.variables}
     tfmot.start_ranges(qat, run.calibration, 32)
@@ -303,7 +304,8 @@ def test_ranges_of_tfmot_start_where_the_float_model_has_them(digits, checkpoint
     low, high = (np.mean([f(b) for b in batches]) for f in (np.min, np.max))
     assert after["quant_logits/post_activation_max"] == pytest.approx(high, rel=0.3)
     assert after["quant_logits/post_activation_min"] == pytest.approx(low, rel=0.3)
-    assert after["quantize_layer/quantize_layer_max"] == run.calibration.max()
-    assert after["quantize_layer/quantize_layer_min"] == 0
+    inputs = {n.split("_")[-1]: v for n, v in after.items() if n.startswith("quantize_layer")}
+    assert inputs["max"] == run.calibration.max()
+    assert inputs["min"] == 0
     changed = [n for n, v in before.items() if (v != after[n.split(":")[0]]).any()]
     assert all(n.split("/")[-1].startswith(("quantize_layer", "output_", "post_")) for n in changed)

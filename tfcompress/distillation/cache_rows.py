@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -166,6 +167,7 @@ class Incoming:
                     )
                 )
             self._opened = opened.pop_all()
+        weakref.finalize(self, self._opened.close)  # Where a training that failed never closes.
 
     def append(self, keys: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
         """Adds samples."""

@@ -5,6 +5,7 @@ Where its defaults do badly in a short training, it gets what mends that: see th
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,14 +132,18 @@ def start_ranges(model: Any, samples: np.ndarray, batch: int) -> None:
 
 
 def _is_range(variable: Any) -> bool:
-    name = variable.name.split("/")[-1].removesuffix(":0")
-    return name.endswith(("activation_min", "activation_max", "output_min", "output_max"))
+    return _short(variable).endswith(("activation_min", "activation_max", "output_min", "output_max"))
 
 
 def _assign_inputs(model: Any, samples: np.ndarray) -> None:
     for variable in model.variables:
-        name = variable.name.split("/")[-1].removesuffix(":0")
-        if name == "quantize_layer_min":
+        # The layer's name has a number where the process made others before.
+        end = re.fullmatch(r"quantize_layer(?:_\d+)?_(min|max)", _short(variable))
+        if end and end[1] == "min":
             variable.assign(min(0.0, float(samples.min())))
-        elif name == "quantize_layer_max":
+        elif end:
             variable.assign(max(0.0, float(samples.max())))
+
+
+def _short(variable: Any) -> str:
+    return variable.name.split("/")[-1].removesuffix(":0")
