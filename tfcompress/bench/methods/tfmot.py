@@ -132,7 +132,9 @@ def start_ranges(model: Any, samples: np.ndarray, batch: int) -> None:
 
 
 def _is_range(variable: Any) -> bool:
-    return _short(variable).endswith(("activation_min", "activation_max", "output_min", "output_max"))
+    return _short(variable).endswith(
+        ("activation_min", "activation_max", "output_min", "output_max")
+    )
 
 
 def _assign_inputs(model: Any, samples: np.ndarray) -> None:
