@@ -103,7 +103,7 @@ TASK = Task(
     published=(10, 78_666, 12_501_632),
     generate=generate,
     training=Training(steps=2000, batch=32, rate=4e-3),
-    tuning=Training(steps=240, batch=32, rate=1e-3),
+    tuning=Training(steps=160, batch=32, rate=1e-3),
     short=(Training(800, 32, 4e-3), Training(80, 32, 1e-3)),
     read=real_images.read_cifar10,
     real=real_images.CIFAR10,
