@@ -214,3 +214,15 @@ def test_an_unread_gate_of_an_unrolled_lstm(tmp_path):
     tfc.convert(qat, tmp_path / "model.tflite")
     # On LiteRT's default kernels, too, which refuse a SPLIT into tensors of different types.
     assert tfc.verify(qat, tmp_path / "model.tflite", x[:16]).passed
+
+
+def test_logits_that_vanish_do_not_end_litert(tmp_path):
+    """Its softmax aborts the process at scales below 2^-26."""
+    inputs = keras.Input((8,), name="x")
+    logits = layers.Dense(6, kernel_initializer=keras.initializers.Constant(1e-9))(inputs)
+    model = keras.Model(inputs, layers.Softmax()(layers.Reshape((3, 2))(logits)))
+    path, x = tmp_path / "model.tflite", features(8, 8)
+    tfc.convert(model, path, precision="int8", calibration=x)
+    assert tfc.verify(model, path, x).passed
+    (result,) = run(path, x=x[:1]).values()
+    np.testing.assert_allclose(result, 0.5, atol=1 / 256)

@@ -154,6 +154,7 @@ class Job:
             self._check_bits(known)
             known = {**quantize.table_ranges(parsed, weight_bits), **known}
         known = ranges.spread(parsed, known)
+        ranges.widen_softmax_inputs(parsed, known)
         if self.precision == "int16x8":
             known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
         ranges.drop_clipped_relus(parsed, known)

@@ -25,6 +25,8 @@ FIXED = {
     "LOGISTIC": (0.0, 255 / 256),
     "TANH": (-1.0, 127 / 128),
 }
+# LiteRT's softmax ends the process at scales below, which it takes for multipliers of 1 and more.
+_SOFTMAX_SCALE = 1.001 * 2.0**-26
 
 
 @dataclasses.dataclass
@@ -103,6 +105,21 @@ def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
             known.update((i, found) for i in missing)
             changed = changed or bool(missing)
     return known
+
+
+def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:
+    """Widens ranges that are too narrow for LiteRT, of logits that vanish. Changes `ranges`."""
+    wide: set[int] = set()
+    for op in reversed(model.subgraphs[0].operators):
+        if op_name(model, op) in ("SOFTMAX", "LOG_SOFTMAX"):
+            wide.add(op.inputs[0])
+        elif wide.intersection(op.outputs):
+            wide.update(_same_scale(model, op))
+    for index in wide.intersection(ranges):
+        found = ranges[index]
+        least = found.minimum + 255 * _SOFTMAX_SCALE
+        if found.bits == 8 and found.maximum < least:
+            ranges[index] = Range(found.minimum, least)
 
 
 def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
