@@ -40,6 +40,7 @@ def train_float(task: Task, data: Data, training: Training, seed: int) -> keras.
 
     keras.utils.set_random_seed(seed)
     model = _drawn_anew(task.build(keras, data.classes), seed)
+    keras.utils.set_random_seed(seed)
     _fit(model, task, data, training, seed, [])
     return model
 
@@ -156,9 +157,11 @@ class Run:
         if steps < 1:
             raise ValueError(f"a training takes 1 step or more; received {steps}.")
         training, kit = dataclasses.replace(self.tuning, steps=steps), kit_of(model)
-        meter = cost.Meter(kit, self._plain_model(kit), self._batches(-1), steps)
+        # Before the plain model is traced, as new seeds have TensorFlow prepare functions anew.
         # Stages see the data in orders of their own, the first one in that of all methods.
         seed = self.seed + 1000 * len(self._costs)
+        kit.utils.set_random_seed(seed)
+        meter = cost.Meter(kit, self._plain_model(kit), self._batches(-1), steps)
         _fit(model, self.task, self.data, training, seed, [*callbacks, meter.callback()])
         self._costs.append(meter.result())
 
@@ -220,7 +223,6 @@ def _compile(kit: Any, model: Any, loss: str, training: Training) -> None:
 def _fit(model: Any, task: Task, data: Data, training: Training, seed: int, callbacks) -> None:
     kit = kit_of(model)
     _compile(kit, model, task.loss, training)
-    kit.utils.set_random_seed(seed)
     model.fit(
         data.batches(training.batch, seed),
         steps_per_epoch=training.steps,
