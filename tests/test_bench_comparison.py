@@ -80,6 +80,12 @@ def test_quality_is_compared_seed_by_seed(ours, theirs, mean, winner):
     assert found.winner == winner
 
 
+@pytest.mark.parametrize(("ours", "winner"), [(0.904, "even"), (0.906, OURS)])
+def test_of_one_seed_half_a_point_is_no_difference(ours, winner):
+    rows = [run_row("qat_int8", quality=ours), run_row("qat_int8_tfmot", quality=0.9)]
+    assert difference(*summarize(rows), "quality").winner == winner
+
+
 @pytest.mark.parametrize(
     ("figure", "ours", "theirs", "mean", "winner"),
     [

@@ -32,7 +32,7 @@ def bench(
         int | None,
         typer.Option(
             min=1,
-            help="How many trainings of each; 3 by default, 1 with --short.",
+            help="How many trainings of each, 1 by default; 3 tell how much they scatter.",
             show_default=False,
         ),
     ] = None,
@@ -84,7 +84,8 @@ def bench(
 
     Each method starts from the same float model and trains for the same number of steps. What the
     results file has already is not run again, so that an interrupted benchmark goes on where it
-    was. One task with all methods and 3 seeds takes about 25 minutes on 2 cores, the short form 3.
+    was, and more seeds may be added later. One task with all methods takes 5 to 20 minutes for each
+    seed on 2 cores, the short form about one.
 
     Exit status: 1 if a method failed, which its line in the results tells.
     """
@@ -106,7 +107,7 @@ def bench(
                 found = running.bench(
                     task,
                     method,
-                    seeds=seeds,
+                    seeds=seeds or 1,
                     short=short,
                     data_dir=data_dir,
                     results=results,

@@ -15,6 +15,8 @@ EVEN, NOBODY = "even", "nobody"
 # differ by as much, 2%.
 _LEAST = {"quality": 0.0005, "zipped": 0.005}
 _LEAST_OF_TIMES = 0.02
+# Of one seed, which does not tell how much others scatter.
+_LEAST_OF_ONE = {"quality": EQUAL}
 _SLACK = 1e-9
 
 
@@ -100,7 +102,10 @@ def difference(ours: Summary, peer: Summary, figure: str) -> Difference | None:
         better = 1 - value.mean if value else 0.0
     if value is None:
         return None
-    if abs(better) <= max(value.std, _LEAST.get(figure, _LEAST_OF_TIMES)):
+    least = _LEAST.get(figure, _LEAST_OF_TIMES)
+    if value.count == 1:
+        least = _LEAST_OF_ONE.get(figure, least)
+    if abs(better) <= max(value.std, least) + _SLACK:
         return Difference(value, EVEN)
     return Difference(value, OURS if better > 0 else peer.who)
 

@@ -81,7 +81,7 @@ def bench(
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     *,
-    seeds: int | None = None,
+    seeds: int = 1,
     short: bool = False,
     data_dir: PathLike | None = None,
     results: PathLike = RESULTS,
@@ -97,7 +97,7 @@ def bench(
 
     Args:
         tasks, methods: their names; all if None. float32 is always among the methods.
-        seeds: how many trainings of each; 3 if None, 1 in the short form.
+        seeds: how many trainings of each; 3 and more tell how much they scatter.
         short: few steps, and by default one task and few methods.
         data_dir: a folder of real data sets, used by the tasks whose set is in it.
         results: the file that is appended to, JSON lines.

@@ -12,7 +12,6 @@ from tfcompress.suggestions import did_you_mean
 
 # What all else is compared with.
 REFERENCE = "float32"
-SEEDS = {"full": 3, "short": 1}
 SHORT_TASKS = ("digits",)
 
 
@@ -42,14 +41,14 @@ class Plan:
 def make_plan(
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
-    seeds: int | None = None,
+    seeds: int = 1,
     short: bool = False,
 ) -> Plan:
     """Checks the names that were asked for.
 
     Args:
         tasks, methods: names; None or none for all, or those of the short form.
-        seeds: how many; None for 3, or 1 in the short form.
+        seeds: how many.
         short: the short form.
 
     Returns:
@@ -67,10 +66,9 @@ def make_plan(
     _check("method", wanted, METHODS)
     chosen = set(tasks or (SHORT_TASKS if short else TASKS))
     _check("task", chosen, TASKS)
-    count = SEEDS["short" if short else "full"] if seeds is None else seeds
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"seeds must be a whole number of at least 1; received {count!r}. Try 3.")
-    return Plan(_chosen(TASKS, chosen), _chosen(METHODS, wanted), count, short, bool(tasks))
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"seeds must be a whole number of at least 1; received {seeds!r}. Try 3.")
+    return Plan(_chosen(TASKS, chosen), _chosen(METHODS, wanted), seeds, short, bool(tasks))
 
 
 def _check(what: str, names: Iterable[str], known: Mapping[str, Any]) -> None:
