@@ -28,8 +28,10 @@ QUICK = [
     "ptq_int4_aeq",
     "qat_int8",
     "distill_int8",
-    "prune80_int8_tfmot",
 ]
+# What has a test of its own, which looks at the file as well.
+PRUNED = ["prune80_int8", "prune80_int8_tfmot"]
+STAGED = ["pcqat_int8", "pcqat_int8_tfmot"]
 WEIGHTS = {"float32": "float32", "float16": "float16"}
 
 
@@ -146,16 +148,19 @@ def test_a_method_gives_a_file_of_its_precision(make, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in QUICK])
+@pytest.mark.parametrize("name", [m for m in METHODS if m not in (*QUICK, *PRUNED, *STAGED)])
 def test_every_other_method_does_too(make, name):
-    run = make(name, steps=30 if name.startswith("pcqat") else 12)  # has stages
+    run = make(name)
     check_file(run, name)
     check_cost(run, name)
 
 
-@pytest.mark.parametrize("name", ["prune80_int8", "prune80_int8_tfmot"])
+@pytest.mark.parametrize("name", PRUNED)
 def test_80_percent_of_the_weights_in_the_file_are_zeros(make, name):
-    weights = weights_of(make(name).path)
+    run = make(name)
+    check_file(run, name)
+    check_cost(run, name)
+    weights = weights_of(run.path)
     sizes = [np.prod(t.shape) for t in weights]
     zeros = sum(t.sparsity * size for t, size in zip(weights, sizes, strict=True)) / sum(sizes)
     # Rounding to int8 makes a few more.
@@ -167,9 +172,11 @@ def test_clusters_in_the_file_are_as_many_as_asked_for(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pcqat_int8", "pcqat_int8_tfmot"])
+@pytest.mark.parametrize("name", STAGED)
 def test_zeros_and_clusters_are_both_in_the_file(make, name):
     run = make(name, steps=30)
+    check_file(run, name)
+    check_cost(run, name)
     weights = weights_of(run.path)
     sizes = [np.prod(t.shape) for t in weights]
     zeros = sum(t.sparsity * size for t, size in zip(weights, sizes, strict=True)) / sum(sizes)
