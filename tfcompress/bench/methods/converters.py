@@ -60,7 +60,7 @@ def by_quantizer(model: Any, samples: np.ndarray, weight_bits: int) -> bytes:
         for name in (qtyping.TFLOperationName.CONV_2D, qtyping.TFLOperationName.FULLY_CONNECTED):
             maker.add_static_config(".*", name, 8, weight_bits)
     (signature, entry), *_ = _signatures(float_file).items()
-    # All at once: its ranges are moving averages over batches, which cut off what few samples reach.
+    # All at once: its ranges are moving averages over batches, which cut off what is rare.
     found = maker.calibrate({signature: [{entry: samples}]})
     return bytes(maker.quantize(found).quantized_model)
 
