@@ -30,6 +30,13 @@ def by_what(rows):
     return {each.what: each for each in contests(summarize(rows))}
 
 
+def test_tasks_and_methods_come_in_the_order_of_the_list():
+    tasks, methods = ("digits", "glyphs", "new"), ("float32", "qat_int8", "own")
+    rows = [run_row(m, task=t, quality=0.9) for t in tasks[::-1] for m in methods[::-1]]
+    found = [(each.task, each.method) for each in summarize(rows)]
+    assert found == [(t, m) for t in tasks for m in methods]
+
+
 def test_means_are_those_of_the_seeds():
     (summary,) = summarize(seeds("qat_int8", [0.8, 0.9, 0.7], [100, 101, 102], 0.5))
     quality = summary.mean("quality")

@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tfcompress.bench.methods import METHODS
+from tfcompress.bench.tasks import TASKS
+
 Row = dict[str, Any]
 
 FLOAT = "float32"
@@ -80,7 +83,8 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
         rows: lines of results of one form, see `running.results.latest` and `of_form`.
 
     Returns:
-        A `Summary` for each task and method, in the order in which they first come.
+        A `Summary` for each task and method, in the order of `tfcompress bench --list`; those that
+        are not known come last.
     """
     found: dict[tuple[str, str], Summary] = {}
     for row in rows:
@@ -99,7 +103,15 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
                 value = value.get(step) if isinstance(value, dict) else None
             if isinstance(value, (int, float)) and key in found:
                 found[key].values.setdefault(name, {})[row["seed"]] = float(value)
-    return list(found.values())
+    return sorted(found.values(), key=_place)
+
+
+def _place(one: Summary) -> tuple[int, int]:
+    tasks, methods = list(TASKS), list(METHODS)
+    return (
+        tasks.index(one.task) if one.task in TASKS else len(tasks),
+        methods.index(one.method) if one.method in METHODS else len(methods),
+    )
 
 
 def _empty(row: Row) -> Summary:

@@ -143,8 +143,12 @@ def _cell(mean: Mean | None, written: Cell) -> str:
 
 
 def _seeds(here: Sequence[Summary]) -> str:
-    count = max((len(each.values.get("quality", {})) for each in here), default=0)
+    count = _count(here)
     return f" ({count} seeds)" if count > 1 else " (1 seed: how much seeds scatter is not known)"
+
+
+def _count(here: Sequence[Summary]) -> int:
+    return max((len(each.values.get("quality", {})) for each in here), default=0)
 
 
 def overview(summaries: Sequence[Summary]) -> Table:
@@ -155,8 +159,10 @@ def overview(summaries: Sequence[Summary]) -> Table:
     for method in dict.fromkeys(each.method for each in summaries):
         cells = [_in_short(found.get((method, task))) for task in tasks]
         rows.append((method, *cells))
+    counts = {task: _count([each for each in summaries if each.task == task]) for task in tasks}
+    headings = (f"{task}, {n} seed{'s' if n > 1 else ''} >" for task, n in counts.items())
     title = "Quality in percent (accuracy; AUC of anomaly), and KiB of the zipped file"
-    return Table(title, ("method", *(f"{task} >" for task in tasks)), tuple(rows))
+    return Table(title, ("method", *headings), tuple(rows))
 
 
 def _in_short(one: Summary | None) -> str:
