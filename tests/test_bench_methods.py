@@ -20,7 +20,9 @@ DIGITS = TASKS["digits"]
 QUICK = [
     "float32",
     "float16",
+    "float16_converter",
     "dynamic_int8",
+    "dynamic_int8_converter",
     "ptq_int8",
     "ptq_int8_converter",
     "ptq_int8_aeq",
@@ -32,7 +34,7 @@ QUICK = [
 # What has a test of its own, which looks at the file as well.
 PRUNED = ["prune80_int8", "prune80_int8_tfmot"]
 STAGED = ["pcqat_int8", "pcqat_int8_tfmot"]
-WEIGHTS = {"float32": "float32", "float16": "float16"}
+WEIGHTS = {"float32": "float32", "float16": "float16", "float16_converter": "float16"}
 
 
 def dropping(kit, classes):
@@ -107,7 +109,7 @@ def test_methods_of_a_family_are_ours_and_peers():
         assert who.count(OURS) == 1
         assert len(set(who)) == len(who)
     peers = [name for name in METHODS if METHODS[name].who != OURS]
-    assert len(peers) == 9
+    assert len(peers) == 11
     assert "ptq_int8" in families
     # The short form compares ours with each peer.
     assert len({method.who for method in METHODS.values() if method.short}) == 4
@@ -116,10 +118,11 @@ def test_methods_of_a_family_are_ours_and_peers():
 def check_file(run, name):
     found = tfc.inspect(run.path)
     kind = "int4" if "int4" in name else WEIGHTS.get(name, "int8")
-    integer = "int8" if "_int" in name and name != "dynamic_int8" else "float32"
+    dynamic = name.startswith("dynamic")
+    integer = "int8" if "_int" in name and not dynamic else "float32"
     assert {t.dtype for t in (*found.inputs, *found.outputs)} == {integer}
     # LiteRT leaves small weights as they are where activations are quantized as they come.
-    small = 1024 if name == "dynamic_int8" else 0
+    small = 1024 if dynamic else 0
     kinds = {t.dtype for t in weights_of(run.path) if math.prod(t.shape) >= small}
     assert kinds == {kind}
     if integer == "int8":

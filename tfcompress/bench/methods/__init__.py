@@ -14,7 +14,11 @@ _ALL = (
     _method("float32", "float32", OURS, ours.float32, short=True),
     _method("tuned_ptq_int8", "trained on, then PTQ int8", OURS, ours.tuned_ptq_int8, "tuned"),
     _method("float16", "float16 weights", OURS, ours.float16),
+    _method("float16_converter", "float16 weights", CONVERTER, converters.float16, "float16"),
     _method("dynamic_int8", "dynamic int8", OURS, ours.dynamic_int8, "dynamic"),
+    _method(
+        "dynamic_int8_converter", "dynamic int8", CONVERTER, converters.dynamic_int8, "dynamic"
+    ),
     _method("ptq_int8", "PTQ int8", OURS, ours.ptq_int8, short=True),
     _method("ptq_int8_converter", "PTQ int8", CONVERTER, converters.ptq_int8, "ptq_int8", True),
     _method("ptq_int8_aeq", "PTQ int8", AEQ, converters.aeq_int8, "ptq_int8", True),

@@ -10,6 +10,18 @@ if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
 
 
+def float16(run: Run) -> None:
+    """TFLiteConverter with float16 weights."""
+    twin = run.twin
+    run.write(lambda: by_converter(twin, half=True), kept=twin)
+
+
+def dynamic_int8(run: Run) -> None:
+    """TFLiteConverter with int8 weights, activations quantized as they come."""
+    twin = run.twin
+    run.write(lambda: by_converter(twin), kept=twin)
+
+
 def ptq_int8(run: Run) -> None:
     """TFLiteConverter with representative data."""
     twin, samples = run.twin, run.calibration
@@ -26,6 +38,17 @@ def aeq_int4(run: Run) -> None:
     """The same with 4-bit weights in Conv2D and Dense, where LiteRT has kernels for them."""
     twin, samples = run.twin, run.calibration
     run.write(lambda: by_quantizer(twin, samples, weight_bits=4), kept=twin)
+
+
+def by_converter(model: Any, half: bool = False) -> bytes:
+    """A file of float activations: int8 weights, or of 16 bits with `half`."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if half:
+        converter.target_spec.supported_types = [tf.float16]
+    return _quietly(converter)
 
 
 def int8_by_converter(model: Any, samples: np.ndarray | None) -> bytes:
