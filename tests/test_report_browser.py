@@ -6,6 +6,7 @@ import pytest
 from report_browser import NARROW, WIDE, Browser, check_page, check_plots
 from report_rows import TASKS, make_rows
 
+from tfcompress.bench.methods import METHODS
 from tfcompress.bench.summaries import summarize
 from tfcompress.report.results import write_results_report
 
@@ -46,12 +47,12 @@ def test_plots_have_a_mark_for_each_method(browser, report, rows):
         methods = [s for s in summarize(rows) if s.task == task]
         plot = browser.one(f"#plot-{i}-zipped")
         marks = "return [...arguments[0].querySelectorAll('.point')]"
-        assert browser.run(f"{marks}.length", plot) == len(methods) == 26
+        assert browser.run(f"{marks}.length", plot) == len(methods) == len(METHODS)
         shapes = browser.run(f"{marks}.map((e) => getComputedStyle(e).fill)", plot)
         assert len(set(shapes)) == 5  # Four makers, and float32.
         assert browser.run(f"{marks}.every((e) => e.closest('.plot') === arguments[0])", plot)
         bars = browser.run("return arguments[0].querySelectorAll('.yerror').length", plot)
-        assert bars == 26
+        assert bars == len(METHODS)
 
 
 def sorted_column(browser, index):

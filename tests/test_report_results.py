@@ -11,6 +11,7 @@ from refusals import refused
 from report_rows import MACHINE, make_rows, write_rows
 
 from tfcompress.bench.comparison import contests
+from tfcompress.bench.methods import METHODS
 from tfcompress.bench.running.results import latest, of_form
 from tfcompress.bench.summaries import summarize
 from tfcompress.cli import main
@@ -83,7 +84,7 @@ def test_tables_hold_every_method_with_mean_and_deviation(report, rows):
     summaries = [s for s in summarize(rows) if s.task == "digits"]
     heading, *found = cells_of(report, "Digits: mean")
     assert found[0][0] == "float32 float32"  # Its title and its name.
-    assert len(found) == len(summaries) == 26
+    assert len(found) == len(summaries) == len(METHODS)
     for summary, row in zip(summaries, found, strict=True):
         mean = summary.mean("quality")
         column = next(i for i, title in enumerate(heading) if title.startswith("Quality"))
@@ -126,7 +127,7 @@ def test_layers_of_all_methods_are_there_with_their_counterparts(report, rows):
     tasks = data_of(report)["layers"]
     assert [task["title"] for task in tasks] == ["Digits", "Keywords"]
     lines = [r for r in rows if r["kind"] == "layers" and r["task"] == "digits"]
-    assert len(tasks[0]["files"]) == len(lines) == 26
+    assert len(tasks[0]["files"]) == len(lines) == len(METHODS)
     assert tasks[0]["files"][3]["layers"] == lines[3]["layers"]
     assert tasks[0]["before"] == lines[0]["layers"]
     assert tasks[0]["files"][3]["before"] == [0, 1, 2, 3, 4, 5, None]
