@@ -160,6 +160,7 @@ def test_a_peer_that_wins_is_told():
 def test_quality_at_equal_size_is_ours_within_the_size_of_the_best_peer_file():
     rows = FLOAT + seeds("big", 0.99, 500) + seeds("fits", 0.95, 200) + seeds("small", 0.90, 100)
     rows += seeds("best", 0.93, 200, who=TFMOT) + seeds("other", 0.92, 900, who=AEQ)
+    rows += seeds("float16_converter", 0.97, 550, who="TFLiteConverter", family="float16")
     found = by_what(rows)["quality at equal size"]
     assert (found.ours, found.peer, found.winner) == ("fits", "best", OURS)
     assert (found.our_value.mean, found.peer_value.mean) == (

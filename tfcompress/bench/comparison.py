@@ -139,8 +139,8 @@ def contests(summaries: Sequence[Summary]) -> list[Contest]:
 
     Of all files whose quality is at least that of float32 minus half a point: the smallest (zipped)
     and the fastest (beside float32; where the processor has AMX, also without it). Then the best
-    file of a peer, and our best one that is not larger (half a percent counts as equal). Last, what
-    a step of QAT costs.
+    file of a peer with integer weights, and our best one that is not larger (half a percent counts
+    as equal). Last, what a step of QAT costs.
     """
     found = []
     for task in dict.fromkeys(each.task for each in summaries):
@@ -192,7 +192,12 @@ def _value(one: Summary, figure: str) -> float:
 
 
 def _quality_at_size(task: str, small: list[Summary]) -> Contest | None:
-    sized = [each for each in small if each.mean("zipped") is not None and not each.errors]
+    # Float files are as good as float32 whoever writes them, which tells nothing.
+    sized = [
+        each
+        for each in small
+        if each.family != "float16" and each.mean("zipped") is not None and not each.errors
+    ]
     # Of equally good ones the smaller.
     sized.sort(key=lambda each: _value(each, "zipped"))
     peer = _best([each for each in sized if each.who != OURS], "quality", max)
