@@ -1,27 +1,12 @@
 """What results say, against numbers worked out by hand."""
 
 import pytest
-from test_bench_results import latency_row, run_row
+from bench_rows import latency_row, run_row, seeds
 
 from tfcompress.bench import tables
 from tfcompress.bench.comparison import contests, difference, pairs
 from tfcompress.bench.methods.method import AEQ, OURS, TFMOT
 from tfcompress.bench.summaries import Mean, mean_of, summarize
-
-
-def seeds(method, quality, zipped, ratio=None, *, who=OURS, family=None, step=None, no_amx=None):
-    """Lines of three seeds; a number stands for all of them."""
-    rows = []
-    for seed in range(3):
-        values = {"quality": quality, "zipped": zipped, "step_cpu_ratio": step}
-        values = {k: v[seed] if isinstance(v, list) else v for k, v in values.items()}
-        row = run_row(method, seed=seed, **values)
-        rows.append({**row, "who": who, "family": family or method})
-        if ratio is not None:
-            other = None if no_amx is None else {"ms": 1.0, "ratio": no_amx}
-            rows.append({**latency_row(row, 1.0), "ratio": ratio, "no_amx": other})
-    return rows
-
 
 FLOAT = seeds("float32", 0.900, 1000, 1.0)
 

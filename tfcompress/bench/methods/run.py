@@ -157,9 +157,9 @@ class Run:
         if steps < 1:
             raise ValueError(f"a training takes 1 step or more; received {steps}.")
         training, kit = dataclasses.replace(self.tuning, steps=steps), kit_of(model)
-        # Before the plain model is traced, as new seeds have TensorFlow prepare functions anew.
         # Stages see the data in orders of their own, the first one in that of all methods.
         seed = self.seed + 1000 * len(self._costs)
+        # Before the plain model is traced, as new seeds have TensorFlow prepare functions anew.
         kit.utils.set_random_seed(seed)
         meter = cost.Meter(kit, self._plain_model(kit), self._batches(-1), steps)
         _fit(model, self.task, self.data, training, seed, [*callbacks, meter.callback()])
