@@ -169,17 +169,32 @@ def layer(name, op="CONV_2D", params=9, histogram=True):
 
 def test_layers_are_matched_by_name():
     before = [layer("a"), layer("relu", "RELU", 0, False), layer("b"), layer("c")]
-    assert match([layer("c"), layer("new"), layer("a")], before) == [3, None, 0]
+    assert match([layer("c", params=4), layer("a", params=3)], before) == [3, 0]
+    assert match([layer("c"), layer("new")], before) == [3, None]
     # One that was taken apart has the name, but not the form.
     assert match([layer("a", "FULLY_CONNECTED"), layer("b")], before) == [None, 2]
+    factors = [layer("a_in", params=3), layer("a", params=4), layer("b"), layer("c")]
+    assert match(factors, before) == [None, None, 2, 3]
 
 
-def test_layers_are_matched_by_place_where_no_name_agrees():
+def test_layers_are_matched_by_place_where_names_disagree():
     before = [layer("a"), layer("pool", "MEAN", 0, False), layer("b", "FULLY_CONNECTED", 4)]
     other = [layer("x"), layer("y", "FULLY_CONNECTED", 4), layer("z", "SOFTMAX", 0, False)]
     assert match(other, before) == [0, 2, None]
     assert match(other[:1], before) == [None]
     assert match([layer("x"), layer("y", "FULLY_CONNECTED", 5)], before) == [None, None]
+
+
+def test_layers_that_were_numbered_anew_are_matched_by_place():
+    before = [layer("dense_1"), layer("dense_2"), layer("head", "FULLY_CONNECTED", 4)]
+    other = [layer("dense"), layer("dense_1"), layer("head", "FULLY_CONNECTED", 4)]
+    assert match(other, before) == [0, 1, 2]
+
+
+def test_layers_of_one_name_are_matched_in_turn():
+    before = [layer("query"), layer("query"), layer("out", params=2)]
+    assert match([layer("query"), layer("query")], before) == [0, 1]
+    assert match([layer("out", params=2), layer("query"), layer("query")], before) == [2, 0, 1]
 
 
 def test_layers_of_any_origin_have_what_the_page_needs():

@@ -111,7 +111,7 @@ def convert(
     format = settle_format(settings, format, output, metadata)
     described = None if metadata is None else load_metadata(metadata)
     files.check_writable(output)
-    if output.exists() and model.exists() and output.samefile(model):
+    if files.is_same(output, model):
         raise ValueError(f"--output is the model itself, '{model}'. Name another file.")
     with Progress(quiet) as progress:
         loaded, data = _load(model, calibration, image_size, scaling, samples, progress)

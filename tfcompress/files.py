@@ -76,6 +76,21 @@ def atomic_write(path: PathLike, data: bytes) -> None:
         raise unwritable(error, path, f"{len(data):,} bytes") from error
 
 
+def is_same(one: PathLike, other: PathLike) -> bool:
+    """Whether two paths are, or would be, one file.
+
+    Args:
+        one, other: paths of files that need not exist.
+
+    Example:
+        >>> is_same("model.tflite", "./model.tflite")
+        True
+    """
+    return os.path.realpath(one) == os.path.realpath(other) or (
+        os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+    )
+
+
 def check_writable(path: PathLike) -> None:
     """Check that a file can be written, before the work that its content takes.
 

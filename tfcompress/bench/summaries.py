@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfcompress.bench.methods import METHODS
+from tfcompress.bench.running.results import is_number
 from tfcompress.bench.tasks import TASKS
 
 Row = dict[str, Any]
@@ -101,7 +102,7 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
             value: Any = row
             for step in path:
                 value = value.get(step) if isinstance(value, dict) else None
-            if isinstance(value, (int, float)) and key in found:
+            if is_number(value) and key in found:
                 found[key].values.setdefault(name, {})[row["seed"]] = float(value)
     return sorted(found.values(), key=_place)
 

@@ -92,7 +92,7 @@ class Options:
             settle(self.precision, self.io_dtype, target=self.target)
         files.check_writable(self.output)
         for source in self._sources():
-            if _is_same(self.output, source):
+            if files.is_same(self.output, source):
                 raise ValueError(
                     f"the output is one of the files that are read, '{source}'. Name another file."
                 )
@@ -123,7 +123,7 @@ class Options:
             )
         if found is not None and found.cache not in (None, "memory"):
             for other in (self.output, *self._sources()):
-                if _is_same(found.cache, other):
+                if files.is_same(found.cache, other):
                     raise ValueError(
                         f"the cache is another one of the files, '{other}'. Name a file of its own."
                     )
@@ -172,12 +172,6 @@ class Options:
             **{name: getattr(self, name) for name in plain},
             **{name: getattr(distillation, name, None) for name in taught},
         }
-
-
-def _is_same(a: PathLike, b: PathLike) -> bool:
-    return os.path.realpath(a) == os.path.realpath(b) or (
-        os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
-    )
 
 
 def _hash(path: PathLike) -> str:

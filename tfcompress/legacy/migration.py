@@ -1,7 +1,6 @@
 """migrate: a file of tf_keras (Keras 2), with or without TFMOT's wrappers, as a Keras 3 file."""
 
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,7 @@ def _check_paths(source: files.PathLike, target: files.PathLike) -> None:
         raise ValueError(
             f"the new file must end in .keras; received '{target}'. That is the format of Keras 3."
         )
-    if os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target):
+    if files.is_same(source, target):
         raise ValueError(f"'{target}' is the old model itself. Name another file to write.")
     files.check_writable(target)
 

@@ -91,7 +91,7 @@ def report(
     the file's, latency beside float32, and what a target says; exit status 0 then only means that
     it was written.
     """
-    from tfcompress.files import check_writable
+    from tfcompress.files import check_writable, is_same
     from tfcompress.report.page import require_extra
 
     is_model = _is_model(files)
@@ -102,7 +102,8 @@ def report(
         )
     require_extra()
     check_writable(output)
-    if any(file.exists() and output.exists() and output.samefile(file) for file in files):
+    read = [*files, *(Path(path) for path in (data, target) if path is not None)]
+    if any(is_same(output, path) for path in read):
         raise ValueError(f"--output is one of the files to read, '{output}'. Name another file.")
     with Progress(quiet) as progress:
         if is_model:

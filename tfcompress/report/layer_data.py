@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from tfcompress.bench.running.results import is_number
 from tfcompress.bench.summaries import FLOAT, Summary
 from tfcompress.report.matching import match
 
@@ -79,8 +79,7 @@ def _clean(layer: Any) -> Layer:
 
 
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if is_number(value) else None
 
 
 def _pair(value: Any) -> list[float] | None:

@@ -164,6 +164,11 @@ def _page(results: PathLike, report: PathLike | None) -> Path | None:
         warnings.warn(f"only the table is made: {error}", stacklevel=3)
         return None
     page = Path(results).with_suffix(".html") if report is None else Path(report)
+    if files.is_same(page, results):
+        raise ValueError(
+            f"the report would take the place of the results, '{results}'. Name another file with "
+            "--report."
+        )
     files.check_writable(page)
     return page
 

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 Row = dict[str, Any]
 
 FORMS = ("full", "short")
+# Far beyond all that is measured; squares of it are finite.
+_LARGEST = 1e100
 _START = b'{"kind": "'
 _RUN_KEY = ("form", "task", "seed", "method")
 # What tells the lines of a kind apart: a later one takes the place of an earlier one.
@@ -225,12 +227,12 @@ def _wrong(row: Any) -> str:
             return f"has no text {name!r}"
     if kind == "machine":
         return "" if isinstance(row.get("versions"), dict) else "has no versions"
-    if not _is_number(row.get("seed")):
+    if not is_number(row.get("seed")):
         return "has no number 'seed'"
     if row["form"] not in FORMS:
         return f"is of no known form ({', '.join(FORMS)})"
     for name in _NUMBERS.get(kind, ()):
-        if row.get(name) is not None and not _is_number(row[name]):
+        if row.get(name) is not None and not is_number(row[name]):
             return f"has {row[name]!r} as {name!r}, which is no number"
     data = row.get("data")
     if kind == "run" and not (isinstance(data, dict) and isinstance(data.get("digest"), str)):
@@ -240,5 +242,7 @@ def _wrong(row: Any) -> str:
     return ""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number to count with: JSON has no largest one."""
+    is_any = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_any and -_LARGEST < value < _LARGEST
