@@ -31,6 +31,7 @@ def seeds(method, quality, zipped, ratio=None, *, who=OURS, family=None, step=No
     rows = []
     for seed in range(3):
         values = {"quality": quality, "zipped": zipped, "step_cpu_ratio": step}
+        values["keras_step_cpu_ratio"] = None if step is None else 2 * step
         values = {k: v[seed] if isinstance(v, list) else v for k, v in values.items()}
         row = run_row(method, seed=seed, **values)
         rows.append({**row, "who": who, "family": family or method})

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 
@@ -110,12 +111,24 @@ def check_page(browser, path, width, dark=False):
     assert outside == []
 
 
+def in_sight(browser, plot):
+    """Scrolls to a plot, which may be drawn only then; how many marks it has."""
+    browser.run("arguments[0].scrollIntoView({ block: 'center', behavior: 'instant' })", plot)
+    marks = "path.point, .point path, .scatterlayer .js-line"
+    until = time.monotonic() + 10
+    while not (
+        found := browser.run(f"return arguments[0].querySelectorAll('{marks}').length", plot)
+    ):
+        assert time.monotonic() < until, "nothing was drawn"
+        time.sleep(0.02)
+    return found
+
+
 def check_plots(browser, selector):
     """Every plot has marks, and texts that lie apart and within it."""
     plots = browser.all(selector)
     for plot in plots:
-        marks = "path.point, .point path, .scatterlayer .js-line"
-        assert browser.run(f"return arguments[0].querySelectorAll('{marks}').length", plot) > 0
+        assert in_sight(browser, plot) > 0
         texts = ".xtick text, .ytick text, .xtitle, .ytitle"
         count, overlaps = browser.overlaps(plot, texts)
         assert count > 0

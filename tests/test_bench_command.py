@@ -2,9 +2,9 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from bench_rows import seeds, write
@@ -61,16 +61,24 @@ def test_help_names_what_its_examples_take(capsys):
     assert {word for line in examples for word in line.split() if word[0] == "-"} <= options
 
 
+def children_seconds():
+    """CPU time of processes that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_a_slip_costs_no_seconds():
     command = [sys.executable, "-X", "importtime", "-m", "tfcompress"]
-    start = time.process_time()
+    start = children_seconds()
     done = subprocess.run(
         [*command, "--debug", "bench", "--task", "nope"], capture_output=True, text=True
     )
     assert done.returncode == 2
     assert "unknown task 'nope'" in done.stderr
-    assert not re.search(r"\| +(tensorflow|keras|tf_keras)$", done.stderr, re.M)
-    assert time.process_time() - start < 5
+    imported = set(re.findall(r"^import time:.*\| +(\w+)$", done.stderr, re.M))
+    assert "tfcompress" in imported
+    assert not imported & {"tensorflow", "keras", "tf_keras"}
+    assert 0 < children_seconds() - start < 2.5
 
 
 def test_tasks_and_methods_are_listed(capsys):
@@ -78,6 +86,12 @@ def test_tasks_and_methods_are_listed(capsys):
     listed = json.loads(capsys.readouterr().out)
     assert [row["task"] for row in listed["tasks"]] == list(TASKS)
     assert [row["method"] for row in listed["methods"]] == list(METHODS)
+    sizes = {
+        row["task"]: (row["classes"], row["parameters"], row["MACs"]) for row in listed["tasks"]
+    }
+    # Those of generated data: CIFAR-10 has fewer classes.
+    assert sizes["glyphs"] == ("36", "80,356", "12,503,296")
+    assert sizes["anomaly"] == ("none", "269,992", "264,192")
     assert main(["bench", "--list"]) == 0
     text = capsys.readouterr().out
     assert "digits" in text
@@ -88,13 +102,13 @@ def test_table_and_report_are_drawn_from_the_results(results, capsys):
     assert main(["bench", "--report-only"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "qat_int8_tfmot: 250 bytes" in text
-    assert "tfcompress wins 1 of 4, TFMOT 2, 1 even." in text
-    assert "Measured on Some Processor 9000 @ 2.90GHz, 2 cores, 7.8 GB, AMX, Debian" in text
+    assert "tfcompress wins 2 of 5, TFMOT 2, 1 even." in text
+    assert "Measured on Some Processor 9000 @ 2.90GHz, 2 cores, 7.8 GiB, AMX, Debian" in text
     assert "qat_int8_tfmot" in results.with_suffix(".html").read_text()
     assert main(["bench", "--report-only", "--json", "--report", "other.html"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["report"] == "other.html"
-    assert [c["winner"] for c in found["contests"]] == [TFMOT, "even", TFMOT, "tfcompress"]
+    assert [c["winner"] for c in found["contests"]] == [TFMOT, "even", TFMOT, *["tfcompress"] * 2]
     assert found["machines"][0]["cpu"] == MACHINE["cpu"]
 
 

@@ -9,6 +9,7 @@ from tfcompress.bench.methods.method import AEQ, OURS, TFMOT
 from tfcompress.bench.summaries import Mean, mean_of, summarize
 
 FLOAT = seeds("float32", 0.900, 1000, 1.0)
+PEER = seeds("qat_int8_tfmot", 0.9, 900, 1.0, who=TFMOT, family="qat_int8", step=1.3)
 
 
 def by_what(rows):
@@ -60,6 +61,10 @@ def test_a_failed_seed_is_told_and_not_counted():
         ([0.90, 0.80, 0.70], [0.91, 0.82, 0.73], -0.02, TFMOT),
         # -1, +1, +3: mean 1, standard deviation 2.
         ([0.90, 0.80, 0.70], [0.91, 0.79, 0.67], 0.01, "even"),
+        # -1, +2, +2: mean 1, standard error 1, of which two are too many.
+        ([0.90, 0.82, 0.72], [0.91, 0.80, 0.70], 0.01, "even"),
+        # +2, +3, +4: mean 3, standard error 0.58.
+        ([0.92, 0.83, 0.74], [0.90, 0.80, 0.70], 0.03, OURS),
         # All the same, but less than can be read.
         ([0.9004] * 3, [0.9] * 3, 0.0004, "even"),
         ([0.9006] * 3, [0.9] * 3, 0.0006, OURS),
@@ -87,12 +92,14 @@ def test_of_one_seed_half_a_point_is_no_difference(ours, winner):
         ("zipped", [90, 100, 110], 100, 1.0, "even"),
         ("ratio", 0.5, 0.505, 0.990, "even"),
         ("ratio", 0.5, 0.55, 0.909, OURS),
+        ("step_cpu_ratio", 1.0, 1.03, 0.971, "even"),
+        ("step_cpu_ratio", 1.0, 1.05, 0.952, OURS),
     ],
 )
 def test_less_is_better_of_other_figures(figure, ours, theirs, mean, winner):
-    settings = {"zipped": 100, "quality": 0.9}
-    rows = seeds("qat_int8", **{**settings, figure: ours})
-    rows += seeds("qat_int8_tfmot", **{**settings, figure: theirs}, who=TFMOT)
+    settings, name = {"zipped": 100, "quality": 0.9}, figure.partition("_cpu")[0]
+    rows = seeds("qat_int8", **{**settings, name: ours})
+    rows += seeds("qat_int8_tfmot", **{**settings, name: theirs}, who=TFMOT)
     found = difference(*summarize(rows), figure)
     assert found.value.mean == pytest.approx(mean, abs=1e-3)
     assert found.winner == winner
@@ -114,7 +121,7 @@ def test_size_at_equal_quality_takes_what_is_half_a_point_below():
 
 
 def test_exactly_half_a_point_below_is_equal():
-    rows = FLOAT + seeds("qat_int8", 0.900 - 0.005, 300)
+    rows = FLOAT + seeds("qat_int8", 0.900 - 0.005, 300) + PEER
     assert by_what(rows)["size at equal quality"].ours == "qat_int8"
 
 
@@ -128,15 +135,17 @@ def test_a_peer_that_wins_is_told():
         "latency at equal quality",
         "latency without AMX",
         "quality at equal size",
-        "QAT step, to a plain one",
+        "QAT step, to Keras's plain one",
+        "QAT step, to its own plain one",
     ]
     assert {each.winner for each in found.values()} == {TFMOT}
-    assert found["QAT step, to a plain one"].peer_value.mean == pytest.approx(1.2)
+    assert found["QAT step, to its own plain one"].peer_value.mean == pytest.approx(1.2)
+    assert found["QAT step, to Keras's plain one"].peer_value.mean == pytest.approx(2.4)
     # No file of ours is as small as the peer's best.
     assert found["quality at equal size"].ours is None
-    assert tables.tally(list(found.values())) == "tfcompress wins 0 of 5, TFMOT 5."
+    assert tables.tally(list(found.values())) == "tfcompress wins 0 of 6, TFMOT 6."
     text = tables.contest_table(list(found.values())).markdown()
-    assert "| digits | QAT step, to a plain one | qat_int8: 1.50 ± 0.00x |" in text
+    assert "| digits | QAT step, to its own plain one | qat_int8: 1.50 ± 0.00x |" in text
     assert (
         "| digits | quality at equal size | none | qat_int8_tfmot: 92.00 ± 0.00 | TFMOT |" in text
     )
@@ -169,11 +178,34 @@ def test_nobody_wins_what_nobody_reaches():
     assert "latency without AMX" not in found
 
 
-def test_a_method_that_failed_on_a_seed_is_no_best():
-    broken = seeds("pcqat_int8", 0.9, 10)
-    broken[0] = {**broken[0], "status": "failed", "error": "crashed"}
-    rows = FLOAT + broken + seeds("qat_int8", 0.9, 300)
-    assert by_what(rows)["size at equal quality"].ours == "qat_int8"
+def broken(*arguments, **settings):
+    """Lines of three seeds, the first of which failed."""
+    first, *rest = seeds(*arguments, **settings)
+    return [{**first, "status": "failed", "error": "crashed"}, *rest]
+
+
+def test_ours_is_no_best_where_it_failed_on_a_seed_and_a_peer_s_is():
+    rows = FLOAT + broken("pcqat_int8", 0.9, 10) + seeds("qat_int8", 0.9, 300)
+    rows += broken("qat_int8_tfmot", 0.9, 200, who=TFMOT) + seeds("b", 0.9, 400, who=AEQ)
+    found = by_what(rows)["size at equal quality"]
+    assert (found.ours, found.peer, found.winner) == ("qat_int8", "qat_int8_tfmot", TFMOT)
+
+
+def test_nobody_wins_against_those_who_did_not_run():
+    ours, theirs = seeds("qat_int8", 0.9, 300, 0.5, step=1.1, family="qat_int8"), PEER
+    assert by_what(FLOAT + ours) == {}
+    # One that ran, and is not good enough, loses.
+    bad = seeds("prune80_int8_tfmot", 0.5, 100, 0.4, who=TFMOT)
+    found = by_what(FLOAT + ours + bad)
+    assert list(found) == [
+        "size at equal quality",
+        "latency at equal quality",
+        "quality at equal size",
+    ]
+    assert [each.winner for each in found.values()] == [OURS, OURS, TFMOT]
+    # Without latency of the peer there is none to compare.
+    untimed = [row for row in theirs if row["kind"] == "run"]
+    assert "latency at equal quality" not in by_what(FLOAT + ours + untimed)
 
 
 def test_pairs_are_of_one_family():
@@ -189,7 +221,7 @@ def test_pairs_are_of_one_family():
     )
     assert (first.quality.winner, first.zipped.winner, first.ratio.winner) == (OURS, OURS, "even")
     assert (second.quality.winner, second.zipped.winner, second.ratio.winner) == (AEQ, AEQ, AEQ)
-    assert first.step_cpu_ratio is None
+    assert first.step is None
     text = tables.pair_table([first, second]).markdown()
     row = "| digits | ptq_int8 | {} | {} ± 0.00 {} | {} ± 0.00x {} | {} ± 0.00x {} | – |"
     assert row.format("ptq_int8_converter", "+1.00", "▲", "0.90", "▲", "1.00", "=") in text

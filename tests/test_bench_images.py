@@ -65,17 +65,46 @@ def test_a_copied_font_of_another_name_is_the_same_design(sides, monkeypatch):
     assert len(fonts.designs([first, second, first])) == 2
 
 
-def test_fonts_without_letters_or_that_are_none_are_left_out(tmp_path, files, sides):
+def test_what_is_no_font_is_left_out(tmp_path):
     broken = tmp_path / "broken.ttf"
     broken.write_bytes(b"no font")
     assert fonts.designs([broken]) == []
-    arabic = [path for path in files if path.name == "NotoKufiArabic-Regular.ttf"]
-    assert fonts.designs(arabic) == []
-    # These hold the characters and draw something else.
-    symbols = {path for path in files if path.name in ("D050000L.otf", "LinBiolinum_K.otf")}
-    used = {path for side in sides for design in side for path in design.files}
+
+
+def test_a_font_that_lacks_a_letter_is_left_out(sides, monkeypatch):
+    file, drawn = sides[0][0].files[0], fonts.cropped
+    assert len(fonts.designs([file])) == 1
+    # What a font draws for Q is what it draws for all that it does not hold.
+    without_q = str.maketrans("Q", "\uffff")
+    monkeypatch.setattr(
+        fonts, "cropped", lambda path, text, size: drawn(path, text.translate(without_q), size)
+    )
+    assert fonts.designs([file]) == []
+
+
+def test_a_font_that_draws_other_things_is_left_out(sides, monkeypatch):
+    """Symbols, say, in the place of letters: here each letter in the place of the next."""
+    paths, read = [design.files[0] for design in sides[0][:8]], fonts._characters
+    symbols = paths[3]
+
+    def characters(path):
+        family, shapes = read(path)
+        return family, np.roll(shapes, path == symbols, axis=0)
+
+    monkeypatch.setattr(fonts, "_characters", characters)
+    used = {path for design in fonts.designs(paths) for path in design.files}
+    assert used == {*paths} - {symbols}
+
+
+@pytest.mark.parametrize(
+    "name", ["NotoKufiArabic-Regular.ttf", "D050000L.otf", "LinBiolinum_K.otf"]
+)
+def test_fonts_of_other_scripts_and_symbols_are_left_out(name, files, sides):
+    if not any(path.name == name for path in files):
+        pytest.skip(f"needs the font {name}")
+    used = {path.name for side in sides for design in side for path in design.files}
     assert used
-    assert not used & symbols
+    assert name not in used
 
 
 def test_too_few_fonts_say_what_to_install(sides):
@@ -90,8 +119,15 @@ def test_without_fonts_or_pillow_a_task_is_unavailable(monkeypatch):
         with pytest.raises(Unavailable, match="of 0 designs"):
             TASKS[name].generate()
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(Unavailable, match=r"pip install 'tfcompress\[images\]'"):
-        TASKS["glyphs"].generate()
+    for name in ("glyphs", "wake_vision"):
+        with pytest.raises(Unavailable, match=r"with Pillow, .*pip install 'tfcompress\[bench\]'"):
+            TASKS[name].generate()
+
+
+def test_without_scikit_learn_there_are_no_photographs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(Unavailable, match=r"of scikit-learn, .*pip install 'tfcompress\[bench\]'"):
+        photographs.regions()
 
 
 def test_fonts_are_found_without_fontconfig(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from tfcompress.bench.methods.method import OURS
 from tfcompress.bench.methods.run import Run, train_float
 from tfcompress.bench.tasks import TASKS
 from tfcompress.bench.tasks.task import Data, Task, Training
+from tfcompress.legacy import import_tf_keras
 
 DIGITS = TASKS["digits"]
 # Training is not what these methods are about, or takes ours only a moment.
@@ -229,7 +230,7 @@ def test_turns_of_the_plain_model_leave_the_training_as_it_is(tmp_path, monkeypa
     run = run_of(task, data, tmp_path, steps=30)
     interrupted = trained(run, kit)
     assert run.cost["steps"] == 30
-    monkeypatch.setattr(cost.Meter, "_plain_turn", lambda self, steps: 1.0)
+    monkeypatch.setattr(cost.Plain, "turn", lambda self, steps: 1.0)
     alone = trained(run_of(task, data, tmp_path, tmp_path / "float.keras", 30), kit)
     for a, b in zip(interrupted, alone, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -237,29 +238,82 @@ def test_turns_of_the_plain_model_leave_the_training_as_it_is(tmp_path, monkeypa
     assert any((a != b).any() for a, b in zip(alone, other, strict=True))
 
 
-def test_the_cost_of_a_step_is_the_median_of_paired_turns(tmp_path, monkeypatch):
-    """With a clock by hand: a plain step takes 2 ms, one of the model 3 ms, in one turn 30 ms."""
-    clock = [0.0]
+def test_the_cost_of_a_step_is_the_mean_over_those_that_count(tmp_path, monkeypatch):
+    """With a clock by hand: a plain step takes 2 ms, one of the model 3 ms, a few 30 ms."""
+    clock, asked = [0.0], []
     monkeypatch.setattr(cost.time, "process_time", lambda: clock[0])
     task, data = task_of(dropping)
-    run = run_of(task, data, tmp_path, steps=40)
+    run = run_of(task, data, tmp_path, steps=100)
+    # Turns of 10 steps, of which the first 3 do not count; a mask update in step 16 does.
+    slow = {1: 9.0, 10: 1.0, 11: 1.0, 12: 1.0, 15: 0.030}
 
     class Slow(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            clock[0] += 0.030 if 8 <= batch < 12 else 0.003
+            clock[0] += slow.get(batch, 0.003)
 
     def turn(self, steps):
         clock[0] += 5.0
+        asked.append(steps)
         return 0.002
 
-    monkeypatch.setattr(cost.Meter, "_plain_turn", turn)
+    monkeypatch.setattr(cost.Plain, "turn", turn)
+    monkeypatch.setattr(cost, "TURNS", 10)
     run.fit(run.model, [Slow()])
+    step = (69 * 3.0 + 30.0) / 70
     assert run.cost == {
-        "steps": 40,
-        "step_cpu_ms": pytest.approx(3.0),
+        "steps": 100,
+        "step_cpu_ms": pytest.approx(step),
         "plain_step_cpu_ms": pytest.approx(2.0),
-        "step_cpu_ratio": pytest.approx(1.5),
+        "step_cpu_ratio": pytest.approx(step / 2),
+        "keras_step_cpu_ratio": pytest.approx(step / 2),
     }
+    assert len(asked) == 1 + 10
+
+
+def test_plain_steps_are_timed_alone(monkeypatch, tmp_path):
+    """With a clock that each step moves: 1 ms of the plain model, which halts between turns."""
+    clock = [0.0]
+    monkeypatch.setattr(cost.time, "process_time", lambda: clock[0])
+    task, data = task_of(dropping)
+    run = run_of(task, data, tmp_path)
+    for plain in [*run._plains(keras).values(), *run._plains(import_tf_keras()).values()]:
+        step = plain._after_step
+
+        def ticking(step=step):
+            clock[0] += 0.001
+            step()
+
+        plain._after_step = ticking
+        for count in (1, 5):
+            before = clock[0]
+            assert plain.turn(count) == pytest.approx(0.001)
+            assert clock[0] - before == pytest.approx(0.001 * (cost.SKIPPED + count))
+        clock[0] += 7.0
+        assert plain.turn(4) == pytest.approx(0.001)
+        plain.close()
+        assert not plain._thread.is_alive()
+
+
+def test_a_plain_model_that_cannot_be_trained_is_told(tmp_path):
+    run = run_of(*task_of(dropping), tmp_path)
+    model = run.model
+    plain = cost.Plain(keras, model, run.data.batches(16, 0))
+    with pytest.raises(ValueError, match="compile"):
+        plain.turn(2)
+    plain.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kit", ["keras", "tf_keras"])
+def test_a_plain_training_costs_what_a_plain_training_costs(tmp_path, digits, checkpoint, kit):
+    ratios = []
+    for _ in range(3):
+        run = run_of(DIGITS, digits, tmp_path, checkpoint, steps=240)
+        run.fit(run.model if kit == "keras" else run.twin)
+        ratios.append(run.cost["step_cpu_ratio"])
+        if kit == "keras":
+            assert run.cost["keras_step_cpu_ratio"] == run.cost["step_cpu_ratio"]
+    assert 0.9 < np.median(ratios) < 1.1, ratios
 
 
 def test_stages_count_by_their_steps(tmp_path):

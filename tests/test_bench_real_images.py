@@ -1,11 +1,17 @@
 """Real images in place of generated ones: CIFAR-10 and Visual Wake Words."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from tfcompress.bench.running.child import prepare
+from tfcompress.bench.running.plan import make_plan
+from tfcompress.bench.running.sources import find_sources
 from tfcompress.bench.tasks import TASKS, real_images
 from tfcompress.bench.tasks.real import NotThere
+from tfcompress.environments import Unavailable
 
 
 @pytest.fixture
@@ -144,3 +150,15 @@ def test_bad_images_are_named(tmp_path):
         image.unlink()
     with pytest.raises(ValueError, match="too few images, not one of each kind"):
         real_images.read_visual_wake_words(tmp_path)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_without_pillow_photographs_are_not_read(tmp_path, monkeypatch):
+    write_people(tmp_path / "vw_coco2014_96")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    said = r"wake_vision reads photographs with Pillow, .*: pip install 'tfcompress\[bench\]'$"
+    with pytest.raises(Unavailable, match="^" + said):
+        TASKS["wake_vision"].read(tmp_path)
+    plan = make_plan(["wake_vision"], None, 1, False)
+    with pytest.raises(Unavailable, match="^task 'wake_vision' cannot run: " + said):
+        find_sources(plan, tmp_path, prepare, lambda *told: None)

@@ -1,5 +1,7 @@
 """Speech Commands and ToyADMOS, from small folders that are laid out like them."""
 
+import shutil
+import sys
 import wave
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tfcompress.bench.tasks.mfcc import mfcc
 from tfcompress.bench.tasks.real import NotThere
 from tfcompress.bench.tasks.speech_commands import SILENCE, UNKNOWN, WORDS
 from tfcompress.bench.tasks.wav import read_wav
+from tfcompress.environments import Unavailable
 
 RATE = 16_000
 
@@ -198,6 +201,71 @@ def test_cars_are_read(cars, up):
     spread = np.concatenate([bands(path) for path in sorted(cars.glob("train/*.wav"))]).std()
     softer = (data.x_test[:2].mean() - data.x_test[2].mean()) * spread
     assert softer == pytest.approx(20 * np.log10(8), abs=0.1)
+
+
+@pytest.mark.parametrize(("start", "given"), [(".", "."), ("train", "..")])
+def test_cars_are_found_from_within_their_folder(cars, monkeypatch, start, given):
+    monkeypatch.chdir(cars / start)
+    assert len(TASKS["anomaly"].read(Path(given)).y_test) == 3
+
+
+@pytest.mark.parametrize(("name", "link"), [("cars", "ToyCar"), ("ToyCar", "cars")])
+def test_cars_may_be_behind_a_link(cars, tmp_path, name, link):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "links").mkdir()
+    cars.rename(tmp_path / "far" / name)
+    (tmp_path / "links" / link).symlink_to(tmp_path / "far" / name)
+    assert len(TASKS["anomaly"].read(tmp_path / "links").y_test) == 3
+
+
+def test_without_what_they_are_scored_with_no_cars_are_read(cars, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setattr(toy_admos, "read_wav", None)
+    said = r"^anomaly is scored .*scikit-learn, .*pip install 'tfcompress\[bench\]'$"
+    refused(said, lambda: TASKS["anomaly"].read(cars), Unavailable)
+    # Where there are none, that is what is told: then another task's data may be there.
+    refused("commands' .*expected", lambda: TASKS["anomaly"].read(tmp_path / "commands"), NotThere)
+
+
+@pytest.fixture
+def locked(monkeypatch, tmp_path):
+    """A folder that looks like none of a data set, as nobody may look into it.
+
+    Tests may run as root, who may read everything.
+    """
+    folder = tmp_path / "disk" / "lost+found"
+    folder.mkdir(parents=True)
+    listed, stat = Path.iterdir, Path.stat
+
+    def iterdir(path):
+        if path == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    def look(path, **settings):
+        if folder in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **settings)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(Path, "stat", look)
+    return folder
+
+
+def test_folders_that_cannot_be_read_are_passed_over(cars, words, locked, tmp_path):
+    shutil.move(cars, locked.parent)
+    shutil.move(words, locked.parent)
+    # Beside the data sets, and one level below.
+    for folder in (locked.parent, tmp_path):
+        assert TASKS["anomaly"].read(folder).source == "ToyADMOS ToyCar"
+        assert TASKS["keywords"].read(folder).source == "Speech Commands v0.02"
+    shutil.rmtree(locked.parent / "ToyCar")
+    said = r"disk' holds commands/, lost\+found/; expected ToyADMOS"
+    refused(said, lambda: TASKS["anomaly"].read(locked.parent), NotThere)
+
+
+def test_the_folder_that_is_given_must_be_readable(locked):
+    refused("Permission denied", lambda: TASKS["keywords"].read(locked), PermissionError)
 
 
 def bands(path):

@@ -134,6 +134,35 @@ def test_what_was_measured_on_other_data_is_left_out():
     assert latest(latest(rows)) == latest(rows)
 
 
+def test_what_came_from_another_float_model_is_left_out():
+    def of(method, seed, checkpoint, **more):
+        return run_row(method, seed=seed, checkpoint=checkpoint, **more)
+
+    old = [of("float32", 0, "a"), of("qat_int8", 0, "a"), latency_row(of("qat_int8", 0, "a"), 1.0)]
+    other = of("float32", 1, "b")
+    new = of("qat_int4", 0, "c")
+    assert latest([*old, other, new]) == [other, new]
+    # What failed has none.
+    failed = run_row("pcqat_int8", status="failed")
+    assert latest([*old, other, failed]) == [*old, other, failed]
+    assert latest(latest([*old, other, failed])) == [*old, other, failed]
+
+
+def test_what_had_another_fine_tuning_is_left_out():
+    plain = run_row("float32", tuning=None)
+    old, new = run_row("ptq_int8", tuning={"steps": 5}), run_row("qat_int8", tuning={"steps": 7})
+    assert latest([plain, old, new]) == [plain, new]
+    assert latest([plain, new, old]) == [plain, old]
+    assert latest([old, new, plain]) == [new, plain]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400])
+def test_numbers_beyond_all_reason_are_refused(tmp_path, number):
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(run_row(zipped=0)).replace('"zipped": 0', f'"zipped": {number}'))
+    refused("as 'zipped', which is no number", lambda: read_rows(path))
+
+
 def test_forms_are_kept_apart_with_their_machines():
     full, short = run_row(), run_row(form="short", machine="other")
     other = {**MACHINE, "id": "other"}

@@ -1,5 +1,7 @@
 """The sound tasks of the benchmark: spoken words, a made-up machine, and what is taken of them."""
 
+import sys
+
 import numpy as np
 import pytest
 from scipy import fft
@@ -175,6 +177,14 @@ def test_sounds_are_kept_in_the_cache(few, monkeypatch):
     assert made.y_test.tolist() == [False, False, True, True]
     monkeypatch.setattr(machines, "machine_sounds", None)
     assert anomaly.generate().digest == made.digest
+
+
+def test_without_what_they_are_scored_with_no_sounds_are_made(few, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setattr(machines, "machine_sounds", None)
+    said = r"^anomaly is scored .*scikit-learn, .*pip install 'tfcompress\[bench\]'$"
+    with pytest.raises(Unavailable, match=said):
+        anomaly.generate()
 
 
 def test_without_espeak_there_are_no_words(few, monkeypatch, tmp_path):

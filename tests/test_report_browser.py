@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from report_browser import NARROW, WIDE, Browser, check_page, check_plots
+from report_browser import NARROW, WIDE, Browser, check_page, check_plots, in_sight
 from report_rows import TASKS, make_rows
 
 from tfcompress.bench.methods import METHODS
@@ -50,7 +50,15 @@ def test_plots_have_a_mark_for_each_method(browser, report, rows):
         assert browser.run(f"{marks}.length", plot) == len(methods) == len(METHODS)
         shapes = browser.run(f"{marks}.map((e) => getComputedStyle(e).fill)", plot)
         assert len(set(shapes)) == 5  # Four makers, and float32.
-        assert browser.run(f"{marks}.every((e) => e.closest('.plot') === arguments[0])", plot)
+        box = "getBoundingClientRect().toJSON()"
+        frame = browser.run(f"return arguments[0].querySelector('.nsewdrag').{box}", plot)
+        inside = [
+            all(frame[side] <= mark[side] for side in ("left", "top"))
+            and all(mark[side] <= frame[side] for side in ("right", "bottom"))
+            for mark in browser.run(f"{marks}.map((e) => e.{box})", plot)
+        ]
+        below = "return arguments[0].closest('figure').querySelectorAll('ul.inline li').length"
+        assert inside.count(False) == browser.run(below, plot) < len(methods) / 2
         bars = browser.run("return arguments[0].querySelectorAll('.yerror').length", plot)
         assert bars == len(METHODS)
 
@@ -138,14 +146,36 @@ def test_layers_of_the_chosen_file_are_shown(browser, report, rows):
     assert "16 values, int8 (TFMOT)" in browser.texts("#layers-table caption")[0]
     weighted = [each for each in line["layers"] if each["histogram"]]
     assert browser.texts("#histograms figcaption b") == [each["name"] for each in weighted]
-    # Bars after, and the outline of float32 before.
-    assert len(browser.all(".histogram:first-of-type .scatterlayer .js-line")) == len(weighted)
     assert check_plots(browser, ".histogram") == len(weighted)
+    # Bars after, and the outline of float32 before.
+    assert len(browser.all("#histograms .scatterlayer .js-line")) == len(weighted)
     choose(browser, "file", "float32 (tfcompress)")
+    assert check_plots(browser, ".histogram") == len(weighted)
     assert browser.all("#histograms .scatterlayer .js-line") == []
     assert not browser.one("#layers-range").is_displayed()  # Floats have no ranges.
     choose(browser, "task", "Digits")
     assert browser.texts("#layers-table caption") == ["Layers of float32 (tfcompress)"]
+    assert browser.errors() == []
+
+
+def report_on_layers(path, count, histogram):
+    """A report on one file with so many layers."""
+    rows = make_rows(["digits"], ["float32"], seeds=[0])
+    line = next(row for row in rows if row["kind"] == "layers")
+    first = {**line["layers"][0], "histogram": histogram}
+    line["layers"] = [{**first, "name": f"layer_{i}"} for i in range(count)]
+    write_results_report(rows, path)
+
+
+def test_histograms_are_drawn_when_they_come_into_sight(browser, tmp_path):
+    report_on_layers(tmp_path / "r.html", 300, {"edges": [-1, 1], "counts": [1, 5, 2]})
+    browser.open(tmp_path / "r.html")
+    places = browser.all(".histogram")
+    assert len(places) == 300
+    drawn = "return document.querySelectorAll('.histogram.js-plotly-plot').length"
+    assert browser.run(drawn) < 100
+    assert in_sight(browser, places[-1]) == 3
+    assert browser.run(drawn) < 200
     assert browser.errors() == []
 
 

@@ -1,7 +1,9 @@
 """The report on one model: what verify, inspect, check and the layers say is in it."""
 
 import html
+import itertools
 import json
+import math
 import re
 
 import keras
@@ -12,8 +14,13 @@ from report_browser import NARROW, WIDE, Browser, check_page, check_plots
 from test_report_results import cells_of, data_of, run, without_scripts
 
 import tfcompress as tfc
+from tfcompress.report import model as report
 from tfcompress.report.model import write_model_report
+from tfcompress.report.numbers import significant
 from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.check.result import verdict_on
+from tfcompress.tflite.differences import Difference
+from tfcompress.tflite.verification import OutputCheck, Verification
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -90,6 +97,22 @@ def test_what_a_target_lacks_comes_first_with_its_mend(folder, float_cnn, images
         assert html.escape(mend, quote=True).replace("&#x27;", "&#39;") in path.read_text()
 
 
+def test_a_file_that_runs_in_parts_is_no_failure(folder, qat_cnn, images, tmp_path):
+    file, path = tmp_path / "a.tflite", tmp_path / "r.html"
+    tfc.convert(qat_cnn, file)
+    write_model_report(qat_cnn, file, path, images[0][:8], "mobile_cpu")
+    found, text = tfc.check(file, "mobile_cpu"), path.read_text()
+    assert found.runs_in_parts
+    assert not found.passed
+    assert f"<b>Runs in parts on {found.title}</b>: {found.mapped} of" in text
+    assert f"<b>{verdict_on(found)}</b>. Activations" in html.unescape(text)
+    assert set(re.findall(r"[✓✗] [^<]*", without_scripts(text))) == {
+        "✓ The outputs pass",
+        "✓ yes",
+        "✗ no",
+    }
+
+
 def test_layers_stand_beside_those_of_the_float_model(text):
     (task,) = data_of(text)["layers"]
     (file,) = task["files"]
@@ -131,6 +154,43 @@ def test_names_in_a_file_are_texts_and_nothing_else(folder, qat_cnn, images, tmp
     assert task["files"][0]["layers"][0]["name"].startswith(EVIL)
 
 
+def test_no_more_is_taken_of_a_generator_than_is_asked_for(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = [keras.Input((3,), name="a"), keras.Input((3,), name="b")]
+    outputs = keras.layers.Dense(2)(keras.layers.Add()(inputs))
+    model = keras.Model(inputs, outputs)
+    tfc.convert(model, tmp_path / "a.tflite", precision="float16")
+    values = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
+    # Lists of inputs, which in a list would be taken for one input each.
+    samples = (list(values) for _ in itertools.count())
+    path = tmp_path / "r.html"
+    write_model_report(model, tmp_path / "a.tflite", path, samples, samples=7)
+    wanted = tfc.verify(model, tmp_path / "a.tflite", list(values)).outputs[0].keras
+    (row, _) = cells_of(path.read_text(), "7 samples")[1:]
+    assert row[4] == significant(wanted.max_abs)
+    (task,) = data_of(path.read_text())["layers"]
+    assert any(layer["sqnr_db"] for layer in task["files"][0]["layers"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("ratios", "card", "cells"),
+    [
+        ([12.0, math.nan], ("–", ""), [("12.0", 12.0), ("–", "")]),
+        ([12.0, math.inf], ("12.0", "dB"), [("12.0", 12.0), ("equal", 200.0)]),
+        ([12.0, -math.inf], ("−inf", "dB"), [("12.0", 12.0), ("−inf", -200.0)]),
+    ],
+)
+def test_ratios_that_are_no_numbers_have_their_place(ratios, card, cells, order, folder):
+    found = [Difference(1.0, 0.5, 0.1, None, ratio) for ratio in ratios[::order]]
+    outputs = tuple(OutputCheck("y", "int8", 1.0, True, each, each, True) for each in found)
+    verified = Verification("a.tflite", 1, None, False, outputs)
+    (time,) = tfc.benchmark(folder / "int8.tflite", runs=1, rounds=1).files
+    cards = report._cards(tfc.inspect(folder / "int8.tflite"), verified, [time])
+    assert ("Outputs’ SQNR", *card) in cards
+    assert [report._cells(each)[-1] for each in found] == cells[::order]
+
+
 def test_a_saved_model_has_no_layers_to_compare_with(folder, float_cnn, images, tmp_path):
     float_cnn.export(str(tmp_path / "saved"), verbose=False)
     file, path = folder / "float16.tflite", tmp_path / "report.html"
@@ -138,7 +198,8 @@ def test_a_saved_model_has_no_layers_to_compare_with(folder, float_cnn, images, 
     (task,) = data_of(path.read_text())["layers"]
     assert task["before"] is None
     assert all(layer["sqnr_db"] is None for layer in task["files"][0]["layers"])
-    assert "float32 file of the same model" not in path.read_text()
+    assert len(cells_of(path.read_text(), "One thread")) == 2
+    assert "before: the" not in path.read_text()
 
 
 def test_what_does_not_belong_together_is_refused(folder, images, tmp_path):

@@ -133,16 +133,12 @@ def _print_list(as_json: bool) -> None:
     from tfcompress.bench.methods import METHODS
     from tfcompress.bench.tasks import TASKS
 
-    tasks = [
-        {
-            "task": task.name,
-            "title": task.title,
-            "parameters": f"{task.published[1]:,}",
-            "MACs": f"{task.published[2]:,}",
-            "real data": task.real or "none",
-        }
-        for task in TASKS.values()
-    ]
+    tasks = []
+    for task in TASKS.values():
+        classes, parameters, macs = task.generated or task.published
+        row = {"task": task.name, "title": task.title, "classes": str(classes or "none")}
+        row |= {"parameters": f"{parameters:,}", "MACs": f"{macs:,}"}
+        tasks.append({**row, "real data": task.real or "none"})
     methods = [
         {"method": each.name, "title": each.title, "by": each.who, "family": each.family}
         for each in METHODS.values()

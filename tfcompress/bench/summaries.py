@@ -20,7 +20,7 @@ _FIGURES: dict[str, tuple[str, ...]] = {
     **{
         name: (name,)
         for name in "quality quality_keras bytes zipped params macs convert_s step_cpu_ms "
-        "step_cpu_ratio peak_mb ms ratio seconds".split()
+        "step_cpu_ratio keras_step_cpu_ratio peak_mb ms ratio seconds".split()
     },
     "threads_ratio": ("threads", "ratio"),
     "no_amx_ratio": ("no_amx", "ratio"),
@@ -89,7 +89,7 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
     """
     found: dict[tuple[str, str], Summary] = {}
     for row in rows:
-        if row["kind"] not in ("run", "latency"):
+        if row["kind"] not in ("run", "latency", "vela"):
             continue
         key = row["task"], row["method"]
         if row["kind"] == "run":

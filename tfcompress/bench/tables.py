@@ -106,7 +106,7 @@ _WRITTEN: dict[str, Cell] = {
     "ratio": _times,
     "no_amx_ratio": _times,
     "step_cpu_ratio": _times,
-    "step_cpu_ms": lambda mean: f"{_spread(mean, '{:.1f}'.format)} ms",
+    "keras_step_cpu_ratio": _times,
 }
 
 
@@ -194,7 +194,7 @@ def pair_table(found: Sequence[Pair]) -> Table:
     rows = []
     for each in found:
         points = _sign(each.quality, _points)
-        shares = (_sign(one, _times) for one in (each.zipped, each.ratio, each.step_cpu_ratio))
+        shares = (_sign(one, _times) for one in (each.zipped, each.ratio, each.step))
         rows.append((each.task, each.ours, each.peer, points, *shares))
     columns = ("task", "ours", "peer", "points >", "zipped >", "latency >", "step CPU >")
     title = "Ours minus or divided by the peer's: ▲ ours is ahead, ▼ the peer, = within the noise"
@@ -222,7 +222,7 @@ def tally(found: Sequence[Contest]) -> str:
 def machine_line(rows: Sequence[Row]) -> str:
     """The machines that results come from, in words."""
     return "; ".join(
-        f"{row['cpu']}, {row.get('cores')} cores, {row.get('memory_gb')} GB"
+        f"{row['cpu']}, {row.get('cores')} cores, {row.get('memory_gb')} GiB"
         f"{', AMX' if row.get('amx') else ''}, "
         f"{row['system']}, Python {row['python']}, "
         + ", ".join(f"{name} {version}" for name, version in row["versions"].items())

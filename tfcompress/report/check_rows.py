@@ -17,9 +17,9 @@ def check_rows(found: Check, names: dict[tuple[int, int], str]) -> dict[str, Any
         names: (subgraph, index) of an operator -> the name of its layer.
 
     Returns:
-        "target", "title", "verdict", "passed", "mapped", "count", "caution", "mends", "fatal" and
-        "notes" (texts), memory in bytes, and "groups": dicts of "name", "dtype", "mapped",
-        "count", "status", "reason", "mend", "source" and "layers" (a text).
+        "target", "title", "verdict", "passed", "runs_in_parts", "mapped", "count", "caution",
+        "mends", "fatal" and "notes" (texts), memory in bytes, and "groups": dicts of "name",
+        "dtype", "mapped", "count", "status", "reason", "mend", "source" and "layers" (a text).
     """
     groups: dict[tuple[Any, ...], list[OperatorCheck]] = {}
     for op in found.operators:
@@ -32,6 +32,7 @@ def check_rows(found: Check, names: dict[tuple[int, int], str]) -> dict[str, Any
         "title": found.title,
         "verdict": verdict_on(found),
         "passed": found.passed,
+        "runs_in_parts": found.runs_in_parts,
         "mapped": found.mapped,
         "count": len(found.operators),
         "caution": caution(found),

@@ -91,6 +91,14 @@ STEP = Column(
     2,
     "CPU time of a fine-tuning step, paired with steps of the plain float model in the same kit.",
 )
+KERAS_STEP = Column(
+    "keras_step_cpu_ratio",
+    "Training step",
+    "× Keras",
+    1,
+    2,
+    "The same, to steps of the plain float model in Keras 3: what training costs beside it.",
+)
 STEP_MS = Column(
     "step_cpu_ms",
     "Training step",
@@ -118,6 +126,7 @@ COLUMNS = (
     NO_AMX,
     Column("threads_ratio", "Latency on all cores", "× float32", 1, 2, "The same on all cores."),
     STEP,
+    KERAS_STEP,
     STEP_MS,
     Column("quality_keras", "In Keras", "%", 100, 2, "Quality of the Keras model.", more=True),
     Column("params", "Parameters", "", 1, 0, "Of the Keras model."),
@@ -125,7 +134,14 @@ COLUMNS = (
         "macs", "MACs", "million", 1e-6, 2, "Multiplications with addition, of the Keras model."
     ),
     Column("convert_s", "Conversion", "s", 1, 2, "Time to write the file."),
-    Column("peak_mb", "Peak memory", "MiB", 1, 0, "Added by the method, with its conversion."),
+    Column(
+        "peak_mb",
+        "Peak memory",
+        "MiB",
+        1,
+        0,
+        "Added by the method, its conversion, and plain models beside it.",
+    ),
     Column("cycles", "Vela", "k cycles", 1e-3, 0, "By Arm's Vela compiler for an Ethos-U55-128."),
     Column("sram_kib", "Vela SRAM", "KiB", 1, 1, "As above."),
     Column("flash_kib", "Vela flash", "KiB", 1, 1, "As above."),

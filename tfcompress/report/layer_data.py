@@ -12,6 +12,8 @@ from tfcompress.report.matching import match
 Layer = dict[str, Any]
 Row = dict[str, Any]
 
+# More bars than a plot has pixels would hold up the page for minutes.
+_MOST_BINS = 1000
 _NUMBERS = ("bytes", "params", "sparsity", "unique", "bits", "sqnr_db")
 
 
@@ -94,6 +96,6 @@ def _histogram(layer: Layer) -> dict[str, Any] | None:
     if not isinstance(given, dict) or not isinstance(given.get("counts"), (list, tuple)):
         return None
     edges, counts = _pair(given.get("edges")), [_number(count) or 0 for count in given["counts"]]
-    if edges is None or edges[0] >= edges[1] or not counts:
+    if edges is None or edges[0] >= edges[1] or not 0 < len(counts) <= _MOST_BINS:
         return None
     return {"edges": edges, "counts": counts}

@@ -6,9 +6,9 @@ import dataclasses
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfcompress import files
 from tfcompress.bench.running.machine import describe
@@ -18,16 +18,18 @@ from tfcompress.report.layers import EXACT_DB, layer_figures
 from tfcompress.report.numbers import MISSING, number, significant
 from tfcompress.report.page import require_extra, write_page
 from tfcompress.report.tensor_names import layer_names
-from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.benchmark import FileBenchmark, benchmark
 from tfcompress.tflite.check import check
 from tfcompress.tflite.differences import Difference
 from tfcompress.tflite.inspect import Inspection, inspect
 from tfcompress.tflite.verification import OutputCheck, Verification
 
+if TYPE_CHECKING:
+    from tfcompress.report.float_model import FloatFiles
+
 Progress = Callable[[str, int, int | None], Any]
 RUNS, ROUNDS = 20, 5
-FILE, FLOAT = "this file", "float32 file of the same model"
+FILE = "this file"
 
 
 def write_model_report(
@@ -73,24 +75,27 @@ def write_model_report(
     name = Path(tflite_path).name
     # Where a file lies is nobody else's business.
     checked = None if target is None else dataclasses.replace(check(tflite_path, target), path=name)
+    from tfcompress.report.float_model import float_files
     from tfcompress.tflite.verify import verify
 
     if isinstance(model, (str, os.PathLike)):
         model = files.load_model(model)
-    if hasattr(data, "__next__"):  # It can be gone through but once.
-        data = list(data)
+    if hasattr(data, "__next__"):
+        data = _Replay(data)
     verified = verify(model, tflite_path, data, samples=samples, progress=progress)
     say("layers", 0, None)
-    twin = _float_file(model, tflite_path)
-    entry = _layers(model, tflite_path, data, twin)
-    times = _latency(tflite_path, twin, say)
+    # The layers of a SavedModel are not known.
+    plain = None if isinstance(model, files.SavedModel) else float_files(model, tflite_path)
+    entry = _layers(model, tflite_path, data, plain)
+    times = _latency(tflite_path, plain, say)
+    titles = (FILE, plain.title) if plain else (FILE,)
     values = {
         "title": name,
         "model": getattr(model, "name", "") or "the model",
         "cards": _cards(found, verified, times),
         "verified": verified,
         "outputs": [row for output in verified.outputs for row in _outputs(output)],
-        "times": [_time_row(*pair) for pair in zip(times, (FILE, FLOAT), strict=False)],
+        "times": [_time_row(*pair) for pair in zip(times, titles, strict=True)],
         "rounds": f"{ROUNDS} rounds of {RUNS} runs",
         "found": found,
         "dtypes": sorted(found.dtype_bytes.items(), key=lambda item: -item[1]),
@@ -98,20 +103,34 @@ def write_model_report(
         "operators": sorted(found.op_counts, key=lambda c: -c.count),
         "check": None if checked is None else check_rows(checked, _names(found, model)),
         "layers": [entry],
+        "before": plain.weights if plain else "",
         "machine": describe(),
     }
     return write_page(path, "model.html", values, {"figures": {}, "layers": [entry]})
 
 
+class _Replay:
+    """An iterator that can be gone through again; no more is taken from it than is asked for."""
+
+    def __init__(self, source: Iterator[Any]):
+        self.source, self.kept = source, list[Any]()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.kept
+        for element in self.source:
+            self.kept.append(element)
+            yield element
+
+
 def _layers(
-    model: Any, tflite_path: str | os.PathLike[str], data: Any, twin: bytes | None
+    model: Any, tflite_path: str | os.PathLike[str], data: Any, plain: FloatFiles | None
 ) -> dict[str, Any]:
-    """The layers of the file, beside those of the float file where there is one."""
+    """The layers of the file, beside those of the float model where they are known."""
     name = Path(tflite_path).name
-    if twin is None:
+    if plain is None:
         return task_entry(name, [(name, "", layer_figures(tflite_path))], None)
-    layers = layer_figures(tflite_path, model, data, twin)
-    return task_entry(name, [(name, "", layers)], layer_figures(twin, model))
+    layers = layer_figures(tflite_path, model, data, plain.twin)
+    return task_entry(name, [(name, "", layers)], layer_figures(plain.before, model))
 
 
 def _names(found: Inspection, model: Any) -> dict[tuple[int, int], str]:
@@ -121,29 +140,20 @@ def _names(found: Inspection, model: Any) -> dict[tuple[int, int], str]:
     return {(op.subgraph, op.index): name for op, name in zip(found.operators, names, strict=True)}
 
 
-def _float_file(model: Any, tflite_path: str | os.PathLike[str]) -> bytes | None:
-    """The float32 file of a model; None of a SavedModel, whose layers are not known."""
-    if isinstance(model, files.SavedModel):
-        return None
-    from tfcompress.tflite.layer_errors import float_twin
-
-    return flatbuffer.write(float_twin(model, flatbuffer.read(tflite_path)))
-
-
 def _latency(
-    tflite_path: str | os.PathLike[str], twin: bytes | None, say: Progress
+    tflite_path: str | os.PathLike[str], plain: FloatFiles | None, say: Progress
 ) -> list[FileBenchmark]:
-    """Of the file, and of the float file where there is one; ratios are to the latter."""
+    """Of the file, and of the float32 file where there is one; ratios are to the latter."""
 
     def tell(done: int, total: int) -> None:
         say("benchmark", done, total)
 
-    if twin is None:
+    if plain is None:
         return list(benchmark(tflite_path, runs=RUNS, rounds=ROUNDS, progress=tell).files)
     with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder, "float32.tflite")
-        plain.write_bytes(twin)
-        paths = [plain, tflite_path]
+        other = Path(folder, "float32.tflite")
+        other.write_bytes(plain.float32)
+        paths = [other, tflite_path]
         return list(benchmark(paths, runs=RUNS, rounds=ROUNDS, progress=tell).files)[::-1]
 
 
@@ -162,7 +172,10 @@ def _cards(
         cards.append(("Beside float32", number(times[0].ratio, 2), "× latency"))
     if agreements:
         cards.append(("Argmax as in Keras", number(100 * min(agreements), 1), "%"))
-    cards.append(("Outputs’ SQNR", *_decibels(min(d.sqnr_db for d in differences))))
+    ratios = [d.sqnr_db for d in differences]
+    # `min` alone would keep or drop NaN by where it stands.
+    worst = math.nan if any(map(math.isnan, ratios)) else min(ratios)
+    cards.append(("Outputs’ SQNR", *_decibels(worst)))
     if found.sparsity is not None:
         cards.append(("Sparsity", number(100 * found.sparsity, 1), "%"))
         cards.append(("Weights", number(found.weights), ""))
@@ -170,6 +183,8 @@ def _cards(
 
 
 def _decibels(value: float) -> tuple[str, str]:
+    if math.isnan(value):
+        return MISSING, ""
     return ("equal", "") if value >= EXACT_DB else (number(value, 1), "dB")
 
 
@@ -186,12 +201,14 @@ def _outputs(output: OutputCheck) -> list[dict[str, Any]]:
 def _cells(found: Difference) -> list[tuple[str, Any]]:
     agreement = None if found.agreement is None else 100 * found.agreement
     ratio = found.sqnr_db
+    # Infinite ones have a place in the order, too.
+    place = ratio if math.isnan(ratio) else max(-EXACT_DB, min(ratio, EXACT_DB))
     return [
         (number(found.max_lsb, 2), _known(found.max_lsb)),
         (number(found.mean_lsb, 4), _known(found.mean_lsb)),
         (significant(found.max_abs), _known(found.max_abs)),
         (number(agreement, 2), _known(agreement)),
-        (MISSING if math.isnan(ratio) else _decibels(ratio)[0], _known(ratio)),
+        (_decibels(ratio)[0], _known(place)),
     ]
 
 

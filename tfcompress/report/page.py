@@ -15,6 +15,7 @@ from tfcompress.files import atomic_write
 from tfcompress.report.numbers import finite
 
 FOLDER = Path(__file__).parent / "templates"
+SCRIPTS = ("tables.js", "report.js")
 
 
 def require_extra() -> None:
@@ -52,7 +53,7 @@ def write_page(
         5183204
     """
     require_extra()
-    plotly, script = _plotly_js(), _inline((FOLDER / "report.js").read_text(encoding="utf-8"))
+    plotly, script = _plotly_js(), _inline("".join(map(_own, SCRIPTS)))
     text = (
         _environment()
         .get_template(template)
@@ -61,13 +62,14 @@ def write_page(
             data=finite(data),
             policy=_policy(plotly, script),
             # Files of the package, not of a user.
-            style=_safe((FOLDER / "style.css").read_text(encoding="utf-8")),
+            style=_safe(_own("style.css")),
             plotly=_safe(plotly),
             script=_safe(script),
             version=__version__,
         )
     )
-    content = text.encode()
+    # JSON and names of files may hold halves of characters, which no text file can.
+    content = text.encode(errors="replace")
     atomic_write(path, content)
     return len(content)
 
@@ -86,6 +88,10 @@ def _environment() -> Any:
     # `tojson` escapes <, >, & and ', so that no text can end the element that it stands in.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment
+
+
+def _own(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 @functools.cache

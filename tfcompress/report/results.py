@@ -68,6 +68,7 @@ def write_results_report(
         "makers": list(by.values()),
         "ours": OURS,
         "standing": _standing(summaries, by),
+        "equal": f"{100 * comparison.EQUAL:g}",
         "machines": [row for row in rows if row["kind"] == "machine"],
         "about": columns.known(COLUMNS, summaries),
         "layers": layers,
@@ -101,6 +102,8 @@ def _task(position: int, here: list[Summary], rows: list[Row], by: dict[str, Mak
         "name": name,
         "title": said(name),
         "measure": here[0].measure,
+        # Where every method ran once, nothing tells how much runs scatter.
+        "scatters": any(len(each.values.get("quality", {})) > 1 for each in here),
         "facts": _facts([row for row in rows if row.get("task") == name]),
         "plots": plots,
         **_table(here, by),
@@ -176,7 +179,7 @@ def _pair(pair: Pair, by: dict[str, Maker]) -> dict[str, Any]:
             _difference(pair.quality, by, 100, 2, sign=True),
             *(
                 _difference(found, by, 1, 2)
-                for found in (pair.zipped, pair.ratio, pair.step_cpu_ratio)
+                for found in (pair.zipped, pair.ratio, pair.step)
             ),
         ],
     }
@@ -222,5 +225,6 @@ def _standing(summaries: list[Summary], by: dict[str, Maker]) -> dict[str, Any]:
         "ahead": sum(contest.winner == OURS for contest in contests),
         "even": sum(contest.winner == comparison.EVEN for contest in contests),
         "behind": sum(contest.winner not in neither for contest in contests),
+        "nobody": sum(contest.winner == comparison.NOBODY for contest in contests),
         "count": len(contests),
     }

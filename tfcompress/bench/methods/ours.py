@@ -1,4 +1,7 @@
-"""The methods of tfcompress, written as its README recommends."""
+"""The methods of tfcompress.
+
+Like those of TFMOT they are set for a training of some hundred steps: see the comments.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfcompress import files
-from tfcompress.bench.methods import cost
+from tfcompress.bench.methods.cost import Meter, Plain, together
 from tfcompress.bench.tasks.task import Data, Task, Training
 
 if TYPE_CHECKING:
@@ -137,10 +137,10 @@ class Run:
         """The cost of a training step, over all calls of `fit`; None without one.
 
         Returns:
-            steps, step_cpu_ms, plain_step_cpu_ms and step_cpu_ratio.
+            See `Meter.result`.
         """
         found = [each for each in self._costs if each is not None]
-        return cost.together(found) if len(found) == len(self._costs) else None
+        return together(found) if len(found) == len(self._costs) else None
 
     def fit(self, model: Any, callbacks: Iterable[Any] = (), steps: int | None = None) -> None:
         """Compiles and trains a model as the task says, and measures what a step costs.
@@ -161,12 +161,22 @@ class Run:
         seed = self.seed + 1000 * len(self._costs)
         # Before the plain model is traced, as new seeds have TensorFlow prepare functions anew.
         kit.utils.set_random_seed(seed)
-        meter = cost.Meter(kit, self._plain_model(kit), self._batches(-1), steps)
-        _fit(model, self.task, self.data, training, seed, [*callbacks, meter.callback()])
+        meter = Meter(kit, self._plains(kit), steps)
+        try:
+            _fit(model, self.task, self.data, training, seed, [*callbacks, meter.callback()])
+        finally:
+            meter.close()
         self._costs.append(meter.result())
 
-    def _batches(self, seed: int) -> Any:
-        return self.data.batches(self.tuning.batch, seed)
+    def _plains(self, kit: Any) -> dict[str, Plain]:
+        """The float model of a kit, and of Keras 3, ready to train beside another one."""
+        import keras
+
+        batches = self.data.batches(self.tuning.batch, -1)
+        kits = {each.__name__: each for each in (kit, keras)}
+        return {
+            name: Plain(each, self._plain_model(each), batches) for name, each in kits.items()
+        }
 
     def _plain_model(self, kit: Any) -> Any:
         """The float model of a kit that steps are compared with, compiled."""

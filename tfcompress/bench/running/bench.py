@@ -92,8 +92,9 @@ def bench(
 ) -> BenchResult:
     """Trains, converts and runs each method on each task, beside one another.
 
-    What the results file has already is not run again. Each method runs in a process of its own;
-    one that fails is a line of the results and a warning.
+    What the results file has already, with the same versions, data and trainings, is not run
+    again; if you change how a method works, remove its lines. Each method runs in a process of its
+    own; one that fails is a line of the results and a warning.
 
     Args:
         tasks, methods: their names; all if None. float32 is always among the methods.

@@ -14,8 +14,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcompress import __version__
-from tfcompress.bench.methods import METHODS
+from tfcompress import __version__, files
+from tfcompress.bench.methods import METHODS, cost
 from tfcompress.bench.running import machine
 from tfcompress.bench.tasks import TASKS
 from tfcompress.bench.tasks.real import NotThere
@@ -40,7 +40,6 @@ class Job:
         data_dir: with real data sets; None for generated data.
         folder: for the file, which ends as `FILE` in it.
         checkpoint: of the float model, from `train`.
-        vela: ask Vela about an int8 file.
         layers: measure each layer.
     """
 
@@ -51,7 +50,6 @@ class Job:
     data_dir: Path | None
     folder: Path
     checkpoint: Path
-    vela: bool = False
     layers: bool = False
 
 
@@ -103,13 +101,22 @@ def train(name: str, seed: int, short: bool, data_dir: Path | None) -> Path:
     said = [__version__, keras.__version__, built, data.digest, dataclasses.asdict(training)]
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:10]
     path = cache_folder() / "bench" / "float" / f"{name}-{seed}-{digest}.keras"
-    if not path.exists():
+    if not _loads(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         model = train_float(task, data, training, seed)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             model.save(Path(scratch, path.name))
             os.replace(Path(scratch, path.name), path)
     return path
+
+
+def _loads(path: Path) -> bool:
+    """Whether a whole model is there: a machine may have stopped while it was written."""
+    try:
+        files.load_model(path)
+    except ValueError:
+        return False
+    return True
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -147,8 +154,9 @@ def measure(job: Job) -> dict[str, Any]:
         found: dict[str, Any] = {
             **figures.sizes(run.path),
             **figures.counts(run.kept, run.model),
+            "checkpoint": _digest(run.model),
             "convert_s": run.convert_seconds,
-            **dict.fromkeys(("steps", "step_cpu_ms", "plain_step_cpu_ms", "step_cpu_ratio")),
+            **dict.fromkeys(cost.FIGURES),
             **(run.cost or {}),
             "peak_mb": None if before is None or peak is None else peak - before,
             "quality_keras": quality.keras_quality(task, data, run.kept),
@@ -161,26 +169,25 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def _extras(job: Job, run: Run, data: Data) -> dict[str, Any]:
-    """What Vela and the layers tell; a note instead where that fails, as the method did not."""
+    """What the layers tell; a note instead where that fails, as the method did not."""
     from tfcompress.bench.running import figures
 
-    found: dict[str, Any] = {"vela": None, "layers": None, "notes": []}
-    if job.vela and figures.is_int8(run.path):
-        with _noted(found, "Vela"):
-            found["vela"] = figures.vela_figures(run.path)
+    found: dict[str, Any] = {"layers": None, "notes": []}
     if job.layers:
-        with _noted(found, "layers"):
+        try:
             found["layers"] = figures.layers(run.path, run.kept, data.calibration(64))
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1].name
+            found["notes"].append(f"layers: {type(error).__name__} in {place}: {error}"[:300])
     return found
 
 
-@contextlib.contextmanager
-def _noted(found: dict[str, Any], what: str):
-    try:
-        yield
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1].name
-        found["notes"].append(f"{what}: {type(error).__name__} in {place}: {error}"[:300])
+def _digest(model: Any) -> str:
+    """Of the weights of a float model, for what was made of another one is not compared."""
+    found = hashlib.sha256()
+    for array in model.get_weights():
+        found.update(array.tobytes())
+    return found.hexdigest()[:12]
 
 
 def _use_cpu() -> None:

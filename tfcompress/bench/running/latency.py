@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def latencies(paths: Sequence[Path]) -> list[dict[str, Any]]:
         paths: .tflite files.
 
     Returns:
-        For each what a line of results has: {"ms", "ratio", "threads", "no_amx"}.
+        For each what a line of results has: {"ms", "ratio", "threads", "no_amx"}. "no_amx" is None
+        where the processor has no AMX, or where it cannot be done without.
 
     Raises:
         Failed: LiteRT fails on one of them.
@@ -49,7 +51,7 @@ def latencies(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """
     cores = machine.cores()
     one, *many = _measured(paths, [1, cores] if cores > 1 else [1])
-    plain: Pairs | None = _measured(paths, [1], "--no-amx")[0] if machine.has_amx() else None
+    plain = _without_amx(paths) if machine.has_amx() else None
     return [
         {
             **_named(one[i]),
@@ -58,6 +60,15 @@ def latencies(paths: Sequence[Path]) -> list[dict[str, Any]]:
         }
         for i in range(len(paths))
     ]
+
+
+def _without_amx(paths: Sequence[Path]) -> Pairs | None:
+    """On one thread without AMX; None, with a warning, if that fails, as the rest is good."""
+    try:
+        return _measured(paths, [1], "--no-amx")[0]
+    except Failed as error:
+        warnings.warn(f"without AMX {error}; the other latencies are kept", stacklevel=3)
+        return None
 
 
 def _named(pair: tuple[float, float]) -> dict[str, float]:

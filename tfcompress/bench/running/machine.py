@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """This machine as a line of results: processor, cores, memory, system and versions.
+    """This machine as a line of results: processor, cores, memory in GiB, system and versions.
 
     Returns:
         What `tfcompress bench` writes; `id` follows from all but the time. No name of the machine,
@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
     found: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": cores(),
-        "memory_gb": _memory_gb(),
+        "memory_gb": _memory_gib(),
         "amx": has_amx(),
         "system": f"{_system()}, {platform.machine()}",
         "python": platform.python_version(),
@@ -87,7 +87,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory_gb() -> float | None:
+def _memory_gib() -> float | None:
     for line in _proc("meminfo").splitlines():
         if line.startswith("MemTotal:"):
             return round(int(line.split()[1]) / 1024**2, 1)

@@ -25,7 +25,8 @@ def keras_quality(task: Task, data: Data, model: Any) -> float:
     """The quality of a Keras 3 or tf_keras model."""
     import tensorflow as tf
 
-    # Not `predict`, which turns XLA on: it makes depthwise convolutions several times slower.
+    # Not `predict`: beside a GPU, even a hidden one, Keras compiles it with XLA, which makes
+    # depthwise convolutions several times slower on a CPU.
     shape = (None, *data.x_train.shape[1:])
     call = tf.function(
         lambda x: model(x, training=False), input_signature=[tf.TensorSpec(shape, tf.float32)]

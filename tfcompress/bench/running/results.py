@@ -19,18 +19,18 @@ _LARGEST = 1e100
 _START = b'{"kind": "'
 _RUN_KEY = ("form", "task", "seed", "method")
 # What tells the lines of a kind apart: a later one takes the place of an earlier one.
-_KEYS = {"machine": ("id",), "run": _RUN_KEY, "latency": _RUN_KEY, "layers": _RUN_KEY}
+_OF_RUN = ("latency", "layers", "vela")
+_KEYS = {"machine": ("id",), **dict.fromkeys(("run", *_OF_RUN), _RUN_KEY)}
 _ABOUT = ("form", "task", "method")
 _TEXTS = {
     "machine": ("id", "cpu", "system", "python", "started"),
     "run": (*_ABOUT, "who", "family", "title", "status", "machine"),
-    "latency": _ABOUT,
-    "layers": _ABOUT,
+    **dict.fromkeys(_OF_RUN, _ABOUT),
 }
 _NUMBERS = {
     "run": (
         *("quality", "quality_keras", "bytes", "zipped", "params", "macs"),
-        *("convert_s", "step_cpu_ms", "step_cpu_ratio", "peak_mb"),
+        *("convert_s", "step_cpu_ms", "step_cpu_ratio", "keras_step_cpu_ratio", "peak_mb"),
     ),
     "latency": ("ms", "ratio"),
 }
@@ -66,9 +66,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
 def latest(rows: Sequence[Row]) -> list[Row]:
     """The lines that hold, in the order in which they were first written.
 
-    A later line takes the place of an earlier one of the same key. Latency and layers go with the
-    run before them: of a method that has run again since, they are left out. So is what was
-    measured on other data than the last run of a task.
+    A later line takes the place of an earlier one of the same key. Latency, layers and Vela go with
+    the run before them: of a method that has run again since, they are left out. So is what was
+    measured on other data than the last run of a task, with another fine-tuning, or from another
+    float model than the last run of a seed.
 
     Args:
         rows: of `read_rows`.
@@ -77,24 +78,36 @@ def latest(rows: Sequence[Row]) -> list[Row]:
         A part of them.
     """
     kept: dict[tuple[Any, ...], Row] = {}
-    digests: dict[tuple[str, str], Any] = {}
+    last: dict[tuple[Any, ...], Any] = {}
     for row in rows:
         key = key_of(row)
         if row["kind"] == "run":
-            for kind in ("latency", "layers"):
+            for kind in _OF_RUN:
                 kept.pop((kind, *key[1:]), None)
-            digests[row["form"], row["task"]] = row["data"]["digest"]
+            last |= _conditions(row)
         elif row["kind"] != "machine" and ("run", *key[1:]) not in kept:
             continue
         kept[key] = row
-    return [row for row in kept.values() if _on_same_data(row, kept, digests)]
+    return [row for row in kept.values() if _is_comparable(row, kept, last)]
 
 
-def _on_same_data(row: Row, kept: dict[tuple[Any, ...], Row], digests: dict[Any, Any]) -> bool:
+def _conditions(run: Row) -> dict[tuple[Any, ...], Any]:
+    """What all runs that are compared must have in common, by what they are."""
+    task = run["form"], run["task"]
+    found: dict[tuple[Any, ...], Any] = {("data", *task): run["data"]["digest"]}
+    # The float model has no fine-tuning, and what failed tells no float model.
+    if run.get("tuning") is not None:
+        found |= {("tuning", *task): run["tuning"]}
+    if run["status"] == "ok":
+        found |= {("checkpoint", *task, run["seed"]): run.get("checkpoint")}
+    return found
+
+
+def _is_comparable(row: Row, kept: dict[tuple[Any, ...], Row], last: dict[Any, Any]) -> bool:
     if row["kind"] == "machine":
         return True
     run = kept[key_of({**row, "kind": "run"})]
-    return run["data"]["digest"] == digests[row["form"], row["task"]]
+    return all(last[name] == value for name, value in _conditions(run).items())
 
 
 def of_form(rows: Sequence[Row], form: str | None = None) -> list[Row]:

@@ -58,7 +58,7 @@ def find_sources(
 
     Raises:
         Unavailable: what data are made with is missing, for a task that was asked for by name, or
-            for all.
+            for all; or what those in the folder are used with.
         ValueError: there is no data set in the folder, or a broken one.
     """
     real = _real_sources(plan, data_dir, prepare, progress)
@@ -98,8 +98,10 @@ def _real_sources(
             reasons[name] = answer["absent"]
         elif "digest" in answer:
             found[name] = Source(answer["source"], answer["digest"], data_dir)
+        elif "missing" in answer:
+            raise Unavailable(f"task '{name}' cannot run: {answer['missing']}")
         else:
-            why = answer.get("missing") or answer["unreadable"]
+            why = answer["unreadable"]
             raise ValueError(f"the data set of task '{name}' cannot be read: {why}")
     if not found:
         # One reason says all that there is to say about one task.

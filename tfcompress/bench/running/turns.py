@@ -6,11 +6,11 @@ import dataclasses
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfcompress.bench.running import child, latency, machine
+from tfcompress.bench.running import child, latency, machine, npu
 from tfcompress.bench.running.child import FILE, Job
 from tfcompress.bench.running.plan import REFERENCE, Plan
 from tfcompress.bench.running.processes import PRELOADED, Failed, preload, run_apart
@@ -28,6 +28,7 @@ class Work:
     Attributes:
         prepare, train, measure: see `child`.
         latencies: see `latency`.
+        vela: see `npu`.
         data_seconds, train_seconds, measure_seconds: after which a process is killed.
         preloaded: modules that processes need not import.
     """
@@ -36,6 +37,7 @@ class Work:
     train: Callable[..., Path] = child.train
     measure: Callable[[Job], dict[str, Any]] = child.measure
     latencies: Callable[[Sequence[Path]], list[dict[str, Any]]] = latency.latencies
+    vela: Callable[[Sequence[Path]], list[dict[str, Any] | None]] = npu.vela_figures
     data_seconds: float = 7200.0
     train_seconds: float = 3600.0
     measure_seconds: float = 1800.0
@@ -71,10 +73,8 @@ class Running:
             vela: install Vela first.
         """
         if vela:
-            from tfcompress.bench.running import figures
-
             self.progress("install Vela", 0, None)
-            figures.install_vela()
+            npu.install()
         preload(self.work.preloaded)
         self.progress("load TensorFlow", 0, None)
         sources = find_sources(self.plan, data_dir, self._prepare, self.progress)
@@ -85,6 +85,8 @@ class Running:
             if names:
                 self._run_turn(task, seed, names, sources[task])
             self._time_files(task, seed)
+            if seed == 0 and npu.is_ready():
+                self._ask_vela(task, seed)
 
     def _append(self, row: Row) -> None:
         if not self.told:
@@ -116,12 +118,14 @@ class Running:
 
     def _missing(self, task: str, seed: int, source: Source) -> list[str]:
         """The methods that there is no result of, or no file any more to be timed."""
-        known = {_run_of(row): row for row in latest(self.file.rows) if row["kind"] == "run"}
+        known = {row["method"]: row for row in self._rows("run", task, seed)}
+        versions = {row["id"]: row["versions"] for row in self.file.rows if "versions" in row}
         missing = []
         for method in self.plan.methods:
-            row = known.get(self._key(task, seed, method), {})
+            row = known.get(method, {})
             settings = self._settings(task, method, source)
             same = all(row.get(name) == value for name, value in settings.items())
+            same = same and versions.get(row.get("machine")) == self.machine["versions"]
             is_there = self._model(task, seed, method).is_file()
             if not (same and row.get("status") == "ok" and is_there):
                 missing.append(method)
@@ -146,9 +150,8 @@ class Running:
             return
         for method in names:
             self.progress(f"{where}: {method}", self.done, self.total)
-            model, first = self._model(task, seed, method), seed == 0
-            job = Job(task, method, seed, short, source.data_dir, model.parent, checkpoint)
-            job = dataclasses.replace(job, layers=first, vela=first and _vela_is_ready())
+            folder = self._model(task, seed, method).parent
+            job = Job(task, method, seed, short, source.data_dir, folder, checkpoint, seed == 0)
             try:
                 found = run_apart(self.work.measure, job, seconds=self.work.measure_seconds)
             except Failed as error:
@@ -187,20 +190,7 @@ class Running:
 
     def _time_files(self, task: str, seed: int) -> None:
         """Times all files of a task and seed in turns, unless all have been timed together."""
-        rows = [
-            row
-            for row in latest(self.file.rows)
-            if row["kind"] in ("run", "latency")
-            and _run_of(row) == self._key(task, seed, row["method"])
-        ]
-        timed = {row["method"] for row in rows if row["kind"] == "latency"}
-        there = [
-            row["method"]
-            for row in rows
-            if row["kind"] == "run"
-            and row["status"] == "ok"
-            and self._model(task, seed, row["method"]).is_file()
-        ]
+        there, timed = self._made(task, seed), self._having("latency", task, seed)
         if REFERENCE not in there or timed.issuperset(there):
             return
         there.sort(key=lambda method: method != REFERENCE)
@@ -210,16 +200,49 @@ class Running:
         except Failed as error:
             warnings.warn(f"{task}, seed {seed}: {error}", stacklevel=2)
             return
-        for method, times in zip(there, found, strict=True):
+        self._add("latency", task, seed, zip(there, found, strict=True))
+
+    def _ask_vela(self, task: str, seed: int) -> None:
+        """Has Vela compile the files that it has not yet been asked about."""
+        known = self._having("vela", task, seed)
+        asked = [method for method in self._made(task, seed) if method not in known]
+        if not asked:
+            return
+        self.progress(f"{task}, seed {seed}: Vela", self.done, self.total)
+        paths = [self._model(task, seed, method) for method in asked]
+        try:
+            found = run_apart(self.work.vela, paths, seconds=self.work.measure_seconds)
+        except Failed as error:
+            warnings.warn(f"{task}, seed {seed}, Vela: {error}", stacklevel=2)
+            return
+        told = ({"vela": each} for each in found)
+        self._add("vela", task, seed, zip(asked, told, strict=True))
+
+    def _add(self, kind: str, task: str, seed: int, found: Iterable[tuple[str, Row]]) -> None:
+        """Appends what was measured of methods' files."""
+        for method, values in found:
             about = {"form": self.plan.form, "task": task, "seed": seed, "method": method}
-            self._append({"kind": "latency", **about, "machine": self.machine["id"], **times})
+            self._append({"kind": kind, **about, "machine": self.machine["id"], **values})
+
+    def _rows(self, kind: str, task: str, seed: int) -> list[Row]:
+        return [
+            row
+            for row in latest(self.file.rows)
+            if row["kind"] == kind and _run_of(row) == self._key(task, seed, row["method"])
+        ]
+
+    def _having(self, kind: str, task: str, seed: int) -> set[str]:
+        """The methods that there is a line of this kind of."""
+        return {row["method"] for row in self._rows(kind, task, seed)}
+
+    def _made(self, task: str, seed: int) -> list[str]:
+        """The methods whose files are there."""
+        return [
+            row["method"]
+            for row in self._rows("run", task, seed)
+            if row["status"] == "ok" and self._model(task, seed, row["method"]).is_file()
+        ]
 
 
 def _run_of(row: Row) -> tuple[str, str, int, str]:
     return row["form"], row["task"], row["seed"], row["method"]
-
-
-def _vela_is_ready() -> bool:
-    from tfcompress.bench.running import figures
-
-    return figures.vela_is_ready()

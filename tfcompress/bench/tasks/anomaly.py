@@ -15,7 +15,12 @@ _CLIPS = {"train": 300, "test": 300}
 
 
 def generate() -> Data:
-    """8,100 vectors to train with, 600 clips of 27 vectors to test with."""
+    """8,100 vectors to train with, 600 clips of 27 vectors to test with.
+
+    Raises:
+        Unavailable: scikit-learn is missing.
+    """
+    toy_admos.require_score()
     settings = {**_CLIPS, "generator": _GENERATOR, "seed": _SEED}
     arrays = cache.cached("machines", settings, _make)
     return toy_admos.sound_data(arrays, "generated")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -49,15 +50,7 @@ def cached(name: str, settings: Mapping[str, Any], make: Callable[[], Arrays]) -
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{name}-") as scratch:
         made = Path(scratch, "made")
         made.mkdir()
-        for key, array in arrays.items():
-            np.save(made / f"{key}.npy", array, allow_pickle=False)
-        manifest = {
-            "name": name,
-            "settings": settings,
-            "arrays": {key: _described(array) for key, array in arrays.items()},
-            "digest": digest(arrays),
-        }
-        (made / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        _write(made, arrays, {"name": name, "settings": settings})
         shutil.rmtree(place, ignore_errors=True)
         # Another process may have been faster: what it made is the same.
         with contextlib.suppress(OSError):
@@ -69,6 +62,25 @@ def digest(arrays: Arrays) -> str:
     """SHA-256 over the names, shapes, types and values of arrays, hexadecimal."""
     said = {key: _described(array) for key, array in arrays.items()}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _write(folder: Path, arrays: Arrays, about: Mapping[str, Any]) -> None:
+    for key, array in arrays.items():
+        with _durable(folder / f"{key}.npy") as file:
+            np.save(file, array, allow_pickle=False)
+    described = {key: _described(array) for key, array in arrays.items()}
+    manifest = {**about, "arrays": described, "digest": digest(arrays)}
+    with _durable(folder / _MANIFEST) as file:
+        file.write(f"{json.dumps(manifest, indent=2)}\n".encode())
+
+
+@contextlib.contextmanager
+def _durable(path: Path) -> Iterator[BinaryIO]:
+    """A new file whose content is on the disk at the end: moves may outlast what was moved."""
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _described(array: np.ndarray) -> dict[str, Any]:
@@ -84,5 +96,5 @@ def _read(place: Path) -> Arrays | None:
             key: np.load(place / f"{key}.npy", allow_pickle=False) for key in manifest["arrays"]
         }
         return arrays if digest(arrays) == manifest["digest"] else None
-    except (OSError, ValueError, KeyError):
+    except Exception:  # What NumPy and json raise depends on the byte that is wrong.
         return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfcompress.bench.tasks.extras import require
 from tfcompress.environments import Unavailable
 
 if TYPE_CHECKING:
@@ -79,13 +80,8 @@ def listing(files: Sequence[Path]) -> dict[str, Any]:
     Raises:
         Unavailable: if Pillow is missing.
     """
-    try:
-        from PIL import __version__, features
-    except ImportError as error:
-        raise Unavailable(
-            "glyphs and wake_vision draw characters with Pillow, which is not installed: "
-            "pip install 'tfcompress[images]'"
-        ) from error
+    require("PIL", "glyphs and wake_vision draw characters with Pillow")
+    from PIL import __version__, features
 
     return {
         "fonts": sorted(f"{path.name}, {path.stat().st_size} bytes" for path in files),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tfcompress.environments import Unavailable
+from tfcompress.bench.tasks.extras import require
 
 # What lies left of this share of a photograph's width is for tests.
 _TEST_SHARE = 0.3
@@ -23,13 +23,9 @@ def regions() -> tuple[list[np.ndarray], list[np.ndarray]]:
         >>> [part.shape for part in regions()[1]]
         [(427, 192, 3), (427, 192, 3)]
     """
-    try:
-        from sklearn.datasets import load_sample_images
-    except ImportError as error:
-        raise Unavailable(
-            "wake_vision takes the photographs of scikit-learn, which is not installed: "
-            "pip install 'tfcompress[demo]'"
-        ) from error
+    require("sklearn", "wake_vision takes the photographs of scikit-learn")
+    from sklearn.datasets import load_sample_images
+
     images = load_sample_images().images
     borders = [int(_TEST_SHARE * image.shape[1]) for image in images]
     train = [image[:, border:] for image, border in zip(images, borders, strict=True)]

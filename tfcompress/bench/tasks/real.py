@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -25,20 +27,24 @@ def data_folder(folder: Path, holds: Callable[[Path], bool], expected: str, sour
 
     Raises:
         NotThere: there is none.
+        OSError: the given one cannot be read.
 
     Example:
-        >>> data_folder(Path("data"), lambda folder: folder.name == "ToyCar", "", "")
+        >>> data_folder(Path("data"), lambda folder: (folder / "yes").is_dir(), "", "")
         ... # doctest: +SKIP
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
         raise NotThere(f"'{folder}' {what}; expected a folder that holds {expected}. {source}")
-    near = _folders([folder])
-    for each in (folder, *near, *_folders(near)):
-        if holds(each):
-            return each
-    entries = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    found = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
+    entries = sorted(folder.iterdir())
+    near = _folders(entries)
+    for each in (folder, *near, *_folders(_entries(near))):
+        # One that may be listed need not be one that may be looked into.
+        with contextlib.suppress(OSError):
+            if holds(each):
+                return each
+    names = [path.name + "/" * os.path.isdir(path) for path in entries]
+    found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     raise NotThere(f"'{folder}' holds {found or 'nothing'}; expected {expected}. {source}")
 
 
@@ -52,5 +58,15 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
     return found.hexdigest()
 
 
-def _folders(parents: Iterable[Path]) -> list[Path]:
-    return [path for parent in parents for path in sorted(parent.iterdir()) if path.is_dir()]
+def _entries(folders: Iterable[Path]) -> list[Path]:
+    """What is in folders, without those that cannot be read: lost+found of a disk, say."""
+    found: list[Path] = []
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            found += sorted(folder.iterdir())
+    return found
+
+
+def _folders(paths: Iterable[Path]) -> list[Path]:
+    # Unlike `Path.is_dir`, which raises an error for what may not be looked at.
+    return [path for path in paths if os.path.isdir(path)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tfcompress.bench.tasks import cache
+from tfcompress.bench.tasks.extras import require
 from tfcompress.bench.tasks.real import NotThere, data_folder, fingerprint
 from tfcompress.bench.tasks.task import Data
 
@@ -83,6 +84,7 @@ def read_visual_wake_words(folder: Path) -> Data:
 
     Raises:
         NotThere: if nothing of it is there.
+        Unavailable: if Pillow is missing.
         ValueError: if there are too few images, or one is damaged.
 
     Example:
@@ -99,6 +101,7 @@ def read_visual_wake_words(folder: Path) -> Data:
     every = [path for rows in chosen.values() for path, _ in rows]
 
     def make() -> cache.Arrays:
+        require("PIL", "wake_vision reads photographs with Pillow")
         arrays = {}
         for part, rows in chosen.items():
             arrays[f"x_{part}"] = np.stack([_photograph(path) for path, _ in rows])

@@ -84,6 +84,7 @@ class Task:
         title: for people.
         build: (`keras` or `tf_keras`, classes) -> an untrained model.
         published: classes, parameters and MACs of the published architecture.
+        generated: the same with the classes of the generated data, if these are others.
         generate: makes the data, or takes them from the cache.
         read: reads the real data set from its folder.
         real: its name, and what its folder holds.
@@ -103,6 +104,7 @@ class Task:
     read: Callable[[Path], Data] | None = None
     real: str = ""
     loss: str = "sparse_categorical_crossentropy"
+    generated: tuple[int, int, int] | None = None
 
     @property
     def measure(self) -> str:

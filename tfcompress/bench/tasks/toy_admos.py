@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tfcompress.bench.tasks import cache, machines
+from tfcompress.bench.tasks.extras import require
 from tfcompress.bench.tasks.real import data_folder, fingerprint
 from tfcompress.bench.tasks.task import Data
 from tfcompress.bench.tasks.wav import read_wav
@@ -35,13 +36,15 @@ def read(folder: Path) -> Data:
         100,000 at random to train with, at most 25 from each clip to test with.
 
     Raises:
+        Unavailable: scikit-learn is missing.
         ValueError: the folder or a file in it is not as expected.
 
     Example:
         >>> read(Path("dev_data/ToyCar")).source  # doctest: +SKIP
         'ToyADMOS ToyCar'
     """
-    root = data_folder(folder, lambda each: each.name == "ToyCar", EXPECTED, _SOURCE)
+    root = data_folder(folder, _is_root, EXPECTED, _SOURCE)
+    require_score()
     found = {
         pattern: sorted(root.glob(f"{pattern}*.wav"))
         for pattern in ("train/normal_id_", "test/normal_id_", "test/anomaly_id_")
@@ -65,6 +68,16 @@ def sound_data(arrays: cache.Arrays, source: str) -> Data:
     """Sounds that are to be reconstructed, and which are broken."""
     digest = cache.digest(arrays)
     return Data(**arrays, y_train=None, classes=0, source=source, digest=digest, scale=1.0)
+
+
+def require_score() -> None:
+    """Raises an `Unavailable` without what models are scored with, before they are trained."""
+    require("sklearn", "anomaly is scored by the area under the ROC curve of scikit-learn")
+
+
+def _is_root(folder: Path) -> bool:
+    # "." has no name of its own, and a link has one beside that of its folder.
+    return "ToyCar" in (folder.name, folder.resolve().name)
 
 
 def _make(train: Sequence[Path], normal: Sequence[Path], anomaly: Sequence[Path]) -> cache.Arrays:

@@ -23,7 +23,7 @@ def generate() -> Data:
     Neither a font's design nor a region of a photograph is in both parts.
 
     Raises:
-        Unavailable: if the system has too few fonts.
+        Unavailable: if the system has too few fonts, or Pillow or scikit-learn is missing.
     """
     files = fonts.font_files()
     settings = {**_SETTINGS, **fonts.listing(files)}

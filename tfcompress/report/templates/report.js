@@ -4,6 +4,7 @@
   const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
   const MISSING = "–";
   const drawn = []; // [what draws a plot anew], for when the theme changes
+  const waiting = new Map(); // place -> what draws a plot there once it comes into sight
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   // Plotly takes some tags and entities for markup.
@@ -43,6 +44,21 @@
     return paint();
   }
 
+  // Hundreds of plots at once would hold up the page.
+  const sight = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      sight.unobserve(target);
+      waiting.get(target)?.();
+      waiting.delete(target);
+    }
+  }, { rootMargin: "400px" });
+
+  function drawInSight(place, ...how) {
+    waiting.set(place, () => draw(place, ...how));
+    sight.observe(place);
+  }
+
   // Traces of the Pareto plots say what they are; the theme says how that looks.
   function coloured(trace) {
     const { role, number: maker } = trace.meta;
@@ -58,43 +74,6 @@
       const figure = data.figures[place.dataset.figure];
       draw(place, () => figure.data.map(coloured), figure.layout);
     }
-  }
-
-  // Tables -----------------------------------------------------------------------------------
-  function keyOf(row, column) {
-    const cell = row.cells[column];
-    if ("value" in cell.dataset) return cell.dataset.value === "" ? null : Number(cell.dataset.value);
-    return cell.textContent.trim();
-  }
-
-  function compare(a, b) {
-    if (typeof a === "number" && typeof b === "number") return a - b;
-    return String(a).localeCompare(String(b), "en", { numeric: true });
-  }
-
-  function sort(table, heading, direction) {
-    const column = heading.cellIndex, body = table.tBodies[0];
-    const sign = direction === "ascending" ? 1 : -1;
-    const rows = [...body.rows].map((row) => ({ row, key: keyOf(row, column) }));
-    rows.sort((a, b) => {
-      // What is not known comes last either way.
-      if (a.key === null || b.key === null) return (a.key === null) - (b.key === null);
-      return sign * compare(a.key, b.key);
-    });
-    body.append(...rows.map(({ row }) => row));
-    for (const other of table.tHead.rows[0].cells) {
-      if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", other === heading ? direction : "none");
-    }
-  }
-
-  function makeSortable(table) {
-    table.tHead.addEventListener("click", (event) => {
-      const button = event.target.closest("button");
-      if (!button) return;
-      const heading = button.closest("th"), now = heading.getAttribute("aria-sort");
-      const other = { ascending: "descending", descending: "ascending" };
-      sort(table, heading, other[now] || button.dataset.first);
-    });
   }
 
   // Layers -----------------------------------------------------------------------------------
@@ -129,6 +108,9 @@
     return row;
   }
 
+  // A call with all values as arguments would fail where there are very many.
+  const largest = (values, start) => values.reduce((high, value) => Math.max(high, value), start);
+
   const short = (name) => (name.length > 22 ? `${name.slice(0, 9)}…${name.slice(-12)}` : name);
 
   // Layers from top to bottom, named at the left.
@@ -161,8 +143,8 @@
   function drawRatios(layers) {
     const known = layers.filter((layer) => layer.sqnr_db !== null);
     const finite = known.map((layer) => layer.sqnr_db).filter((value) => value < EXACT);
-    const top = finite.length ? Math.max(10, 1.08 * Math.max(...finite)) : EXACT;
-    const low = Math.min(0, ...finite);
+    const top = finite.length ? largest(finite.map((value) => 1.08 * value), 10) : EXACT;
+    const low = -largest(finite.map((value) => -value), 0);
     show(document.getElementById("layers-sqnr"), known, { range: [low - 0.03 * (top - low), 1.03 * top] }, () => [{
       type: "scatter", mode: "lines+markers",
       x: known.map((layer) => Math.min(layer.sqnr_db, top)),
@@ -192,7 +174,7 @@
     const { edges: [low, high], counts } = layer.histogram;
     const width = (high - low) / counts.length, middle = (counts.length - 1) / 2;
     const total = counts.reduce((sum, count) => sum + count, 0) || 1;
-    const highest = Math.max(...counts.filter((_, i) => i !== middle), 1);
+    const highest = largest(counts.filter((_, i) => i !== middle), 1);
     const zeros = counts[middle] > 1.5 * highest ? Math.round((layer.sparsity || 0) * total) : 0;
     const left = counts.map((count, i) => (i === middle ? Math.max(0, count - zeros) : count));
     return {
@@ -225,7 +207,7 @@
     place.setAttribute("aria-label", `Histogram of the weights of ${layer.name}`);
     figure.append(caption, place);
     grid.append(figure);
-    draw(place, () => histogramTraces(layer, before), {
+    drawInSight(place, () => histogramTraces(layer, before), {
       margin: { l: 4, r: 4, t: 4, b: 20 }, bargap: 0, showlegend: false, hovermode: "closest",
       xaxis: { nticks: 4, tickangle: 0, tickfont: { size: 10 }, fixedrange: true, automargin: false },
       yaxis: { showticklabels: false, showgrid: false, rangemode: "tozero", fixedrange: true, automargin: false },
@@ -233,6 +215,8 @@
   }
 
   function forget(inside) {
+    sight.disconnect();
+    waiting.clear();
     for (let i = drawn.length - 1; i >= 0; i--) {
       if (inside.contains(drawn[i].place)) {
         Plotly.purge(drawn[i].place);
@@ -288,7 +272,6 @@
   }
 
   drawFigures();
-  document.querySelectorAll("table.sortable").forEach(makeSortable);
   startLayers();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(({ paint }) => paint()));
 })();
