@@ -11,10 +11,10 @@ from tfcompress.bench.summaries import FLOAT, Mean, Summary, mean_of
 # As good as the float model: at most half a point below.
 EQUAL = 0.005
 EVEN, NOBODY = "even", "nobody"
-# What is no difference: less than 0.05 points, half a percent of the size, and by how much times of
-# equal files and of equal trainings differ.
-_LEAST = {"quality": 0.0005, "zipped": 0.005, **dict.fromkeys(("ratio", "no_amx_ratio"), 0.02)}
-_LEAST_OF_STEPS = 0.04
+# What is no difference: less than 0.05 points, half a percent of the size, and 5% of times: those of
+# equal files that take microseconds, and of equal trainings, differ by nearly as much.
+_LEAST = {"quality": 0.0005, "zipped": 0.005}
+_LEAST_OF_TIMES = 0.05
 # Of one seed, which does not tell how much others scatter.
 _LEAST_OF_ONE = {"quality": EQUAL}
 # So many standard errors of the seeds' mean are no difference, either.
@@ -106,7 +106,7 @@ def difference(ours: Summary, peer: Summary, figure: str) -> Difference | None:
         better = 1 - value.mean if value else 0.0
     if value is None:
         return None
-    least = _LEAST.get(figure, _LEAST_OF_STEPS)
+    least = _LEAST.get(figure, _LEAST_OF_TIMES)
     if value.count == 1:
         least = _LEAST_OF_ONE.get(figure, least)
     if abs(better) <= max(_ERRORS * value.std / value.count**0.5, least) + _SLACK:

@@ -145,6 +145,7 @@ COLUMNS = (
     Column("cycles", "Vela", "k cycles", 1e-3, 0, "By Arm's Vela compiler for an Ethos-U55-128."),
     Column("sram_kib", "Vela SRAM", "KiB", 1, 1, "As above."),
     Column("flash_kib", "Vela flash", "KiB", 1, 1, "As above."),
+    Column("cpu_ops", "Vela, left to the CPU", "operators", 1, 0, "If any, nothing else is shown."),
     Column("seconds", "All in all", "s", 1, 1, "Training, conversion and scoring of one seed."),
 )
 

@@ -177,10 +177,7 @@ def _pair(pair: Pair, by: dict[str, Maker]) -> dict[str, Any]:
         "maker": by[pair.who],
         "cells": [
             _difference(pair.quality, by, 100, 2, sign=True),
-            *(
-                _difference(found, by, 1, 2)
-                for found in (pair.zipped, pair.ratio, pair.step)
-            ),
+            *(_difference(found, by, 1, 2) for found in (pair.zipped, pair.ratio, pair.step)),
         ],
     }
 

@@ -174,9 +174,7 @@ class Run:
 
         batches = self.data.batches(self.tuning.batch, -1)
         kits = {each.__name__: each for each in (kit, keras)}
-        return {
-            name: Plain(each, self._plain_model(each), batches) for name, each in kits.items()
-        }
+        return {name: Plain(each, self._plain_model(each), batches) for name, each in kits.items()}
 
     def _plain_model(self, kit: Any) -> Any:
         """The float model of a kit that steps are compared with, compiled."""
