@@ -11,8 +11,8 @@ from tfcompress.bench.summaries import FLOAT, Mean, Summary, mean_of
 # As good as the float model: at most half a point below.
 EQUAL = 0.005
 EVEN, NOBODY = "even", "nobody"
-# What is no difference: less than 0.05 points, half a percent of the size, and 5% of times, as equal
-# files that take microseconds, and equal trainings, differ by nearly that.
+# What is no difference: less than 0.05 points, half a percent of the size, and 5% of times, as
+# equal files that take microseconds, and equal trainings, differ by nearly that.
 _LEAST = {"quality": 0.0005, "zipped": 0.005}
 _LEAST_OF_TIMES = 0.05
 # Of one seed, which does not tell how much others scatter.
