@@ -20,9 +20,12 @@ def rows():
 
 @pytest.fixture(scope="module")
 def report(rows, tmp_path_factory):
-    path = tmp_path_factory.mktemp("standing") / "report.html"
-    write_results_report(rows, path)
-    return path.read_text()
+    return text_of(rows, tmp_path_factory.mktemp("standing"))
+
+
+def text_of(rows, folder):
+    write_results_report(rows, folder / "r.html")
+    return (folder / "r.html").read_text()
 
 
 def test_the_standing_says_who_is_ahead(report, rows):
@@ -39,8 +42,7 @@ def test_the_standing_adds_up_where_nobody_has_a_file(tmp_path):
     for row in rows:
         if row.get("method") in ("ptq_int8", "ptq_int8_aeq") and row["kind"] == "run":
             row["quality"] -= 0.2
-    write_results_report(rows, tmp_path / "r.html")
-    text = (tmp_path / "r.html").read_text()
+    text = text_of(rows, tmp_path)
     found = [row[-1] for row in cells_of(text, "Our best file")[1:]]
     assert found.count("nobody") >= 2
     score = re.search(r'<p class="score">(.*?), of (\d+)</p>', text)
@@ -81,8 +83,7 @@ def test_what_is_told_to_count_as_even_does(report):
 
 def test_one_seed_is_told_to_leave_scatter_open(report, tmp_path):
     rows = make_rows(["digits"], ["float32", "ptq_int8", "ptq_int8_aeq"], seeds=[0])
-    write_results_report(rows, tmp_path / "r.html")
-    text = (tmp_path / "r.html").read_text()
+    text = text_of(rows, tmp_path)
     assert "<caption>Digits: one seed, which does not tell how much others scatter" in text
     assert "± standard deviation" not in without_scripts(text)
     assert "<caption>Digits: mean ± standard deviation over the seeds" in report

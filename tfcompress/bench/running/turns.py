@@ -100,9 +100,6 @@ class Running:
         except Failed as error:
             return {"unreadable": str(error)}
 
-    def _key(self, task: str, seed: int, method: str) -> tuple[str, str, int, str]:
-        return self.plan.form, task, seed, method
-
     def _model(self, task: str, seed: int, method: str) -> Path:
         return self.folder / task / str(seed) / method / FILE
 
@@ -173,8 +170,7 @@ class Running:
         row = self._row(task, seed, method, source)
         self._append({**row, "status": "ok", "error": None, **found})
         if layers is not None:
-            about = dict(zip(("form", "task", "seed", "method"), _run_of(row), strict=True))
-            self._append({"kind": "layers", **about, "layers": layers})
+            self._add("layers", task, seed, [(method, {"layers": layers})])
         for note in notes:
             warnings.warn(f"{task}, seed {seed}, {method}: {note}", stacklevel=2)
         self.done += 1
@@ -225,10 +221,11 @@ class Running:
             self._append({"kind": kind, **about, "machine": self.machine["id"], **values})
 
     def _rows(self, kind: str, task: str, seed: int) -> list[Row]:
+        wanted = kind, self.plan.form, task, seed
         return [
             row
             for row in latest(self.file.rows)
-            if row["kind"] == kind and _run_of(row) == self._key(task, seed, row["method"])
+            if (row["kind"], row.get("form"), row.get("task"), row.get("seed")) == wanted
         ]
 
     def _having(self, kind: str, task: str, seed: int) -> set[str]:
@@ -242,7 +239,3 @@ class Running:
             for row in self._rows("run", task, seed)
             if row["status"] == "ok" and self._model(task, seed, row["method"]).is_file()
         ]
-
-
-def _run_of(row: Row) -> tuple[str, str, int, str]:
-    return row["form"], row["task"], row["seed"], row["method"]
