@@ -14,12 +14,21 @@ def run_row(method="qat_int8", *, task="digits", seed=0, form="full", digest="0"
 
 
 def latency_row(run, ms):
-    kept = {name: run[name] for name in ("form", "task", "seed", "method", "machine")}
-    return {"kind": "latency", **kept, "ms": ms, "ratio": 1.0}
+    return {**_about(run, "latency"), "ms": ms, "ratio": 1.0}
 
 
 def layers_row(run):
-    return {**latency_row(run, 1.0), "kind": "layers", "layers": []}
+    about = {name: value for name, value in _about(run, "layers").items() if name != "machine"}
+    return {**about, "layers": []}
+
+
+def vela_row(run, figures):
+    return {**_about(run, "vela"), "vela": figures}
+
+
+def _about(run, kind):
+    kept = {name: run[name] for name in ("form", "task", "seed", "method", "machine")}
+    return {"kind": kind, **kept}
 
 
 def write(path, *rows, end="\n"):

@@ -61,6 +61,7 @@ def make_rows(tasks=tuple(TASKS), methods=tuple(METHODS), seeds=(0, 1, 2)):
             rows += [_latency(row, random) for row in runs]
             if seed == seeds[0]:
                 rows += [_layers(row, random) for row in runs]
+                rows += [_vela(row) for row in runs]
     return json.loads(json.dumps(rows))
 
 
@@ -105,13 +106,20 @@ def _run(task, method, seed, random):
         "plain_step_cpu_ms": plain if ratio else None,
         "step_cpu_ratio": ratio,
         "peak_mb": float(random.uniform(150, 900)),
-        "vela": _vela(size) if share < 0.31 and method.family != "dynamic" else None,
         "seconds": float(random.uniform(5, 40)),
     }
 
 
-def _vela(size):
-    return {"cycles": 8 * size, "sram_kib": size / 4096, "flash_kib": size / 1024, "cpu_ops": 0}
+def _vela(run):
+    size = run["bytes"]
+    found = {"cycles": 8 * size, "sram_kib": size / 4096, "flash_kib": size / 1024, "cpu_ops": 0}
+    whole = _FAMILIES[run["family"]][0] < 0.31 and run["family"] != "dynamic"
+    return {**_about(run, "vela"), "vela": found if whole else None}
+
+
+def _about(run, kind):
+    kept = ("task", "seed", "method", "form", "machine")
+    return {**{key: run[key] for key in kept}, "kind": kind}
 
 
 def _latency(run, random):
@@ -119,8 +127,7 @@ def _latency(run, random):
     ms = TASKS[run["task"]][2] * factor
     found = {"ms": ms, "ratio": factor}
     return {
-        **{key: run[key] for key in ("task", "seed", "method", "form", "machine")},
-        "kind": "latency",
+        **_about(run, "latency"),
         **found,
         "threads": {"count": 2, "ms": 0.7 * ms, "ratio": factor},
         "no_amx": {"ms": 1.2 * ms, "ratio": 1.1 * factor},

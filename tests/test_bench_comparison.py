@@ -1,7 +1,8 @@
 """What results say, against numbers worked out by hand."""
 
 import pytest
-from bench_rows import latency_row, run_row, seeds
+from bench_rows import latency_row, run_row, seeds, vela_row
+from report_rows import MACHINE
 
 from tfcompress.bench import tables
 from tfcompress.bench.comparison import contests, difference, pairs
@@ -36,9 +37,10 @@ def test_means_are_those_of_the_seeds():
 
 def test_nested_figures_are_found():
     vela = {"cycles": 10, "sram_kib": 2.5, "flash_kib": 3, "cpu_ops": 0}
-    row = run_row(vela=vela, measure="AUC")
+    row = run_row(measure="AUC")
     times = {**latency_row(row, 1.0), "threads": {"count": 2, "ms": 1.0, "ratio": 0.7}}
-    (summary,) = summarize([row, {**times, "no_amx": {"ms": 2.0, "ratio": 0.6}}])
+    times["no_amx"] = {"ms": 2.0, "ratio": 0.6}
+    (summary,) = summarize([row, times, vela_row(row, vela)])
     found = {name: summary.mean(name).mean for name in summary.values}
     expected = {"cycles": 10, "sram_kib": 2.5, "flash_kib": 3, "ms": 1, "ratio": 1}
     assert found == {**expected, "cpu_ops": 0, "threads_ratio": 0.7, "no_amx_ratio": 0.6}
@@ -48,7 +50,7 @@ def test_nested_figures_are_found():
 def test_cycles_of_a_part_of_a_file_are_left_out():
     vela = {"cycles": 10, "sram_kib": 2.5, "flash_kib": 3, "cpu_ops": 2}
     run = run_row(quality=0.9)
-    (summary,) = summarize([run, {**latency_row(run, 1.0), "kind": "vela", "vela": vela}])
+    (summary,) = summarize([run, vela_row(run, vela)])
     assert summary.mean("cycles") is None
     assert summary.mean("cpu_ops").mean == 2
 
@@ -251,3 +253,17 @@ def test_tables_show_means_and_how_much_seeds_scatter():
     (single,) = tables.task_tables(summarize([run_row(quality=0.5)]))
     assert "1 seed" in single.title
     assert "| qat_int8 | 50.00 |" in single.markdown()
+
+
+def test_of_several_machines_their_tasks_are_told():
+    line = tables.machine_line([MACHINE, run_row()])
+    said = "Some Processor 9000 @ 2.90GHz, 2 cores, 7.8 GiB, AMX"
+    software = line.removeprefix(f"{said}, ")
+    assert software.startswith("Debian GNU/Linux 12 (bookworm), x86_64, Python 3.11.2, tfcompress ")
+    other = {**MACHINE, "id": "other", "cpu": "Another", "amx": False}
+    rows = [MACHINE, other, run_row(), run_row(task="glyphs", machine="other")]
+    both = f"{said} (digits); Another, 2 cores, 7.8 GiB (glyphs), "
+    assert tables.machine_line(rows) == both + software
+    rows[1] = {**other, "python": "3.12.0"}
+    older = f"{said} (digits), {software}; {both.partition('; ')[2]}"
+    assert tables.machine_line(rows) == older + software.replace("3.11.2", "3.12.0")

@@ -7,7 +7,7 @@ from bench_rows import latency_row, layers_row, run_row, write
 from refusals import refused
 from report_rows import MACHINE
 
-from tfcompress.bench.running.results import ResultsFile, latest, of_form, read_rows
+from tfcompress.bench.running.results import ResultsFile, latest, machines, of_form, read_rows
 
 LINE = json.dumps(MACHINE)
 
@@ -171,3 +171,12 @@ def test_forms_are_kept_apart_with_their_machines():
     assert of_form(rows, "short") == [other, short]
     assert of_form([other, short]) == [other, short]
     assert of_form([MACHINE], "full") == []
+
+
+def test_machines_tell_which_tasks_they_measured():
+    other = {**MACHINE, "id": "other"}
+    runs = [run_row(), run_row(task="glyphs", machine="other"), run_row(task="anomaly")]
+    rows = [MACHINE, other, *runs, latency_row(runs[0], 1.0), layers_row(runs[0])]
+    first, second = machines(rows)
+    assert first == {**MACHINE, "tasks": ["digits", "anomaly"]}
+    assert second == {**other, "tasks": ["glyphs"]}

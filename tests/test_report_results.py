@@ -181,8 +181,6 @@ def test_a_method_that_failed_is_told(tmp_path):
 def test_only_what_is_known_is_shown(tmp_path):
     rows = make_rows(["digits"], ["float32", "ptq_int8"], seeds=[0])
     rows = [row for row in rows if row["kind"] == "run"]
-    for row in rows:
-        row["vela"] = None
     write_results_report(rows, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     heading = cells_of(text, "Digits: one")[0]
@@ -245,7 +243,7 @@ def test_command_leaves_out_a_line_that_was_cut_off(tmp_path, capsys):
     status, _, err = run(capsys, "report", file, "-o", tmp_path / "r.html")
     assert status == 0
     assert err.count("\n") == 1
-    assert re.search(r"Warning: line 4 of .* was cut off", err)
+    assert re.search(r"Warning: line 5 of .* was cut off", err)
 
 
 @pytest.mark.parametrize(

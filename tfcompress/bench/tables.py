@@ -16,6 +16,7 @@ from tfcompress.bench.comparison import (
     pairs,
 )
 from tfcompress.bench.methods.method import OURS
+from tfcompress.bench.running.results import machines
 from tfcompress.bench.summaries import FLOAT, Mean, Summary, summarize
 
 if TYPE_CHECKING:
@@ -220,15 +221,20 @@ def tally(found: Sequence[Contest]) -> str:
 
 
 def machine_line(rows: Sequence[Row]) -> str:
-    """The machines that results come from, in words."""
-    return "; ".join(
-        f"{row['cpu']}, {row.get('cores')} cores, {row.get('memory_gb')} GiB"
-        f"{', AMX' if row.get('amx') else ''}, "
-        f"{row['system']}, Python {row['python']}, "
-        + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        for row in rows
-        if row["kind"] == "machine"
-    )
+    """The machines that results come from, in words; of several, which tasks each measured."""
+    found = machines(rows)
+    told: dict[str, list[str]] = {}
+    for row in found:
+        tasks = ", ".join(row["tasks"])
+        software = f"{row['system']}, Python {row['python']}, " + ", ".join(
+            f"{name} {version}" for name, version in row["versions"].items()
+        )
+        told.setdefault(software, []).append(
+            f"{row['cpu']}, {row.get('cores')} cores, {row.get('memory_gb')} GiB"
+            f"{', AMX' if row.get('amx') else ''}" + (f" ({tasks})" if len(found) > 1 else "")
+        )
+    # Machines of equal software are told together.
+    return "; ".join(f"{'; '.join(each)}, {software}" for software, each in told.items())
 
 
 def all_tables(rows: Sequence[Row], width: int = _WIDE) -> list[Table]:

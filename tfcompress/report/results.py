@@ -10,7 +10,7 @@ from typing import Any
 from tfcompress.bench import comparison
 from tfcompress.bench.comparison import Difference, Pair
 from tfcompress.bench.methods.method import OURS
-from tfcompress.bench.running.results import latest, of_form
+from tfcompress.bench.running.results import latest, machines, of_form
 from tfcompress.bench.summaries import FLOAT, Summary, summarize
 from tfcompress.report import columns, figures
 from tfcompress.report.columns import COLUMNS, LATENCY, ZIPPED, Column
@@ -69,7 +69,7 @@ def write_results_report(
         "ours": OURS,
         "standing": _standing(summaries, by),
         "equal": f"{100 * comparison.EQUAL:g}",
-        "machines": [row for row in rows if row["kind"] == "machine"],
+        "machines": machines(rows),
         "about": columns.known(COLUMNS, summaries),
         "layers": layers,
     }

@@ -13,7 +13,14 @@ from tfcompress import files
 from tfcompress.bench import tables
 from tfcompress.bench.comparison import contests, pairs
 from tfcompress.bench.running.plan import make_plan
-from tfcompress.bench.running.results import ResultsFile, Row, latest, of_form, read_rows
+from tfcompress.bench.running.results import (
+    ResultsFile,
+    Row,
+    latest,
+    machines,
+    of_form,
+    read_rows,
+)
 from tfcompress.bench.running.sources import check_data_dir
 from tfcompress.bench.running.turns import Progress, Running, Work
 from tfcompress.bench.summaries import summarize
@@ -47,7 +54,7 @@ class BenchResult:
         return {
             "results": self.results,
             "report": self.report,
-            "machines": [row for row in self.rows if row["kind"] == "machine"],
+            "machines": machines(self.rows),
             "methods": [dataclasses.asdict(each) for each in summaries],
             "contests": [dataclasses.asdict(each) for each in contests(summaries)],
             "pairs": [dataclasses.asdict(each) for each in pairs(summaries)],

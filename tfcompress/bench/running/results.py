@@ -127,6 +127,27 @@ def of_form(rows: Sequence[Row], form: str | None = None) -> list[Row]:
     return [row for row in rows if row["kind"] == "machine" and row["id"] in machines] + found
 
 
+def machines(rows: Sequence[Row]) -> list[Row]:
+    """The machines that results come from.
+
+    Args:
+        rows: of `of_form`.
+
+    Returns:
+        Their lines, each with `tasks`, the names of those that were measured there.
+
+    Example:
+        >>> machine = {"kind": "machine", "id": "a"}
+        >>> machines([machine, {"kind": "run", "task": "digits", "machine": "a"}])
+        [{'kind': 'machine', 'id': 'a', 'tasks': ['digits']}]
+    """
+    tasks: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if "machine" in row:
+            tasks.setdefault(row["machine"], {})[row["task"]] = None
+    return [{**row, "tasks": [*tasks[row["id"]]]} for row in rows if row["kind"] == "machine"]
+
+
 class ResultsFile:
     """A results file that is being written; no two benchmarks write to one.
 
