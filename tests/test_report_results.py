@@ -178,6 +178,19 @@ def test_a_method_that_failed_is_told(tmp_path):
     assert data_of((tmp_path / "report.html").read_text())["figures"] == {}
 
 
+def test_each_machine_tells_what_it_measured(tmp_path):
+    rows = [MACHINE, {**MACHINE, "id": "other", "cpu": "Another"}]
+    for task, machine in (("digits", MACHINE["id"]), ("glyphs", "other")):
+        made = make_rows([task], ["float32"], seeds=[0])[1:]
+        rows += [{**row, "machine": machine} if "machine" in row else row for row in made]
+    write_results_report(rows, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    here = text[text.index('id="machines"') :]
+    first, second = here.index("Some Processor"), here.index("Another")
+    assert first < here.index("<dt>Tasks</dt><dd>digits</dd>") < second
+    assert second < here.index("<dt>Tasks</dt><dd>glyphs</dd>")
+
+
 def test_only_what_is_known_is_shown(tmp_path):
     rows = make_rows(["digits"], ["float32", "ptq_int8"], seeds=[0])
     rows = [row for row in rows if row["kind"] == "run"]
