@@ -2,7 +2,7 @@
 
 import json
 
-from report_rows import MACHINE
+from report_rows import MACHINE, about
 
 from tfcompress.bench.methods.method import OURS
 
@@ -14,21 +14,15 @@ def run_row(method="qat_int8", *, task="digits", seed=0, form="full", digest="0"
 
 
 def latency_row(run, ms):
-    return {**_about(run, "latency"), "ms": ms, "ratio": 1.0}
+    return {**about(run, "latency"), "ms": ms, "ratio": 1.0}
 
 
 def layers_row(run):
-    about = {name: value for name, value in _about(run, "layers").items() if name != "machine"}
-    return {**about, "layers": []}
+    return {**about(run, "layers"), "layers": []}
 
 
 def vela_row(run, figures):
-    return {**_about(run, "vela"), "vela": figures}
-
-
-def _about(run, kind):
-    kept = {name: run[name] for name in ("form", "task", "seed", "method", "machine")}
-    return {"kind": kind, **kept}
+    return {**about(run, "vela"), "vela": figures}
 
 
 def write(path, *rows, end="\n"):

@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-# On only where the processor has AVX-512 otherwise; without it, no channels_first convolution runs.
+# By default the processor decides whether it is on; off, channels_first convolutions do not run.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import numpy as np

@@ -114,10 +114,11 @@ def _vela(run):
     size = run["bytes"]
     found = {"cycles": 8 * size, "sram_kib": size / 4096, "flash_kib": size / 1024, "cpu_ops": 0}
     whole = _FAMILIES[run["family"]][0] < 0.31 and run["family"] != "dynamic"
-    return {**_about(run, "vela"), "vela": found if whole else None}
+    return {**about(run, "vela"), "vela": found if whole else None}
 
 
-def _about(run, kind):
+def about(run, kind):
+    """What a line of another kind says of the run that it belongs to."""
     kept = ("task", "seed", "method", "form", "machine")
     return {**{key: run[key] for key in kept}, "kind": kind}
 
@@ -127,7 +128,7 @@ def _latency(run, random):
     ms = TASKS[run["task"]][2] * factor
     found = {"ms": ms, "ratio": factor}
     return {
-        **_about(run, "latency"),
+        **about(run, "latency"),
         **found,
         "threads": {"count": 2, "ms": 0.7 * ms, "ratio": factor},
         "no_amx": {"ms": 1.2 * ms, "ratio": 1.1 * factor},
@@ -164,5 +165,4 @@ def _layers(run, random):
         )
     blank = dict.fromkeys(("sparsity", "unique", "bits", "sqnr_db", "range", "histogram"))
     layers.append({"name": "softmax", "op": "SOFTMAX", "bytes": 0, "params": 0, **blank})
-    kept = {key: run[key] for key in ("task", "seed", "method", "form")}
-    return {"kind": "layers", **kept, "layers": layers}
+    return {**about(run, "layers"), "layers": layers}

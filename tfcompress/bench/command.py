@@ -84,8 +84,8 @@ def bench(
 
     Each method starts from the same float model and trains for the same number of steps. What the
     results file has already is not run again, so that an interrupted benchmark goes on where it
-    was, and more seeds may be added later. One task with all methods takes 5 to 20 minutes for each
-    seed on 2 cores with AVX-512, up to 40 on older ones; the short form takes one or two.
+    was, and more seeds may be added later. One task with all methods takes 4 to 20 minutes for each
+    seed on 2 cores with AVX-512, up to 40 without; the short form takes one or two.
 
     Exit status: 1 if a method failed, which its line in the results tells.
     """

@@ -123,8 +123,8 @@ def of_form(rows: Sequence[Row], form: str | None = None) -> list[Row]:
     if form is None:
         form = "full" if any(row.get("form") == "full" for row in rows) else "short"
     found = [row for row in rows if row.get("form") == form]
-    machines = {row["machine"] for row in found if "machine" in row}
-    return [row for row in rows if row["kind"] == "machine" and row["id"] in machines] + found
+    used = {row["machine"] for row in found if "machine" in row}
+    return [row for row in rows if row["kind"] == "machine" and row["id"] in used] + found
 
 
 def machines(rows: Sequence[Row]) -> list[Row]:
