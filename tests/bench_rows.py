@@ -8,9 +8,9 @@ from tfcompress.bench.methods.method import OURS
 
 
 def run_row(method="qat_int8", *, task="digits", seed=0, form="full", digest="0", **more):
-    about = {"kind": "run", "form": form, "task": task, "seed": seed, "method": method}
+    named = {"kind": "run", "form": form, "task": task, "seed": seed, "method": method}
     described = {"who": "tfcompress", "family": method, "title": method, "status": "ok"}
-    return {**about, **described, "machine": MACHINE["id"], "data": {"digest": digest}, **more}
+    return {**named, **described, "machine": MACHINE["id"], "data": {"digest": digest}, **more}
 
 
 def latency_row(run, ms):
