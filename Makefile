@@ -25,7 +25,7 @@ test-full: $(READY)  ## every test and every tutorial
 	$(BIN)/python -m pytest $(ARGS)
 
 accept: $(READY)  ## run real third-party tools on files of five models (the first time: long)
-	$(BIN)/python -m tfcompress.acceptance.suite $(ARGS)
+	$(BIN)/python -m tfcompress.bench.acceptance $(ARGS)
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
@@ -40,15 +40,15 @@ bench: $(READY)  ## compare methods of compression on the digits (short form; AR
 	$(BIN)/tfcompress bench --short $(ARGS)
 
 bench-parts: $(READY)  ## measure the cost of training and conversion, how equal files are, and what is lost
-	$(BIN)/python -m tfcompress.bench.training_cost
-	$(BIN)/python -m tfcompress.bench.ptq_speed
-	$(BIN)/python -m tfcompress.bench.equality
-	$(BIN)/python -m tfcompress.bench.mask_update
-	$(BIN)/python -m tfcompress.bench.joint_quality
-	$(BIN)/python -m tfcompress.bench.distillation_cost
-	$(BIN)/python -m tfcompress.bench.distillation_quality
-	$(BIN)/python -m tfcompress.bench.surgery_quality
-	$(BIN)/python -m tfcompress.bench.channel_groups
+	$(BIN)/python -m tfcompress.bench.parts.training_cost
+	$(BIN)/python -m tfcompress.bench.parts.ptq_speed
+	$(BIN)/python -m tfcompress.bench.parts.equality
+	$(BIN)/python -m tfcompress.bench.parts.mask_update
+	$(BIN)/python -m tfcompress.bench.parts.joint_quality
+	$(BIN)/python -m tfcompress.bench.parts.distillation_cost
+	$(BIN)/python -m tfcompress.bench.parts.distillation_quality
+	$(BIN)/python -m tfcompress.bench.parts.surgery_quality
+	$(BIN)/python -m tfcompress.bench.parts.channel_groups
 
 demo test test-full accept bench bench-parts: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.

@@ -69,16 +69,16 @@ TOOLS = {
 
 
 def made_up_tools(folder):
-    """Writes modules of tools as `acceptance/tools` has them."""
+    """Writes modules of tools as `accept` asks them."""
     for name, body in TOOLS.items():
-        (folder / f"{name}.py").write_text(
-            "from tfcompress.acceptance.outcome import NotApplicable, Outcome, Refused\n"
-            "from tfcompress.environments import Unavailable\n"
+        (folder / f"made_up_{name}.py").write_text(
+            "from tfcompress.tools.driving import NotApplicable, Outcome, Refused\n"
+            "from tfcompress.tools.environments import Unavailable\n"
             f"TITLE = '{name.capitalize()} 1.0'\n"
             "def run(file):\n"
             f"    {body}\n"
         )
-    with open(folder / "tuned.py", "a") as file:
+    with open(folder / "made_up_tuned.py", "a") as file:
         file.write(
             "def _check(value):\n"
             "    if value not in ('slow', 'fast'):\n"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from tfcompress.graph import flatten, is_composite
+from tfcompress.graph.flatten import flatten
+from tfcompress.graph.tracing import is_composite
 
 register = keras.saving.register_keras_serializable("test_graph")
 

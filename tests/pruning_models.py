@@ -78,7 +78,7 @@ def assert_sparse(model, sparsity=0.6):
 
 
 def run_python(code, *arguments, fails=False):
-    folder = os.path.dirname(__file__)
+    folder = os.path.dirname(os.path.abspath(__file__))
     path = os.pathsep.join([folder, os.path.dirname(folder), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     done = subprocess.run(

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from tfcompress.bench.methods import METHODS
-from tfcompress.bench.methods.method import OURS, TFMOT
+from tfcompress.bench.methods.run import OURS, TFMOT
 
 # name -> quality of float32, bytes of its file, milliseconds, layers
 TASKS = {

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.search.findings import Row, Sensitivity
+from tfcompress.recipe.findings import Row, Sensitivity
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 6)).astype("float32")

@@ -8,9 +8,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from test_targets import NAMES
 
 ROOT = Path(__file__).parents[1]
+NAMES = sorted(
+    path.stem for path in (ROOT / "tflite_targets").glob("*.json") if path.stem != "schema"
+)
 
 
 def run(*command, cwd):
@@ -61,11 +63,9 @@ def check_installed(venv, keras_file, cwd):
         venv / "bin/python", "-c", "import tfcompress; print(*tfcompress.__path__)", cwd=cwd
     )
     assert Path(where.strip()).is_relative_to(venv)
-    load = (
-        "import tfcompress.targets as t; print(*[t.load_target(n).name for n in t.list_targets()])"
-    )
+    load = "import tfcompress as t; print(*[t.load_target(n).name for n in t.list_targets()])"
     assert run(venv / "bin/python", "-c", load, cwd=cwd).split() == NAMES
-    recipes = "from tfcompress.recipe_file import *; print(*ready_recipes())"
+    recipes = "from tfcompress.recipe.file import *; print(*ready_recipes())"
     assert "sparse50-int8" in run(venv / "bin/python", "-c", recipes, cwd=cwd).split()
     for command in ("compress", "convert", "inspect", "verify", "benchmark", "demo", "targets"):
         assert command in run(venv / "bin/tfcompress", "--help", cwd=cwd)
@@ -82,7 +82,9 @@ def test_wheel_holds_the_data_and_nothing_else(wheel):
     for name in (*NAMES, "schema"):
         assert f"tflite_targets/{name}.json" in names
     assert "tfcompress/py.typed" in names
-    recipes = {f"tfcompress/recipes/{path.name}" for path in ROOT.glob("tfcompress/recipes/*")}
+    recipes = {
+        f"tfcompress/recipe/ready/{path.name}" for path in ROOT.glob("tfcompress/recipe/ready/*")
+    }
     assert len(recipes) == 7
     assert recipes <= set(names)
     pages = {

@@ -5,83 +5,78 @@ import importlib.abc
 import sys
 from typing import TYPE_CHECKING
 
+from tfcompress.results import VERSION
+
 if TYPE_CHECKING:
     from tfcompress import distillation, schedules
-    from tfcompress.acceptance.accept import accept
-    from tfcompress.android.project import android_project
-    from tfcompress.baking import finalize
-    from tfcompress.callbacks import UpdateCompression
-    from tfcompress.compression import compress, quantize_aware
-    from tfcompress.compression_logger import CompressionLogger
-    from tfcompress.distillation import (
-        Distiller,
-        MutualDistiller,
-        SelfDistiller,
-        init_from_teacher,
-    )
-    from tfcompress.graph import flatten
-    from tfcompress.microcontroller.c_array import c_array
-    from tfcompress.prune_callback import PruneCallback
-    from tfcompress.recipe import Recipe, Rule
-    from tfcompress.search.findings import Sensitivity
+    from tfcompress.compression.callbacks import UpdateCompression
+    from tfcompress.compression.compress import compress, quantize_aware
+    from tfcompress.compression.finalize import finalize
+    from tfcompress.compression.in_place import PruneCallback
+    from tfcompress.compression.logger import CompressionLogger
+    from tfcompress.conversion.convert import convert
+    from tfcompress.conversion.verify import verify
+    from tfcompress.distillation import Distiller, MutualDistiller, SelfDistiller, init_from_teacher
+    from tfcompress.export.android.project import android_project
+    from tfcompress.export.microcontroller.c_array import c_array
+    from tfcompress.graph.flatten import flatten
+    from tfcompress.recipe.findings import Sensitivity
+    from tfcompress.recipe.recipe import Recipe
     from tfcompress.search.sensitivity import sensitivity
     from tfcompress.surgery.factors.factorize import factorize
     from tfcompress.surgery.folding import fold_batch_norm
-    from tfcompress.surgery.profiling import profile
-    from tfcompress.surgery.pruning.callback import ChannelPruning
-    from tfcompress.surgery.pruning.channels import prune_channels
+    from tfcompress.surgery.profile import profile
     from tfcompress.surgery.pruning.dead import remove_dead_channels
-    from tfcompress.surgery.pruning.iterative import prune_channels_iteratively
+    from tfcompress.surgery.pruning.in_training import ChannelPruning
+    from tfcompress.surgery.pruning.prune_channels import prune_channels, prune_channels_iteratively
     from tfcompress.surgery.separable import to_separable
-    from tfcompress.surgery.settings import Shrink
-    from tfcompress.targets import list_targets, load_target
-    from tfcompress.techniques import (
-        Cluster,
-        GroupLasso,
-        Prune,
-        Quantize,
-        Regularize,
-        Technique,
-    )
+    from tfcompress.surgery.shrink import Shrink
+    from tfcompress.targets.check import check
+    from tfcompress.targets.targets import list_targets, load_target
+    from tfcompress.techniques import Cluster, GroupLasso, Prune, Quantize, Regularize, Technique
+    from tfcompress.techniques.rules import Rule
     from tfcompress.tflite.benchmark import benchmark
-    from tfcompress.tflite.check import check
-    from tfcompress.tflite.convert import convert
     from tfcompress.tflite.inspect import inspect
     from tfcompress.tflite.metadata import Metadata, TensorMetadata
-    from tfcompress.tflite.verify import verify
+    from tfcompress.tools.accept import accept
 
-__version__ = "0.1.0"
+
+__version__ = VERSION
 
 # Imported at first use: TensorFlow takes seconds, and `tfcompress inspect` does not need it.
 _HOMES = {
-    "tfcompress.acceptance.accept": ["accept"],
-    "tfcompress.android.project": ["android_project"],
-    "tfcompress.baking": ["finalize"],
-    "tfcompress.callbacks": ["UpdateCompression"],
-    "tfcompress.compression": ["compress", "quantize_aware"],
-    "tfcompress.compression_logger": ["CompressionLogger"],
+    "tfcompress.compression.callbacks": ["UpdateCompression"],
+    "tfcompress.compression.compress": ["compress", "quantize_aware"],
+    "tfcompress.compression.finalize": ["finalize"],
+    "tfcompress.compression.in_place": ["PruneCallback"],
+    "tfcompress.compression.logger": ["CompressionLogger"],
+    "tfcompress.conversion.convert": ["convert"],
+    "tfcompress.conversion.verify": ["verify"],
     "tfcompress.distillation": [
         "Distiller",
         "MutualDistiller",
         "SelfDistiller",
         "init_from_teacher",
     ],
-    "tfcompress.graph": ["flatten"],
-    "tfcompress.microcontroller.c_array": ["c_array"],
-    "tfcompress.prune_callback": ["PruneCallback"],
-    "tfcompress.recipe": ["Recipe", "Rule"],
-    "tfcompress.search.findings": ["Sensitivity"],
+    "tfcompress.export.android.project": ["android_project"],
+    "tfcompress.export.microcontroller.c_array": ["c_array"],
+    "tfcompress.graph.flatten": ["flatten"],
+    "tfcompress.recipe.recipe": ["Recipe"],
+    "tfcompress.recipe.findings": ["Sensitivity"],
     "tfcompress.search.sensitivity": ["sensitivity"],
-    "tfcompress.surgery.pruning.callback": ["ChannelPruning"],
-    "tfcompress.surgery.pruning.channels": ["prune_channels"],
-    "tfcompress.surgery.pruning.dead": ["remove_dead_channels"],
     "tfcompress.surgery.factors.factorize": ["factorize"],
     "tfcompress.surgery.folding": ["fold_batch_norm"],
-    "tfcompress.surgery.pruning.iterative": ["prune_channels_iteratively"],
-    "tfcompress.surgery.profiling": ["profile"],
+    "tfcompress.surgery.profile": ["profile"],
+    "tfcompress.surgery.pruning.dead": ["remove_dead_channels"],
+    "tfcompress.surgery.pruning.in_training": ["ChannelPruning"],
+    "tfcompress.surgery.pruning.prune_channels": [
+        "prune_channels",
+        "prune_channels_iteratively",
+    ],
     "tfcompress.surgery.separable": ["to_separable"],
-    "tfcompress.surgery.settings": ["Shrink"],
-    "tfcompress.targets": ["list_targets", "load_target"],
+    "tfcompress.surgery.shrink": ["Shrink"],
+    "tfcompress.targets.check": ["check"],
+    "tfcompress.targets.targets": ["list_targets", "load_target"],
     "tfcompress.techniques": [
         "Cluster",
         "GroupLasso",
@@ -90,13 +85,13 @@ _HOMES = {
         "Regularize",
         "Technique",
     ],
+    "tfcompress.techniques.rules": ["Rule"],
     "tfcompress.tflite.benchmark": ["benchmark"],
-    "tfcompress.tflite.check": ["check"],
-    "tfcompress.tflite.convert": ["convert"],
     "tfcompress.tflite.inspect": ["inspect"],
     "tfcompress.tflite.metadata": ["Metadata", "TensorMetadata"],
-    "tfcompress.tflite.verify": ["verify"],
+    "tfcompress.tools.accept": ["accept"],
 }
+
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import sys
 
-from tfcompress.cli import main
+from tfcompress.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

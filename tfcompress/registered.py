@@ -1,5 +1,8 @@
-"""Imports every module whose layers Keras must know by name to load a saved model."""
+"""Imports what makes itself known: layers that Keras loads by name, the ways of tf_keras models."""
 
-from tfcompress import distillation, flat_layers, layers, primitives, techniques
+from tfcompress import distillation, legacy, techniques
+from tfcompress.graph import layers as flat_layers
+from tfcompress.layers import compressed
+from tfcompress.quantization import openers
 
-__all__ = ["distillation", "flat_layers", "layers", "primitives", "techniques"]
+__all__ = ["compressed", "distillation", "flat_layers", "legacy", "openers", "techniques"]

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tfcompress.demo import demo, load_digits
-from tfcompress.files import load_model
+from tfcompress.bench.demo import demo, load_digits
+from tfcompress.files.models import load_model
 from tfcompress.tflite.inspect import inspect
 
 METHODS = ["float32", "float16", "int8, QAT", "int8, PTQ", "int4 weights, QAT"]

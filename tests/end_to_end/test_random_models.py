@@ -8,8 +8,8 @@ import pytest
 from random_models import batches, random_model
 
 import tfcompress as tfc
-from tfcompress.layers import FakeQuant
-from tfcompress.tflite.lower import output_names
+from tfcompress.conversion.lower import output_names
+from tfcompress.layers.fake_quant import FakeQuant
 
 QUICK = (3, 5, 7, 8, 13, 22)
 

@@ -6,20 +6,16 @@ half of its channels trains, is saved, loaded and converted, and costs what was 
 """
 
 import gc
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from models import BUILDERS
+from surgery_models import relative_error, samples_of, shaken, switch_off
 from test_coverage import SMALLEST, architectures, packed
 
 import tfcompress as tfc
-from tfcompress.surgery.model import opened
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from surgery_models import relative_error, samples_of, shaken, switch_off
+from tfcompress.surgery.base import opened
 
 pytestmark = pytest.mark.slow
 NAMES = [*BUILDERS, *architectures()]

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from tfcompress.bench.methods.method import OURS
+from tfcompress.bench.methods.run import OURS
 from tfcompress.bench.summaries import FLOAT, Mean, Summary, mean_of
 
 # As good as the float model: at most half a point below.
 EQUAL = 0.005
 EVEN, NOBODY = "even", "nobody"
+
 # What is no difference: less than 0.05 points, half a percent of the size, and 5% of times, as
 # equal files that take microseconds, and equal trainings, differ by nearly that.
 _LEAST = {"quality": 0.0005, "zipped": 0.005}
 _LEAST_OF_TIMES = 0.05
+
 # Of one seed, which does not tell how much others scatter.
 _LEAST_OF_ONE = {"quality": EQUAL}
+
 # So many standard errors of the seeds' mean are no difference, either.
 _ERRORS = 2.0
 _SLACK = 1e-9
@@ -89,12 +92,7 @@ class Contest:
 def difference(ours: Summary, peer: Summary, figure: str) -> Difference | None:
     """Compares a figure on the seeds that both have.
 
-    Args:
-        ours, peer: of one task.
-        figure: "quality", of which more is better, or one of which less is.
-
-    Returns:
-        A `Difference`; None if they have no seed in common.
+    Returns a `Difference`; None if they have no seed in common.
     """
     mine, theirs = (each.values.get(figure, {}) for each in (ours, peer))
     seeds = [seed for seed in mine if seed in theirs]

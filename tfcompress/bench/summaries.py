@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tfcompress.bench.methods import METHODS
-from tfcompress.bench.running.results import is_number
 from tfcompress.bench.tasks import TASKS
+from tfcompress.results import is_number
 
 Row = dict[str, Any]
-
 FLOAT = "float32"
 
 # name -> where a line of results has it
@@ -65,12 +64,7 @@ class Summary:
 
 
 def mean_of(values: Iterable[float]) -> Mean | None:
-    """The mean of numbers, None of none.
-
-    Example:
-        >>> mean_of([1.0, 3.0])
-        Mean(mean=2.0, std=1.4142135623730951, count=2)
-    """
+    """The mean of numbers, None of none."""
     numbers = list(values)
     if not numbers:
         return None
@@ -79,15 +73,7 @@ def mean_of(values: Iterable[float]) -> Mean | None:
 
 
 def summarize(rows: Sequence[Row]) -> list[Summary]:
-    """Brings together the seeds of each method.
-
-    Args:
-        rows: lines of results of one form, see `running.results.latest` and `of_form`.
-
-    Returns:
-        A `Summary` for each task and method, in the order of `tfcompress bench --list`; those that
-        are not known come last.
-    """
+    """Brings together the seeds of each method."""
     found: dict[tuple[str, str], Summary] = {}
     for row in map(_of_npu, rows):
         if row["kind"] not in ("run", "latency", "vela"):

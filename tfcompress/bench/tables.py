@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcompress.bench.comparison import (
-    EVEN,
-    NOBODY,
-    Contest,
-    Difference,
-    Pair,
-    contests,
-    pairs,
-)
-from tfcompress.bench.methods.method import OURS
-from tfcompress.bench.running.results import machines
+from tfcompress.bench.comparison import EVEN, NOBODY, Contest, Difference, Pair, contests, pairs
+from tfcompress.bench.methods.run import OURS
+from tfcompress.bench.running.results import latest, machines, of_form, read_rows
 from tfcompress.bench.summaries import FLOAT, Mean, Summary, summarize
+from tfcompress.files import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Row = dict[str, Any]
 Cell = Callable[[Mean], str]
-
 _UNKNOWN = "–"
 _SIGNS = {OURS: "▲", EVEN: "="}  # Of others: ▼.
 
@@ -39,7 +34,7 @@ class Table:
 
     def render(self, console: Console) -> None:
         """Prints it on a rich console."""
-        from tfcompress.tflite.tables import print_table
+        from tfcompress.results import print_table
 
         print_table(console, self.title, ",".join(self.columns), list(self.rows))
 
@@ -92,6 +87,7 @@ _COLUMNS: dict[str, tuple[str, Cell]] = {
     "peak MiB >": ("peak_mb", _whole),
     "U55 cycles >": ("cycles", _whole),
 }
+
 # Of a narrow terminal; the report has all.
 _NARROW: dict[str, tuple[str, Cell]] = {
     "{} % >": ("quality", _percent),
@@ -100,7 +96,9 @@ _NARROW: dict[str, tuple[str, Cell]] = {
     "no AMX >": ("no_amx_ratio", _mean_times),
     "step CPU >": ("step_cpu_ratio", _mean_times),
 }
+
 _WIDE = 150
+
 _WRITTEN: dict[str, Cell] = {
     "quality": _percent,
     "zipped": lambda mean: f"{_whole(mean)} bytes",
@@ -112,13 +110,7 @@ _WRITTEN: dict[str, Cell] = {
 
 
 def task_tables(summaries: Sequence[Summary], width: int = _WIDE) -> list[Table]:
-    """A table for each task, with a row for each method: means ± standard deviations over seeds.
-
-    Args:
-        summaries: of `summarize`.
-        width: of what shows them, in characters; a narrow one gets fewer columns. Columns of which
-            nothing is known are left out, too.
-    """
+    """A table for each task, with a row for each method: means ± standard deviations over seeds."""
     tables, columns = [], _COLUMNS if width >= _WIDE else _NARROW
     for task in dict.fromkeys(each.task for each in summaries):
         here = [each for each in summaries if each.task == task]
@@ -244,3 +236,54 @@ def all_tables(rows: Sequence[Row], width: int = _WIDE) -> list[Table]:
     if any(each.who != OURS for each in summaries) and any(e.family == FLOAT for e in summaries):
         tables += [contest_table(contests(summaries)), pair_table(pairs(summaries))]
     return tables
+
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+RESULTS = Path(__file__).with_name("results.jsonl")
+README = Path(__file__).parents[2] / "README.md"
+
+
+def written(text: str, results: Path) -> str:
+    """A README with the tables of the full form between its two markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the README lacks the lines {BEGIN} and {END}; add them, in this order.")
+    rows = of_form(latest(read_rows(results)), "full")
+    if not rows:
+        raise ValueError(f"'{results}' has no results of the full form. Run `tfcompress bench`.")
+    summaries = summarize(rows)
+    best = contests(summaries)
+    found = [contest_table(best), overview(summaries)]
+    told = f"{tally(best)} Measured on {machine_line(rows)}."
+    parts = [BEGIN, *(table.markdown() for table in found), told, END]
+    return before + "\n\n".join(parts) + after
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes or checks; see this module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args(arguments)
+    try:
+        text = given.readme.read_text()
+        new = written(text, given.results)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    if given.check and new != text:
+        print(
+            f"'{given.readme}' does not say what '{given.results}' holds. Run this without "
+            "--check.",
+            file=sys.stderr,
+        )
+        return 1
+    if not given.check:
+        writing.atomic_write(given.readme, new.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,12 +7,13 @@ import functools
 import math
 from typing import Any, TypeAlias
 
-from tfcompress.channels.axes import Axis
-from tfcompress.graph import Node
-from tfcompress.layers import Parameter
+from tfcompress.channels.terms import Axis
+from tfcompress.graph.layers import Parameter
+from tfcompress.graph.nodes import Node
 
 # The axes of a tensor; None where nothing is known of one, as of the batch.
 Axes: TypeAlias = list[Axis | None]
+
 # What an argument of a layer's class is the size of.
 Count: TypeAlias = Axis | tuple[Axis | None, ...]
 

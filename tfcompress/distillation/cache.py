@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib
+import json
 import os
+import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
+import h5py
 import numpy as np
+import xxhash
 
-from tfcompress import files
-from tfcompress.distillation import cache_file
-from tfcompress.distillation.cache_file import Kept
-from tfcompress.distillation.cache_rows import (
-    Incoming,
-    Rows,
-    Spec,
-    describe,
-    keys_of,
-    spec,
-    specs_of,
-)
+from tfcompress.files import models, writing
 
 
 class TeacherCache:
@@ -36,20 +32,9 @@ class TeacherCache:
 
     Args:
         path: the file (HDF5) that later trainings read, too; None keeps all in memory.
-
-    Example:
-        >>> cache = TeacherCache()
-        >>> cache.begin("teacher", [((2,), "float32")], whole_epochs=True)
-        >>> batch = [np.eye(3, dtype="float32")]
-        >>> cache.store(batch, [np.arange(6, dtype="float32").reshape(3, 2)])
-        >>> cache.end_epoch()
-        >>> cache.lookup([batch[0][:2]])
-        (True, [array([[0., 1.],
-               [2., 3.]], dtype=float32)])
-        >>> cache.close()
     """
 
-    def __init__(self, path: files.PathLike | None = None):
+    def __init__(self, path: writing.PathLike | None = None):
         if path is not None and not isinstance(path, (str, os.PathLike)):
             raise TypeError(
                 f"a cache is kept in a file or in memory; expected its path or None, received "
@@ -78,15 +63,7 @@ class TeacherCache:
         """Opens the cache for a training.
 
         Args:
-            fingerprint: equal for teachers with equal outputs.
             specs: shape per sample and dtype of each output.
-            whole_epochs: each epoch goes through all data, so that a sample which is new after the
-                first one means that the data change.
-            replicas: into how many parts a batch is split before it comes here.
-
-        Raises:
-            ValueError: the file is no cache, damaged, or holds other outputs.
-            OSError: the file cannot be read or written.
         """
         self.close()
         self.error = None
@@ -95,24 +72,14 @@ class TeacherCache:
             kept = self._opened(fingerprint, wanted)
             self._settled = whole_epochs and self.path is not None and kept.complete
             if self.path is not None and not self._settled:
-                files.check_writable(self.path)
+                writing.check_writable(self.path)
             self._whole_epochs, self._replicas = whole_epochs, replicas
             self._hits = self._misses = self._late = self._batch = 0
             self._warned, self._inputs = False, kept.inputs
             self._kept, self._running = kept, True
 
     def lookup(self, inputs: Sequence[np.ndarray]) -> tuple[bool, list[np.ndarray]]:
-        """The outputs for a batch, if they are kept for all of its samples.
-
-        Args:
-            inputs: batches of equal length, one for each input of the model.
-
-        Returns:
-            Whether all samples are known, and the outputs: zeros if not.
-
-        Raises:
-            ValueError: new samples come after the first whole epoch.
-        """
+        """The outputs for a batch, if they are kept for all of its samples."""
         with self._remembered():
             kept = self._begun()
             arrays = [np.asarray(array) for array in inputs]
@@ -124,16 +91,7 @@ class TeacherCache:
             return False, [np.zeros((len(known), *shape), dtype) for shape, dtype in kept.specs]
 
     def store(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-        """Takes the outputs for a batch; they are found from the end of the epoch on.
-
-        Args:
-            inputs: as in `lookup`.
-            outputs: as many rows of each, with the specs that the training began with.
-
-        Raises:
-            ValueError: the outputs are others.
-            OSError: the disk is full.
-        """
+        """Takes the outputs for a batch; they are found from the end of the epoch on."""
         with self._remembered():
             kept = self._begun()
             arrays = [np.asarray(array) for array in inputs]
@@ -149,14 +107,7 @@ class TeacherCache:
                     self._append(keys, rows)
 
     def end_epoch(self, *, cut_short: bool = False) -> None:
-        """Keeps what was stored; a file is written anew, in whole.
-
-        Args:
-            cut_short: the epoch ended before all data were seen.
-
-        Raises:
-            OSError: the disk is full; the file is as it was.
-        """
+        """Keeps what was stored; a file is written anew, in whole."""
         with self._remembered(), self._lock:
             kept = self._begun()
             self._warn_of_change(kept)
@@ -187,8 +138,8 @@ class TeacherCache:
             return kept if kept and same else empty
         if not self.path.is_file():
             return empty
-        kept = cache_file.read(self.path)
-        cache_file.require_same(kept, self.path, fingerprint, specs)
+        kept = read(self.path)
+        require_same(kept, self.path, fingerprint, specs)
         return kept
 
     @contextlib.contextmanager
@@ -212,15 +163,13 @@ class TeacherCache:
             self._incoming.append(keys, rows)
         except OSError as error:
             self._drop_incoming()  # Its columns may differ in length now.
-            raise files.unwritable(error, self.path or "", "rows of new samples") from error
+            raise writing.unwritable(error, self.path or "", "rows of new samples") from error
 
     def _commit(self, kept: Kept, incoming: Incoming, complete: bool) -> None:
         if self.path is None:
             self._kept = kept.merged(incoming, complete=complete, inputs=self._inputs)
             return
-        self._kept = cache_file.write(
-            self.path, kept, incoming, complete=complete, inputs=self._inputs
-        )
+        self._kept = write(self.path, kept, incoming, complete=complete, inputs=self._inputs)
 
     def _drop_incoming(self) -> None:
         if self._incoming is not None:
@@ -274,3 +223,404 @@ def _require_rows(rows: list[np.ndarray], specs: list[Spec], count: int) -> None
             f"{', '.join(f'{row.dtype.name} {row.shape}' for row in rows)}. Give each sample its "
             "outputs, as told to `begin`."
         )
+
+
+_FORMAT = "tfcompress teacher cache"
+_VERSION = 1
+_BLOCK = 1 << 22  # bytes that are copied at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The outputs of one teacher for the samples seen so far.
+
+    Args:
+        fingerprint: of the teacher.
+        specs: of its outputs.
+        rows: keys and outputs.
+        complete: all samples of a data set are there.
+        inputs: what the samples are, in words.
+    """
+
+    fingerprint: str
+    specs: list[Spec]
+    rows: Rows
+    complete: bool = False
+    inputs: str = ""
+
+    def merged(self, incoming: Incoming, *, complete: bool, inputs: str) -> Kept:
+        """The same with new rows, in memory."""
+        new, *outputs = incoming.columns()
+        keys, order, stay = merge(self.rows, new)
+        if not stay.all():
+            outputs = [output[stay] for output in outputs]
+        if len(self.rows.keys):
+            pairs = zip(self.rows.outputs, outputs, strict=True)
+            outputs = [np.concatenate(pair) for pair in pairs]
+        rows = Rows(keys, order, outputs)
+        return dataclasses.replace(self, rows=rows, complete=complete, inputs=inputs)
+
+
+def read(path: Path) -> Kept:
+    """Open a file; its rows are read when they are asked for."""
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise type(error)(
+            f"cannot read the cache '{path}': {error.strerror}. Check its permissions, or name "
+            "another file."
+        ) from error
+    with stream:
+        return _load(stream, path)
+
+
+def write(path: Path, kept: Kept, incoming: Incoming, *, complete: bool, inputs: str) -> Kept:
+    """Write what is kept and new rows behind it, in whole, or leave the file as it was."""
+    target = Path(os.path.realpath(path))
+    header = dataclasses.replace(kept, complete=complete, inputs=inputs)
+    try:
+        with writing.unfinished(target) as (descriptor, finish):
+            # Opened by its number, since the file may have no name yet.
+            name = f"/proc/self/fd/{descriptor}"
+            count, columns = _columns(kept.rows, incoming)
+            with open(name, "w+b") as stream:
+                offsets = _lay_out(stream, header, count)
+            for offset, blocks in zip(offsets, columns, strict=True):
+                _fill(descriptor, offset, blocks)
+            if target.exists():
+                os.fchmod(descriptor, target.stat().st_mode & 0o7777)
+            os.fsync(descriptor)
+            with open(name, "rb") as stream:  # This file, even if another takes its place.
+                written = _load(stream, path)
+            finish()
+    except OSError as error:
+        raise writing.unwritable(error, path, "a cache with new samples") from error
+    return written
+
+
+def _named(specs: Iterable[Spec]) -> dict[str, Spec]:
+    """The datasets of a file, by name, in order."""
+    outputs = {f"outputs_{i}": each for i, each in enumerate(specs)}
+    return {"keys": Spec((), KEY), "order": Spec((), np.dtype(np.int64)), **outputs}
+
+
+def _columns(rows: Rows, incoming: Incoming) -> tuple[int, list[Iterable[np.ndarray]]]:
+    """How many samples there will be, and the contents of the datasets, in parts."""
+    new, *outputs = incoming.columns()
+    keys, order, stay = merge(rows, new)
+    pairs = zip(rows.outputs, outputs, strict=True)
+    return len(keys), [[keys], [order], *(_blocks(old, more, stay) for old, more in pairs)]
+
+
+def _lay_out(stream: IO[bytes], kept: Kept, count: int) -> list[int]:
+    """Write all but the rows; gives where those belong, so that a full disk meets no HDF5."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    offsets = []
+    with h5py.File(stream, "w", alignment_threshold=1, alignment_interval=64) as file:
+        file.attrs["format"] = _FORMAT
+        file.attrs["version"] = _VERSION
+        file.attrs["fingerprint"] = kept.fingerprint
+        file.attrs["specs"] = json.dumps([(shape, dtype.name) for shape, dtype in kept.specs])
+        file.attrs["complete"] = kept.complete
+        file.attrs["inputs"] = kept.inputs
+        for key, each in _named(kept.specs).items():
+            shape, dtype = _stored(each)
+            space = h5py.h5s.create_simple((count, *shape))
+            kind = h5py.h5t.py_create(dtype)
+            dataset = h5py.h5d.create(file.id, key.encode(), kind, space, creation)
+            offsets.append(dataset.get_offset())
+    return offsets
+
+
+def _stored(each: Spec) -> Spec:
+    """The same bytes in a type that HDF5 knows: it lacks bfloat16."""
+    if each.dtype == KEY:
+        return Spec((KEY.itemsize,), np.dtype(np.uint8))
+    if is_registered(each.dtype):
+        return Spec(each.shape, np.dtype(f"u{each.dtype.itemsize}"))
+    return each
+
+
+def _blocks(old: np.ndarray, new: np.ndarray, stay: np.ndarray) -> Iterator[np.ndarray]:
+    step = max(1, _BLOCK // (old.dtype.itemsize * int(np.prod(old.shape[1:], dtype=np.int64))))
+    for start in range(0, len(old), step):
+        yield old[start : start + step]
+    for start in range(0, len(new), step):
+        yield new[start : start + step][stay[start : start + step]]
+
+
+def _fill(descriptor: int, offset: int, blocks: Iterable[np.ndarray]) -> None:
+    for block in blocks:
+        view = raw(block)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+
+def _load(stream: IO[bytes], path: Path) -> Kept:
+    try:
+        with h5py.File(stream, "r") as file:
+            header = dict(file.attrs)
+            known = (header.get("format"), header.get("version")) == (_FORMAT, _VERSION)
+            specs = [spec(*pair) for pair in json.loads(header["specs"])] if known else []
+            parts = _parts(file, specs) if known else []
+            texts = [str(header[key]) for key in ("fingerprint", "inputs")] if known else []
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, models.reason_of(error)) from error
+    if not known:
+        raise _unknown(header, path)
+    content = np.asarray(np.memmap(stream, np.uint8, "r"))
+    keys, order, *outputs = (
+        content[start:stop].view(dtype).reshape(shape) for start, stop, dtype, shape in parts
+    )
+    if (keys[1:] <= keys[:-1]).any() or not _are_rows(order):
+        raise _damaged(path, "the keys are not in order")
+    complete = bool(header.get("complete"))
+    return Kept(texts[0], specs, Rows(keys, order, outputs), complete, texts[1])
+
+
+def _parts(file: h5py.File, specs: list[Spec]) -> list[tuple[int, int, Any, Any]]:
+    """Start, end, dtype and shape of each dataset in the file."""
+    count = len(file["keys"])
+    parts = []
+    for key, (shape, dtype) in _named(specs).items():
+        full = (count, *shape)
+        start = file[key].id.get_offset()
+        stop = start + dtype.itemsize * int(np.prod(full, dtype=np.int64))
+        if file[key].id.get_storage_size() != stop - start:
+            raise OSError(f"{key} are not of the shape {full}")
+        parts.append((start, stop, dtype, full))
+    return parts
+
+
+def _are_rows(order: np.ndarray) -> bool:
+    """Whether each row occurs once."""
+    inside = bool(len(order)) and order.min() >= 0 and order.max() < len(order)
+    return bool(inside and np.bincount(order, minlength=len(order)).max() == 1)
+
+
+def _unknown(header: dict[str, Any], path: Path) -> ValueError:
+    if header.get("format") != _FORMAT:
+        return ValueError(
+            f"'{path}' is an HDF5 file, but no cache of a teacher (perhaps a model); expected one, "
+            "or no file. Name another file."
+        )
+    return ValueError(
+        f"'{path}' is a cache of version {header.get('version')}; expected {_VERSION}. Name "
+        "another file, or delete it: it is filled again in the first epoch."
+    )
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"'{path}' is damaged, or no cache of a teacher: {reason}; expected a file that an earlier "
+        "training wrote, or none. Name another file, or delete it if it was a cache: it is filled "
+        "again in the first epoch."
+    )
+
+
+def require_same(kept: Kept, path: Path, fingerprint: str, specs: list[Spec]) -> None:
+    """Refuse a file of other outputs."""
+    if kept.fingerprint != fingerprint:
+        raise ValueError(
+            f"'{path}' holds outputs of another teacher, or of other layers of it (fingerprint "
+            f"{kept.fingerprint[:16]}); expected those of this one ({fingerprint[:16]}). Name "
+            "another file, or delete it: it is filled again in the first epoch."
+        )
+    if kept.specs != specs:
+        raise ValueError(
+            f"'{path}' holds {describe(kept.specs)} per sample; expected what the teacher gives "
+            f"now, {describe(specs)}. Name another file, or delete it: it is filled again in the "
+            "first epoch."
+        )
+
+
+# 128 bits: among a billion samples the chance that any two collide is 1e-21.
+KEY = np.dtype("S16")
+
+
+class Spec(NamedTuple):
+    """One array per sample.
+
+    Args:
+        shape: of one sample, without the batch.
+        dtype: a NumPy one, or bfloat16.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __str__(self):
+        return f"{self.dtype.name} {self.shape}"
+
+
+def spec(shape: Iterable[Any], dtype: Any) -> Spec:
+    """A checked `Spec`.
+
+    Args:
+        shape: of one sample.
+        dtype: a dtype, or its name.
+    """
+    sizes = tuple(shape)
+    if not all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes):
+        raise ValueError(
+            f"a teacher's output of shape {sizes} per sample cannot be cached; expected sizes that "
+            "are known and above 0. Fix the input shape of the teacher, or leave out the cache."
+        )
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:  # bfloat16 is known by name once this is imported.
+        kind = np.dtype(getattr(importlib.import_module("ml_dtypes"), str(dtype)))
+    _require_numbers(kind, "outputs")
+    return Spec(tuple(int(size) for size in sizes), kind.newbyteorder("="))
+
+
+def describe(specs: Iterable[Spec]) -> str:
+    """All of them in one line, as in `float32 (10,), int32 ()`."""
+    return ", ".join(map(str, specs)) or "nothing"
+
+
+def specs_of(arrays: Iterable[np.ndarray]) -> list[Spec]:
+    """What the batches hold per sample."""
+    return [Spec(array.shape[1:], array.dtype) for array in arrays]
+
+
+def keys_of(inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """One key per sample: a hash of the bytes of all its inputs, their dtypes and shapes."""
+    lengths = [array.shape[0] if array.ndim else None for array in inputs]
+    if not lengths or None in lengths or len(set(lengths)) > 1:
+        raise ValueError(
+            "a cache needs inputs with as many samples each; received arrays of the shapes "
+            f"{[array.shape for array in inputs]}. Give all inputs the batch as first dimension."
+        )
+    for array in inputs:
+        _require_numbers(array.dtype, "inputs")
+    start = xxhash.xxh3_128(describe(specs_of(inputs)).encode())
+    columns = [raw(array) for array in inputs]
+    sizes = [array.nbytes // max(len(array), 1) for array in inputs]
+    keys = []
+    for i in range(len(inputs[0])):
+        key = start.copy()
+        for column, size in zip(columns, sizes, strict=True):
+            key.update(column[i * size : (i + 1) * size])
+        keys.append(key.digest())
+    return np.array(keys, KEY)
+
+
+def raw(array: np.ndarray) -> memoryview:
+    """The bytes of an array in row order; no copy if it is laid out so."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def is_registered(dtype: np.dtype) -> bool:
+    """Whether it is none of NumPy's own types, but bfloat16 or its like."""
+    return dtype.num >= 256
+
+
+def _require_numbers(dtype: np.dtype, what: str) -> None:
+    if dtype.kind not in "biufc" and not is_registered(dtype):
+        raise ValueError(
+            f"a cache takes {what} that are numbers; received {dtype.name}. Turn texts into "
+            "numbers before the model, or leave out the cache."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is kept for samples, found by their keys.
+
+    Args:
+        keys: sorted, without duplicates.
+        order: for each key, the row that is its.
+        outputs: arrays with a row for each key, in the order in which the samples came.
+    """
+
+    keys: np.ndarray
+    order: np.ndarray
+    outputs: list[np.ndarray]
+
+    @classmethod
+    def none(cls, specs: Iterable[Spec]) -> Rows:
+        """No rows at all."""
+        outputs = [np.empty((0, *shape), dtype) for shape, dtype in specs]
+        return cls(np.empty(0, KEY), np.empty(0, np.int64), outputs)
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which keys are known, and the rows of those that are."""
+        if not len(self.keys):
+            return np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return self.keys[places] == keys, self.order[places]
+
+
+class Incoming:
+    """New rows in the order in which they come, in memory or in files without a name.
+
+    Args:
+        specs: of the outputs.
+        folder: where the files are; None keeps all in memory.
+    """
+
+    def __init__(self, specs: Sequence[Spec], folder: Path | None):
+        self._specs = [Spec((), KEY), *specs]
+        self._blocks: list[list[np.ndarray]] = [[] for _ in self._specs]
+        self._files: list[IO[bytes]] = []
+        columns = self._specs if folder else []
+        with contextlib.ExitStack() as opened:
+            for _ in columns:  # They vanish with the process, however that ends.
+                self._files.append(
+                    opened.enter_context(
+                        tempfile.TemporaryFile(prefix=".teacher.", suffix=".tmp", dir=folder)
+                    )
+                )
+            self._opened = opened.pop_all()
+        weakref.finalize(self, self._opened.close)  # Where a training that failed never closes.
+
+    def append(self, keys: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
+        """Adds samples."""
+        for i, column in enumerate([keys, *outputs]):
+            if self._files:
+                self._files[i].write(raw(column))
+            else:
+                self._blocks[i].append(np.array(column))
+
+    def columns(self) -> list[np.ndarray]:
+        """The keys and the outputs, each in one array; those of files are mapped."""
+        if not self._files:
+            return [np.concatenate(blocks) for blocks in self._blocks]
+        columns = []
+        for file, (shape, dtype) in zip(self._files, self._specs, strict=True):
+            file.flush()
+            count = os.fstat(file.fileno()).st_size // (
+                dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+            )
+            columns.append(np.asarray(np.memmap(file, dtype, "r", shape=(count, *shape))))
+        return columns
+
+    def close(self) -> None:
+        """Drops everything."""
+        self._blocks = [[] for _ in self._specs]
+        self._files = []
+        with contextlib.suppress(OSError):  # A full disk takes no last bytes.
+            self._opened.close()
+
+
+def merge(rows: Rows, new: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The index of rows that are kept with new ones behind them; the first of equals stays."""
+    before = len(rows.keys)
+    keys = np.concatenate([rows.keys, new]) if before else new
+    places = np.argsort(keys, kind="stable")
+    keys = keys[places]
+    first = np.ones(len(keys), bool)
+    first[1:] = keys[1:] != keys[:-1]
+    if not first.all():
+        keys, places = keys[first], places[first]
+    stay = np.zeros(len(new), bool)
+    stay[places[places >= before] - before] = True
+    if not before and stay.all():
+        return keys, places, stay
+    numbers = np.concatenate([rows.order, before + np.cumsum(stay) - 1])
+    return keys, numbers[places], stay

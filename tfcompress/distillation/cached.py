@@ -1,22 +1,21 @@
 """Teachers whose outputs come from a cache where it has them."""
 
+from __future__ import annotations
+
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
+from tfcompress.distillation.base import replicas
 from tfcompress.distillation.cache import TeacherCache
-from tfcompress.distillation.host import call_on_host
-from tfcompress.distillation.masks import keep_mask, mask_of
-from tfcompress.distillation.reader import Reader, Tensors, frozen
-from tfcompress.distillation.taps import operations
-from tfcompress.distillation.training import replicas
-from tfcompress.nodes import Graph
+from tfcompress.distillation.reading import Reader, Tensors, frozen, keep_mask, mask_of, operations
+from tfcompress.graph.nodes import Graph
 
 _CHANGING = ("name", "registered_name", "build_config", "shared_object_id", "seed")
 _TENSORS = (keras.KerasTensor, keras.Variable)
@@ -94,15 +93,7 @@ class CachedTeachers:
         return [np.int32(0)]
 
     def fit(self, fit: Any, args: tuple, kwargs: dict[str, Any]) -> keras.callbacks.History:
-        """Runs `Model.fit` with the cache open.
-
-        Args:
-            fit: the bound method of the model.
-            args, kwargs: its arguments.
-
-        Raises:
-            ValueError: if the cache belongs to other teachers or data.
-        """
+        """Runs `Model.fit` with the cache open."""
         given = inspect.signature(fit).bind(*args, **kwargs)
         callbacks = given.arguments.get("callbacks") or []
         if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -193,3 +184,50 @@ def _lasting(config: Any) -> Any:
         kept = {str(k): v for k, v in config.items() if k not in _CHANGING}
         return {k: _lasting(v) for k, v in kept.items() if not k.endswith("_initializer")}
     return [_lasting(x) for x in config] if isinstance(config, list | tuple) else config
+
+
+def call_on_host(
+    function: Callable[..., Sequence[np.ndarray]],
+    tensors: Sequence[Any],
+    shapes: Sequence[tuple],
+    dtypes: Sequence[str],
+) -> list[Any]:
+    """Calls a function of NumPy arrays when the step runs, for its results and what it does.
+
+    Args:
+        function: gives as many arrays as there are shapes; called once each time the step runs.
+        shapes, dtypes: of its results; None for an unknown size.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return _tensorflow(function, tensors, shapes, dtypes)
+    if backend == "jax":
+        return _jax(function, tensors, shapes, dtypes)
+    arrays = function(*(keras.ops.convert_to_numpy(tensor) for tensor in tensors))
+    return [keras.ops.convert_to_tensor(array) for array in arrays]
+
+
+def _tensorflow(function, tensors, shapes, dtypes):
+    import tensorflow as tf
+
+    results = tf.numpy_function(function, list(tensors), [tf.as_dtype(d) for d in dtypes])
+    results = tf.nest.flatten(results)  # eagerly, one result alone comes without a list
+    for result, shape in zip(results, shapes, strict=True):
+        result.set_shape(shape)
+    return results
+
+
+def _jax(function, tensors, shapes, dtypes):
+    import jax
+    from jax.experimental import io_callback
+
+    batch = tensors[0].shape[0]
+    results = [
+        jax.ShapeDtypeStruct(tuple(batch if size is None else size for size in shape), dtype)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+
+    def on_arrays(*arrays):
+        return [np.asarray(array) for array in function(*map(np.asarray, arrays))]
+
+    return list(io_callback(on_arrays, results, *tensors))

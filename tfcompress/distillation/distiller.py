@@ -1,18 +1,19 @@
 """Distiller: a Keras model that trains a student from teachers."""
 
+from __future__ import annotations
+
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
+from tfcompress.distillation.base import DistillingModel, check_alpha, check_model, evaluate_term
 from tfcompress.distillation.cached import CachedTeachers
-from tfcompress.distillation.losses import is_number
-from tfcompress.distillation.outputs import symbolic_inputs
-from tfcompress.distillation.planning import Plan
-from tfcompress.distillation.reader import Reader, Tensors
-from tfcompress.distillation.training import DistillingModel, check_model, evaluate_term
-from tfcompress.distillation.translation import as_losses
+from tfcompress.distillation.losses import check_temperature, is_number
+from tfcompress.distillation.plan import Plan, as_losses
+from tfcompress.distillation.reading import Reader, Tensors, symbolic_inputs
 
 register = keras.saving.register_keras_serializable("tfcompress")
 
@@ -176,3 +177,166 @@ def _require_apart(student: keras.Model, teachers: list[keras.Model]) -> None:
                 "is. Copy it with tfcompress.flatten(teacher), or freeze the shared layers; a "
                 "model that teaches itself is tfcompress.SelfDistiller."
             )
+
+
+def born_again(
+    build: Callable[[], keras.Model],
+    train: Callable[[keras.Model], Any],
+    generations: int = 2,
+    **settings: Any,
+) -> list[keras.Model]:
+    """Trains a model, then others like it, each from the one before (born-again networks).
+
+    Furlanello et al. 2018, arXiv:1805.04770.
+
+    Args:
+        build: makes a new, built `keras.Model` with weights of its own at each call.
+        train: compiles and fits what it is given: first a model, then a `Distiller` of each next
+            one, whose optimizer must be a new one.
+        generations: how many are taught by another, 1 or more.
+        **settings: arguments of `Distiller` such as alpha, temperature and losses.
+
+    Returns:
+        All models, the one without teacher first; their mean is often better than each.
+
+    Raises:
+        ValueError: if `generations` is less than 1, or `build` gives the same model again.
+
+    Example:
+        >>> def train(model):  # doctest: +SKIP
+        ...     model.compile("adam", "sparse_categorical_crossentropy")
+        ...     model.fit(x, y, epochs=10)
+        >>> born_again(make_model, train, generations=3)[-1]  # doctest: +SKIP
+    """
+    if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
+        raise ValueError(
+            f"generations must be a whole number of 1 or more; received {generations!r}."
+        )
+    models = [build()]
+    train(models[0])
+    for _ in range(generations):
+        student = build()
+        if any(student is model for model in models):
+            raise ValueError(
+                f"build gave the model '{student.name}' twice; expected a new one at each call."
+            )
+        train(Distiller(student, models[-1], **settings))
+        models.append(student)
+    return models
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distillation:
+    """How a student learns from a teacher: the arguments of a `Distiller` but for the models.
+
+    Args:
+        losses: losses of `tfcompress.distillation`, names of Keras losses, dicts of these by the
+            name of an output, or a list; None for soft labels of every output.
+        alpha: share of the labels in the loss, in [0, 1]; 0 needs no labels.
+        temperature: of soft labels that have none of their own, greater than 0.
+        cache: path of a file in which the teacher's outputs are kept, or "memory".
+        start_from_teacher: the student starts from the teacher's weights, as far as they fit; see
+            `tfcompress.init_from_teacher`.
+
+    Raises:
+        TypeError, ValueError: if one of them is of another type or out of its range.
+
+    Example:
+        >>> Distillation(losses=["mse"], alpha=0.5).losses[0].name
+        'mean_squared_error'
+    """
+
+    losses: Any = None
+    alpha: float = 0.1
+    temperature: float = 4.0
+    cache: str | os.PathLike[str] | None = None
+    start_from_teacher: bool = False
+
+    def __post_init__(self):
+        check_alpha(self.alpha)
+        check_temperature(self.temperature)
+        if self.losses is not None:
+            object.__setattr__(self, "losses", tuple(as_losses(self.losses)))
+        if self.cache is not None:
+            if not isinstance(self.cache, str | os.PathLike) or not os.fspath(self.cache):
+                raise TypeError(
+                    "cache must be the path of a file, or 'memory'; received "
+                    f"{self.cache!r}. None keeps nothing."
+                )
+            object.__setattr__(self, "cache", os.fspath(self.cache))
+        if not isinstance(self.start_from_teacher, bool):
+            raise TypeError(
+                f"start_from_teacher must be True or False; received {self.start_from_teacher!r}."
+            )
+
+    def distiller(
+        self, student: keras.Model, teacher: keras.Model | Sequence[keras.Model]
+    ) -> Distiller:
+        """A model whose `fit` trains a student so.
+
+        Args:
+            student: built `keras.Model`, plain or from `compress`. With `start_from_teacher` its
+                weights are set.
+            teacher: built `keras.Model`, or a list of them, of which the student starts from the
+                first.
+
+        Returns:
+            A `Distiller`, not compiled.
+
+        Raises:
+            TypeError, ValueError: if the models do not fit together.
+
+        Example:
+            >>> small = compress(model, recipe)  # doctest: +SKIP
+            >>> distiller = recipe.distill.distiller(small, teacher=model)  # doctest: +SKIP
+        """
+
+        if self.start_from_teacher:
+            self.start(student, teacher)
+        return Distiller(
+            student,
+            teacher,
+            self.losses,
+            alpha=self.alpha,
+            temperature=self.temperature,
+            cache=self.cache,
+        )
+
+    def start(self, student: keras.Model, teacher: Any) -> Any:
+        """Sets the weights of a student to those of a teacher; see `init_from_teacher`."""
+        from tfcompress.distillation.initialization import init_from_teacher
+
+        return init_from_teacher(
+            student, teacher[0] if isinstance(teacher, list | tuple) else teacher
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings as plain data."""
+        serialize = keras.saving.serialize_keras_object
+        losses = self.losses and [serialize(loss) for loss in self.losses]
+        return {
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "losses": losses,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Distillation:
+        """The settings that `get_config` told."""
+        load = keras.saving.deserialize_keras_object
+        losses = config["losses"] and [load(loss) for loss in config["losses"]]
+        return cls(**{**config, "losses": losses})
+
+    def __repr__(self) -> str:
+        told = [
+            f"{field.name}={value!r}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return f"Distillation({', '.join(told)})"
+
+    def __eq__(self, other: object) -> bool:
+        # Losses of Keras are equal to themselves alone.
+        return isinstance(other, Distillation) and self.get_config() == other.get_config()
+
+    def __hash__(self) -> int:
+        return hash((self.alpha, self.temperature, self.cache, self.start_from_teacher))

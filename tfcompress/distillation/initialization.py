@@ -10,17 +10,19 @@ from typing import Any, Literal
 import keras
 from keras import layers
 
+from tfcompress.backend import as_tensor
 from tfcompress.channels.following import Follower
 from tfcompress.channels.weighted import Weighted
-from tfcompress.compression import open_layers
 from tfcompress.distillation.matching import Pairs, difference, match_layers
 from tfcompress.distillation.selection import Selection, select
-from tfcompress.graph import Graph, flatten, flatten_with_sources
-from tfcompress.layers import Compressed, FakeQuant, baked_weight
-from tfcompress.model_inputs import require_model
-from tfcompress.suggestions import did_you_mean
+from tfcompress.errors import did_you_mean
+from tfcompress.graph.flatten import flatten, flatten_with_sources
+from tfcompress.graph.inputs import require_model
+from tfcompress.graph.nodes import Graph
+from tfcompress.layers.compressed import Compressed, baked_weight
+from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.quantization.opening import open_layers
 from tfcompress.techniques import Quantize
-from tfcompress.techniques.quantize import as_tensor
 
 How = Literal["copied", "cut", "left"]
 

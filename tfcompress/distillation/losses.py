@@ -12,9 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.distillation.masks import mask_of, unpadded
-from tfcompress.distillation.outputs import to_logits
-from tfcompress.suggestions import named_in_keras
+from tfcompress.distillation.reading import mask_of, to_logits, unpadded
+from tfcompress.errors import named_in_keras
 
 register = keras.saving.register_keras_serializable("tfcompress")
 

@@ -5,12 +5,10 @@ from typing import Any
 
 import keras
 
+from tfcompress.distillation.base import DistillingModel, evaluate_term
 from tfcompress.distillation.distiller import register
-from tfcompress.distillation.outputs import symbolic_inputs
-from tfcompress.distillation.planning import Plan
-from tfcompress.distillation.reader import Reader
-from tfcompress.distillation.training import DistillingModel, evaluate_term
-from tfcompress.distillation.translation import as_losses
+from tfcompress.distillation.plan import Plan, as_losses
+from tfcompress.distillation.reading import Reader, symbolic_inputs
 
 
 @register

@@ -9,17 +9,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from tfcompress.channels.axes import (
-    Axis,
-    Concat,
-    Leaf,
-    indices,
-    leaves_of,
-    links,
-    shares,
-    size_of,
-)
 from tfcompress.channels.following import Follower
+from tfcompress.channels.terms import Axis, Concat, Leaf, indices, leaves_of, links, shares, size_of
 from tfcompress.channels.weighted import Weight, Weighted
 from tfcompress.distillation.matching import Pairs, difference
 
@@ -45,14 +36,6 @@ def select(student: Follower, pairs: Pairs, values: Mapping[int, Any]) -> Select
     The channels with the largest L1 norm of the weights that make them are kept, in their order
     (Li et al. 2017, arXiv:1608.08710); norms of layers whose outputs must be the same channels are
     summed.
-
-    Args:
-        student: the axes of its weights.
-        pairs: (layer of the student, layer of the teacher).
-        values: id of a variable of the teacher -> another value for it, as a technique makes it.
-
-    Returns:
-        A `Selection`.
     """
     return _Selector(student, values).run(pairs)
 

@@ -6,14 +6,18 @@ from typing import Any
 import keras
 from keras import layers, tree
 
+from tfcompress.distillation.base import DistillingModel, evaluate_term
 from tfcompress.distillation.distiller import register
 from tfcompress.distillation.losses import SoftLabels
-from tfcompress.distillation.outputs import activation_of, of_operation, symbolic_inputs
-from tfcompress.distillation.planning import Plan, Term
-from tfcompress.distillation.reader import Reader, Source
-from tfcompress.distillation.taps import find_operation
-from tfcompress.distillation.training import DistillingModel, evaluate_term
-from tfcompress.distillation.translation import as_losses
+from tfcompress.distillation.plan import Plan, Term, as_losses
+from tfcompress.distillation.reading import (
+    Reader,
+    Source,
+    activation_of,
+    find_operation,
+    of_operation,
+    symbolic_inputs,
+)
 
 _POOLINGS = {
     3: layers.GlobalAveragePooling1D,

@@ -10,8 +10,8 @@ from typing import Any
 
 import keras
 
-from tfcompress import files
-from tfcompress.terminal import say
+from tfcompress.files import models, writing
+from tfcompress.results import say
 
 _SETTINGS = "run.json"
 _MODEL, _TOLD = "model.keras", "model.json"
@@ -41,20 +41,7 @@ class Checkpoint:
             return None
 
     def check(self, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
-        """Whether a training can begin or go on; changes nothing.
-
-        Args:
-            settings: what the training depends on, as JSON.
-            resume: go on with the training that was interrupted.
-            overwrite: begin anew if there is one.
-
-        Returns:
-            How many epochs are done.
-
-        Raises:
-            ValueError: there is nothing to resume, it had other settings, or an unfinished training
-                would be lost.
-        """
+        """Whether a training can begin or go on; changes nothing."""
         if resume:
             self._require_same(settings)
             return self.epoch()
@@ -67,30 +54,18 @@ class Checkpoint:
         return 0
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Makes the folder anew.
-
-        Args:
-            settings: see `check`.
-
-        Raises:
-            OSError, ValueError: it cannot be made, or one is there that holds something else.
-        """
+        """Makes the folder anew."""
         self.remove()
         try:
             self.folder.mkdir()
         except OSError as error:
             raise OSError(f"cannot make the folder '{self.folder}': {error.strerror}.") from error
-        files.atomic_write(self.folder / _SETTINGS, json.dumps(settings, indent=2).encode())
+        writing.atomic_write(self.folder / _SETTINGS, json.dumps(settings, indent=2).encode())
 
     def keep_model(self, content: bytes, told: dict[str, Any]) -> None:
-        """Keeps the model that is trained, where no other file holds it.
-
-        Args:
-            content: of its .keras file.
-            told: what is known of it, as JSON.
-        """
-        files.atomic_write(self.folder / _TOLD, json.dumps(told, indent=2).encode())
-        files.atomic_write(self.folder / _MODEL, content)
+        """Keeps the model that is trained, where no other file holds it."""
+        writing.atomic_write(self.folder / _TOLD, json.dumps(told, indent=2).encode())
+        writing.atomic_write(self.folder / _MODEL, content)
 
     def kept_model(self) -> tuple[bytes, dict[str, Any]] | None:
         """What `keep_model` kept; None if the training was interrupted before."""
@@ -123,7 +98,7 @@ class Checkpoint:
             _kept(model).load_weights(path)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"the checkpoint '{path}' cannot be read: {files.reason_of(error)}. Begin anew "
+                f"the checkpoint '{path}' cannot be read: {models.reason_of(error)}. Begin anew "
                 "with --overwrite."
             ) from error
 
@@ -166,11 +141,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def told_when_interrupted(output: str | os.PathLike[str]) -> Iterator[None]:
-    """Says how to go on with a training that is interrupted.
-
-    Args:
-        output: the file that it would have written.
-    """
+    """Says how to go on with a training that is interrupted."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,7 +1,11 @@
 """Training data from a .npz file, matched to a model and put into batches."""
 
+from __future__ import annotations
+
 import dataclasses
+import math
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +13,12 @@ import keras
 import numpy as np
 from keras import tree
 
-from tfcompress import arrays
-from tfcompress.data import as_rows
-from tfcompress.model_inputs import output_names
+from tfcompress.distillation.reading import activation_of
+from tfcompress.files import arrays
+from tfcompress.files.models import reason_of
+from tfcompress.files.samples import as_rows
+from tfcompress.fine_tuning.options import Settings, is_kind
+from tfcompress.graph.inputs import output_names
 
 # Names of inputs and labels in a file: to train with, and to judge with.
 TRAINING = (("x", "y"), ("x_train", "y_train"))
@@ -45,7 +52,7 @@ class Data:
         packed = tree.pack_sequence_as(inputs, x)
         return (packed, tree.pack_sequence_as(outputs, y)) if y else (packed,)
 
-    def without_labels(self) -> "Data":
+    def without_labels(self) -> Data:
         """The same samples, to learn from a teacher alone."""
         return dataclasses.replace(self, labels=[])
 
@@ -61,7 +68,7 @@ class Data:
             order = np.random.default_rng([seed, epoch]).permutation(len(self))
             yield from self.batches(size, order)
 
-    def split(self, fraction: float, seed: int) -> tuple["Data", "Data"]:
+    def split(self, fraction: float, seed: int) -> tuple[Data, Data]:
         """Two parts, of which the second has a fraction of the samples, drawn at random."""
         order = np.random.default_rng(seed).permutation(len(self))
         count = round(len(self) * fraction)
@@ -72,25 +79,18 @@ class Data:
             )
         return self._of(order[count:]), self._of(order[:count])
 
-    def drawn(self, count: int, seed: int) -> "Data":
+    def drawn(self, count: int, seed: int) -> Data:
         """At most so many samples, drawn at random."""
         return self._of(np.random.default_rng(seed).permutation(len(self))[:count])
 
-    def _of(self, rows: np.ndarray) -> "Data":
+    def _of(self, rows: np.ndarray) -> Data:
         """Some samples, in their order."""
         rows = np.sort(rows)
         return Data([a[rows] for a in self.inputs], [a[rows] for a in self.labels], self.packed)
 
 
 def read(path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a .npz file; a single one, which has no labels, may be a .npy.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ValueError: it is missing, damaged or something else.
-    """
+    """Reads the arrays of a .npz file; a single one, which has no labels, may be a .npy."""
     found = arrays.load_arrays(path) if not os.path.isdir(path) else None
     if isinstance(found, np.ndarray):
         return {_name_of_one(path): found}
@@ -112,21 +112,13 @@ def _name_of_one(path) -> str:
 
 
 def has_inputs(found: dict[str, np.ndarray], model: keras.Model, names=TRAINING) -> bool:
-    """Whether arrays, by name, hold inputs of a model.
-
-    Args:
-        found, model, names: see `match`.
-    """
+    """Whether arrays, by name, hold inputs of a model."""
     own = [tensor.name for tensor in tree.flatten(model._inputs_struct)]
     return _is_there(found, own, [name for name, _ in names])
 
 
 def has_labels(found: dict[str, np.ndarray], model: keras.Model, names=TRAINING) -> bool:
-    """Whether arrays, by name, hold labels of a model.
-
-    Args:
-        found, model, names: see `match`.
-    """
+    """Whether arrays, by name, hold labels of a model."""
     return _is_there(found, output_names(model), [name for _, name in names])
 
 
@@ -138,11 +130,7 @@ def _is_there(found: dict[str, np.ndarray], own: list[str], usual: list[str]) ->
 def mend_names(
     found: dict[str, np.ndarray], model: keras.Model, names=TRAINING, labelled: bool = True
 ) -> str:
-    """What to call the arrays of a file that have unknown names; nothing if no such are needed.
-
-    Args:
-        found, model, names, labelled: see `match`.
-    """
+    """What to call the arrays of a file that have unknown names; nothing if no such are needed."""
     own = [tensor.name for tensor in tree.flatten(model._inputs_struct)]
     outputs = output_names(model) if labelled else []
     usual = [x for x, _ in names], [y for _, y in names]
@@ -159,22 +147,7 @@ def mend_names(
 def match(
     found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING, labelled: bool = True
 ) -> Data:
-    """Finds the inputs and labels of a model among arrays.
-
-    Args:
-        found: arrays by name.
-        model: a Functional model.
-        path: where the arrays come from, for messages.
-        names: pairs of names of inputs and labels, the best first; names of the model's own inputs
-            and outputs are taken as well.
-        labelled: whether labels are wanted.
-
-    Returns:
-        The `Data`.
-
-    Raises:
-        ValueError: an array is missing, or does not fit.
-    """
+    """Finds the inputs and labels of a model among arrays."""
     wanted = tree.flatten(model._inputs_struct)
     outputs = output_names(model)
     own = [tensor.name for tensor in wanted]
@@ -225,3 +198,157 @@ def _check_lengths(found: dict[str, np.ndarray]) -> None:
             f"inputs and labels must have the same number of samples, 1 or more; received {listed}."
             " Cut them to the same length."
         )
+
+
+# Classes of losses, and the names that commands take.
+_CROSSENTROPIES = {
+    "SparseCategoricalCrossentropy": "sparse_categorical_crossentropy",
+    "CategoricalCrossentropy": "categorical_crossentropy",
+    "BinaryCrossentropy": "binary_crossentropy",
+}
+
+_SPARSE, _CATEGORICAL, _ = _CROSSENTROPIES
+
+
+def check_labels(model: keras.Model, losses: Any, data: Data) -> None:
+    """Raises if labels are not what their loss takes, or number classes there are not."""
+    shapes = [tuple(tensor.shape) for tensor in keras.tree.flatten(model._outputs_struct)]
+    for index, name, loss in _losses(model, losses):
+        shape, labels = shapes[index], data.labels[index]
+        classes = shape[-1] if len(shape) > 1 else None
+        if not classes:
+            continue
+        if is_kind(loss, _SPARSE):
+            _require_numbers(name, labels, shape, len(shapes))
+            if getattr(loss, "ignore_class", None) is None:
+                _require_known(name, labels, classes)
+        elif is_kind(loss, _CATEGORICAL) and classes > 1:
+            _require_one_hot(name, labels, shape, len(shapes))
+
+
+def _require_numbers(name: str, labels: np.ndarray, shape: tuple, outputs: int) -> None:
+    if shape[-1] > 1 and labels.ndim == len(shape) and labels.shape[-1] == shape[-1]:
+        other = "Pass --loss categorical_crossentropy, or number" if outputs == 1 else "Number"
+        raise ValueError(
+            f"labels of output '{name}' must be class numbers, one for each sample, for the loss "
+            f"sparse_categorical_crossentropy; received one-hot labels of shape {labels.shape}. "
+            f"{other} the classes: y.argmax(-1)."
+        )
+
+
+def _require_one_hot(name: str, labels: np.ndarray, shape: tuple, outputs: int) -> None:
+    if labels.ndim == len(shape) - 1 or (labels.ndim == len(shape) and labels.shape[-1] == 1):
+        other = "Pass --loss sparse_categorical_crossentropy, or " if outputs == 1 else ""
+        raise ValueError(
+            f"labels of output '{name}' must be one-hot, {shape[-1]} numbers for each sample, for "
+            f"the loss categorical_crossentropy; received class numbers of shape {labels.shape}. "
+            f"{other}{'take' if other else 'Take'} keras.utils.to_categorical(y, {shape[-1]})."
+        )
+
+
+def _require_known(name: str, labels: np.ndarray, classes: int) -> None:
+    low, high = labels.min(), labels.max()
+    if low < 0 or high >= classes or (labels != np.floor(labels)).any():
+        raise ValueError(
+            f"labels of output '{name}' must be whole numbers from 0 to {classes - 1}, one for "
+            f"each of its {classes} classes; received values from {low} to {high}. Number the "
+            "classes from 0, or give the model more outputs."
+        )
+
+
+def check_probabilities(model: keras.Model, settings: Settings, data: Data) -> None:
+    """Raises if a crossentropy of probabilities gets logits, from which it learns nothing right."""
+    suspects = [
+        (index, name, loss)
+        for index, name, loss in _losses(model, settings.arguments()["loss"])
+        if any(is_kind(loss, kind) for kind in _CROSSENTROPIES)
+        and not getattr(loss, "from_logits", False)
+        and (settings.loss is not None or activation_of(model, index)[0] == "linear")
+    ]
+    if not suspects:
+        return
+    tried = keras.tree.flatten(model.predict_on_batch(data.take(slice(0, 32))[0]))
+    for index, name, loss in suspects:
+        low, high = float(np.min(tried[index])), float(np.max(tried[index]))
+        if low < 0 or high > 1.001:
+            known = next(kind for kind in _CROSSENTROPIES if is_kind(loss, kind))
+            where = "outputs" if len(tried) == 1 else f"outputs {name!r}"
+            shown = _CROSSENTROPIES[known]
+            mend = f"pass --loss {shown} --from-logits"
+            if len(tried) > 1:
+                mend = f"save it compiled with keras.losses.{known}(from_logits=True)"
+            elif settings.loss is not None:
+                mend = "pass --from-logits"
+            raise ValueError(
+                f"the loss {shown} takes probabilities; the model's {where} go from {low:.3g} to "
+                f"{high:.3g}. If they are logits, {mend}."
+            )
+
+
+def warn_of_teacher(
+    teacher: str,
+    sizes: tuple[int, int],
+    theirs: dict[str, float],
+    ours: dict[str, float],
+    judged_on: str,
+) -> None:
+    """Warns of a teacher from which a student can hardly learn."""
+    name = next((name for name in theirs if "acc" in name.lower()), "loss")
+    found = []
+    if name in theirs and name in ours:
+        behind = (theirs[name] - ours[name]) * (1 if name == "loss" else -1)
+        worse = behind > 1e-3 * abs(ours[name])  # more than rounding
+        scores = f"{name} {theirs[name]:.4f} on {judged_on}, the student {ours[name]:.4f}"
+        found += [f"has {scores} before training"] if worse else []
+    if sizes[0] < sizes[1]:
+        found.append(f"has {sizes[0]:,} parameters, the student {sizes[1]:,}")
+    if found:
+        warnings.warn(
+            f"the teacher '{teacher}' {' and '.join(found)}: are the two exchanged, or are its "
+            "inputs scaled otherwise?",
+            stacklevel=2,
+        )
+
+
+def evaluate(
+    model: keras.Model, settings: Settings, data: Data, batch_size: int
+) -> dict[str, float]:
+    """Loss and metrics of a model on data."""
+    model.compile(**settings.without_optimizer())
+    try:
+        found = model.evaluate(
+            data.batches(batch_size),
+            steps=math.ceil(len(data) / batch_size),
+            verbose=0,
+            return_dict=True,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # Keras and TensorFlow raise many kinds.
+        received = ", ".join(str(labels.shape) for labels in data.labels)
+        expected = ", ".join(str(tuple(t.shape)) for t in model.outputs)
+        raise ValueError(
+            f"loss and metrics cannot be computed: {reason_of(error)}. Received labels of shape "
+            f"{received}; the model gives {expected}. Check that the loss is meant for them."
+        ) from error
+    values = {"loss": float(found["loss"])}
+    for name, value in found.items():  # A metric may be several, by class.
+        values |= {name: float(value)} if np.ndim(value) == 0 else {}
+    if not math.isfinite(values["loss"]):
+        raise ValueError(
+            f"the loss of model '{model.name}' on the data is {values['loss']}; expected a finite "
+            "number. Check the data and the loss."
+        )
+    return values
+
+
+def _losses(model: keras.Model, losses: Any) -> Iterator[tuple[int, str, Any]]:
+    """Index, name and loss of the outputs that have one."""
+    for index, name in enumerate(output_names(model)):
+        loss = losses
+        if isinstance(losses, dict):
+            loss = losses.get(name)
+        elif isinstance(losses, list | tuple):
+            loss = losses[index]
+        if loss is not None:
+            yield index, name, loss

@@ -1,5 +1,7 @@
 """One training: a model and data in, a shrunk, trained and compressed file out."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import time
@@ -9,27 +11,23 @@ from typing import Any
 
 import keras
 
-from tfcompress import files, recipe_file
-from tfcompress.baking import finalize
-from tfcompress.compression import compress
+from tfcompress.compression.compress import compress
+from tfcompress.compression.finalize import finalize
+from tfcompress.compression.logger import weights_of
+from tfcompress.files import writing
 from tfcompress.fine_tuning.checkpoint import Checkpoint
-from tfcompress.fine_tuning.checks import (
-    check_labels,
-    check_probabilities,
-    evaluate,
-    warn_of_teacher,
-)
-from tfcompress.fine_tuning.operating import Operated, operate
-from tfcompress.fine_tuning.options import Options
+from tfcompress.fine_tuning.data import check_labels, check_probabilities, evaluate, warn_of_teacher
+from tfcompress.fine_tuning.options import Options, PathLike
 from tfcompress.fine_tuning.reading import read
-from tfcompress.fine_tuning.result import FineTuned, Taught
-from tfcompress.fine_tuning.shrunk import Shrunk
+from tfcompress.fine_tuning.result import FineTuned, Shrunk, ShrunkFile, Taught
+from tfcompress.fine_tuning.surgery import Operated, operate, operate_alone
 from tfcompress.fine_tuning.teaching import told_of
-from tfcompress.fine_tuning.training import train
-from tfcompress.fine_tuning.writing import check_of, content_of, conversion, precision_of
-from tfcompress.graph import flatten
+from tfcompress.fine_tuning.training import check_of, content_of, conversion, precision_of, train
+from tfcompress.graph.flatten import flatten
+from tfcompress.recipe import file
+from tfcompress.recipe.recipe import Recipe
+from tfcompress.surgery.shrink import Shrink
 from tfcompress.tflite.flatbuffer import zipped_size
-from tfcompress.weights import weights_of
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -50,9 +48,9 @@ class Job:
         options = self.options
         content, name = None, ""
         if options.recipe is not None:
-            content, name = recipe_file.content_of(options.recipe)
-        told = None if content is None else recipe_file.distillation_of(content, name)
-        if content is not None and (shrink := recipe_file.shrink_of(content, name)) is not None:
+            content, name = file.content_of(options.recipe)
+        told = None if content is None else file.distillation_of(content, name)
+        if content is not None and (shrink := file.shrink_of(content, name)) is not None:
             options = self.options = dataclasses.replace(options, shrink=shrink)
         distillation = options.distillation(told)
         self.read = read(options, distillation, self.progress)
@@ -60,7 +58,7 @@ class Job:
         done = self.checkpoint.check(settings, resume=options.resume, overwrite=options.overwrite)
         self.batches = self.read.batches(options.batch_size)
         steps = options.epochs * self.batches
-        self.recipe = None if content is None else recipe_file.parse(content, name, steps)
+        self.recipe = None if content is None else Recipe(*file.parse(content, name, steps))
         trained = self._prepare()
         if not options.resume:
             self.checkpoint.begin(settings)
@@ -181,7 +179,7 @@ class Job:
         suffix, compilation = Path(options.output).suffix, self.read.settings.arguments
         old = content_of(self.read.original, suffix, compilation())
         new = content_of(final, suffix, compilation(), **conversion(options, self.precision))
-        files.atomic_write(options.output, new)
+        writing.atomic_write(options.output, new)
         self.checkpoint.remove()
         return FineTuned(
             model=os.fspath(options.model),
@@ -214,3 +212,96 @@ class Job:
         except Exception:  # It need not be one that converts.
             return self.taught
         return dataclasses.replace(self.taught, bytes=len(content), zipped=zipped_size(content))
+
+
+def fine_tune(
+    model: PathLike,
+    recipe: PathLike,
+    data: PathLike,
+    output: PathLike,
+    *,
+    epochs: int,
+    teacher: PathLike | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> FineTuned:
+    """Fine-tunes a saved model under a recipe, and writes what comes out.
+
+    After each epoch the state is kept in the folder `<output>.checkpoint`, which is removed at the
+    end; a training that is resumed gives what an uninterrupted one gives.
+
+    Args:
+        progress: called as `progress(stage, done, total)`.
+        **options: batch_size=32;
+            loss, optimizer: names of Keras losses and optimizers, instead of the saved ones;
+            from_logits: the model gives logits, for a crossentropy that `loss` names;
+            learning_rate: instead of the optimizer's; it falls to 0 along a cosine unless the
+            saved optimizer has a schedule of its own, or constant_rate is true;
+            validation_data: a .npz file to judge with, also of x_val and y_val or x_test and
+            y_test; or validation_split: a fraction of `data`, drawn at random;
+            seed=0: of the order of samples and all that is random;
+            precision, io_dtype, target: of a .tflite file, see `convert`; by default the precision
+            that the recipe trains for;
+            resume: go on with an interrupted training of the same settings;
+            overwrite: begin anew although there is one.
+    """
+    given = Options(model, recipe, data, output, epochs, teacher=teacher, **options)
+    return Job(given, progress or (lambda stage, done, total: None)).run()
+
+
+def distill(
+    teacher: PathLike,
+    student: PathLike,
+    data: PathLike,
+    output: PathLike,
+    *,
+    epochs: int,
+    recipe: PathLike | None = None,
+    alpha: float | None = None,
+    temperature: float | None = None,
+    cache: PathLike | None = None,
+    start_from_teacher: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> FineTuned:
+    """Trains a saved student from a saved teacher, and writes what comes out.
+
+    It is checkpointed and resumed as `fine_tune` is.
+
+    Args:
+        progress: called as `progress(stage, done, total)`.
+    """
+    told = {"alpha": alpha, "temperature": temperature, "cache": cache}
+    told = {name: value for name, value in told.items() if value is not None}
+    told |= {"start_from_teacher": True} if start_from_teacher else {}
+    given = Options(student, recipe, data, output, epochs, teacher=teacher, told=told, **options)
+    return Job(given, progress or (lambda stage, done, total: None)).run()
+
+
+def shrink(
+    model: PathLike,
+    output: PathLike,
+    steps: Shrink,
+    *,
+    data: PathLike | None = None,
+    epochs: int = 0,
+    distill: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> FineTuned | ShrunkFile:
+    """Makes a saved model smaller by surgery, and trains what is left of it if asked to.
+
+    A training is checkpointed and resumed as that of `fine_tune` is.
+
+    Args:
+        progress: called as `progress(stage, done, total)`.
+    """
+    if not isinstance(steps, Shrink) or steps.epochs:
+        raise ValueError(
+            f"steps must be a Shrink without epochs of its own; received {steps!r}. Pass epochs "
+            "beside it."
+        )
+    told: dict[str, Any] | None = {} if distill else None
+    given = Options(model, None, data, output, epochs, told=told, shrink=steps, **options)
+    progress = progress or (lambda stage, done, total: None)
+    return Job(given, progress).run() if epochs else operate_alone(given, steps, progress)

@@ -1,16 +1,26 @@
 """What a fine-tuning is asked for."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
+import json
+import math
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfcompress import __version__, files
-from tfcompress.distillation.settings import Distillation
-from tfcompress.surgery.settings import Shrink
-from tfcompress.tflite.settings import settle
+import keras
+
+from tfcompress.conversion.settings import settle
+from tfcompress.distillation.distiller import Distillation
+from tfcompress.errors import named_in_keras
+from tfcompress.files import writing
+from tfcompress.files.models import reason_of
+from tfcompress.results import VERSION
+from tfcompress.surgery.shrink import Shrink
 
 PathLike = str | os.PathLike[str]
 
@@ -24,9 +34,6 @@ class Options:
             for `fine_tune`.
         shrink: surgery before the training, by a recipe or a command; it may come alone, with 0
             epochs and without data.
-
-    Raises:
-        ValueError, OSError: if one is out of its range, or the output cannot be written.
     """
 
     model: PathLike
@@ -90,9 +97,9 @@ class Options:
             )
         if self.precision is not None or self.target is not None:
             settle(self.precision, self.io_dtype, target=self.target)
-        files.check_writable(self.output)
+        writing.check_writable(self.output)
         for source in self._sources():
-            if files.is_same(self.output, source):
+            if writing.is_same(self.output, source):
                 raise ValueError(
                     f"the output is one of the files that are read, '{source}'. Name another file."
                 )
@@ -103,15 +110,7 @@ class Options:
         return [path for path in named if path is not None]
 
     def distillation(self, found: Distillation | None) -> Distillation | None:
-        """How the model learns from a teacher, if it does.
-
-        Args:
-            found: what the recipe says about it.
-
-        Raises:
-            ValueError: there is a teacher, but nothing says that it is to teach; or the cache would
-                overwrite another file.
-        """
+        """How the model learns from a teacher, if it does."""
         if self.told is not None:
             found = dataclasses.replace(found or Distillation(), **self.told)
         if found is None and self.teacher is not None:
@@ -123,11 +122,11 @@ class Options:
             )
         if found is not None and found.cache not in (None, "memory"):
             for other in (self.output, *self._sources()):
-                if files.is_same(found.cache, other):
+                if writing.is_same(found.cache, other):
                     raise ValueError(
                         f"the cache is another one of the files, '{other}'. Name a file of its own."
                     )
-            files.check_writable(found.cache)
+            writing.check_writable(found.cache)
         return found
 
     @property
@@ -148,12 +147,7 @@ class Options:
     def fingerprint(
         self, recipe: bytes | None, distillation: Distillation | None
     ) -> dict[str, Any]:
-        """All that a training depends on, as JSON: what it must share with one to resume.
-
-        Args:
-            recipe: the content of its file.
-            distillation: how the model learns from a teacher.
-        """
+        """All that a training depends on, as JSON: what it must share with one to resume."""
         read = {
             name: getattr(self, name) for name in ("model", "data", "validation_data", "teacher")
         }
@@ -164,7 +158,7 @@ class Options:
         # Of the losses the recipe tells; where outputs are kept changes nothing.
         taught = ("alpha", "temperature", "start_from_teacher")
         return {
-            "tfcompress": __version__,
+            "tfcompress": VERSION,
             **{name: None if path is None else _hash(path) for name, path in read.items()},
             "recipe": recipe and hashlib.sha256(recipe).hexdigest(),
             "shrink": self.shrink and repr(self.shrink),
@@ -180,3 +174,137 @@ def _hash(path: PathLike) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `compile` is called with.
+
+    Args:
+        saved: the serialized compile settings of a file; None if it has none.
+        loss: name of a Keras loss, instead of the saved one.
+        from_logits: whether that loss takes logits.
+        optimizer: name of a Keras optimizer, instead of the saved one.
+        learning_rate: instead of the optimizer's own.
+        needs_loss: whether there must be a loss: not to learn from a teacher alone.
+    """
+
+    saved: dict[str, Any] | None = None
+    loss: str | None = None
+    from_logits: bool = False
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    needs_loss: bool = True
+
+    def __post_init__(self):
+        needed = ("loss", "optimizer") if self.needs_loss else ("optimizer",)
+        missing = [name for name in needed if getattr(self, name) is None]
+        if self.saved is None and missing:
+            loss = "--loss, such as sparse_categorical_crossentropy, and " * self.needs_loss
+            raise ValueError(
+                "the model was saved without the settings of compile; received no "
+                f"{' and no '.join(missing)}. Pass {loss}--optimizer, such as adam."
+            )
+        if self.from_logits and self.loss is None:
+            raise ValueError(
+                "from_logits belongs to a loss that is given by name; received none. Pass --loss."
+            )
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(
+                f"learning_rate must be a number greater than 0; received {rate!r}. 1e-3 to 1e-5 "
+                "is usual."
+            )
+        self.arguments()
+
+    def arguments(self, steps: int | None = None) -> dict[str, Any]:
+        """New arguments for `compile`; an optimizer serves one model only."""
+        found: dict[str, Any] = {}
+        if self.saved is not None:
+            try:
+                found = keras.saving.deserialize_keras_object(self.saved)
+            except Exception as error:
+                raise ValueError(
+                    "the settings of compile that were saved with the model cannot be read: "
+                    f"{reason_of(error)}. Pass --loss and --optimizer."
+                ) from error
+        if self.loss is not None:
+            found["loss"] = _loss(self.loss, self.from_logits)
+            found["metrics"] = ["accuracy"] if "crossentropy" in self.loss.lower() else None
+            found["loss_weights"] = found["weighted_metrics"] = None
+        if self.optimizer is not None:
+            found["optimizer"] = named_in_keras("optimizer", self.optimizer)
+        if self.learning_rate is not None:
+            found["optimizer"] = _with_rate(found["optimizer"], self.learning_rate)
+        if steps is not None:
+            found["optimizer"] = _decaying(found["optimizer"], steps)
+        return {**found, **_compilation(found)}
+
+    @property
+    def loss_is_known(self) -> bool:
+        """Whether the model can be judged by labels."""
+        return self.saved is not None or self.loss is not None
+
+    def without_labels(self, steps: int | None = None) -> dict[str, Any]:
+        """As `arguments`, for a training that has no labels."""
+        by_labels = ("loss", "metrics", "loss_weights", "weighted_metrics")
+        return {k: v for k, v in self.arguments(steps).items() if k not in by_labels}
+
+    def without_optimizer(self) -> dict[str, Any]:
+        """Arguments for a model that is only evaluated."""
+        return {k: v for k, v in self.arguments().items() if k != "optimizer"}
+
+
+def saved_settings(path) -> dict[str, Any] | None:
+    """The serialized compile settings in a .keras or .h5 file; None if it has none."""
+    if Path(path).suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json")).get("compile_config")
+    else:
+        try:
+            model = keras.saving.load_model(path, compile=True, safe_mode=True)
+            config = model.get_compile_config() if model.compiled else None
+        except Exception:  # A loss of one's own, say; without compiling the file was loaded.
+            return None
+    usable = isinstance(config, dict) and config.get("loss") and config.get("optimizer")
+    return config if usable else None
+
+
+def is_kind(loss: Any, kind: str) -> bool:
+    """Whether a loss, given by name, as a function or an object, is of a kind."""
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    return name.lower().replace("_", "") == kind.lower()
+
+
+def _loss(name: str, from_logits: bool) -> Any:
+    loss = named_in_keras("loss", name)
+    if not from_logits:
+        return name
+    for cls in ("BinaryCrossentropy", "CategoricalCrossentropy", "SparseCategoricalCrossentropy"):
+        if is_kind(loss, cls):
+            return getattr(keras.losses, cls)(from_logits=True)
+    raise ValueError(
+        f"from_logits is for crossentropies; received the loss {name!r}. Leave it out."
+    )
+
+
+def _decaying(optimizer: Any, steps: int) -> Any:
+    rate = getattr(optimizer, "inner_optimizer", optimizer).get_config()["learning_rate"]
+    if not isinstance(rate, (int, float)):  # a schedule of its own
+        return optimizer
+    return _with_rate(optimizer, keras.optimizers.schedules.CosineDecay(rate, steps))
+
+
+def _with_rate(optimizer: Any, rate: Any) -> Any:
+    if hasattr(optimizer, "inner_optimizer"):  # LossScaleOptimizer
+        optimizer.inner_optimizer = _with_rate(optimizer.inner_optimizer, rate)
+        return optimizer
+    return type(optimizer).from_config({**optimizer.get_config(), "learning_rate": rate})
+
+
+def _compilation(found: dict[str, Any]) -> dict[str, Any]:
+    import tensorflow as tf
+
+    # On CPUs XLA makes depthwise convolutions several times slower.
+    jit = found.get("jit_compile", "auto") if tf.config.list_physical_devices("GPU") else False
+    return {"jit_compile": jit}

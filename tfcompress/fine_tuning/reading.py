@@ -8,15 +8,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress import files
-from tfcompress.distillation.settings import Distillation
-from tfcompress.distillation.training import DistillingModel
+from tfcompress.distillation.base import DistillingModel
+from tfcompress.distillation.distiller import Distillation
+from tfcompress.files import models
 from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning.data import Data
-from tfcompress.fine_tuning.options import Options, PathLike
-from tfcompress.fine_tuning.settings import Settings, saved_settings
+from tfcompress.fine_tuning.options import Options, PathLike, Settings, saved_settings
 from tfcompress.fine_tuning.teaching import Teaching
-from tfcompress.graph import flatten
+from tfcompress.graph.flatten import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +47,7 @@ def read(options: Options, distillation: Distillation | None, progress: Callable
     """Reads models and data; first what is quick to be found wrong.
 
     Args:
-        options: with the files.
-        distillation: how the model learns from a teacher; None if it does not.
         progress: called as `progress(stage, done, total)`.
-
-    Raises:
-        ValueError: a file is missing or damaged, or does not fit the others.
     """
     if options.data is None:
         raise ValueError(
@@ -113,16 +107,9 @@ class _Matcher:
 
 
 def load(path: PathLike) -> keras.Model:
-    """The model in a file.
-
-    Args:
-        path: a .keras or .h5 file.
-
-    Raises:
-        ValueError: it cannot be read, or holds nothing to train or to learn from.
-    """
-    loaded = files.load_model(path)
-    if isinstance(loaded, files.SavedModel):
+    """The model in a file."""
+    loaded = models.load_model(path)
+    if isinstance(loaded, models.SavedModel):
         raise ValueError(
             f"'{path}' is a SavedModel, which holds no Keras layers to train or to learn from; "
             "expected a .keras or .h5 file. Save the model with model.save('model.keras')."

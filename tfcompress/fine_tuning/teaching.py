@@ -9,11 +9,10 @@ import numpy as np
 from keras import tree
 
 from tfcompress.distillation import Distiller, SoftLabels
-from tfcompress.distillation.outputs import activation_of, to_logits
-from tfcompress.distillation.reader import Reader
-from tfcompress.distillation.settings import Distillation
+from tfcompress.distillation.distiller import Distillation
+from tfcompress.distillation.reading import Reader, activation_of, to_logits
 from tfcompress.fine_tuning.data import Data
-from tfcompress.model_inputs import output_names
+from tfcompress.graph.inputs import output_names
 
 
 class Teaching:
@@ -31,8 +30,7 @@ class Teaching:
     def start(self, student: keras.Model) -> float | None:
         """Sets the weights of a student to the teacher's, if it starts from them.
 
-        Returns:
-            The fraction of its weights that were set; None if it starts from its own.
+        Returns the fraction of its weights that were set; None if it starts from its own.
         """
         if not self.how.start_from_teacher:
             return None
@@ -48,12 +46,8 @@ class Teaching:
     def as_student(self, student: keras.Model) -> keras.Model | None:
         """The teacher with the inputs and outputs of its student, so that both are judged alike.
 
-        Args:
-            student: a Functional model.
-
-        Returns:
-            A model, with probabilities where the student gives some, and logits where it gives
-            these; None if the shapes of the outputs differ.
+        Returns a model, with probabilities where the student gives some, and logits where it gives
+        these; None if the shapes of the outputs differ.
         """
         inputs = tree.map_structure(
             lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
@@ -95,18 +89,7 @@ class Teaching:
     def judge(
         self, student: keras.Model, data: Data, batch_size: int, trained: Distiller | None = None
     ) -> dict[str, float]:
-        """How near a student is to its teacher, for data without labels.
-
-        Args:
-            student: a Functional model.
-            data: samples.
-            batch_size: how many at a time.
-            trained: whose learned layers between the two models to take; new ones if None.
-
-        Returns:
-            "distillation_loss", and "agreement" where outputs are classes: the fraction of samples
-            (and positions) for which both have the same class in the first place.
-        """
+        """How near a student is to its teacher, for data without labels."""
         plain = dataclasses.replace(self.how, alpha=0.0, cache=None, start_from_teacher=False)
         distiller = plain.distiller(student, self.teacher)
         if trained is not None:
@@ -151,11 +134,7 @@ class Teaching:
 def told_of(distiller: Distiller) -> tuple[dict[str, float], float | None]:
     """What a student learns, for people.
 
-    Args:
-        distiller: what trains it.
-
-    Returns:
-        (name -> weight of each loss; the temperature of its soft labels, if there is one).
+    Returns (name -> weight of each loss; the temperature of its soft labels, if there is one).
     """
     losses = {term.loss.name: term.factor for term in distiller.terms}
     soft = [term.loss for term in distiller.terms if isinstance(term.loss, SoftLabels)]

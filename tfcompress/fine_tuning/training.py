@@ -1,16 +1,26 @@
 """The training itself: an epoch follows from the seed and its number alone."""
 
+from __future__ import annotations
+
+import dataclasses
 import math
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfcompress.callbacks import UpdateCompression, layers_of, models_of
+from tfcompress.compression.callbacks import UpdateCompression, layers_of, models_of
+from tfcompress.conversion.convert import convert
+from tfcompress.conversion.settings import quantize_techniques, settle
 from tfcompress.fine_tuning.checkpoint import Checkpoint, SaveCheckpoint
 from tfcompress.fine_tuning.data import Data
 from tfcompress.fine_tuning.options import Options
+from tfcompress.targets.check import check
+from tfcompress.targets.result import Check
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -29,18 +39,7 @@ def train(
     """Fits a compiled model for some epochs, and keeps its state after each.
 
     Args:
-        model: what `fit` is called on.
-        training: what it learns.
-        held_out: what it is judged on after each epoch; None if nothing.
-        options: number of all epochs, batch size and seed.
-        checkpoint: where states are kept; the last one is read if some of these epochs are done.
-        epochs: the numbers of these epochs among all, from 0.
-        done: how many of all are done.
         progress: called as `progress(stage, done, total)`.
-        known: the loss before, in words.
-
-    Raises:
-        ValueError: the loss became infinite, or a cache belongs to other data.
     """
     if done > epochs.start:
         checkpoint.restore(model)
@@ -139,3 +138,70 @@ class _ShowProgress(keras.callbacks.Callback):
         # The loss of labels alone is what the result tells.
         total = self.parts and name.removeprefix("val_") == "loss"
         return f"total {name}" if total else name
+
+
+def precision_of(small: keras.Model, options: Options) -> str | None:
+    """What a .tflite file computes in: what its weights were trained for; None of a .keras file."""
+    if Path(options.output).suffix == ".keras":
+        return None
+    precision = options.precision or natural_precision(small)
+    settle(precision, options.io_dtype, target=options.target)
+    trained = any(t.activation_bits is not None for t in quantize_techniques(small))
+    if precision in ("int8", "int16x8") and not trained:
+        raise ValueError(
+            f"precision '{precision}' needs the ranges of activations, which a recipe with "
+            "quantize trains; received none. Pass --recipe, such as int8, or another --precision."
+        )
+    return precision
+
+
+def conversion(options: Options, precision: str | None) -> dict[str, Any]:
+    """What `content_of` makes a .tflite file with; nothing for a .keras file."""
+    if precision is None:
+        return {}
+    return {"precision": precision, "io_dtype": options.io_dtype, "target": options.target}
+
+
+def check_of(content: bytes, options: Options) -> Check | None:
+    """What the target says of the output; None without a target."""
+    if options.target is None:
+        return None
+    found = check(content, options.target)
+    return dataclasses.replace(found, path=os.fspath(options.output))
+
+
+def natural_precision(small: keras.Model) -> str:
+    """The precision that a model was trained for."""
+    found = quantize_techniques(small)
+    if not found or max(t.bits for t in found) > 8:
+        return "float32"
+    if min(t.bits for t in found) <= 4:
+        return "int4"
+    activations = [t.activation_bits for t in found]
+    if 16 in activations:
+        return "int16x8"
+    return "int8" if 8 in activations else "dynamic_int8"
+
+
+def content_of(
+    model: keras.Model,
+    suffix: str,
+    compilation: dict[str, Any] | None = None,
+    precision: str = "float32",
+    io_dtype: str | None = None,
+    target: Any = None,
+) -> bytes:
+    """A model as the bytes of a file.
+
+    Args:
+        precision, io_dtype, target: of a .tflite file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"model{suffix}")
+        if suffix == ".tflite":
+            convert(model, path, precision=precision, io_dtype=io_dtype, target=target)
+        else:
+            if compilation is not None:
+                model.compile(**compilation)
+            model.save(path)
+        return path.read_bytes()

@@ -5,8 +5,9 @@ tf_keras and TFMOT are imported only where a tf_keras model is there already, or
 
 import importlib
 import os
-import sys
 from typing import Any
+
+from tfcompress.dispatch import register_legacy
 
 # What every error about a limit of TFMOT ends with.
 MOVE = (
@@ -15,29 +16,8 @@ MOVE = (
 )
 
 
-def is_legacy(model: Any) -> bool:
-    """Whether this is a model of tf_keras; imports nothing.
-
-    Args:
-        model: anything.
-
-    Returns:
-        True for a `tf_keras.Model`.
-
-    Example:
-        >>> is_legacy("a path")
-        False
-    """
-    module = sys.modules.get("tf_keras")
-    return module is not None and isinstance(model, module.Model)
-
-
 def import_tf_keras() -> Any:
-    """The module `tf_keras`.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
+    """The module `tf_keras`."""
     try:
         return importlib.import_module("tf_keras")
     except ImportError as error:
@@ -48,11 +28,7 @@ def import_tf_keras() -> Any:
 
 
 def import_tfmot() -> Any:
-    """The module `tensorflow_model_optimization`, imported without a trace in the environment.
-
-    Raises:
-        ValueError: if it is not installed.
-    """
+    """The module `tensorflow_model_optimization`, imported without a trace in the environment."""
     name = "TF_USE_LEGACY_KERAS"
     before = os.environ.get(name)
     try:
@@ -83,3 +59,35 @@ def require_graph(model: Any) -> None:
             f"model '{model.name}' is not built, so that its input shapes are not known. Call "
             "model.build(input_shape), or begin it with an InputLayer."
         )
+
+
+@register_legacy
+def compress(model: Any, rules: Any) -> Any:
+    """See `tfcompress.compress`."""
+    from tfcompress.legacy import compression
+
+    return compression.compress(model, rules)
+
+
+@register_legacy
+def finalize(model: Any) -> Any:
+    """See `tfcompress.finalize`."""
+    from tfcompress.legacy import compression
+
+    return compression.finalize(model)
+
+
+@register_legacy
+def hand_over(callback: Any, model: Any) -> None:
+    """See `tfcompress.UpdateCompression`."""
+    from tfcompress.legacy import compression
+
+    compression.hand_over(callback, model)
+
+
+@register_legacy
+def convert(job: Any, model: Any, calibration: Any, samples: int | None) -> bytes:
+    """See `tfcompress.convert`."""
+    from tfcompress.legacy import conversion
+
+    return conversion.run_legacy(job, model, calibration, samples)

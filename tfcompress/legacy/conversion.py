@@ -7,26 +7,18 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfcompress import files
+from tfcompress.conversion import lower
+from tfcompress.conversion.convert import Job
+from tfcompress.conversion.lower import from_constants
+from tfcompress.files import models
 from tfcompress.legacy import MOVE, require_graph
 from tfcompress.legacy.compression import finalize
 from tfcompress.legacy.rebuild import wrappers_of
-from tfcompress.tflite import flatbuffer, lower, signature
-from tfcompress.tflite.converters import from_constants
-from tfcompress.tflite.job import Job
+from tfcompress.tflite import flatbuffer, signature
 
 
-def run(job: Job, model: Any, calibration: Any, samples: int | None) -> bytes:
-    """The bytes of the .tflite file of a tf_keras model.
-
-    Args:
-        job: what `tfcompress.convert` was asked for.
-        model: a `tf_keras.Model`, under TFMOT's wrappers or not; it is left untouched.
-        calibration, samples: as of `tfcompress.convert`.
-
-    Raises:
-        ValueError: if the model or an argument will not do.
-    """
+def run_legacy(job: Job, model: Any, calibration: Any, samples: int | None) -> bytes:
+    """The bytes of the .tflite file of a tf_keras model."""
     require_graph(model)
     if wrappers_of(model).quantized:
         return _trained(model, job)
@@ -35,7 +27,7 @@ def run(job: Job, model: Any, calibration: Any, samples: int | None) -> bytes:
         module = tf.Module()
         module.weights = plain.variables
         tf.saved_model.save(module, folder, signatures={"serve": _serve(plain, None, named=True)})
-        return job.run(files.SavedModel(Path(folder)), calibration, samples)
+        return job.run(models.SavedModel(Path(folder)), calibration, samples)
 
 
 def _trained(model, job: Job) -> bytes:

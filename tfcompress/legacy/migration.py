@@ -1,6 +1,10 @@
 """migrate: a file of tf_keras (Keras 2), with or without TFMOT's wrappers, as a Keras 3 file."""
 
+from __future__ import annotations
+
 import dataclasses
+import inspect
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,15 +12,22 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tfcompress import files
+from tfcompress.compression.logger import Weight, describe
+from tfcompress.files import writing
 from tfcompress.legacy import import_tf_keras, reading, require_graph
-from tfcompress.legacy.keras3 import layer_of, name_of
-from tfcompress.legacy.rebuild import Found, Rebuild, copy_layer, kind_of, wrappers_of
-from tfcompress.weights import Weight, describe
+from tfcompress.legacy.rebuild import (
+    Found,
+    Rebuild,
+    copy_layer,
+    kind_of,
+    plain_activations,
+    wrappers_of,
+)
 
 # Largest difference of outputs, relative to the largest output, that rounding explains.
 TOLERANCE = 1e-4
@@ -73,25 +84,11 @@ class MigrationReport:
         console.print(table)
 
 
-def migrate(source: files.PathLike, target: files.PathLike) -> MigrationReport:
+def migrate(source: writing.PathLike, target: writing.PathLike) -> MigrationReport:
     """Brings a model saved by tf_keras (Keras 2) over to Keras 3.
 
     Wrappers of TensorFlow Model Optimization are stripped: pruned and clustered weights stay as
     they are; of quantization-aware training the float weights stay, and its ranges go.
-
-    Args:
-        source: a .h5 or .keras file or a SavedModel folder that tf_keras wrote.
-        target: the .keras file to write, whole or not at all; one that exists is replaced.
-
-    Returns:
-        A `MigrationReport`; the outputs of both models agree, or nothing is written.
-
-    Raises:
-        ValueError: if the source is no such file, holds code or layers that Keras 3 lacks, or the
-            outputs differ.
-
-    Example:
-        >>> migrate("old.h5", "new.keras").render()  # doctest: +SKIP
     """
     _check_paths(source, target)
     version = reading.check(source)
@@ -126,14 +123,14 @@ def migrate(source: files.PathLike, target: files.PathLike) -> MigrationReport:
     )
 
 
-def _check_paths(source: files.PathLike, target: files.PathLike) -> None:
+def _check_paths(source: writing.PathLike, target: writing.PathLike) -> None:
     if Path(target).suffix != ".keras":
         raise ValueError(
             f"the new file must end in .keras; received '{target}'. That is the format of Keras 3."
         )
-    if files.is_same(source, target):
+    if writing.is_same(source, target):
         raise ValueError(f"'{target}' is the old model itself. Name another file to write.")
-    files.check_writable(target)
+    writing.check_writable(target)
 
 
 def _reference(old, found: Found):
@@ -144,11 +141,7 @@ def _reference(old, found: Found):
 
 
 def _compare(old, new) -> tuple[float, float, float]:
-    """How far the outputs of two models are apart on random inputs.
-
-    Returns:
-        The largest difference; the same relative to the largest output; how large that may be.
-    """
+    """How far the outputs of two models are apart on random inputs."""
     inputs = [_random(tensor, old, seed) for seed, tensor in enumerate(old.inputs)]
 
     def run(values):
@@ -194,11 +187,11 @@ def _random(tensor, model, seed: int) -> np.ndarray:
     return random.normal(size=shape).astype(dtype)
 
 
-def _save(model: keras.Model, target: files.PathLike) -> None:
+def _save(model: keras.Model, target: writing.PathLike) -> None:
     with tempfile.TemporaryDirectory(prefix="tfcompress_") as folder:
         path = Path(folder, "model.keras")
         model.save(path)
-        files.atomic_write(target, path.read_bytes())
+        writing.atomic_write(target, path.read_bytes())
 
 
 def _weights(pairs) -> list[Weight]:
@@ -235,3 +228,144 @@ def _cannot(source, error: Exception) -> ValueError:
         f"'{source}' cannot be brought over to Keras 3: {type(error).__name__}: {text[:300]}. "
         "Rebuild the model in Keras 3 and load its weights layer by layer."
     )
+
+
+# Settings of tf_keras that change nothing in what a layer computes, or are known from its input.
+_IDLE = frozenset(
+    "batch_input_shape input_length implementation sparse ragged fused "
+    "query_shape key_shape value_shape input_shape".split()
+)
+
+# Settings that Keras 3 lacks, with the value that means the same as lacking them.
+_ABSENT = {"groups": 1, "time_major": False, "softmax_robust_masking": False}
+_RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
+_BASE = frozenset(["name", "trainable", "dtype", "activity_regularizer"])
+
+
+def _binary(function):
+    return lambda x, y: function(x, y)
+
+
+def _unary(function):
+    return lambda x: function(x)
+
+
+# TensorFlow functions called in a Functional model, by TensorFlow's names for them and arguments.
+_FUNCTIONS = {
+    "__operators__.add": _binary(ops.add),
+    "__operators__.getitem": lambda x, slice_spec: x[slice_spec],
+    "clip_by_value": lambda t, clip_value_min, clip_value_max: ops.clip(
+        t, clip_value_min, clip_value_max
+    ),
+    "expand_dims": lambda input, axis: ops.expand_dims(input, axis),
+    "math.add": _binary(ops.add),
+    "math.divide": _binary(ops.true_divide),
+    "math.exp": _unary(ops.exp),
+    "math.maximum": _binary(ops.maximum),
+    "math.minimum": _binary(ops.minimum),
+    "math.multiply": _binary(ops.multiply),
+    "math.negative": _unary(ops.negative),
+    "math.reduce_max": lambda x, axis=None, keepdims=False: ops.max(x, axis, keepdims),
+    "math.reduce_mean": lambda x, axis=None, keepdims=False: ops.mean(x, axis, keepdims),
+    "math.reduce_sum": lambda x, axis=None, keepdims=False: ops.sum(x, axis, keepdims),
+    "math.sigmoid": _unary(ops.sigmoid),
+    "math.sqrt": _unary(ops.sqrt),
+    "math.square": _unary(ops.square),
+    "math.subtract": _binary(ops.subtract),
+    "math.tanh": _unary(ops.tanh),
+    "math.truediv": _binary(ops.true_divide),
+    "nn.relu": _unary(ops.relu),
+    "nn.relu6": _unary(ops.relu6),
+    "nn.softmax": lambda logits, axis=-1: ops.softmax(logits, axis),
+    "reshape": lambda tensor, shape: ops.reshape(tensor, shape),
+    "squeeze": lambda input, axis=None: ops.squeeze(input, axis),
+    "transpose": lambda a, perm=None: ops.transpose(a, perm),
+}
+
+
+def layer_of(layer) -> Any:
+    """The Keras 3 layer for a plain tf_keras layer; a function for TensorFlow's own operations."""
+    kind = type(layer).__name__
+    if kind in ("TFOpLambda", "SlicingOpLambda"):
+        return _function_of(layer)
+    if not type(layer).__module__.startswith("tf_keras."):
+        raise ValueError(
+            f"layer '{layer.name}' is of the class '{kind}', which is your own; expected layers of "
+            "tf_keras. Port the class to Keras 3, build the model there and load its weights."
+        )
+    config = plain_activations(layer.get_config())
+    config["dtype"] = layer.dtype_policy.name if hasattr(layer, "dtype_policy") else layer.dtype
+    return _from_config(kind, config)
+
+
+def name_of(name: str) -> str:
+    """A name that Keras 3 allows."""
+    return name.replace("/", "_")
+
+
+def _function_of(layer):
+    symbol = layer.symbol if hasattr(layer, "symbol") else layer.get_config().get("function")
+    if symbol not in _FUNCTIONS:
+        raise ValueError(
+            f"layer '{layer.name}' calls TensorFlow's tf.{symbol}, for which no function of Keras "
+            "3 is known here. Replace it in the tf_keras model by a layer, and save that."
+        )
+    function, names = _FUNCTIONS[symbol], itertools.count()
+
+    def call(*args, name=None, **kwargs):
+        y = function(*args, **kwargs)
+        # Else Keras would choose names, which the layers may have already.
+        number = next(names)
+        y._keras_history.operation.name = f"{layer.name}_{number}" if number else layer.name
+        return y
+
+    return call
+
+
+def _from_config(kind: str, config: dict[str, Any]):
+    cls = getattr(keras.layers, kind, None)
+    if cls is None or kind == "Lambda":
+        raise ValueError(
+            f"layer '{config.get('name')}' is a {kind}, which cannot be brought over to Keras 3. "
+            "Replace it in the tf_keras model by other layers, and save that."
+        )
+    known = _arguments_of(cls)
+    new = {}
+    for key, value in config.items():
+        key = _RENAMED.get(kind, {}).get(key, key)
+        if key in known:
+            new[key] = _value_of(key, value)
+        elif key not in _IDLE | _BASE and value != _ABSENT.get(key) and "initializer" not in key:
+            raise ValueError(
+                f"layer '{config.get('name')}' ({kind}) sets {key}={value!r}, which Keras 3 does "
+                "not have. Replace the layer in the tf_keras model, and save that."
+            )
+    return cls(**new)
+
+
+def _arguments_of(cls) -> set[str]:
+    """The names that a class's __init__ takes."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    names = {p.name for p in parameters} - {"self"}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names |= _BASE
+    return names
+
+
+def _value_of(key: str, value):
+    if key == "name":
+        return name_of(value)
+    if key == "axis" and isinstance(value, (list, tuple)) and len(value) == 1:
+        return value[0]
+    if key == "cells" or (isinstance(value, list) and value and _is_layer(value[0])):
+        return [_value_of("", part) for part in value]
+    if _is_layer(value):
+        return _from_config(value["class_name"], value["config"])
+    return value
+
+
+def _is_layer(value) -> bool:
+    if not isinstance(value, dict) or "class_name" not in value or "config" not in value:
+        return False
+    known = getattr(keras.layers, str(value["class_name"]), None)
+    return inspect.isclass(known) and isinstance(value["config"], dict)

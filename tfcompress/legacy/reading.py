@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tfcompress import files
+from tfcompress.files import models, writing
 from tfcompress.legacy import import_tf_keras, import_tfmot
 from tfcompress.legacy.rebuild import kind_of
 
@@ -17,7 +17,7 @@ _METADATA = "keras_metadata.pb"
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 
 
-def check(source: files.PathLike) -> str:
+def check(source: writing.PathLike) -> str:
     """Raises unless a file is a whole tf_keras model without code; gives the writer's version.
 
     Raises:
@@ -29,12 +29,8 @@ def check(source: files.PathLike) -> str:
     return version
 
 
-def load(source: files.PathLike) -> Any:
-    """The model in a file that `check` has passed, uncompiled, with its TFMOT wrappers.
-
-    Raises:
-        ValueError: if tf_keras cannot load it.
-    """
+def load(source: writing.PathLike) -> Any:
+    """The model in a file that `check` has passed, uncompiled, with its TFMOT wrappers."""
     tfmot = import_tfmot()
     from tensorflow_model_optimization.python.core.clustering.keras import (
         cluster_wrapper as wrapper,
@@ -74,7 +70,7 @@ def _read(path: Path) -> tuple[str, list[Any]]:
     """The version that wrote a file, and the configurations in it."""
     if path.is_dir():
         return _read_saved_model(path)
-    version = files.check_model_file(path) or "unknown"
+    version = models.check_model_file(path) or "unknown"
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read(_CONFIG))
@@ -125,7 +121,7 @@ def _read_saved_model(folder: Path) -> tuple[str, list[Any]]:
     return str(known[0]) if known else "2", configs
 
 
-def _check_config(value: Any, source: files.PathLike) -> None:
+def _check_config(value: Any, source: writing.PathLike) -> None:
     """Raises if a configuration holds code, or names classes that are not tf_keras's."""
     if isinstance(value, list):
         for part in value:

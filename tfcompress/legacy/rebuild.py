@@ -11,6 +11,7 @@ from tfcompress.legacy import import_tf_keras, require_graph
 
 PRUNING, CLUSTERING = "PruneLowMagnitude", "ClusterWeights"
 QUANTIZING = ("QuantizeWrapper", "QuantizeWrapperV2", "QuantizeAnnotate")
+
 # Passes tensors on once its simulation of rounding is gone.
 QUANTIZE_LAYER = "QuantizeLayer"
 
@@ -170,13 +171,6 @@ def effective_weights(layer, plain) -> list[np.ndarray]:
     """The weights that a layer, under a wrapper or not, computes with.
 
     Of a layer trained for quantization these are the float weights, before rounding.
-
-    Args:
-        layer: a tf_keras layer.
-        plain: the built layer without wrapper that they are meant for.
-
-    Returns:
-        Arrays in the order of `plain.weights`.
     """
     kind = kind_of(layer)
     if kind == "prune":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from tfcompress.bench.running.results import is_number
-from tfcompress.bench.summaries import FLOAT, Summary
-from tfcompress.report.matching import match
+from tfcompress.results import is_number
 
 Layer = dict[str, Any]
 Row = dict[str, Any]
@@ -15,33 +14,6 @@ Row = dict[str, Any]
 # More bars than a plot has pixels would hold up the page for minutes.
 _MOST_BINS = 1000
 _NUMBERS = ("bytes", "params", "sparsity", "unique", "bits", "sqnr_db")
-
-
-def layer_data(rows: Sequence[Row], summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """The layers of all files of a benchmark.
-
-    Args:
-        rows: lines of results.
-        summaries: the methods that are shown.
-
-    Returns:
-        See `task_entry`, for each task that has layers.
-    """
-    found: dict[tuple[str, str], list[Any]] = {}
-    for row in rows:
-        if row["kind"] == "layers":
-            found.setdefault((row["task"], row["method"]), row["layers"])
-    tasks = []
-    for task in dict.fromkeys(each.task for each in summaries):
-        here = [s for s in summaries if s.task == task and (task, s.method) in found]
-        files = [(s.title, s.who, found[task, s.method]) for s in here]
-        plain = next((i for i, s in enumerate(here) if s.method == FLOAT), None)
-        if files:
-            before = files[plain][2] if plain is not None else None
-            # The float file itself has nothing before it to be seen beside.
-            first = next((i for i in range(len(files)) if i != plain), 0)
-            tasks.append(task_entry(task, files, before, first))
-    return tasks
 
 
 def task_entry(
@@ -52,15 +24,8 @@ def task_entry(
 ) -> dict[str, Any]:
     """Files that are made of one model.
 
-    Args:
-        title: of the task or the model.
-        files: for each a title, who made it, and its layers from `layer_figures`.
-        before: the layers of the float file.
-        first: which file is shown first.
-
-    Returns:
-        {"title", "first", "before": layers or None, "files": [{"title", "who", "layers",
-        "before": for each layer the index of its counterpart in the float file, or None}]}.
+    Returns {"title", "first", "before": layers or None, "files": [{"title", "who", "layers",
+    "before": for each layer the index of its counterpart in the float file, or None}]}.
     """
     reference = None if before is None else [_clean(layer) for layer in before]
     shown = []
@@ -99,3 +64,49 @@ def _histogram(layer: Layer) -> dict[str, Any] | None:
     if edges is None or edges[0] >= edges[1] or not 0 < len(counts) <= _MOST_BINS:
         return None
     return {"edges": edges, "counts": counts}
+
+
+def match(layers: Sequence[Layer], before: Sequence[Layer]) -> list[int | None]:
+    """Finds the layers with weights that two files have in common.
+
+    By name and operation where all layers have a counterpart. Else, as other converters give other
+    names, by their place among the layers with weights if operations and shapes of both lists are
+    the same. Else those whose name, operation and shape agree.
+
+    Returns for each layer the index of its counterpart, None if there is none.
+    """
+    ours = [i for i, layer in enumerate(layers) if _weighs(layer)]
+    theirs = [i for i, layer in enumerate(before) if _weighs(layer)]
+    by_key = dict(zip(_keys(before, theirs), theirs, strict=True))
+    keys = _keys(layers, ours)
+    places: list[int | None] = [None] * len(layers)
+    if all(key in by_key for key in keys):
+        pairs = [(i, by_key[key]) for i, key in zip(ours, keys, strict=True)]
+    elif [_form(layers[i]) for i in ours] == [_form(before[i]) for i in theirs]:
+        pairs = list(zip(ours, theirs, strict=True))
+    else:
+        found = [(i, by_key[key]) for i, key in zip(ours, keys, strict=True) if key in by_key]
+        # Counting anew gives old names to other layers, and a factor has the name of the whole.
+        pairs = [(i, other) for i, other in found if _form(layers[i]) == _form(before[other])]
+    for i, other in pairs:
+        places[i] = other
+    return places
+
+
+def _weighs(layer: Layer) -> bool:
+    return layer.get("histogram") is not None
+
+
+def _keys(layers: Sequence[Layer], indices: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Name, operation, and how many of the same came before: names need not be unique."""
+    seen: Counter[tuple[Any, Any]] = Counter()
+    keys = []
+    for i in indices:
+        key = layers[i].get("name"), layers[i].get("op")
+        keys.append((*key, seen[key]))
+        seen[key] += 1
+    return keys
+
+
+def _form(layer: Layer) -> tuple[Any, Any]:
+    return layer.get("op"), layer.get("params")

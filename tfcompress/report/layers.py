@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Iterable
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 
-from tfcompress import data as samples_of
-from tfcompress.legacy import is_legacy
-from tfcompress.report.tensor_names import layer_names
+from tfcompress.compression.finalize import rebuild_copy
+from tfcompress.conversion.convert import convert
+from tfcompress.conversion.layer_errors import float_twin
+from tfcompress.dispatch import is_legacy
+from tfcompress.files import samples as samples_of
+from tfcompress.graph.copying import copy_operation, copy_weights
+from tfcompress.graph.flatten import flatten
+from tfcompress.layers.batch_norm import FusedBatchNorm
+from tfcompress.layers.compressed import Compressed, is_compressed
+from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import (
+    FLOATS,
+    QUANTIZED,
     OperatorInfo,
     TensorInfo,
     constants_by_operator,
     inspect,
 )
-from tfcompress.tflite.inspection import FLOATS, QUANTIZED
-from tfcompress.tflite.runner import Port, ports
+from tfcompress.tflite.run import Port, ports, quiet
 
 SAMPLES = 16
+
 # What a layer is given that equals the float one: float32 itself ends near 140 dB.
 EXACT_DB = 200.0
+
 # 255 levels of int8 fall into 51 bins evenly, with 0 in the middle one.
 BINS = 51
+
 # They move values, or make the same ones wider or narrower.
 _ASIDE = frozenset(
     "QUANTIZE DEQUANTIZE DENSIFY RESHAPE SQUEEZE EXPAND_DIMS SHAPE PACK PAD IDENTITY".split()
 )
+
 # Converters give outputs such names; signatures have better ones.
 _NAMELESS = ("StatefulPartitionedCall", "PartitionedCall", "Identity")
 
@@ -46,27 +63,6 @@ def layer_figures(
 
     Args:
         tflite_path: the file, or its bytes.
-        keras_model: the model that was converted, which tells names of layers. One of tf_keras
-            serves for SQNR alone, unless TFMOT made it simulate quantization.
-        data: samples of the inputs in real values, as for `tfcompress.verify`; the first 16 are
-            run. None leaves out SQNR.
-        reference: the float .tflite file of the same model that activations are compared with; it
-            is made from the Keras model if None.
-
-    Returns:
-        A dict for each operation that computes, ready for `json.dumps`: "name", "op", "bytes" of
-        its constants, "params", "sparsity" and "unique" values of its weights, their "bits",
-        "sqnr_db" of its output with the errors of the layers before it (200 where both are equal),
-        the "range" [min, max] that its output can hold if it is quantized, and the "histogram" of
-        its dequantized weights: "edges" [low, high] and "counts" of 51 equal bins. What is not
-        known is None, as are the figures of weights where there are none.
-
-    Raises:
-        ValueError: a file cannot be read, or the data does not fit it.
-
-    Example:
-        >>> layer_figures("model.tflite")[0]["name"]  # doctest: +SKIP
-        'conv1'
     """
     content = flatbuffer.load(tflite_path)
     file = flatbuffer.read(content, name=flatbuffer.describe(tflite_path))
@@ -187,15 +183,7 @@ def _real_values(file: Any, t: TensorInfo) -> np.ndarray | None:
 def histogram(arrays: Iterable[np.ndarray]) -> dict[str, list] | None:
     """How values are spread, symmetric around 0 so that zeros are the middle bin.
 
-    Args:
-        arrays: float values; those that are not finite are left out.
-
-    Returns:
-        {"edges": [low, high], "counts": [51 whole numbers]}, or None without values.
-
-    Example:
-        >>> histogram([np.array([-1.0, 0.0, 0.0, 1.0])])["counts"][25]
-        2
+    Returns {"edges": [low, high], "counts": [51 whole numbers]}, or None without values.
     """
     parts = [array.ravel() for array in arrays]
     values = np.concatenate(parts) if parts else np.empty(0)
@@ -217,7 +205,7 @@ def _errors(
     exact = _exact(file, model, reference)
     if exact is None:
         return {}
-    from tfcompress.tflite.layer_errors import tensor_errors
+    from tfcompress.conversion.layer_errors import tensor_errors
 
     return {
         index: None if math.isnan(ratio) or ratio == -math.inf else round(min(ratio, EXACT_DB), 2)
@@ -232,7 +220,7 @@ def _exact(file: Any, model: Any, reference: Any) -> Any:
     if reference is not None:
         return flatbuffer.read(reference, name=flatbuffer.describe(reference))
     if _is_keras3(model):
-        from tfcompress.tflite.layer_errors import float_twin
+        from tfcompress.conversion.layer_errors import float_twin
 
         return float_twin(model, file)
     # What TFMOT quantizes rounds as the file does, and is no float model any more.
@@ -240,9 +228,7 @@ def _exact(file: Any, model: Any, reference: Any) -> Any:
         return None
     import tensorflow as tf
 
-    from tfcompress.tflite import lower
-
-    with lower.quiet():
+    with quiet():
         return flatbuffer.read(tf.lite.TFLiteConverter.from_keras_model(model).convert())
 
 
@@ -279,3 +265,128 @@ def _named(inputs: list[Port], model: Any) -> list[tuple[str, Port]]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
+
+
+# What the weights are, and what the file is, in words. Masks only hide weights while a model
+# trains; what `finalize` baked in is in the weights themselves.
+_PLAIN = "the float model", "float32 file of the same model"
+_LEFT_OUT = (
+    "the float weights that the model holds, its techniques not applied",
+    "float32 file without the techniques",
+)
+_APPLIED = (
+    "the float model with its techniques applied",
+    "float32 file with the techniques applied",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatFiles:
+    """Float files of a model, as bytes.
+
+    Attributes:
+        twin: operations in the forms of the .tflite file, techniques applied: what the file is to
+            compute.
+        before: the same before techniques: what its weights were made of.
+        float32: what `convert` writes of the latter: what the file is shipped instead of.
+        weights: what the weights of `before` are, in words.
+        title: what `float32` is, in words.
+    """
+
+    twin: bytes
+    before: bytes
+    float32: bytes
+    weights: str
+    title: str
+
+
+def float_files(model: Any, tflite_path: str | os.PathLike[str]) -> FloatFiles:
+    """The float files that a .tflite file is seen beside."""
+    file = flatbuffer.read(tflite_path)
+    twin = flatbuffer.write(float_twin(model, file))
+    compressed = is_compressed(model)
+    try:
+        if not compressed:
+            return FloatFiles(twin, twin, _float32(model, file), *_PLAIN)
+        plain = _without_techniques(model)
+        before = flatbuffer.write(float_twin(plain, file))
+        return FloatFiles(twin, before, _float32(plain, file), *_LEFT_OUT)
+    except (TypeError, ValueError):
+        return FloatFiles(twin, twin, twin, *(_APPLIED if compressed else _PLAIN))
+
+
+def _without_techniques(model: keras.Model) -> keras.Model:
+    plain = rebuild_copy(flatten(model), _plain_function)
+    if is_compressed(plain):
+        raise ValueError("the model holds techniques inside of other layers")
+    return plain
+
+
+def _plain_function(operation: Any) -> Any:
+    """What stands for an operation where there are no techniques, as `rebuild_copy` takes it."""
+    if isinstance(operation, FakeQuant):
+        activation = keras.layers.Activation(operation.activation or "linear", name=operation.name)
+        # It is called with the row of its range, too.
+        return (lambda x, **_: activation(x)), lambda: None
+    if not isinstance(operation, (Compressed, FusedBatchNorm)):
+        return None
+    twin = copy_operation(operation.layer)
+    return twin, lambda: copy_weights([(operation.layer, twin)])
+
+
+def _float32(model: keras.Model, file: Any) -> bytes:
+    graph = file.subgraphs[0]
+    batch_size = int(graph.tensors[graph.inputs[0]].shape[0])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "float32.tflite")
+        convert(model, path, precision="float32", batch_size=batch_size)
+        return path.read_bytes()
+
+
+# Where a converter fuses operations into one, the one with weights names the layer.
+_WEIGHTED = re.compile(r"conv|depthwise|matmul|biasadd|dense|einsum", re.IGNORECASE)
+_MAX = 60
+
+
+def layer_names(tensors: Sequence[str], model: Any = None) -> list[str]:
+    """Names the layers that make tensors."""
+    known = _Known(model)
+    scopes = [_scope(tensor) for tensor in tensors]
+    numbers = {match[1] for s in scopes if s and (match := re.search(r"_(\d+)$", s))}
+    # Keras 3 exports a copy of the model, in which every layer has the same number behind it.
+    copied = len(numbers) == 1 and all(s is None or re.search(r"_\d+$", s) for s in scopes)
+    names = []
+    for tensor, scope in zip(tensors, scopes, strict=True):
+        guessed = re.sub(r"_\d+$", "", scope) if scope and copied else scope
+        names.append((known.of(tensor) or _plain(guessed or tensor))[:_MAX])
+    return names
+
+
+class _Known:
+    def __init__(self, model: Any):
+        self.names: Any = None
+        if model is not None:
+            from tfcompress.conversion.layer_errors import LayerNames
+
+            self.names = LayerNames(model)
+
+    def of(self, tensor: str) -> str:
+        return "" if self.names is None else self.names.of(tensor)
+
+
+def _scope(tensor: str) -> str | None:
+    """'model/conv1/Relu;model/conv1/Conv2D' -> 'conv1'; None if the name has no such form."""
+    paths = [part.split("/") for part in tensor.split(";") if part.count("/")]
+    if not paths:
+        return None
+    weighted = [path for path in paths if _WEIGHTED.search(path[-1])]
+    path = (weighted or paths)[0]
+    inner = path[1:-1] or path[:-1]
+    return "/".join(inner)
+
+
+def _plain(name: str) -> str:
+    """Without what quantization-aware training puts around the names of layers."""
+    name = name.split(";")[0]
+    name = re.sub(r"(^|/)quant_", r"\1", name)
+    return re.sub(r"_range$", "", name).rstrip("_")

@@ -10,22 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcompress import files
-from tfcompress.bench.running.machine import describe
-from tfcompress.report.check_rows import check_rows
+from tfcompress.conversion.layer_errors import Difference
+from tfcompress.conversion.verify import OutputCheck, Verification
+from tfcompress.files import models
 from tfcompress.report.layer_data import task_entry
-from tfcompress.report.layers import EXACT_DB, layer_figures
-from tfcompress.report.numbers import MISSING, number, significant
-from tfcompress.report.page import require_extra, write_page
-from tfcompress.report.tensor_names import layer_names
+from tfcompress.report.layers import EXACT_DB, layer_figures, layer_names
+from tfcompress.report.page import MISSING, number, require_extra, significant, write_page
+from tfcompress.targets.check import check
+from tfcompress.targets.result import Check, OperatorCheck, caution, verdict_on
 from tfcompress.tflite.benchmark import FileBenchmark, benchmark
-from tfcompress.tflite.check import check
-from tfcompress.tflite.differences import Difference
 from tfcompress.tflite.inspect import Inspection, inspect
-from tfcompress.tflite.verification import OutputCheck, Verification
+from tfcompress.tflite.machine import describe
 
 if TYPE_CHECKING:
-    from tfcompress.report.float_model import FloatFiles
+    from tfcompress.report.layers import FloatFiles
 
 Progress = Callable[[str, int, int | None], Any]
 RUNS, ROUNDS = 20, 5
@@ -48,26 +46,7 @@ def write_model_report(
     model, what a target says, and every layer: bytes, sparsity, SQNR, ranges, weights.
 
     Args:
-        model: the `keras.Model` that was converted, or the path of a .keras, .h5 or SavedModel.
-        tflite_path: the file that was made of it.
-        path: of the report.
-        data: samples of the inputs in real values, as for `tfcompress.verify`.
-        target: a name, a target file or a loaded target, see `tfcompress.check`; None leaves it
-            out.
-        samples: at most so many samples; all by default.
         progress: called as `progress(stage, done, total)`.
-
-    Returns:
-        The bytes of the report.
-
-    Raises:
-        ValueError: a file or the data cannot be read, or do not belong together.
-        ImportError: Jinja2 or plotly is missing.
-        OSError: the report cannot be written.
-
-    Example:
-        >>> write_model_report("qat.keras", "model.tflite", "report.html", x)  # doctest: +SKIP
-        5001202
     """
     require_extra()
     say = progress or (lambda stage, done, total: None)
@@ -75,17 +54,17 @@ def write_model_report(
     name = Path(tflite_path).name
     # Where a file lies is nobody else's business.
     checked = None if target is None else dataclasses.replace(check(tflite_path, target), path=name)
-    from tfcompress.report.float_model import float_files
-    from tfcompress.tflite.verify import verify
+    from tfcompress.conversion.verify import verify
+    from tfcompress.report.layers import float_files
 
     if isinstance(model, (str, os.PathLike)):
-        model = files.load_model(model)
+        model = models.load_model(model)
     if hasattr(data, "__next__"):
         data = _Replay(data)
     verified = verify(model, tflite_path, data, samples=samples, progress=progress)
     say("layers", 0, None)
     # The layers of a SavedModel are not known.
-    plain = None if isinstance(model, files.SavedModel) else float_files(model, tflite_path)
+    plain = None if isinstance(model, models.SavedModel) else float_files(model, tflite_path)
     entry = _layers(model, tflite_path, data, plain)
     times = _latency(tflite_path, plain, say)
     titles = (FILE, plain.title) if plain else (FILE,)
@@ -135,7 +114,7 @@ def _layers(
 
 def _names(found: Inspection, model: Any) -> dict[tuple[int, int], str]:
     """The names of layers by (subgraph, index) of operators."""
-    known = None if isinstance(model, files.SavedModel) else model
+    known = None if isinstance(model, models.SavedModel) else model
     names = layer_names([op.layer for op in found.operators], known)
     return {(op.subgraph, op.index): name for op, name in zip(found.operators, names, strict=True)}
 
@@ -228,4 +207,54 @@ def _time_row(found: FileBenchmark, which: str) -> dict[str, Any]:
             number(found.zipped_bytes / 1024, 1),
             number(found.activation_bytes / 1024, 1),
         ],
+    }
+
+
+_LAYERS = 3
+
+
+def check_rows(found: Check, names: dict[tuple[int, int], str]) -> dict[str, Any]:
+    """A check with its operators grouped by what was said of them.
+
+    Args:
+        names: (subgraph, index) of an operator -> the name of its layer.
+    """
+    groups: dict[tuple[Any, ...], list[OperatorCheck]] = {}
+    for op in found.operators:
+        key = (op.mapped, op.name, op.dtype, op.status, op.reason)
+        groups.setdefault(key, []).append(op)
+    # What is not mapped comes first: it is what is to be mended.
+    ordered = sorted(groups.values(), key=lambda ops: (ops[0].mapped, -len(ops)))
+    return {
+        "target": found.target,
+        "title": found.title,
+        "verdict": verdict_on(found),
+        "passed": found.passed,
+        "runs_in_parts": found.runs_in_parts,
+        "mapped": found.mapped,
+        "count": len(found.operators),
+        "caution": caution(found),
+        "mends": found.mends,
+        "fatal": [finding.text for finding in found.findings if finding.fatal],
+        "notes": [finding.text for finding in found.findings if not finding.fatal],
+        "activation_bytes": found.activation_bytes,
+        "constant_bytes": found.constant_bytes,
+        "groups": [_group(ops, names) for ops in ordered],
+    }
+
+
+def _group(ops: list[OperatorCheck], names: dict[tuple[int, int], str]) -> dict[str, Any]:
+    first = ops[0]
+    layers = [names.get((op.subgraph, op.index)) or f"operator {op.index}" for op in ops]
+    more = f" and {len(layers) - _LAYERS} more" if len(layers) > _LAYERS else ""
+    return {
+        "name": first.name,
+        "dtype": first.dtype,
+        "mapped": first.mapped,
+        "count": len(ops),
+        "status": first.status,
+        "reason": first.reason or "",
+        "mend": first.mend or "",
+        "source": first.source or "",
+        "layers": ", ".join(layers[:_LAYERS]) + more,
     }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfcompress import __version__
-from tfcompress.files import atomic_write
-from tfcompress.report.numbers import finite
+from tfcompress.files.writing import atomic_write
+from tfcompress.results import VERSION
 
 FOLDER = Path(__file__).parent / "templates"
 SCRIPTS = ("tables.js", "report.js")
@@ -33,25 +33,7 @@ def require_extra() -> None:
 def write_page(
     path: str | os.PathLike[str], template: str, values: Mapping[str, Any], data: Mapping[str, Any]
 ) -> int:
-    """Writes an HTML file, whole or not at all, that asks the network for nothing.
-
-    Args:
-        path: of the file.
-        template: its name in the folder of templates.
-        values: for the template, which escapes them.
-        data: for the script: plain lists, dicts, texts and numbers.
-
-    Returns:
-        The bytes of the file.
-
-    Raises:
-        ImportError: Jinja2 or plotly is missing.
-        OSError: the file cannot be written.
-
-    Example:
-        >>> write_page("report.html", "results.html", values, data)  # doctest: +SKIP
-        5183204
-    """
+    """Writes an HTML file, whole or not at all, that asks the network for nothing."""
     require_extra()
     plotly, script = _plotly_js(), _inline("".join(map(_own, SCRIPTS)))
     text = (
@@ -65,7 +47,7 @@ def write_page(
             style=_safe(_own("style.css")),
             plotly=_safe(plotly),
             script=_safe(script),
-            version=__version__,
+            version=VERSION,
         )
     )
     # JSON and names of files may hold halves of characters, which no text file can.
@@ -121,3 +103,44 @@ def _policy(*scripts: str) -> str:
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
+
+
+MISSING = "–"
+MINUS = "−"
+
+
+def finite(value: Any) -> Any:
+    """Plain data for JSON: NaN, infinities and what is not there become None."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float | None, digits: int = 0, sign: bool = False) -> str:
+    """A number with thousands apart."""
+    if value is None or math.isnan(value):
+        return MISSING
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    # What is rounded to 0 is neither.
+    if float(text.replace(",", "")) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, not fewer than its whole part."""
+    if value is None or math.isnan(value):
+        return MISSING
+    if value == 0 or math.isinf(value):
+        return number(value, 0)
+    return number(value, min(9, max(0, digits - 1 - math.floor(math.log10(abs(value))))))
+
+
+def spread(mean: float | None, std: float, count: int, digits: int, sign: bool = False) -> str:
+    """A mean and, of several, its standard deviation."""
+    text = number(mean, digits, sign)
+    return text if mean is None or count < 2 else f"{text} ± {number(std, digits)}"

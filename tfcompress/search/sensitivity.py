@@ -1,5 +1,7 @@
 """sensitivity: how much a model loses when one layer at a time is pruned or quantized."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,18 +10,19 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from tfcompress.baking import is_compressed
-from tfcompress.graph import flatten
-from tfcompress.layers import target_variables
-from tfcompress.recipe import Rule
-from tfcompress.search.findings import Kind, Row, Sensitivity
+from tfcompress.backend import as_tensor
+from tfcompress.errors import check
+from tfcompress.graph.flatten import flatten
+from tfcompress.layers.compressed import is_compressed, target_variables
+from tfcompress.recipe.findings import Kind, Row, Sensitivity
 from tfcompress.techniques import Prune, Quantize
 from tfcompress.techniques.masks import Pattern
-from tfcompress.techniques.quantize import as_tensor, quantize_weight
-from tfcompress.techniques.technique import check
+from tfcompress.techniques.quantize import quantize_weight
+from tfcompress.techniques.rules import Rule
 
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BITS = (8, 4, 3, 2)
+
 # Methods of a model's class that decide what `evaluate` gives.
 _LOOPS = ("test_step", "compute_loss", "compute_metrics")
 

@@ -10,20 +10,19 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfcompress.batch_norm import scale_and_offset
-from tfcompress.copying import copy_operation, copy_trainable
-from tfcompress.flat_layers import FixedTraining
-from tfcompress.graph import Graph, Node, call_node
-from tfcompress.nodes import has_own_call
+from tfcompress.graph.copying import copy_operation, copy_trainable
+from tfcompress.graph.layers import FixedTraining
+from tfcompress.graph.nodes import Graph, Node, call_node, has_own_call
+from tfcompress.layers.batch_norm import scale_and_offset
+from tfcompress.surgery.base import Change, SurgeryReport, exchanged, opened, with_report
 from tfcompress.surgery.macs import count
-from tfcompress.surgery.model import exchanged, opened
-from tfcompress.surgery.report import Change, SurgeryReport, with_report
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _LINEAR = (layers.Dense, *_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
+
 # A weight's name and its new value, in double precision.
 Values = dict[str, np.ndarray]
 

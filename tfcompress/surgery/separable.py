@@ -11,14 +11,12 @@ import keras
 import numpy as np
 from keras import layers as keras_layers
 
-from tfcompress.copying import copy_operation, copy_trainable
-from tfcompress.graph import Graph, Node, call_node
-from tfcompress.nodes import has_own_call
-from tfcompress.rules import Rule
-from tfcompress.suggestions import did_you_mean
+from tfcompress.errors import did_you_mean
+from tfcompress.graph.copying import copy_operation, copy_trainable
+from tfcompress.graph.nodes import Graph, Node, call_node, has_own_call
+from tfcompress.surgery.base import Change, SurgeryReport, exchanged, opened, with_report
 from tfcompress.surgery.macs import count
-from tfcompress.surgery.model import exchanged, opened
-from tfcompress.surgery.report import Change, SurgeryReport, with_report
+from tfcompress.techniques.rules import Rule
 
 _DEPTHWISE = {
     keras_layers.Conv1D: keras_layers.DepthwiseConv1D,
@@ -148,17 +146,9 @@ def separate(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, flo
 
     Args:
         kernel: float64 array of shape (*places, inputs, outputs).
-        rank: m, filters for each input channel.
 
-    Returns:
-        (depthwise kernel of shape (*places, inputs, m), pointwise kernel of shape
-        (*ones, inputs * m, outputs), fraction of the sum of squares that they keep).
-
-    Example:
-        >>> kernel = np.ones((3, 3, 2, 4))
-        >>> depthwise, pointwise, energy = separate(kernel, 1)
-        >>> np.allclose(np.einsum("hwim,imo->hwio", depthwise, pointwise.reshape(2, 1, 4)), kernel)
-        True
+    Returns (depthwise kernel of shape (*places, inputs, m), pointwise kernel of shape (*ones,
+    inputs * m, outputs), fraction of the sum of squares that they keep).
     """
     *places, inputs, outputs = kernel.shape
     matrices = np.moveaxis(kernel.reshape(-1, inputs, outputs), 1, 0)

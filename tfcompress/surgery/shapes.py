@@ -10,10 +10,12 @@ from typing import Any
 import keras
 from keras import KerasTensor, tree
 
-from tfcompress.graph import Graph, Node, flatten, is_composite
-from tfcompress.nodes import has_own_call
+from tfcompress.graph.flatten import flatten
+from tfcompress.graph.nodes import Graph, Node, has_own_call
+from tfcompress.graph.tracing import is_composite
 
 Shape = tuple[int | None, ...]
+
 # By the identity of a tensor of a graph.
 Specs = dict[int, KerasTensor]
 
@@ -32,11 +34,9 @@ def specs_of(graph: Graph, shapes: Iterable[Shape | None] = ()) -> Specs:
     An axis that a model merges with the batch, as the windows of a Swin transformer, is known so.
 
     Args:
-        graph: of a flat model.
         shapes: of the inputs, the batch included; by default those of the graph with a batch of 1.
 
-    Returns:
-        {id of a tensor: a `KerasTensor`}, whose shape has None where it stays unknown.
+    Returns {id of a tensor: a `KerasTensor`}, whose shape has None where it stays unknown.
     """
     specs: Specs = {}
 
@@ -74,7 +74,6 @@ def input_shapes(node: Node, shape_of: Callable[[Any], Shape] | None = None) -> 
     They come in the order of the arguments of its `call`, also if they were given by name.
 
     Args:
-        node: of a flat graph.
         shape_of: tensor -> shape; by default as the graph has it.
     """
     try:
@@ -105,13 +104,9 @@ def asked_shapes(graph: Graph, shapes: Mapping[str, Shape] | Shape | None) -> li
     """The shapes of a graph's inputs for one sample, where the user gives some.
 
     Args:
-        graph: of a flat model.
         shapes: {name of an input: shape without the batch}, or the shape of the only input.
-
-    Raises:
-        ValueError: a name is unknown, or a shape is not one that the input takes.
     """
-    from tfcompress.suggestions import expected_one_of
+    from tfcompress.errors import expected_one_of
 
     leaves = tree.flatten(graph.inputs)
     known = {tensor.name: tensor for tensor in leaves}

@@ -13,6 +13,7 @@ _AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "Dense": ((0,), (1,)),
     "Embedding": ((0,), (1,)),
 }
+
 _DEPTHWISE = ("DepthwiseConv1D", "DepthwiseConv2D")
 
 
@@ -28,15 +29,8 @@ def weight_axes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of a layer's weight that count its inputs, and those that count its outputs.
 
-    Args:
-        layer: a `keras.Layer` that owns the weight.
-        weight: its name.
-        rank: number of axes, of weights that are no usual kernel.
-
-    Returns:
-        (input axes, output axes). Positions of a convolution are in neither; a depthwise kernel
-        has no input axes. Of an unknown layer the last axis is the output, the one before the
-        input.
+    Returns (input axes, output axes). Positions of a convolution are in neither; a depthwise kernel
+    has no input axes. Of an unknown layer the last axis is the output, the one before the input.
     """
     if weight == "depthwise_kernel":
         return (), (rank - 2, rank - 1) if rank else ()

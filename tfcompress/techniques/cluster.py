@@ -1,5 +1,7 @@
 """Clustering: weights that share a few values, which are trained."""
 
+from __future__ import annotations
+
 import dataclasses
 import numbers
 import zlib
@@ -10,10 +12,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfcompress.techniques import centroids as starts
+from tfcompress.errors import check
 from tfcompress.techniques.axes import is_depthwise, weight_axes
 from tfcompress.techniques.prune import Prune
-from tfcompress.techniques.technique import Technique, check
+from tfcompress.techniques.technique import Technique
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -68,8 +70,8 @@ class Cluster(Technique):
                 object.__setattr__(self, name, int(value))  # also NumPy's
         many = type(self.clusters) is int and 2 <= self.clusters <= 65535
         check(many, "clusters", "2 to 65535", self.clusters, "16 is usual.")
-        known = self.init in starts.INITS
-        check(known, "init", f"one of {', '.join(starts.INITS)}", self.init)
+        known = self.init in INITS
+        check(known, "init", f"one of {', '.join(INITS)}", self.init)
         early = self.begin is None or (type(self.begin) is int and self.begin >= 0)
         check(early, "begin", "None or an optimizer step", self.begin)
         often = type(self.frequency) is int and self.frequency >= 1
@@ -99,7 +101,7 @@ class Cluster(Technique):
             return f"with {size} weights{where}, fewer than clusters={self.clusters}"
         return None
 
-    def bind(self, layer, weight: str, before: Sequence[Technique] = ()) -> "Cluster":
+    def bind(self, layer, weight: str, before: Sequence[Technique] = ()) -> Cluster:
         rank = next(len(v.shape) for v in layer.variables if v.name == weight)
         pruning = [t for t in before if isinstance(t, Prune)]
         begin = self.begin
@@ -170,10 +172,10 @@ class Cluster(Technique):
         columns = []
         for values, zero in zip(rows.T, zeros.T, strict=True):
             if zero.any():
-                found = starts.initial_without_zero(values, self.clusters - 1, self.init, random)
+                found = initial_without_zero(values, self.clusters - 1, self.init, random)
                 columns.append(np.append(found, np.float32(0)))
             else:
-                columns.append(starts.initial(values, self.clusters, self.init, random))
+                columns.append(initial(values, self.clusters, self.init, random))
         return np.stack(columns, 1)
 
     def _assign(self, rows: np.ndarray, table: np.ndarray, zeros: np.ndarray) -> np.ndarray:
@@ -185,7 +187,7 @@ class Cluster(Technique):
             spare = np.argmin(np.abs(ordered), axis=0)
             with_zeros = zeros.any(axis=0)
             ordered, order = _without(ordered, order, spare, with_zeros)
-        found = np.take_along_axis(order, starts.nearest(rows, ordered), 0) + 1
+        found = np.take_along_axis(order, nearest(rows, ordered), 0) + 1
         return np.where(zeros, 0, found)
 
     def apply(self, weight, state):
@@ -248,3 +250,121 @@ def _clustered(weight, centroids, index, share, active):
         return tf.where(active > 0, found, weight), gradient
 
     return cluster(weight, centroids)
+
+
+INITS = ("kmeans++", "linear", "density", "random")
+
+# k-means needs no more weights than this to find where they are dense.
+_SAMPLE = 2**17
+_ROUNDS = 25
+_FEW = 2**12
+_STARTS = 3
+_PIECE = 2**15
+
+
+def initial(
+    values: np.ndarray, clusters: int, init: str, random: np.random.Generator
+) -> np.ndarray:
+    """Centroids of some values."""
+    if values.size == 0 or clusters == 0:
+        return np.zeros(clusters, np.float32)
+    low, high = float(values.min()), float(values.max())
+    if init == "linear":
+        found = np.linspace(low, high, clusters)
+    elif init == "random":
+        found = random.uniform(low, high, clusters)
+    elif init == "density":
+        found = _density(values, clusters, 0.01)
+    else:
+        found = _kmeans(values, clusters, random)
+    return np.sort(found).astype(np.float32)
+
+
+def initial_without_zero(
+    values: np.ndarray, clusters: int, init: str, random: np.random.Generator
+) -> np.ndarray:
+    """Centroids of the values that are not zero: negative and positive ones by their numbers."""
+    sides = values[values < 0], values[values > 0]
+    total = sides[0].size + sides[1].size
+    negative = round(clusters * sides[0].size / total) if total else 0
+    if clusters > 1 and all(side.size for side in sides):
+        negative = min(max(negative, 1), clusters - 1)
+    if init == "kmeans++":  # needs no split: it finds both sides by itself
+        return initial(values[values != 0], clusters, init, random)
+    counts = negative, clusters - negative
+    parts = []
+    for side, count in zip(sides, counts, strict=True):
+        if init == "density" and side.size and count:
+            gap = min(0.01, abs(side.min()) / 2, abs(side.max()) / 2)
+            parts.append(np.sort(_density(side, count, gap)).astype(np.float32))
+        else:
+            parts.append(initial(side, count, init, random))
+    return np.concatenate(parts)
+
+
+def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The index of the nearest centroid of each value; halfway between two the greater.
+
+    Args:
+        values: float array (n, channels).
+        centroids: float array (k, channels), sorted along its first axis.
+    """
+    middles = (centroids[:-1] + centroids[1:]) / 2
+    if centroids.shape[1] == 1 and len(middles) > 64:
+        found = np.searchsorted(middles[:, 0], values.ravel(), side="right")
+        return found.reshape(values.shape)
+    found = np.zeros(values.shape, np.uint8 if len(middles) < 256 else np.uint16)
+    # By pieces that stay in the cache, comparing with every limit is quicker than searching.
+    rows = max(1, _PIECE // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        piece = values[start : start + rows]
+        for middle in middles.astype(values.dtype):
+            found[start : start + rows] += piece >= middle
+    return found
+
+
+def _density(values: np.ndarray, clusters: int, gap: float) -> np.ndarray:
+    """Evenly spaced in the cumulative distribution, which is looked up at 30 points as in TFMOT."""
+    grid = np.linspace(values.min() - gap, values.max() + gap, 30)
+    cumulative = np.searchsorted(np.sort(values), grid, side="right") / values.size
+    wanted = np.linspace(0.01, 1, clusters)
+    return grid[np.minimum(np.searchsorted(cumulative, wanted, side="right"), len(grid) - 1)]
+
+
+def _kmeans(values: np.ndarray, clusters: int, random: np.random.Generator) -> np.ndarray:
+    if values.size > _SAMPLE:
+        values = random.choice(values, _SAMPLE, replace=False)
+    values = np.sort(values.astype(np.float64))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    # Seeds need fewer values still; of several starts the best counts, as each may go astray.
+    few = values[:: max(1, values.size // max(_FEW, 4 * clusters))]
+    tries = [_lloyd(values, sums, _seeds(few, clusters, random)) for _ in range(_STARTS)]
+    return max(tries, key=lambda found: found[1])[0]
+
+
+def _lloyd(values: np.ndarray, sums: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centroids after Lloyd's rounds, and how much of the sum of squares they explain."""
+    centroids = np.sort(seeds)
+    for _ in range(_ROUNDS):
+        # Values are sorted, so that each cluster is one stretch of them.
+        edges = np.searchsorted(values, (centroids[:-1] + centroids[1:]) / 2)
+        edges = np.concatenate([[0], edges, [values.size]])
+        counts = np.diff(edges)
+        means = np.diff(sums[edges]) / np.maximum(counts, 1)
+        new = np.sort(np.where(counts > 0, means, centroids))
+        if np.array_equal(new, centroids):
+            break
+        centroids = new
+    return centroids, float((counts * np.square(means)).sum())
+
+
+def _seeds(values: np.ndarray, clusters: int, random: np.random.Generator) -> np.ndarray:
+    """k-means++: each seed is drawn with a chance that grows with the distance to the others."""
+    seeds = [random.choice(values)]
+    distance = np.square(values - seeds[0])
+    for _ in range(clusters - 1):
+        total = distance.sum()
+        drawn = np.searchsorted(np.cumsum(distance), random.random() * total, side="right")
+        seeds.append(values[min(drawn, values.size - 1)] if total > 0 else values[0])
+        distance = np.minimum(distance, np.square(values - seeds[-1]))
+    return np.array(seeds)

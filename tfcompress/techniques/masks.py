@@ -34,15 +34,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """The pattern that a text names.
-
-        Raises:
-            ValueError: if it names none.
-
-        Example:
-            >>> Pattern.parse("2:4").sparsity
-            0.5
-        """
+        """The pattern that a text names."""
         if text in ("unstructured", "filters", "channels"):
             return cls(text)  # type: ignore[arg-type]
         match = re.fullmatch(r"(\d{1,4})([:x])(\d{1,4})", text) if isinstance(text, str) else None
@@ -63,19 +55,7 @@ class Pattern:
 
 
 def smallest(scores: np.ndarray, count: int) -> np.ndarray:
-    """True at the `count` smallest scores, exactly; of equal ones at the last.
-
-    Args:
-        scores: 1-D float array.
-        count: 0 to the number of scores.
-
-    Returns:
-        A bool array. The scores are partitioned, not sorted.
-
-    Example:
-        >>> smallest(np.array([3.0, 1.0, 2.0, 1.0]), 1)
-        array([False, False, False,  True])
-    """
+    """True at the `count` smallest scores, exactly; of equal ones at the last."""
     if count <= 0:
         return np.zeros(scores.shape, bool)
     if count >= scores.size:
@@ -89,30 +69,14 @@ def smallest(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def pruned_count(size: int, sparsity: float) -> int:
-    """How many of `size` are pruned: as TFMOT counts, at least one is kept.
-
-    Example:
-        >>> pruned_count(100, 0.5), pruned_count(100, 0.9999)
-        (50, 99)
-    """
+    """How many of `size` are pruned: as TFMOT counts, at least one is kept."""
     return size - max(1, round(size * (1 - sparsity))) if size else 0
 
 
 def keep_n_of_m(scores: np.ndarray, n: int, m: int, axis: int) -> np.ndarray:
     """True at the n largest of every m scores along an axis.
 
-    Args:
-        scores: float array.
-        n, m: how many are kept of how many.
-        axis: the axis. If m does not divide it the last group is smaller, and at most n of it are
-            kept (as if it were filled up with zeros).
-
-    Returns:
-        A bool array of the shape of `scores`.
-
-    Example:
-        >>> keep_n_of_m(np.array([0.49, 0.66, 0.42]), 1, 2, 0)
-        array([False,  True,  True])
+    Returns a bool array of the shape of `scores`.
     """
     moved = np.moveaxis(scores, axis, -1)
     length = moved.shape[-1]
@@ -222,16 +186,7 @@ class Groups:
 
 
 def pool(every: list[Groups], importance: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """The masks of several weights whose least important groups are pruned, wherever they are.
-
-    Args:
-        every: the groups of each weight.
-        importance: the scores of its groups.
-        count: how many weights to prune in all; not one more, if groups do not fit.
-
-    Returns:
-        Bool arrays, True where a weight is kept. Each keeps its most important group.
-    """
+    """The masks of several weights whose least important groups are pruned, wherever they are."""
     grouped = any(groups.sizes is not None for groups in every)
     scores = [s.astype(np.float64 if grouped else s.dtype) for s in importance]
     for each in scores:
@@ -259,15 +214,6 @@ def group(
 
     Args:
         shape: of the weight.
-        pattern: what is pruned together. Blocks lie in the matrix of the weight, whose rows are
-            positions and inputs and whose columns are outputs; at its edge they are cut off.
-        inputs, outputs: axes of the weight that count its input and its output channels.
-
-    Returns:
-        `Groups`.
-
-    Raises:
-        ValueError: if the weight has no such axes.
     """
     if pattern.kind in ("unstructured", "n:m"):
         return Groups(shape)

@@ -10,14 +10,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.errors import check, fraction_meant
 from tfcompress.schedules import Schedule, constant
-from tfcompress.suggestions import fraction_meant
 from tfcompress.techniques import masks
 from tfcompress.techniques.axes import is_depthwise, weight_axes
 from tfcompress.techniques.masks import Groups, Pattern
-from tfcompress.techniques.technique import Technique, check
+from tfcompress.techniques.technique import Technique
 
 SCORES = ("magnitude", "l1", "l2", "max", "random", "taylor", "movement")
+
 # Weight of what was known before in the moving average of Taylor scores.
 _TAYLOR_MOMENTUM = 0.9
 
@@ -268,16 +269,7 @@ def _watched(weight, mask, scores):
 def global_masks(
     techniques, arrays: list[tuple[np.ndarray, np.ndarray | None]], step: int
 ) -> list[np.ndarray]:
-    """The masks of several weights of which the least important of all are pruned.
-
-    Args:
-        techniques: the bound `Prune` of each weight; their settings are the same.
-        arrays: (weight, learned scores or None) of each.
-        step: optimizer iterations.
-
-    Returns:
-        Bool arrays, True where a weight is kept. Each keeps its most important group.
-    """
+    """The masks of several weights of which the least important of all are pruned."""
     every = [t.groups(weight.shape) for t, (weight, _) in zip(techniques, arrays, strict=True)]
     importance = [
         groups.reduce(technique.scores(weight, learned), technique.score == "max")

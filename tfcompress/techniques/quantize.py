@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Literal
 import keras
 from keras import ops
 
+from tfcompress.backend import as_tensor
+from tfcompress.errors import check
 from tfcompress.techniques.axes import channel_axes
 from tfcompress.techniques.cluster import Cluster
-from tfcompress.techniques.technique import Technique, check
+from tfcompress.techniques.technique import Technique
 
 Granularity = Literal["per_tensor", "per_channel"]
 
@@ -24,18 +26,8 @@ def quantize_weight(weight, bits: int = 8, channel_axes: tuple[int, ...] = ()):
 
     Args:
         weight: float tensor of any shape.
-        bits: 2 to 16; codes run from -(2**(bits-1) - 1) to 2**(bits-1) - 1.
-        channel_axes: axes that keep a scale of their own each; () gives one scale per tensor.
 
-    Returns:
-        A tensor of the shape and dtype of `weight`, on the grid. All zeros stay zeros.
-
-    Example:
-        >>> import keras
-        >>> w = quantize_weight(keras.ops.array([[-1.0, 0.5], [0.3, -0.2]]), 8, (1,))
-        >>> print(keras.ops.convert_to_numpy(w))
-        [[-1.         0.5      ]
-         [ 0.2992126 -0.2007874]]
+    Returns a tensor of the shape and dtype of `weight`, on the grid. All zeros stay zeros.
     """
     weight = as_tensor(weight)
     axes = [axis for axis in range(len(weight.shape)) if axis not in channel_axes]
@@ -58,18 +50,6 @@ def quantize_activation(x, minimum, maximum, bits: int = 8):
 
     Args:
         x: float tensor of any shape.
-        minimum, maximum: scalars, minimum <= 0 <= maximum; moved slightly so that zero is a code.
-        bits: 2 to 16.
-
-    Returns:
-        A tensor like `x`. The gradient is 1 inside of [minimum, maximum] and 0 outside. With the
-        number 0.0 as minimum it is that of a ReLU, which is 0 at 0 itself.
-
-    Example:
-        >>> import keras
-        >>> y = quantize_activation(keras.ops.array([-1.0, 0.25, 1.0]), -1.0, 1.0)
-        >>> print(keras.ops.convert_to_numpy(y).round(4))
-        [-0.9961  0.251   1.0039]
     """
     full = ops.cast(x, "float32")
     if keras.backend.backend() == "tensorflow":
@@ -122,16 +102,6 @@ def round_activation(x, minimum, maximum, bits: int = 8):
     return ops.cast(rounded, x.dtype)
 
 
-def as_tensor(value):
-    """A backend tensor; `ops.convert_to_tensor` leaves a variable a variable on TensorFlow."""
-    value = ops.convert_to_tensor(value)
-    if keras.backend.backend() != "tensorflow":
-        return value
-    import tensorflow as tf
-
-    return tf.convert_to_tensor(value)
-
-
 def ties_away(x, minimum, maximum, bits: int = 8):
     """Moves values that lie halfway between two codes off code 0, so that they are rounded so.
 
@@ -139,11 +109,6 @@ def ties_away(x, minimum, maximum, bits: int = 8):
 
     Args:
         x: float tensor of any shape.
-        minimum, maximum: scalars, the range of the codes.
-        bits: 8 or 16.
-
-    Returns:
-        A tensor like `x`, changed by a thousandth of a step.
     """
     scale = (ops.cast(maximum, "float32") - minimum) / (2.0**bits - 1.0)
     scale = ops.where(scale > 0.0, scale, 1.0)
@@ -160,17 +125,6 @@ def moving_range(old, batch, momentum: float):
 
     Args:
         old: float tensor (..., 2) of (minimum, maximum); (0, 0) means that none was seen yet.
-        batch: float tensor (..., 2), the range of this batch.
-        momentum: weight of the old range, in [0, 1).
-
-    Returns:
-        The new range, a tensor (..., 2).
-
-    Example:
-        >>> import keras
-        >>> new = moving_range(keras.ops.array([-1.0, 4.0]), keras.ops.array([0.0, 5.0]), 0.99)
-        >>> print(keras.ops.convert_to_numpy(new))
-        [-0.99  4.1 ]
     """
     seen = ops.any(ops.not_equal(old, 0.0), axis=-1, keepdims=True)
     keep = ops.where(ops.abs(batch) > ops.abs(old), min(momentum, 0.9), momentum)

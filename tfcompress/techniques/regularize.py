@@ -8,9 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.errors import check
 from tfcompress.techniques.axes import weight_axes
 from tfcompress.techniques.masks import Pattern, group
-from tfcompress.techniques.technique import Technique, check
+from tfcompress.techniques.technique import Technique
 
 _register = keras.saving.register_keras_serializable("tfcompress")
 

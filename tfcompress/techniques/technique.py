@@ -103,9 +103,3 @@ def is_due(technique: Technique, last: int, step: int) -> bool:
         return technique.scheduled
     following = technique.next_step(last)
     return following is not None and following <= step
-
-
-def check(holds: bool, name: str, expected: str, received: Any, mend: str = "") -> None:
-    """Raises a ValueError that says what an argument must be, unless it holds."""
-    if not holds:
-        raise ValueError(f"{name} must be {expected}; received {received!r}. {mend}".strip())

@@ -9,6 +9,7 @@ from tfcompress.tflite import flatbuffer
 
 # Their output is their input under another shape: LiteRT lets both share memory.
 _RELABEL = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "BITCAST")
+
 # They read an element of the input after they have written others, so they never run in place;
 # LiteRT lets some of the rest (ADD, MUL, SOFTMAX, ...) overwrite an input.
 _NOT_IN_PLACE = (
@@ -18,6 +19,7 @@ _NOT_IN_PLACE = (
     *("SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"),
     *("GATHER", "TILE", "REVERSE_V2", "CUMSUM"),
 )
+
 _SUBGRAPH_OPTIONS = (
     *("condSubgraphIndex", "bodySubgraphIndex"),
     *("thenSubgraphIndex", "elseSubgraphIndex", "initSubgraphIndex"),
@@ -36,12 +38,6 @@ def activation_bytes(model: Any) -> int:
     Args:
         model: a `ModelT`, as from `flatbuffer.read`. Dynamic dimensions count as they stand in
             the tensor's shape, mostly as 1.
-
-    Returns:
-        The number of bytes.
-
-    Example:
-        >>> activation_bytes(flatbuffer.read("model.tflite"))  # doctest: +SKIP
     """
     peaks: dict[int, int] = {}
     for subgraph in _called_first(model):

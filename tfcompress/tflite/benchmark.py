@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress.tflite import flatbuffer, kernels
+from tfcompress.results import as_text, print_table
+from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
-from tfcompress.tflite.tables import as_text, print_table
+from tfcompress.tflite.run import cannot_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,7 +161,7 @@ class _Runner:
             self.interpreter = Interpreter(model_content=content, num_threads=threads)
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise kernels.cannot_run(f"'{path}'", error) from error
+            raise cannot_run(f"'{path}'", error) from error
         self.path = path
         details = self.interpreter.get_input_details()
         names = _signature_names(self.interpreter)

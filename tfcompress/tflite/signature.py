@@ -10,7 +10,7 @@ from tfcompress.tflite.flatbuffer import dtype_name, text
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """Name, shape (batch first, None) and dtype of an input, as `tfcompress.data` takes it."""
+    """Name, shape (batch first, None) and dtype of an input, as `files.samples` takes it."""
 
     name: str
     shape: tuple
@@ -30,11 +30,7 @@ def inputs(model) -> list[Input]:
 def io_names(model: Any) -> tuple[list[str], list[str]]:
     """The names of a file's inputs and outputs, in the order of its graph.
 
-    Args:
-        model: a `ModelT`, as from `flatbuffer.read`.
-
-    Returns:
-        (inputs, outputs): names in the first signature, else of the tensors; each only once.
+    Returns (inputs, outputs): names in the first signature, else of the tensors; each only once.
     """
     graph = model.subgraphs[0]
     signature = next((s for s in model.signatureDefs or [] if s.subgraphIndex == 0), None)
@@ -55,11 +51,7 @@ INPUT, OUTPUT = "tfcompress_input_", "tfcompress_output_"
 
 
 def in_order(model) -> None:
-    """Brings inputs and outputs into the order that `INPUT` and `OUTPUT` names tell, if they do.
-
-    Args:
-        model: a `ModelT`; it is changed, and its signature taken away.
-    """
+    """Brings inputs and outputs into the order that `INPUT` and `OUTPUT` names tell, if they do."""
     signatures = model.signatureDefs or []
     entries = [*signatures[0].inputs, *signatures[0].outputs] if signatures else []
     if not entries or not all(e.name.startswith(b"tfcompress_") for e in entries):
@@ -72,13 +64,7 @@ def in_order(model) -> None:
 
 
 def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> None:
-    """Gives a file the signature "serve" and its tensors the names of the Keras model's.
-
-    Args:
-        model: a `ModelT`; it is changed.
-        inputs, outputs: names, in the order of the file's inputs and outputs (a file with a
-            signature already has names of its own: they stay).
-    """
+    """Gives a file the signature "serve" and its tensors the names of the Keras model's."""
     in_order(model)
     graph = model.subgraphs[0]
     if not model.signatureDefs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfcompress.bench.methods import converters, ours, tfmot
-from tfcompress.bench.methods.method import AEQ, CONVERTER, OURS, TFMOT, Make, Method
+from tfcompress.bench.methods.run import AEQ, CONVERTER, OURS, TFMOT, Make, Method
 
 
 def _method(name: str, title: str, who: str, make: Make, family: str = "", short=False) -> Method:
@@ -61,5 +61,4 @@ _ALL = (
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
-
 __all__ = ["METHODS", "Method"]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfcompress.tflite.run import quiet
+
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
 
@@ -52,15 +54,7 @@ def by_converter(model: Any, half: bool = False) -> bytes:
 
 
 def int8_by_converter(model: Any, samples: np.ndarray | None) -> bytes:
-    """A file of int8 weights, activations, inputs and outputs.
-
-    Args:
-        model: of tf_keras.
-        samples: inputs to calibrate with; None for a model that TFMOT trained for quantization.
-
-    Returns:
-        The bytes of the file.
-    """
+    """A file of int8 weights, activations, inputs and outputs."""
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
@@ -97,7 +91,6 @@ def _signatures(float_file: bytes) -> dict[str, str]:
 
 
 def _quietly(converter: Any) -> bytes:
-    from tfcompress.tflite import lower
 
-    with lower.quiet():
+    with quiet():
         return converter.convert()

@@ -9,6 +9,7 @@ from typing import Any
 
 # How often the training is halted for turns of plain models, and which share of its own they take.
 TURNS, SHARE = 8, 2
+
 # Steps at the start of a turn that do not count: TensorFlow traces a model in its first one, and
 # whoever was before fills pipelines up while they run.
 SKIPPED = 3
@@ -37,11 +38,7 @@ class Plain:
         self._thread = threading.Thread(target=self._train, daemon=True)
 
     def turn(self, steps: int) -> float:
-        """Trains for some steps, after `SKIPPED` others, while the caller waits.
-
-        Returns:
-            The CPU seconds of a step.
-        """
+        """Trains for some steps, after `SKIPPED` others, while the caller waits."""
         self._done, self._steps = 0, steps
         if self._thread.ident is None:
             self._thread.start()
@@ -132,10 +129,9 @@ class Meter:
     def result(self) -> dict[str, float] | None:
         """The cost of a step, the mean of those that count: some do more than others.
 
-        Returns:
-            steps, step_cpu_ms, plain_step_cpu_ms and step_cpu_ratio, which are to the plain model
-            of the same kit, and keras_step_cpu_ratio, to that of Keras 3; None if the training was
-            too short for a turn.
+        Returns steps, step_cpu_ms, plain_step_cpu_ms and step_cpu_ratio, which are to the plain
+        model of the same kit, and keras_step_cpu_ratio, to that of Keras 3; None if the training
+        was too short for a turn.
         """
         if not self._turns:
             return None
@@ -160,16 +156,7 @@ class Meter:
 def together(costs: list[dict[str, float]]) -> dict[str, float] | None:
     """The cost of a training in stages: means, weighted by the steps of each.
 
-    Args:
-        costs: of each stage, as of `Meter.result`.
-
-    Returns:
-        The same for all; None if there is none.
-
-    Example:
-        >>> a = {"steps": 10, "step_cpu_ratio": 1.0}
-        >>> together([a, {"steps": 30, "step_cpu_ratio": 2.0}])
-        {'steps': 40, 'step_cpu_ratio': 1.75}
+    Returns the same for all; None if there is none.
     """
     if not costs:
         return None

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tfcompress.bench.methods.method import Make
+from tfcompress.bench.methods.run import Make
 
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
 
 # Of a training of some hundred steps; the default of 0.99 is for longer ones.
 MOMENTUM = 0.95
+
 # The share of the steps in which weights go.
 PRUNING = 0.3
 INT8 = {"precision": "int8", "io_dtype": "int8"}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress import files
 from tfcompress.bench.methods.cost import Meter, Plain, together
 from tfcompress.bench.tasks.task import Data, Task, Training
+from tfcompress.files import models, writing
 
 if TYPE_CHECKING:
     import keras
@@ -22,20 +22,7 @@ _TOLERANCE = 1e-4
 
 
 def train_float(task: Task, data: Data, training: Training, seed: int) -> keras.Model:
-    """The float model that all methods start from.
-
-    Args:
-        task: what to build.
-        data: what to train with.
-        training: how long, and how fast.
-        seed: of the weights and the order of the data.
-
-    Returns:
-        A trained `keras.Model`.
-
-    Example:
-        >>> model = train_float(task, data, task.training, seed=0)  # doctest: +SKIP
-    """
+    """The float model that all methods start from."""
     import keras
 
     keras.utils.set_random_seed(seed)
@@ -94,7 +81,7 @@ class Run:
         import keras
 
         keras.utils.set_random_seed(self.seed)
-        model = files.load_model(self.checkpoint)
+        model = models.load_model(self.checkpoint)
         if not isinstance(model, keras.Model):
             raise ValueError(
                 f"'{self.checkpoint}' is no Keras model; expected a .keras file. Train it anew."
@@ -103,11 +90,7 @@ class Run:
 
     @property
     def twin(self) -> Any:
-        """The float model in tf_keras, a fresh copy each time.
-
-        Raises:
-            ValueError: tf_keras is not installed, or the task builds another model with it.
-        """
+        """The float model in tf_keras, a fresh copy each time."""
         from tfcompress.legacy import import_tf_keras
 
         tf_keras, model = import_tf_keras(), self.model
@@ -134,25 +117,12 @@ class Run:
 
     @property
     def cost(self) -> dict[str, float] | None:
-        """The cost of a training step, over all calls of `fit`; None without one.
-
-        Returns:
-            See `Meter.result`.
-        """
+        """The cost of a training step, over all calls of `fit`; None without one."""
         found = [each for each in self._costs if each is not None]
         return together(found) if len(found) == len(self._costs) else None
 
     def fit(self, model: Any, callbacks: Iterable[Any] = (), steps: int | None = None) -> None:
-        """Compiles and trains a model as the task says, and measures what a step costs.
-
-        Args:
-            model: of Keras, of tf_keras, or a `tfcompress.Distiller`.
-            callbacks: of the training.
-            steps: how many; None for all of the fine-tuning.
-
-        Raises:
-            ValueError: `steps` is not a positive number.
-        """
+        """Compiles and trains a model as the task says, and measures what a step costs."""
         steps = self.tuning.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"a training takes 1 step or more; received {steps}.")
@@ -188,7 +158,7 @@ class Run:
 
     def convert(self, model: Any, **settings: Any) -> None:
         """Writes the file by `tfcompress.convert`, whose arguments are given as they are."""
-        from tfcompress.tflite.convert import convert
+        from tfcompress.conversion.convert import convert
 
         start = time.perf_counter()
         convert(model, self.path, **settings)
@@ -196,16 +166,11 @@ class Run:
         self.kept = model
 
     def write(self, make: Callable[[], bytes], kept: Any) -> None:
-        """Writes the file with what a peer makes.
-
-        Args:
-            make: the conversion; its time is measured.
-            kept: the model whose outputs the file should give.
-        """
+        """Writes the file with what a peer makes."""
         start = time.perf_counter()
         content = bytes(make())
         self.convert_seconds = time.perf_counter() - start
-        files.atomic_write(self.path, content)
+        writing.atomic_write(self.path, content)
         self.kept = kept
 
 
@@ -213,7 +178,8 @@ def kit_of(model: Any) -> Any:
     """The module that a model is of: `keras` or `tf_keras`."""
     import keras
 
-    from tfcompress.legacy import import_tf_keras, is_legacy
+    from tfcompress.dispatch import is_legacy
+    from tfcompress.legacy import import_tf_keras
 
     return import_tf_keras() if is_legacy(model) else keras
 
@@ -238,3 +204,28 @@ def _fit(model: Any, task: Task, data: Data, training: Training, seed: int, call
         verbose=0,
         callbacks=callbacks,
     )
+
+
+Make = Callable[["Run"], None]
+OURS, TFMOT, CONVERTER, AEQ = "tfcompress", "TFMOT", "TFLiteConverter", "ai-edge-quantizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to make a file of a float model.
+
+    Attributes:
+        name: for the command line; unique.
+        title: for people, without who it is by.
+        who: `OURS` or a peer.
+        make: carries it out: calls `run.fit` and ends with `run.convert` or `run.write`.
+        family: methods of one family do the same: what is ours is compared with the peers in it.
+        short: whether the short form of the benchmark has it.
+    """
+
+    name: str
+    title: str
+    who: str
+    make: Make
+    family: str
+    short: bool = False

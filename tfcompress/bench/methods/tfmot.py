@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfcompress.bench.methods.converters import int8_by_converter
-from tfcompress.bench.methods.method import Make
+from tfcompress.bench.methods.run import Make
 from tfcompress.legacy import import_tf_keras, import_tfmot
 
 if TYPE_CHECKING:
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 # The share of the steps in which weights go, as for ours, and how often they do.
 _PRUNED, _UPDATES = 0.3, 15
+
 # Shares of the steps of PCQAT: pruning and clustering; quantization takes the rest. Weights go in
 # most of the first stage, as the others recover what that cost.
 _PRUNING, _CLUSTERING, _PRUNED_OF_STAGE = 0.4, 0.3, 0.75
+
 # Weight of a batch in the moving average of ranges, which has no setting.
 _EMA = 0.001
 
@@ -106,11 +108,6 @@ def start_ranges(model: Any, samples: np.ndarray, batch: int) -> None:
     """Lets ranges of activations start where a float model has them, not at -6 to 6.
 
     Their moving average takes thousands of steps to get there, and that of the inputs only grows.
-
-    Args:
-        model: what `quantize_apply` made; only its ranges change.
-        samples: inputs to find them with.
-        batch: how many at a time, as in training.
     """
     weights = model.get_weights()
     averages = [v for v in model.variables if _is_range(v)]

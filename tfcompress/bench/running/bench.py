@@ -9,27 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcompress import files
 from tfcompress.bench import tables
 from tfcompress.bench.comparison import contests, pairs
-from tfcompress.bench.running.plan import make_plan
-from tfcompress.bench.running.results import (
-    ResultsFile,
-    Row,
-    latest,
-    machines,
-    of_form,
-    read_rows,
-)
-from tfcompress.bench.running.sources import check_data_dir
+from tfcompress.bench.running.plan import check_data_dir, make_plan
+from tfcompress.bench.running.results import ResultsFile, Row, latest, machines, of_form, read_rows
 from tfcompress.bench.running.turns import Progress, Running, Work
 from tfcompress.bench.summaries import summarize
+from tfcompress.files import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PathLike = str | os.PathLike[str]
-
 RESULTS = "tfcompress-bench.jsonl"
 
 
@@ -105,25 +96,7 @@ def bench(
 
     Args:
         tasks, methods: their names; all if None. float32 is always among the methods.
-        seeds: how many trainings of each; 3 and more tell how much they scatter.
-        short: few steps, and by default one task and few methods.
-        data_dir: a folder of real data sets, used by the tasks whose set is in it.
-        results: the file that is appended to, JSON lines.
-        report: the HTML file to write; that of the results with the ending .html if None.
-        vela: install Vela if it is not there; else it is used where it is.
         progress: called as `progress(stage, done, total)`.
-        work: what is called; by default the real thing.
-
-    Returns:
-        A `BenchResult`.
-
-    Raises:
-        ValueError: a name is not known, the results file is none, the folder has no data set.
-        OSError: a file cannot be written.
-        Unavailable: what the data of a task are made with is missing.
-
-    Example:
-        >>> bench(["digits"], ["qat_int8", "qat_int8_tfmot"], short=True)  # doctest: +SKIP
     """
     plan = make_plan(tasks, methods, seeds, short)
     page = _page(results, report)
@@ -139,20 +112,7 @@ def bench(
 def report_only(
     results: PathLike = RESULTS, report: PathLike | None = None, form: str | None = None
 ) -> BenchResult:
-    """Draws table and report anew from a results file.
-
-    Args:
-        results: the file.
-        report: the HTML file to write; see `bench`.
-        form: "full" or "short"; None for the full one where there is any of it.
-
-    Returns:
-        A `BenchResult`.
-
-    Raises:
-        ValueError: there is no such file, or it has no results.
-        ImportError, OSError: the report cannot be drawn or written.
-    """
+    """Draws table and report anew from a results file."""
     rows = of_form(latest(read_rows(results)), form)
     if not any(row["kind"] == "run" for row in rows):
         what = f" of the {form} form" if form else ""
@@ -172,18 +132,18 @@ def _page(results: PathLike, report: PathLike | None) -> Path | None:
         warnings.warn(f"only the table is made: {error}", stacklevel=3)
         return None
     page = Path(results).with_suffix(".html") if report is None else Path(report)
-    if files.is_same(page, results):
+    if writing.is_same(page, results):
         raise ValueError(
             f"the report would take the place of the results, '{results}'. Name another file with "
             "--report."
         )
-    files.check_writable(page)
+    writing.check_writable(page)
     return page
 
 
 def _drawn(rows: list[Row], results: PathLike, page: Path | None, failed: int = 0) -> BenchResult:
     if page is not None:
-        from tfcompress.report.results import write_results_report
+        from tfcompress.bench.report.results import write_results_report
 
         write_results_report(rows, page)
     return BenchResult(tuple(rows), os.fspath(results), str(page) if page else None, failed)

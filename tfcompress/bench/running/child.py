@@ -11,15 +11,21 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcompress import __version__, files
+import numpy as np
+
 from tfcompress.bench.methods import METHODS, cost
-from tfcompress.bench.running import machine
 from tfcompress.bench.tasks import TASKS
-from tfcompress.bench.tasks.real import NotThere
-from tfcompress.environments import Unavailable, cache_folder
+from tfcompress.bench.tasks.cache import NotThere
+from tfcompress.files import models
+from tfcompress.results import VERSION
+from tfcompress.tflite import flatbuffer, machine
+from tfcompress.tflite import run as tflite_run
+from tfcompress.tflite.run import ports
+from tfcompress.tools.environments import Unavailable, cache_folder
 
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
@@ -68,9 +74,8 @@ def load(task: Task, data_dir: Path | None) -> Data:
 def prepare(name: str, data_dir: Path | None) -> dict[str, str]:
     """Makes or reads the data of a task, so that they are in the cache.
 
-    Returns:
-        {"source", "digest"}; or {"missing": what to install}, or {"unreadable": why}, or {"absent":
-        what was looked for} if the folder has nothing of its data set.
+    Returns {"source", "digest"}; or {"missing": what to install}, or {"unreadable": why}, or
+    {"absent": what was looked for} if the folder has nothing of its data set.
     """
     try:
         data = load(TASKS[name], data_dir)
@@ -84,11 +89,7 @@ def prepare(name: str, data_dir: Path | None) -> dict[str, str]:
 
 
 def train(name: str, seed: int, short: bool, data_dir: Path | None) -> Path:
-    """Trains the float model of a task, unless the cache has it.
-
-    Returns:
-        Its .keras file.
-    """
+    """Trains the float model of a task, unless the cache has it."""
     _use_cpu()
     import keras
 
@@ -98,7 +99,7 @@ def train(name: str, seed: int, short: bool, data_dir: Path | None) -> Path:
     data = load(task, data_dir)
     training, _ = trainings(task, short)
     built = task.build(keras, data.classes).to_json()
-    said = [__version__, keras.__version__, built, data.digest, dataclasses.asdict(training)]
+    said = [VERSION, keras.__version__, built, data.digest, dataclasses.asdict(training)]
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:10]
     path = cache_folder() / "bench" / "float" / f"{name}-{seed}-{digest}.keras"
     if not _loads(path):
@@ -113,24 +114,18 @@ def train(name: str, seed: int, short: bool, data_dir: Path | None) -> Path:
 def _loads(path: Path) -> bool:
     """Whether a whole model is there: a machine may have stopped while it was written."""
     try:
-        files.load_model(path)
+        models.load_model(path)
     except ValueError:
         return False
     return True
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Carries a method out and measures what it gives.
-
-    Returns:
-        The figures of a line of results; with "layers", and with "notes" on what could not be
-        measured.
-    """
+    """Carries a method out and measures what it gives."""
     _use_cpu()
     import keras
 
     from tfcompress.bench.methods.run import Run
-    from tfcompress.bench.running import figures, quality
 
     start = time.perf_counter()
     task, method = TASKS[job.task], METHODS[job.method]
@@ -152,15 +147,15 @@ def measure(job: Job) -> dict[str, Any]:
         method.make(run)
         peak = machine.status_mb("VmHWM")
         found: dict[str, Any] = {
-            **figures.sizes(run.path),
-            **figures.counts(run.kept, run.model),
+            **sizes(run.path),
+            **counts(run.kept, run.model),
             "checkpoint": _digest(run.model),
             "convert_s": run.convert_seconds,
             **dict.fromkeys(cost.FIGURES),
             **(run.cost or {}),
             "peak_mb": None if before is None or peak is None else peak - before,
-            "quality_keras": quality.keras_quality(task, data, run.kept),
-            "quality": quality.file_quality(task, data, run.path),
+            "quality_keras": keras_quality(task, data, run.kept),
+            "quality": file_quality(task, data, run.path),
         }
         found |= _extras(job, run, data)
         # Last, so that a file in its place is a whole one.
@@ -170,12 +165,11 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _extras(job: Job, run: Run, data: Data) -> dict[str, Any]:
     """What the layers tell; a note instead where that fails, as the method did not."""
-    from tfcompress.bench.running import figures
 
     found: dict[str, Any] = {"layers": None, "notes": []}
     if job.layers:
         try:
-            found["layers"] = figures.layers(run.path, run.kept, data.calibration(64))
+            found["layers"] = layers(run.path, run.kept, data.calibration(64))
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1].name
             found["notes"].append(f"layers: {type(error).__name__} in {place}: {error}"[:300])
@@ -202,3 +196,127 @@ def _forget_peak() -> float | None:
     with contextlib.suppress(OSError):  # Not every kernel does so: then it counts from the start.
         Path("/proc/self/clear_refs").write_text("5")
     return machine.status_mb("VmRSS")
+
+
+def sizes(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Bytes of a file, and of a zip file with it."""
+    content = Path(path).read_bytes()
+    return {"bytes": len(content), "zipped": flatbuffer.zipped_size(content)}
+
+
+def counts(model: Any, plain: Any) -> dict[str, int | None]:
+    """Parameters and MACs of the layers that a model has.
+
+    Returns {"params", "macs"}, None where they cannot be told.
+    """
+    import keras
+
+    import tfcompress as tfc
+
+    try:
+        found = tfc.profile(tfc.finalize(model) if isinstance(model, keras.Model) else plain)
+    except (ValueError, TypeError):
+        return {"params": None, "macs": None}
+    unknown = any(row.macs is None for row in found.rows)
+    # Ranges of activations are none of the model's own parameters.
+    params = sum(row.params for row in found.rows if row.kind != "FakeQuant")
+    return {"params": params, "macs": None if unknown else found.macs}
+
+
+def layers(path: str | os.PathLike[str], model: Any, samples: np.ndarray) -> list[dict[str, Any]]:
+    """Figures of each layer of a file, see `tfcompress.report.layers.layer_figures`.
+
+    Args:
+        samples: float32 (count, *input shape), for signal-to-noise ratios.
+    """
+    from tfcompress.report.layers import layer_figures
+
+    return layer_figures(path, keras_model=model, data=samples)
+
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+# Samples that LiteRT takes at a time, where a file can.
+_BATCH = 64
+
+
+def keras_quality(task: Task, data: Data, model: Any) -> float:
+    """The quality of a Keras 3 or tf_keras model."""
+    import tensorflow as tf
+
+    # Not `predict`: beside a GPU, even a hidden one, Keras compiles it with XLA, which makes
+    # depthwise convolutions several times slower on a CPU.
+    shape = (None, *data.x_train.shape[1:])
+    call = tf.function(
+        lambda x: model(x, training=False), input_signature=[tf.TensorSpec(shape, tf.float32)]
+    )
+    return task.score(lambda x: np.asarray(call(tf.constant(x)), np.float32), data)
+
+
+def file_quality(task: Task, data: Data, path: str | os.PathLike[str]) -> float:
+    """The quality of a .tflite file on LiteRT's default kernels, XNNPACK where they can."""
+    return task.score(predictor(Path(path).read_bytes(), data.test_inputs(0, 4)), data)
+
+
+def predictor(content: bytes, samples: np.ndarray) -> Predict:
+    """A .tflite file of one input and one output as a function on batches of real numbers.
+
+    Inputs are quantized and outputs dequantized by the file's own scales. The file takes batches if
+    that gives what it gives sample by sample, which is several times slower for small models.
+
+    Args:
+        content: the bytes of the file.
+        samples: float32 (a few, *input shape), to try that on.
+
+    Returns float32 (count, *input shape) -> float32 (count, *output shape).
+    """
+    model = flatbuffer.read(content)
+    inputs, outputs = ports(model)
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(
+            f"expected a file of one input and one output; it has {len(inputs)} and {len(outputs)}"
+        )
+    taken, given = inputs[0], outputs[0]
+
+    def load(batch: int) -> Predict:
+        interpreter, _ = tflite_run.load(content, tflite_run.DEFAULT)
+        if batch != 1:
+            interpreter.resize_tensor_input(taken.index, (batch, *taken.shape[1:]), strict=False)
+            interpreter.allocate_tensors()
+
+        def run(x: np.ndarray) -> np.ndarray:
+            interpreter.set_tensor(taken.index, taken.quantize(x))
+            interpreter.invoke()
+            return given.dequantize(interpreter.get_tensor(given.index)).astype(np.float32)
+
+        return run
+
+    one = load(1)
+    many = _batched(load, one, samples, given.scale)
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        whole = len(x) // _BATCH * _BATCH if many else 0
+        found = [many(x[i : i + _BATCH]) for i in range(0, whole, _BATCH)] if many else []
+        found += [one(x[i : i + 1]) for i in range(whole, len(x))]
+        return np.concatenate(found)
+
+    return predict
+
+
+def _batched(
+    load: Callable[[int], Predict], one: Predict, samples: np.ndarray, scale: float | None
+) -> Predict | None:
+    """What runs a file on batches; None if it does not give what it gives sample by sample."""
+    expected = np.concatenate([one(sample[None]) for sample in samples])
+    x = np.resize(samples, (_BATCH, *samples.shape[1:]))
+    try:
+        many = load(_BATCH)
+        found = many(x)
+    except (RuntimeError, ValueError):  # A shape that is written into the file, say.
+        return None
+    if found.shape != (_BATCH, *expected.shape[1:]):
+        return None
+    # Kernels add in another order: as much as a step of the output's grid, or of float32.
+    near = 1.01 * scale if scale else 1e-4 * max(1.0, float(np.abs(expected).max()))
+    wanted = np.resize(expected, found.shape)
+    return many if np.allclose(found, wanted, rtol=0, atol=near) else None

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfcompress.bench.running import machine
+from tfcompress.bench.parts.surgery_latency import refuse_amx
 from tfcompress.bench.running.processes import Failed
-from tfcompress.bench.surgery_latency import refuse_amx
+from tfcompress.tflite import machine
+from tfcompress.tools import environments, vela
 
 Pairs = list[tuple[float, float]]
 
@@ -36,18 +37,8 @@ _SECONDS = 900.0
 def latencies(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Latency of files, the first of which the others are compared with.
 
-    Args:
-        paths: .tflite files.
-
-    Returns:
-        For each what a line of results has: {"ms", "ratio", "threads", "no_amx"}. "no_amx" is None
-        where the processor has no AMX, or where it cannot be done without.
-
-    Raises:
-        Failed: LiteRT fails on one of them.
-
-    Example:
-        >>> latencies([Path("float32.tflite"), Path("int8.tflite")])  # doctest: +SKIP
+    Returns for each what a line of results has: {"ms", "ratio", "threads", "no_amx"}. "no_amx" is
+    None where the processor has no AMX, or where it cannot be done without.
     """
     cores = machine.cores()
     one, *many = _measured(paths, [1, cores] if cores > 1 else [1])
@@ -95,12 +86,7 @@ def _measured(paths: Sequence[Path], threads: Sequence[int], *options: str) -> l
 
 
 def interleaved(paths: Sequence[str], threads: int) -> Pairs:
-    """For each file the milliseconds of one invocation, and its ratio to the first file.
-
-    Args:
-        paths: .tflite files.
-        threads: of the interpreter.
-    """
+    """For each file the milliseconds of one invocation, and its ratio to the first file."""
     import numpy as np
 
     from tfcompress.tflite.benchmark import benchmark
@@ -116,6 +102,43 @@ def interleaved(paths: Sequence[str], threads: int) -> Pairs:
     times = np.array([timed(random.permutation(len(paths)), runs) for _ in range(_ROUNDS)])
     ratios = np.median(times / times[:, :1], axis=0)
     return list(zip(np.median(times, axis=0).tolist(), ratios.tolist(), strict=True))
+
+
+_NAME = "vela"
+ACCELERATOR = "ethos-u55-128"
+
+
+def is_ready() -> bool:
+    """Whether Vela is installed already, in its environment in the cache."""
+    return environments.python_environment_is_ready(_NAME, vela.PACKAGES)
+
+
+def install() -> None:
+    """Installs Vela into its environment in the cache."""
+    environments.python_environment(_NAME, vela.PACKAGES)
+
+
+def vela_figures(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any] | None]:
+    """What Vela counts for an Ethos-U55-128."""
+    return [_figures(path) if _is_int8(path) else None for path in paths]
+
+
+def _figures(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    from tfcompress.tools.accept import accept
+
+    figures = accept(path, [_NAME], accelerator=ACCELERATOR).results[0].figures
+    if "cycles" not in figures:
+        return None
+    names = {"cycles": "cycles", "sram_kib": "SRAM KiB", "flash_kib": "flash KiB"}
+    return {ours: figures[theirs] for ours, theirs in {**names, "cpu_ops": "CPU ops"}.items()}
+
+
+def _is_int8(path: str | os.PathLike[str]) -> bool:
+    from tfcompress.tflite import flatbuffer
+    from tfcompress.tflite.run import ports
+
+    inputs, outputs = ports(flatbuffer.read(path))
+    return all(port.dtype == "int8" for port in inputs + outputs)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,14 @@ from typing import Any
 # it starts TensorFlow, whose threads no fork would have.
 PRELOADED = (
     *("tensorflow", "keras", "tf_keras", "tensorflow_model_optimization", "sklearn.metrics"),
-    *("ai_edge_litert.interpreter", "ai_edge_quantizer", "tfcompress.cli"),
-    *("tfcompress.bench.running.figures", "tfcompress.bench.running.quality"),
-    *("tfcompress.bench.methods.run", "tfcompress.compression", "tfcompress.surgery.profiling"),
-    *("tfcompress.tflite.convert", "tfcompress.report.layers"),
+    *("ai_edge_litert.interpreter", "ai_edge_quantizer", "tfcompress.cli.app"),
+    *("tfcompress.bench.running.child", "tfcompress.bench.running.child"),
+    *(
+        "tfcompress.bench.methods.run",
+        "tfcompress.compression.compress",
+        "tfcompress.surgery.profile",
+    ),
+    *("tfcompress.conversion.convert", "tfcompress.report.layers"),
 )
 
 
@@ -39,19 +43,7 @@ def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> 
     """Calls a function in a process of its own.
 
     Args:
-        function: of a module, not a lambda.
-        arguments: that can be pickled.
         seconds: after which the process is killed.
-
-    Returns:
-        What the function returned.
-
-    Raises:
-        Failed: it raised an error, crashed or took too long.
-
-    Example:
-        >>> run_apart(os.getpid, seconds=60) == os.getpid()  # doctest: +SKIP
-        False
     """
     context = _context()
     ours, theirs = context.Pipe(duplex=False)

@@ -11,22 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-Row = dict[str, Any]
+from tfcompress.results import is_number
 
+Row = dict[str, Any]
 FORMS = ("full", "short")
-# Far beyond all that is measured; squares of it are finite.
-_LARGEST = 1e100
 _START = b'{"kind": "'
 _RUN_KEY = ("form", "task", "seed", "method")
+
 # What tells the lines of a kind apart: a later one takes the place of an earlier one.
 _OF_RUN = ("latency", "layers", "vela")
 _KEYS = {"machine": ("id",), **dict.fromkeys(("run", *_OF_RUN), _RUN_KEY)}
 _ABOUT = ("form", "task", "method")
+
 _TEXTS = {
     "machine": ("id", "cpu", "system", "python", "started"),
     "run": (*_ABOUT, "who", "family", "title", "status", "machine"),
     **dict.fromkeys(_OF_RUN, _ABOUT),
 }
+
 _NUMBERS = {
     "run": (
         *("quality", "quality_keras", "bytes", "zipped", "params", "macs"),
@@ -42,20 +44,7 @@ def key_of(row: Row) -> tuple[Any, ...]:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """All lines of a results file, as they were written.
-
-    Args:
-        path: the file.
-
-    Returns:
-        A dict for each line. A last line that was cut off is left out, with a warning.
-
-    Raises:
-        ValueError: there is no such file, or it holds something else.
-
-    Example:
-        >>> latest(read_rows("tfcompress-bench.jsonl"))  # doctest: +SKIP
-    """
+    """All lines of a results file, as they were written."""
     if not Path(path).is_file():
         raise ValueError(
             f"no file at '{path}'; expected the results of `tfcompress bench`. Check the path."
@@ -70,12 +59,6 @@ def latest(rows: Sequence[Row]) -> list[Row]:
     the run before them: of a method that has run again since, they are left out. So is what was
     measured on other data than the last run of a task, with another fine-tuning, or from another
     float model than the last run of a seed.
-
-    Args:
-        rows: of `read_rows`.
-
-    Returns:
-        A part of them.
     """
     kept: dict[tuple[Any, ...], Row] = {}
     last: dict[tuple[Any, ...], Any] = {}
@@ -111,15 +94,7 @@ def _is_comparable(row: Row, kept: dict[tuple[Any, ...], Row], last: dict[Any, A
 
 
 def of_form(rows: Sequence[Row], form: str | None = None) -> list[Row]:
-    """The lines of one form of the benchmark, and the machines that they come from.
-
-    Args:
-        rows: of `latest`.
-        form: "full" or "short"; None is the full one where there is any of it.
-
-    Returns:
-        A part of them.
-    """
+    """The lines of one form of the benchmark, and the machines that they come from."""
     if form is None:
         form = "full" if any(row.get("form") == "full" for row in rows) else "short"
     found = [row for row in rows if row.get("form") == form]
@@ -128,19 +103,7 @@ def of_form(rows: Sequence[Row], form: str | None = None) -> list[Row]:
 
 
 def machines(rows: Sequence[Row]) -> list[Row]:
-    """The machines that results come from.
-
-    Args:
-        rows: of `of_form`.
-
-    Returns:
-        Their lines, each with `tasks`, the names of those that were measured there.
-
-    Example:
-        >>> machine = {"kind": "machine", "id": "a"}
-        >>> machines([machine, {"kind": "run", "task": "digits", "machine": "a"}])
-        [{'kind': 'machine', 'id': 'a', 'tasks': ['digits']}]
-    """
+    """The machines that results come from."""
     tasks: dict[str, dict[str, None]] = {}
     for row in rows:
         if "machine" in row:
@@ -156,14 +119,6 @@ class ResultsFile:
 
     Attributes:
         rows: all lines, also those that are appended.
-
-    Raises:
-        ValueError: it is none, or another benchmark has it.
-        OSError: it cannot be written.
-
-    Example:
-        >>> with ResultsFile("tfcompress-bench.jsonl") as results:  # doctest: +SKIP
-        ...     results.append(machine.describe())
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -274,9 +229,3 @@ def _wrong(row: Any) -> str:
     if kind == "layers" and not isinstance(row.get("layers"), list):
         return "has no list 'layers'"
     return ""
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number to count with: JSON has no largest one."""
-    is_any = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_any and -_LARGEST < value < _LARGEST

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfcompress.bench.running import child, latency, machine, npu
+from tfcompress.bench.running import child, latency
 from tfcompress.bench.running.child import FILE, Job
-from tfcompress.bench.running.plan import REFERENCE, Plan
+from tfcompress.bench.running.plan import REFERENCE, Plan, Source, find_sources
 from tfcompress.bench.running.processes import PRELOADED, Failed, preload, run_apart
 from tfcompress.bench.running.results import ResultsFile, Row, latest
-from tfcompress.bench.running.sources import Source, find_sources
-from tfcompress.environments import cache_folder
+from tfcompress.tflite import machine
+from tfcompress.tools.environments import cache_folder
 
 Progress = Callable[[str, int, "int | None"], Any]
 
@@ -37,7 +37,7 @@ class Work:
     train: Callable[..., Path] = child.train
     measure: Callable[[Job], dict[str, Any]] = child.measure
     latencies: Callable[[Sequence[Path]], list[dict[str, Any]]] = latency.latencies
-    vela: Callable[[Sequence[Path]], list[dict[str, Any] | None]] = npu.vela_figures
+    vela: Callable[[Sequence[Path]], list[dict[str, Any] | None]] = latency.vela_figures
     data_seconds: float = 7200.0
     train_seconds: float = 3600.0
     measure_seconds: float = 1800.0
@@ -66,15 +66,10 @@ class Running:
         self.folder = cache_folder() / "bench" / "runs" / name / plan.form
 
     def run(self, data_dir: Path | None, vela: bool) -> None:
-        """Does what is missing.
-
-        Args:
-            data_dir: with real data sets.
-            vela: install Vela first.
-        """
+        """Does what is missing."""
         if vela:
             self.progress("install Vela", 0, None)
-            npu.install()
+            latency.install()
         preload(self.work.preloaded)
         self.progress("load TensorFlow", 0, None)
         sources = find_sources(self.plan, data_dir, self._prepare, self.progress)
@@ -85,7 +80,7 @@ class Running:
             if names:
                 self._run_turn(task, seed, names, sources[task])
             self._time_files(task, seed)
-            if seed == 0 and npu.is_ready():
+            if seed == 0 and latency.is_ready():
                 self._ask_vela(task, seed)
 
     def _append(self, row: Row) -> None:

@@ -7,5 +7,4 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (digits.TASK, glyphs.TASK, keywords.TASK, wake_vision.TASK, anomaly.TASK)
 }
-
 __all__ = ["TASKS", "Data", "Task", "Training"]

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import os
+import re
+import subprocess
+import wave
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import gcd
 
 import numpy as np
 import scipy
 
+from tfcompress.tools.environments import Unavailable, program, run_tool
+
 RATE = LENGTH = 16_000
+
 # Echoes are as long as clips at most, and must not come round to their beginnings.
 _PADDED = 2 * LENGTH
 _VOICES, _HARMONICS = 5, 12
 _TIME = np.arange(LENGTH, dtype="float32") / RATE
-
 Random = np.random.Generator
 
 
@@ -21,10 +31,6 @@ def placed(sounds: Sequence[np.ndarray], random: Random) -> np.ndarray:
 
     Args:
         sounds: float32 (samples,) at 16 kHz, each of its own length.
-        random: where.
-
-    Returns:
-        float32 (count, 16000).
     """
     clips = np.zeros((len(sounds), LENGTH), "float32")
     for clip, sound in zip(clips, sounds, strict=True):
@@ -45,10 +51,6 @@ def in_rooms(clips: np.ndarray, random: Random) -> np.ndarray:
 
     Args:
         clips: float32 (count, 16000).
-        random: which rooms.
-
-    Returns:
-        float32 (count, 16000).
     """
     count = len(clips)
     time = np.arange(RATE // 2, dtype="float32") / RATE
@@ -69,10 +71,6 @@ def noises(clips: np.ndarray, random: Random) -> np.ndarray:
 
     Args:
         clips: float32 (count, 16000), of words: what people say.
-        random: which noise.
-
-    Returns:
-        float32 (count, 16000) of power 1.
     """
     noise = _steady(len(clips), random)
     kinds = random.integers(0, 5, len(clips))
@@ -123,11 +121,6 @@ def mixed(words: np.ndarray, noise: np.ndarray, decibels: np.ndarray) -> np.ndar
 
     Args:
         words: float32 (count, 16000).
-        noise: as `words`, of power 1.
-        decibels: how much louder words are than noise, (count,), while they are spoken.
-
-    Returns:
-        float32 (count, 16000), the louder half of each word at a level of 1.
     """
     squares = np.square(words)
     # A word is shorter than its clip: of the silence around it nothing must be seen.
@@ -152,3 +145,71 @@ def _white(count: int, length: int, random: Random) -> np.ndarray:
 def _power_1(clips: np.ndarray) -> np.ndarray:
     power = np.sqrt(np.square(clips).mean(1, keepdims=True))
     return (clips / np.maximum(power, 1e-6)).astype("float32")
+
+
+_NAME = "espeak-ng"
+_SECONDS = 30
+
+# Softer than this share of the loudest sample is silence.
+_SILENCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """A word, and how it is spoken.
+
+    Attributes:
+        word: in English.
+        voice: an accent and a variant: "en-us+m3".
+        speed: about words per minute, 80 to 450.
+        pitch: 0 to 99.
+    """
+
+    word: str
+    voice: str
+    speed: int = 175
+    pitch: int = 50
+
+
+def version() -> str:
+    """The version of eSpeak NG: "1.51"."""
+    said = run_tool([_program(), "--version"], what=_NAME, seconds=_SECONDS).strip()
+    found = re.search(r"text-to-speech: (\S+)", said)
+    return found[1] if found else said
+
+
+def variants() -> set[str]:
+    """The names of the variants that there are: "m3", "whisper" ..."""
+    said = run_tool([_program(), "--voices=variant"], what=_NAME, seconds=_SECONDS)
+    # A name may have single spaces in it.
+    return {found.strip() for found in re.findall(r"!v/(\S+(?: \S+)*)", said)}
+
+
+def speak(utterances: Sequence[Utterance]) -> list[np.ndarray]:
+    """What utterances sound like, each of them with a process of its own."""
+    path = _program()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda each: _spoken(path, each), utterances))
+
+
+def _program() -> str:
+    return program(_NAME, _NAME)
+
+
+def _spoken(path: str, each: Utterance) -> np.ndarray:
+    options = ["-z", "-v", each.voice, "-s", str(each.speed), "-p", str(each.pitch)]
+    command = [path, *options, "--stdout", each.word]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_SECONDS)
+        with wave.open(io.BytesIO(done.stdout)) as file:
+            # The header is written before the length is known.
+            samples = np.frombuffer(file.readframes(len(done.stdout)), "<i2")
+            rate = file.getframerate()
+    except (OSError, subprocess.TimeoutExpired, wave.Error, EOFError, ValueError) as error:
+        raise Unavailable(f"{_NAME} does not speak {each}: {error or 'it said nothing'}") from error
+    loud = np.flatnonzero(np.abs(samples) > _SILENCE * np.abs(samples).max(initial=1))
+    if not len(loud):
+        raise Unavailable(f"{_NAME} does not speak {each}: it was silent")
+    samples = samples[loud[0] : loud[-1] + 1].astype("float32") / np.float32(32768)
+    shared = gcd(RATE, rate)
+    return scipy.signal.resample_poly(samples, RATE // shared, rate // shared).astype("float32")

@@ -11,7 +11,7 @@ from tfcompress.bench.tasks.task import Data, Task, Training
 def generate() -> Data:
     """1,348 digits to train with, 449 to test with."""
     # Here, as it imports TensorFlow, for which those who ask for names do not wait.
-    from tfcompress.demo import load_digits
+    from tfcompress.bench.demo import load_digits
 
     (x_train, y_train), (x_test, y_test) = load_digits()
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
@@ -20,8 +20,8 @@ def generate() -> Data:
 
 
 def build(kit: Any, classes: int) -> Any:
-    """The small CNN of `tfcompress.demo`."""
-    from tfcompress.demo import make_model
+    """The small CNN of `tfcompress.bench.demo`."""
+    from tfcompress.bench.demo import make_model
 
     return make_model(kit)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import shutil
@@ -13,28 +14,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress.bench.tasks.extras import require
-from tfcompress.environments import Unavailable
+from tfcompress.bench.tasks.cache import require
+from tfcompress.tools.environments import Unavailable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 # Fewer would make a test of hardly any.
 FEWEST_DESIGNS = 24
 _TEST_SHARE = 0.25
+
 # A design of many weights shall not cost more than others to draw.
 _MOST_FILES = 6
+
 # Correlation of normalized characters above which fonts are clones of each other: Nimbus Sans and
 # TeX Gyre Heros have 0.99, Lato and Carlito 0.95, Roboto and Inter 0.91.
 _CLONE = 0.92
+
 # Share of a font's characters that are most like the same character of the average font.
 _LEGIBLE = 0.6
+
 # What a family's name tells beside its design, from there on.
 _STYLE = re.compile(
     r"[ -](Sans|Serif|Mono|Std|Display|Condensed|Narrow|Code|Slab|Thin|Light|Medium|Math)\b.*"
 )
 _SIDE = 20
+
 _PACKAGES = (
     "fonts-adf-gillius fonts-cantarell fonts-comfortaa fonts-dejavu-core fonts-dustin "
     "fonts-ebgaramond fonts-firacode fonts-gfs-didot fonts-go fonts-inter fonts-lato "
@@ -75,11 +82,7 @@ def font_files() -> list[Path]:
 
 
 def listing(files: Sequence[Path]) -> dict[str, Any]:
-    """What data that are drawn with fonts follow from, for the settings of the cache.
-
-    Raises:
-        Unavailable: if Pillow is missing.
-    """
+    """What data that are drawn with fonts follow from, for the settings of the cache."""
     require("PIL", "glyphs and wake_vision draw characters with Pillow")
     from PIL import __version__, features
 
@@ -95,16 +98,6 @@ def designs(files: Sequence[Path]) -> list[Design]:
 
     Fonts are of one design if their families' names say so ("DejaVu Sans Mono", "DejaVu Serif")
     or if their characters are almost the same ("Nimbus Sans", "TeX Gyre Heros").
-
-    Args:
-        files: of fonts; those that cannot be read, and those of symbols, are left out.
-
-    Returns:
-        The designs.
-
-    Example:
-        >>> [design.name for design in designs(font_files())]  # doctest: +SKIP
-        ['Accanthis ADF Std', 'Agave', 'Andika', ...
     """
     from scipy.sparse.csgraph import connected_components
 
@@ -131,17 +124,7 @@ def designs(files: Sequence[Path]) -> list[Design]:
 
 
 def split_designs(files: Sequence[Path]) -> tuple[list[Design], list[Design]]:
-    """Designs to train with and others to test with.
-
-    Args:
-        files: of fonts.
-
-    Returns:
-        Three quarters and one quarter of the designs.
-
-    Raises:
-        Unavailable: if there are too few of them.
-    """
+    """Designs to train with and others to test with."""
     found = designs(files)
     if len(found) < FEWEST_DESIGNS:
         raise Unavailable(
@@ -159,15 +142,9 @@ def cropped(file: Path, characters: str, size: int) -> Iterator[Image.Image | No
     """Characters of a font as grey images, without what is empty around them.
 
     Args:
-        file: of the font.
-        characters: which to draw.
         size: of the font, pixels.
 
-    Yields:
-        An image for each; None where nothing was drawn.
-
-    Raises:
-        OSError: if this is no font that can be read.
+    Yields an image for each; None where nothing was drawn.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -182,8 +159,7 @@ def cropped(file: Path, characters: str, size: int) -> Iterator[Image.Image | No
 def _characters(path: Path) -> tuple[str, np.ndarray] | None:
     """The family of a font and its characters, each of one size and of length 1.
 
-    Returns:
-        The name and a float32 array (characters, pixels); None if the font lacks one of them.
+    Returns the name and a float32 array (characters, pixels); None if the font lacks one of them.
     """
     from PIL import Image, ImageFont
 
@@ -205,3 +181,100 @@ def _characters(path: Path) -> tuple[str, np.ndarray] | None:
     lengths = np.linalg.norm(stacked, axis=1, keepdims=True)
     # A box that is filled all over tells nothing.
     return None if (lengths == 0).any() else (family, stacked / lengths)
+
+
+# Characters are drawn once, this large, and brought to their size from there.
+_LARGE = 64
+
+# Around them, so that their edges fade.
+_MARGIN = 1
+
+# Drawn this many times larger, then reduced: smooth edges.
+_FINER = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Pose:
+    """How a character lies.
+
+    Attributes:
+        size: its longer side, pixels.
+        angle: by which it is turned, radians.
+        shear: to the side, per height.
+        stretch: width over what the font has.
+        x, y: its centre, pixels.
+    """
+
+    size: float
+    angle: float
+    shear: float
+    stretch: float
+    x: float
+    y: float
+
+
+def draw_file(random: np.random.Generator, designs: list[Design]) -> Path:
+    """A font: each design is as likely, whatever the number of its files."""
+    files = designs[random.integers(len(designs))].files
+    return files[random.integers(len(files))]
+
+
+def draw_mask(file: Path, character: int, pose: Pose, side: int) -> np.ndarray:
+    """A character as float32 (side, side) from 0, nothing, to 1.
+
+    Args:
+        side: of the image, pixels.
+    """
+    from PIL import Image
+
+    # From pixels of the image to those of the large character: the inverse of how it is placed.
+    cos, sin = np.cos(pose.angle), np.sin(pose.angle)
+    turn = np.array([[cos, -sin], [sin, cos]])
+    lean = np.array([[pose.stretch, pose.shear], [0, 1]])
+    back = np.linalg.inv(turn @ lean) * _LARGE / (pose.size * _FINER)
+    start = _LARGE / 2 + _MARGIN - back @ (np.array([pose.x, pose.y]) * _FINER)
+    numbers = (*back[0], start[0], *back[1], start[1])
+    image = _large(file, character).transform(
+        (side * _FINER, side * _FINER),
+        Image.Transform.AFFINE,
+        numbers,
+        resample=Image.Resampling.BILINEAR,
+    )
+    return np.asarray(image.reduce(_FINER), np.float32) / 255
+
+
+def colours(random: np.random.Generator, contrast: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours, RGB in [0, 1], the first darker than the second by at least `contrast`."""
+    while True:
+        dark, light = random.uniform(0, 1, (2, 3)).astype(np.float32)
+        # What is bright to the eye, by ITU-R BT.601.
+        if (light - dark) @ (0.299, 0.587, 0.114) >= contrast:
+            return dark, light
+
+
+def blurred(image: np.ndarray, radius: float) -> np.ndarray:
+    """A float image (height, width, 3) under a Gaussian blur of `radius` pixels."""
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(image, (radius, radius, 0)) if radius > 0.2 else image
+
+
+def stored(image: np.ndarray) -> np.ndarray:
+    """uint8 of a float image in [0, 1], clipped."""
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+
+
+@functools.cache
+def _large(file: Path, character: int):
+    """A character whose longer side is `_LARGE`, in the middle of its image."""
+    from PIL import Image
+
+    whole = next(cropped(file, CHARACTERS[character], 2 * _LARGE))
+    assert whole is not None
+    share = _LARGE / max(whole.size)
+    width, height = (max(1, round(length * share)) for length in whole.size)
+    canvas = Image.new("L", (_LARGE + 2 * _MARGIN,) * 2)
+    small = whole.resize((width, height), Image.Resampling.BOX)
+    middle = _LARGE // 2 + _MARGIN
+    canvas.paste(small, (middle - width // 2, middle - height // 2))
+    return canvas

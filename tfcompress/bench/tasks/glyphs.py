@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.bench.tasks import cache, fonts, real_images, rendering
+from tfcompress.bench.tasks import cache, fonts, real_images
 from tfcompress.bench.tasks.task import Data, Task, Training
 
 _SIDE = 32
 _COUNTS = {"train": 20_000, "test": 3_600}
 _SEED = 0
+
 _SETTINGS = {
     "generator": 1,
     "seed": _SEED,
@@ -24,11 +25,7 @@ _SETTINGS = {
 
 
 def generate() -> Data:
-    """20,000 images to train with and 3,600 to test with, the fonts of the one not in the other.
-
-    Raises:
-        Unavailable: if the system has too few fonts, or Pillow is missing.
-    """
+    """20,000 images to train with and 3,600 to test with, the fonts of the one not in the other."""
     files = fonts.font_files()
     settings = {**_SETTINGS, **fonts.listing(files)}
     arrays = cache.cached("glyphs", settings, lambda: _make(files))
@@ -50,10 +47,10 @@ def _image(random: np.random.Generator, designs: list[fonts.Design], label: int)
     """uint8 (32, 32, 3): a character, some amid parts of others."""
     # From plain to hard: a network that saw nothing plain would take long to start learning.
     hard = random.uniform()
-    ink, paper = rendering.colours(random, 0.6 - 0.45 * hard)
+    ink, paper = fonts.colours(random, 0.6 - 0.45 * hard)
     image = _background(random, paper, hard)
-    file = rendering.draw_file(random, designs)
-    pose = rendering.Pose(
+    file = fonts.draw_file(random, designs)
+    pose = fonts.Pose(
         size=random.uniform(24 - 9 * hard, 26),
         angle=random.normal(0, 0.25 * hard),
         shear=random.normal(0, 0.25 * hard),
@@ -61,18 +58,18 @@ def _image(random: np.random.Generator, designs: list[fonts.Design], label: int)
         x=_SIDE / 2 + random.uniform(-4, 4) * hard,
         y=_SIDE / 2 + random.uniform(-4, 4) * hard,
     )
-    mask = rendering.draw_mask(file, int(label), pose, _SIDE)
+    mask = fonts.draw_mask(file, int(label), pose, _SIDE)
     for side in (-1, 1):
         if random.uniform() < 0.5 * hard:
             # A neighbour in the same word, as house numbers have them.
             other = int(random.integers(len(fonts.CHARACTERS)))
             place = pose.x + side * pose.size * random.uniform(0.85, 1.1)
             beside = dataclasses.replace(pose, x=place)
-            mask = np.maximum(mask, rendering.draw_mask(file, other, beside, _SIDE))
+            mask = np.maximum(mask, fonts.draw_mask(file, other, beside, _SIDE))
     mask = mask[..., None] * random.uniform(1 - 0.3 * hard, 1)
-    image = rendering.blurred(image * (1 - mask) + ink * mask, random.uniform(0, 1.2 * hard))
+    image = fonts.blurred(image * (1 - mask) + ink * mask, random.uniform(0, 1.2 * hard))
     noise = random.uniform(0, 0.12 * hard)
-    return rendering.stored(image + random.normal(0, noise, image.shape))
+    return fonts.stored(image + random.normal(0, noise, image.shape))
 
 
 def _background(random: np.random.Generator, colour: np.ndarray, hard: float) -> np.ndarray:
@@ -89,9 +86,9 @@ def _background(random: np.random.Generator, colour: np.ndarray, hard: float) ->
 
 
 def build(kit: Any, classes: int) -> Any:
-    """The model of `tfcompress.acceptance.models`."""
+    """The model of `tfcompress.bench.models`."""
     # Here, as it imports Keras, for which those who ask for names do not wait.
-    from tfcompress.acceptance.models import resnet8
+    from tfcompress.bench.models import resnet8
 
     return resnet8(kit, classes)
 

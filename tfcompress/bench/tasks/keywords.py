@@ -7,18 +7,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfcompress.bench.tasks import acoustics, cache, speech, speech_commands
-from tfcompress.bench.tasks.mfcc import mfcc
-from tfcompress.bench.tasks.speech import Utterance
+from tfcompress.bench.tasks import acoustics, cache, speech_commands
+from tfcompress.bench.tasks.acoustics import Utterance
+from tfcompress.bench.tasks.sounds import mfcc
 from tfcompress.bench.tasks.speech_commands import CLASSES, SILENCE, WORDS
 from tfcompress.bench.tasks.task import Data, Task, Training
-from tfcompress.environments import Unavailable
+from tfcompress.tools.environments import Unavailable
 
 # Raised when other data come of the same settings.
 _GENERATOR = 2
 _SEED = 0
+
 # By how much words are louder than noise, in decibels.
 _LOUDER = (8.0, 36.0)
+
 # How many clips are in memory at a time.
 PIECE = 256
 
@@ -50,12 +52,14 @@ _UNKNOWN = """
     tree wow backward forward follow learn visual light play music open
     """.split()
 _UNHEARD = "stock laugh ride yellow first boat".split()
+
 _TRAIN_VARIANTS = """
     Alex Alicia Andy Annie AnxiousAndy anika aunty belinda boris caleb croak Demonic Denis ed edward
     edward2 f1 f2 f4 grandpa gustave Henrique iven iven2 iven3 iven4 john kaukovalta klatt2 klatt3
     klatt4 klatt5 Lee Marco marcelo m1 m3 m4 m5 m7 m8 Mike miguel michel Nguyen pablo paul pedro rob
     robert robosoft robosoft4 robosoft6 robosoft8 sandro Storm travis Tweaky victor whisper
     """.split()
+
 _TEST_VARIANTS = """
     adam Andrea antonio benjamin david Diogo f3 f5 Gene Gene2 grandma Hugo Jacky linda m2 m6 Mario
     max Michael norbert quincy RicishayMax RicishayMax2 shelby steph steph2 steph3 whisperf zac
@@ -67,13 +71,9 @@ TEST = Part(_TEST_ACCENTS, _TEST_VARIANTS, [*_UNKNOWN, *_UNHEARD], 200, 200)
 
 
 def generate() -> Data:
-    """12,500 clips to train with and 2,400 to test with.
-
-    Raises:
-        Unavailable: eSpeak NG is not installed, or lacks voices.
-    """
-    said = {"train": TRAIN._asdict(), "test": TEST._asdict(), "espeak-ng": speech.version()}
-    missing = sorted({*TRAIN.variants, *TEST.variants} - speech.variants())
+    """12,500 clips to train with and 2,400 to test with."""
+    said = {"train": TRAIN._asdict(), "test": TEST._asdict(), "espeak-ng": acoustics.version()}
+    missing = sorted({*TRAIN.variants, *TEST.variants} - acoustics.variants())
     if missing:
         raise Unavailable(
             f"espeak-ng {said['espeak-ng']} lacks the voices {', '.join(missing)}: 1.50 or later "
@@ -85,27 +85,14 @@ def generate() -> Data:
 
 
 def make(train: Part, test: Part, seed: int) -> cache.Arrays:
-    """Speaks words and computes MFCCs.
-
-    Args:
-        train, test: what is spoken.
-        seed: of all that is random.
-
-    Returns:
-        The four arrays of `Data`.
-    """
+    """Speaks words and computes MFCCs."""
     randoms = np.random.default_rng(seed).spawn(2)
     (x_train, y_train), (x_test, y_test) = map(_clips, (train, test), randoms)
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
 
 def utterances(part: Part, random: np.random.Generator) -> list[list[Utterance]]:
-    """What is spoken of each class; of silence nothing.
-
-    Args:
-        part: whose voices and words are taken.
-        random: which of them, and how fast and high they speak.
-    """
+    """What is spoken of each class; of silence nothing."""
     voices = [f"{accent}+{variant}" for accent in part.accents for variant in part.variants]
     words = [*((word,) for word in WORDS), part.unknown]
 
@@ -122,7 +109,7 @@ def utterances(part: Part, random: np.random.Generator) -> list[list[Utterance]]
 def _clips(part: Part, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """MFCCs and labels, shuffled."""
     planned = utterances(part, random)
-    sounds = speech.speak([each for kind in planned for each in kind])
+    sounds = acoustics.speak([each for kind in planned for each in kind])
     # Clips of silence have words, too, until all but the noise is taken away.
     rows = [*range(len(sounds)), *random.integers(len(sounds), size=part.counts[SILENCE])]
     labels = np.repeat(np.arange(len(CLASSES)), part.counts)
@@ -141,11 +128,6 @@ def heard(
 
     Args:
         sounds: of words, float32 (samples,) at 16 kHz.
-        labels: their classes; of `SILENCE` nothing but the noise is left.
-        random: where they are spoken.
-
-    Returns:
-        float32 (count, 16000) in [-1, 1].
     """
     words = acoustics.in_rooms(acoustics.placed(sounds, random), random)
     noise = acoustics.noises(words, random)
@@ -156,9 +138,9 @@ def heard(
 
 
 def build(kit: Any, classes: int) -> Any:
-    """The model of `tfcompress.acceptance.models`."""
+    """The model of `tfcompress.bench.models`."""
     # Here, as it imports Keras, for which those who ask for names do not wait.
-    from tfcompress.acceptance.models import ds_cnn
+    from tfcompress.bench.models import ds_cnn
 
     return ds_cnn(kit, classes)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy
 
-from tfcompress.bench.tasks import mel
+from tfcompress.bench.tasks import sounds
 
 RATE = 16_000
 SECONDS = 1
@@ -41,11 +41,6 @@ def machine_sounds(seed: int, train: int = 300, test: int = 300) -> Sounds:
     A machine hums: harmonics of a speed that drifts, swelling with each turn, over noise from the
     machine and from the room. One that is not well has harmonics beside the others, clicks, or
     bursts of a worn bearing.
-
-    Args:
-        seed: of all that is random in clips; the machine is always the same.
-        train: how many clips to train with.
-        test: how many of each kind to test with.
     """
     random = np.random.default_rng(seed)
     faults = (_detuned, _clicks, _bearing)
@@ -59,12 +54,7 @@ def machine_sounds(seed: int, train: int = 300, test: int = 300) -> Sounds:
 
 
 def vectors(bands: np.ndarray) -> np.ndarray:
-    """Five neighbours of a spectrogram at a time: (clips, frames, 128) -> (clips, frames - 4, 640).
-
-    Example:
-        >>> vectors(np.zeros((2, 30, 128))).shape
-        (2, 26, 640)
-    """
+    """Five neighbours of a spectrogram: (clips, frames, 128) -> (clips, frames - 4, 640)."""
     frames = np.lib.stride_tricks.sliding_window_view(bands, FRAMES, axis=1)
     return np.moveaxis(frames, -1, 2).reshape(len(bands), -1, FRAMES * BANDS)
 
@@ -75,8 +65,7 @@ def spectrograms(samples: np.ndarray) -> np.ndarray:
     Args:
         samples: (clips, samples) at 16 kHz.
 
-    Returns:
-        (clips, frames, 128): windows of 1024 samples every 512.
+    Returns (clips, frames, 128): windows of 1024 samples every 512.
     """
     _, _, bins = scipy.signal.stft(
         samples, RATE, nperseg=WINDOW, noverlap=WINDOW - HOP, boundary=None
@@ -133,7 +122,7 @@ def _bearing(time: np.ndarray, turns: np.ndarray, random: np.random.Generator) -
 
 def _mel_filters() -> np.ndarray:
     """Triangles that are equally wide on the mel scale, (bins, 128)."""
-    edges = mel.edges(0, RATE / 2, BANDS)
+    edges = sounds.mel_edges(0, RATE / 2, BANDS)
     bins = np.linspace(0, RATE / 2, WINDOW // 2 + 1)[:, None]
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
     # Low bands are narrower than bins: each has at least the nearest one.

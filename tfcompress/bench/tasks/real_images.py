@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tfcompress.bench.tasks import cache
-from tfcompress.bench.tasks.extras import require
-from tfcompress.bench.tasks.real import NotThere, data_folder, fingerprint
+from tfcompress.bench.tasks.cache import NotThere, data_folder, fingerprint, require
 from tfcompress.bench.tasks.task import Data
 
 CIFAR10 = "the files of CIFAR-10's binary version, data_batch_1.bin to _5.bin and test_batch.bin"
@@ -29,6 +28,7 @@ _RECORD = 1 + 32 * 32 * 3
 _WAKE_SIDE = 96
 _WAKE_KINDS = ("non_person", "person")
 _WAKE_TEST_SHARE = 0.1
+
 # All 110,000 images would take 3 GB of memory.
 _WAKE_MOST = {"train": 20_000, "test": 5_000}
 
@@ -40,22 +40,7 @@ def image_data(arrays: cache.Arrays, classes: int, source: str) -> Data:
 
 
 def read_cifar10(folder: Path) -> Data:
-    """CIFAR-10: 50,000 images of 32 x 32 to train with and 10,000 to test with.
-
-    Args:
-        folder: `cifar-10-batches-bin`, or a folder that holds it.
-
-    Returns:
-        The data, of 10 classes.
-
-    Raises:
-        NotThere: if nothing of it is there.
-        ValueError: if files are missing, pickled or damaged.
-
-    Example:
-        >>> read_cifar10(Path("data")).x_train.shape  # doctest: +SKIP
-        (50000, 32, 32, 3)
-    """
+    """CIFAR-10: 50,000 images of 32 x 32 to train with and 10,000 to test with."""
     names = [name for part in _CIFAR10_PARTS.values() for name in part]
     place = _cifar10_folder(folder, names)
     if missing := [name for name in names if not (place / name).is_file()]:
@@ -75,21 +60,6 @@ def read_visual_wake_words(folder: Path) -> Data:
 
     The tenth of the images whose names have the smallest hashes is for testing. At most 20,000
     are taken to train with and 5,000 to test with. What was decoded is kept in the cache.
-
-    Args:
-        folder: `vw_coco2014_96`, or a folder that holds it.
-
-    Returns:
-        The data, of 2 classes; 1 is a person.
-
-    Raises:
-        NotThere: if nothing of it is there.
-        Unavailable: if Pillow is missing.
-        ValueError: if there are too few images, or one is damaged.
-
-    Example:
-        >>> read_visual_wake_words(Path("data")).x_test.shape  # doctest: +SKIP
-        (5000, 96, 96, 3)
     """
     place = data_folder(
         Path(folder),

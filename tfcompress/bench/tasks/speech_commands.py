@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tfcompress.bench.tasks import cache
-from tfcompress.bench.tasks.mfcc import RATE, mfcc
-from tfcompress.bench.tasks.real import data_folder, fingerprint
+from tfcompress.bench.tasks.cache import data_folder, fingerprint
+from tfcompress.bench.tasks.sounds import RATE, mfcc, read_wav
 from tfcompress.bench.tasks.task import Data
-from tfcompress.bench.tasks.wav import read_wav
 
 EXPECTED = (
     "Speech Commands v0.02: yes/*.wav, no/*.wav ... for each word, _background_noise_/*.wav, "
@@ -25,10 +24,13 @@ CLASSES = (*WORDS, "unknown", "silence")
 UNKNOWN, SILENCE = len(WORDS), len(WORDS) + 1
 _NOISE, _TESTING, _VALIDATION = "_background_noise_", "testing_list.txt", "validation_list.txt"
 _GENERATOR, _SEED = 1, 0
+
 # How many clips are in memory at a time.
 _PIECE = 512
+
 # Of MLPerf Tiny's training: how loud noise may be, how often there is some, and shifts in samples.
 _VOLUME, _NOISY, _SHIFT = 0.1, 0.8, RATE // 10
+
 # Of each noise the end is for testing.
 _TRAIN_SHARE = 0.8
 
@@ -41,19 +43,6 @@ def read(folder: Path) -> Data:
 
     Speakers of the validation list are left out. Of other words there are as many clips as of a
     word on average, and as many of silence, which is background noise.
-
-    Args:
-        folder: of the data set, or one that holds it.
-
-    Returns:
-        MFCCs; those to train with are of words that are shifted and among noise.
-
-    Raises:
-        ValueError: the folder or a file in it is not as expected.
-
-    Example:
-        >>> read(Path("speech_commands_v0.02")).source  # doctest: +SKIP
-        'Speech Commands v0.02'
     """
     root = data_folder(folder, _is_root, EXPECTED, _SOURCE)
     _check(root)

@@ -116,11 +116,6 @@ class Task:
 
         Args:
             predict: float32 inputs (count, *input shape) -> float outputs (count, *output shape).
-            data: whose test part is taken.
-
-        Returns:
-            The accuracy, or the area under the ROC curve of the mean squared error of clips: a
-            number in [0, 1].
         """
         if self.measure == "accuracy":
             found = [

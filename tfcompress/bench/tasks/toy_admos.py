@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tfcompress.bench.tasks import cache, machines
-from tfcompress.bench.tasks.extras import require
-from tfcompress.bench.tasks.real import data_folder, fingerprint
+from tfcompress.bench.tasks import cache
+from tfcompress.bench.tasks.cache import data_folder, fingerprint, require
+from tfcompress.bench.tasks.machines import FRAMES, WINDOW, spectrograms, vectors
+from tfcompress.bench.tasks.sounds import read_wav
 from tfcompress.bench.tasks.task import Data
-from tfcompress.bench.tasks.wav import read_wav
 
 EXPECTED = (
     "ToyADMOS of DCASE 2020, Task 2: ToyCar/train/normal_id_*.wav, ToyCar/test/normal_id_*.wav "
@@ -19,30 +19,16 @@ EXPECTED = (
 )
 _SOURCE = "Get dev_data_ToyCar.zip from https://zenodo.org/record/3678171 and unpack it."
 _GENERATOR, _SEED = 1, 0
+
 # Vectors to train with, and of each clip to test with: all would take gigabytes.
 TRAIN_VECTORS, TEST_VECTORS = 100_000, 25
+
 # MLPerf Tiny takes the middle of clips: 200 of the frames, the first after 50.
 _FIRST, _LAST = 50, 250
 
 
 def read(folder: Path) -> Data:
-    """Sounds of a toy car, whole to train with, whole and broken to test with.
-
-    Args:
-        folder: `ToyCar`, or one that holds it.
-
-    Returns:
-        Five frames of 128 mel bands at a time, in decibels, shifted and scaled: at most
-        100,000 at random to train with, at most 25 from each clip to test with.
-
-    Raises:
-        Unavailable: scikit-learn is missing.
-        ValueError: the folder or a file in it is not as expected.
-
-    Example:
-        >>> read(Path("dev_data/ToyCar")).source  # doctest: +SKIP
-        'ToyADMOS ToyCar'
-    """
+    """Sounds of a toy car, whole to train with, whole and broken to test with."""
     root = data_folder(folder, _is_root, EXPECTED, _SOURCE)
     require_score()
     found = {
@@ -98,12 +84,12 @@ def _make(train: Sequence[Path], normal: Sequence[Path], anomaly: Sequence[Path]
 def _vectors(path: Path, most: int, random: np.random.Generator | None = None) -> np.ndarray:
     """Vectors of a clip, float32 (at most `most`, 640): at random, or as far apart as can be."""
     samples = read_wav(path)
-    if len(samples) < machines.WINDOW * machines.FRAMES:
+    if len(samples) < WINDOW * FRAMES:
         raise ValueError(f"'{path}' holds {len(samples):,} samples; expected seconds. {_SOURCE}")
-    bands = machines.spectrograms(samples[None])
-    if bands.shape[1] >= _FIRST + machines.FRAMES:
+    bands = spectrograms(samples[None])
+    if bands.shape[1] >= _FIRST + FRAMES:
         bands = bands[:, _FIRST:_LAST]
-    rows = machines.vectors(bands.astype("float32"))[0]
+    rows = vectors(bands.astype("float32"))[0]
     count = min(most, len(rows))
     if random is None:
         chosen = np.linspace(0, len(rows) - 1, count).round().astype(int)

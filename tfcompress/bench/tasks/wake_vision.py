@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.bench.tasks import cache, fonts, photographs, real_images, rendering
+from tfcompress.bench.tasks import cache, fonts, real_images
+from tfcompress.bench.tasks.cache import require
 from tfcompress.bench.tasks.task import Data, Task, Training
 
 _SIDE = 96
@@ -21,9 +22,6 @@ def generate() -> Data:
     """8,000 images to train with and 2,400 to test with, every other one with a character.
 
     Neither a font's design nor a region of a photograph is in both parts.
-
-    Raises:
-        Unavailable: if the system has too few fonts, or Pillow or scikit-learn is missing.
     """
     files = fonts.font_files()
     settings = {**_SETTINGS, **fonts.listing(files)}
@@ -33,7 +31,7 @@ def generate() -> Data:
 
 def _make(files: Sequence[Path]) -> cache.Arrays:
     arrays = {}
-    sides = zip(_COUNTS.items(), fonts.split_designs(files), photographs.regions(), strict=True)
+    sides = zip(_COUNTS.items(), fonts.split_designs(files), regions(), strict=True)
     for number, ((part, count), designs, parts) in enumerate(sides):
         random = np.random.default_rng([_SEED, number])
         labels = random.permutation(np.arange(count) % 2)
@@ -52,7 +50,7 @@ def _image(
     """uint8 (96, 96, 3): a crop with blots on it, and a character or none."""
     # From plain to hard: a network that saw nothing plain would take long to start learning.
     hard = random.uniform(0, 0.85)
-    image = photographs.draw_crop(random, parts, _SIDE)
+    image = draw_crop(random, parts, _SIDE)
     masks = [_blot(random) for _ in range(random.binomial(2, 0.6 * hard))]
     if character:
         # Blots that come later hide some of it.
@@ -61,14 +59,14 @@ def _image(
     for mask in masks:
         cover = mask[..., None] * random.uniform(1 - 0.5 * hard, 1)
         image = image * (1 - cover) + _colour(random, image, mask, 0.7 - 0.4 * hard) * cover
-    image = rendering.blurred(image, random.uniform(0, hard))
-    return rendering.stored(image + random.normal(0, random.uniform(0, 0.06 * hard), image.shape))
+    image = fonts.blurred(image, random.uniform(0, hard))
+    return fonts.stored(image + random.normal(0, random.uniform(0, 0.06 * hard), image.shape))
 
 
 def _character(random: np.random.Generator, designs: list[fonts.Design], hard: float) -> np.ndarray:
     size = random.uniform(70 - 40 * hard, 85 - 25 * hard)
     margin = size / 2
-    pose = rendering.Pose(
+    pose = fonts.Pose(
         size=size,
         angle=random.normal(0, 0.3 * hard),
         shear=random.normal(0, 0.2 * hard),
@@ -77,7 +75,7 @@ def _character(random: np.random.Generator, designs: list[fonts.Design], hard: f
         y=random.uniform(margin, _SIDE - margin),
     )
     number = int(random.integers(len(fonts.CHARACTERS)))
-    return rendering.draw_mask(rendering.draw_file(random, designs), number, pose, _SIDE)
+    return fonts.draw_mask(fonts.draw_file(random, designs), number, pose, _SIDE)
 
 
 def _blot(random: np.random.Generator) -> np.ndarray:
@@ -106,9 +104,9 @@ def _colour(
 
 
 def build(kit: Any, classes: int) -> Any:
-    """The model of `tfcompress.acceptance.models`."""
+    """The model of `tfcompress.bench.models`."""
     # Here, as it imports Keras, for which those who ask for names do not wait.
-    from tfcompress.acceptance.models import mobilenet_v1
+    from tfcompress.bench.models import mobilenet_v1
 
     return mobilenet_v1(kit, classes)
 
@@ -125,3 +123,35 @@ TASK = Task(
     read=real_images.read_visual_wake_words,
     real=real_images.VISUAL_WAKE_WORDS,
 )
+
+# What lies left of this share of a photograph's width is for tests.
+_TEST_SHARE = 0.3
+
+
+def regions() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The parts of the photographs to train with, and those to test with."""
+    require("sklearn", "wake_vision takes the photographs of scikit-learn")
+    from sklearn.datasets import load_sample_images
+
+    images = load_sample_images().images
+    borders = [int(_TEST_SHARE * image.shape[1]) for image in images]
+    train = [image[:, border:] for image, border in zip(images, borders, strict=True)]
+    return train, [image[:, :border] for image, border in zip(images, borders, strict=True)]
+
+
+def draw_crop(random: np.random.Generator, parts: list[np.ndarray], side: int) -> np.ndarray:
+    """A square of one part at a random scale, mirrored, its colours changed.
+
+    Args:
+        side: of the crop that is returned, pixels.
+    """
+    from PIL import Image
+
+    part = parts[random.integers(len(parts))]
+    length = int(random.uniform(0.5, 2) * side)
+    top, left = (int(random.integers(edge - length + 1)) for edge in part.shape[:2])
+    square = Image.fromarray(part[top : top + length, left : left + length])
+    image = np.asarray(square.resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
+    if random.uniform() < 0.5:
+        image = image[:, ::-1]
+    return image * random.uniform(0.75, 1.25, 3).astype(np.float32) + random.uniform(-0.1, 0.1)

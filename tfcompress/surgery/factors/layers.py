@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfcompress.copying import copy_operation, copy_weights
-from tfcompress.parts import fill
+from tfcompress.graph.copying import copy_operation, copy_weights
+from tfcompress.quantization.pieces import fill
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
@@ -30,13 +30,7 @@ class Part:
 
 
 def call_parts(parts: Sequence[Part], x, trainable: bool = True) -> Any:
-    """Calls new parts one after the other on a symbolic tensor, and fills their weights.
-
-    Args:
-        parts: that have not been called yet.
-        x: what the layer in whose place they are was called on.
-        trainable: whether the arrays among their weights train.
-    """
+    """Calls new parts one after the other on a symbolic tensor, and fills their weights."""
     for part in parts:
         x = part.call(x)
         for name, value in part.weights.items():
@@ -56,17 +50,7 @@ def dense(layer, units: int, name: str, **settings) -> layers.Dense:
 def convolution(
     layer, filters: int, name: str, kernel_size, like: Iterable[int] = (), **settings
 ) -> Any:
-    """A convolution of a layer's kind and data format.
-
-    Args:
-        layer: a Conv1D, Conv2D or Conv3D.
-        filters: of the new one.
-        name: of the new one.
-        kernel_size: of the new one.
-        like: axes along which it moves as the layer does, with its strides and dilation; along the
-            others it goes from place to place.
-        settings: more of the new one.
-    """
+    """A convolution of a layer's kind and data format."""
     along = set(like)
     return type(layer)(
         filters,

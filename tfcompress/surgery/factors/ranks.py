@@ -8,21 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.optimize
 
-from tfcompress.search.allocation import lower_hull
+from tfcompress.surgery.base import lower_hull
 
 # Energy that is left to rounding where all of it is to be kept.
 _ROUNDING = 1e-13
+
 # How many noise levels are tried before the best one is refined.
 _LEVELS = 256
 
 
 def lost_by_rank(energies: np.ndarray) -> np.ndarray:
-    """The share of energy lost at ranks 1, 2, ..., given squared singular values, largest first.
-
-    Example:
-        >>> lost_by_rank(np.array([3.0, 1.0]))
-        array([0.25, 0.  ])
-    """
+    """The share of energy lost at ranks 1, 2, ..., given squared singular values, largest first."""
     total = float(np.sum(energies))
     if total <= 0:
         return np.zeros(len(energies))
@@ -43,11 +39,7 @@ def evbmf(energies: np.ndarray, shape: tuple[int, int]) -> int:
     solution of fully-observed variational Bayesian matrix factorization", JMLR 14).
 
     Args:
-        energies: the squared singular values of the matrix, largest first, all of them.
         shape: of the matrix.
-
-    Returns:
-        How many singular values stand out of the noise, 0 or more.
     """
     small, large = sorted(shape)
     alpha = small / large
@@ -93,19 +85,6 @@ def share(costs: Sequence[np.ndarray], lost: Sequence[np.ndarray], budget: float
     The product of the energies that the layers keep is made large, one step after the other that
     loses the least of it for what it saves (Zhang et al. 2016, arXiv:1505.06798). What is left of
     the budget then goes to the steps back that gain the most and still fit.
-
-    Args:
-        costs: of the options of each layer, rising.
-        lost: share of energy that each option loses, falling. The last one may be the layer as it
-            is, which loses none.
-        budget: at least the sum of the first costs.
-
-    Returns:
-        The index of an option for each layer.
-
-    Example:
-        >>> share([np.array([1, 2, 4])] * 2, [np.array([0.5, 0.1, 0]), np.array([0.9, 0.8, 0])], 6)
-        [1, 2]
     """
     costs = [np.asarray(cost, "float64") for cost in costs]
     losses = [-np.log(np.maximum(1.0 - np.asarray(part), 1e-12)) for part in lost]

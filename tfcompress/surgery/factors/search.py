@@ -8,16 +8,16 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfcompress.graph import Graph
-from tfcompress.rules import Rule
-from tfcompress.suggestions import did_you_mean
+from tfcompress.errors import did_you_mean
+from tfcompress.graph.nodes import Graph
+from tfcompress.surgery.base import Change
 from tfcompress.surgery.factors.layers import CONVOLUTIONS
 from tfcompress.surgery.factors.sites import Site, common_reason
 from tfcompress.surgery.factors.structured import BlockSite, KroneckerSite, not_reshaped
 from tfcompress.surgery.factors.svd import SvdSite
 from tfcompress.surgery.factors.tensors import CpSite, SpatialSite, TuckerSite
-from tfcompress.surgery.report import Change
 from tfcompress.surgery.shapes import specs_of
+from tfcompress.techniques.rules import Rule
 
 METHODS: dict[str, type[Site]] = {
     "svd": SvdSite,
@@ -27,6 +27,7 @@ METHODS: dict[str, type[Site]] = {
     "kronecker": KroneckerSite,
     "block_diagonal": BlockSite,
 }
+
 # Convolutions that no method takes apart.
 _OTHER_CONVOLUTIONS = (
     layers.DepthwiseConv1D,
@@ -44,18 +45,7 @@ Wanted = str | type | Callable[[Any], bool] | Sequence[str | type | Callable[[An
 def find_sites(
     flat: keras.Model, graph: Graph, method: str, wanted: Wanted
 ) -> tuple[list[Site], list[Change]]:
-    """The layers that a method can take apart, in order, and those that it cannot, and why.
-
-    Args:
-        flat: a flat model.
-        graph: its graph.
-        method: a key of `METHODS`.
-        wanted: patterns or predicates as of `Rule`; None means all layers.
-
-    Raises:
-        TypeError: `wanted` is of another type.
-        ValueError: a pattern matches no layer, or the method can take none of them apart.
-    """
+    """The layers that a method can take apart, in order, and those that it cannot, and why."""
     rules = None if wanted is None else _rules(wanted)
     named = _matching(flat, rules) if rules is not None else _usual(flat, METHODS[method])
     site_of = _site_maker(graph, METHODS[method])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from tfcompress.surgery.factors import decompositions, ranks
+from tfcompress.surgery.factors import maths, ranks
 from tfcompress.surgery.factors.layers import Part, kernel_of
 from tfcompress.surgery.macs import macs_of
 from tfcompress.surgery.shapes import Shape, size
@@ -133,13 +133,13 @@ class MatrixSite(Site):
     def ladder(self) -> tuple[list[int], np.ndarray]:
         """All ranks."""
         if self.moment:
-            found = decompositions.weighted_energies(self.matrix(), **self.moment)
+            found = maths.weighted_energies(self.matrix(), **self.moment)
         else:
-            found = decompositions.energies(self.matrix())
+            found = maths.energies(self.matrix())
         return list(range(1, self.full + 1)), ranks.lost_by_rank(found)
 
     def noiseless(self) -> int:
-        return max(1, ranks.evbmf(decompositions.energies(self.matrix()), self.shape))
+        return max(1, ranks.evbmf(maths.energies(self.matrix()), self.shape))
 
     def kept(self, rank: int) -> float:
         """The share of energy that a rank keeps."""

@@ -10,8 +10,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from tfcompress.surgery.factors import decompositions
-from tfcompress.surgery.factors.blocks import diagonal_blocks
+from tfcompress.surgery.factors import maths
 from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
     Part,
@@ -22,6 +21,7 @@ from tfcompress.surgery.factors.layers import (
     einsum,
     ending,
 )
+from tfcompress.surgery.factors.maths import diagonal_blocks
 from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
 from tfcompress.surgery.shapes import size
 
@@ -49,7 +49,7 @@ class KroneckerSite(MatrixSite):
         return math.prod(first), math.prod(second)
 
     def matrix(self) -> np.ndarray:
-        return decompositions.kronecker_matrix(array_of(self.layer), self.shapes[0])
+        return maths.kronecker_matrix(array_of(self.layer), self.shapes[0])
 
     def cost(self, rank: Rank) -> Cost:
         assert isinstance(rank, int)
@@ -60,7 +60,7 @@ class KroneckerSite(MatrixSite):
     def parts(self, rank: Rank) -> tuple[list[Part], float]:
         assert isinstance(rank, int)
         layer, ((m1, n1), (m2, n2)) = self.layer, self.shapes
-        first, second = decompositions.kronecker(array_of(layer), (m1, n1), rank)
+        first, second = maths.kronecker(array_of(layer), (m1, n1), rank)
         names = [self.name(f"{layer.name}_{end}") for end in ("in", "out")]
         bias = _inner_bias(layer, "dc")
         made = [
@@ -83,10 +83,6 @@ def kronecker_shapes(rows: int, columns: int) -> tuple[tuple[int, int], tuple[in
     """The shapes of factors (m1, n1) and (m2, n2) of a kernel that are as alike as can be.
 
     Of equally good ones, those are taken that hold the fewest numbers, then take the fewest MACs.
-
-    Example:
-        >>> kronecker_shapes(784, 128)
-        ((28, 16), (28, 8))
     """
 
     def order(shape: tuple[int, int]) -> tuple[int, int, int]:

@@ -7,8 +7,7 @@ import functools
 import numpy as np
 from keras import layers
 
-from tfcompress.surgery.factors import decompositions, ranks
-from tfcompress.surgery.factors.cp import cp, cp_error, cp_full_rank, slice_energies
+from tfcompress.surgery.factors import maths, ranks
 from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
     Part,
@@ -18,6 +17,7 @@ from tfcompress.surgery.factors.layers import (
     depthwise,
     ending,
 )
+from tfcompress.surgery.factors.maths import cp, cp_error, cp_full_rank, slice_energies
 from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
 from tfcompress.surgery.shapes import positions, size
 
@@ -56,7 +56,7 @@ class TuckerSite(Site):
 
     @functools.cached_property
     def _losses(self) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
-        out, into = decompositions.tucker_energies(array_of(self.layer))
+        out, into = maths.tucker_energies(array_of(self.layer))
         return tucker_ladder(out, into)
 
     def rank_for(self, energy: float) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class TuckerSite(Site):
         return options[ranks.first_within(out + into, energy)]
 
     def noiseless(self) -> tuple[int, int]:
-        out, into = decompositions.tucker_energies(array_of(self.layer))
+        out, into = maths.tucker_energies(array_of(self.layer))
         found = [
             ranks.evbmf(values, (len(values), self.weights // len(values)))
             for values in (out, into)
@@ -79,7 +79,7 @@ class TuckerSite(Site):
     def parts(self, rank: Rank) -> tuple[list[Part], float]:
         out, into = rank  # type: ignore[misc]
         layer, kernel = self.layer, array_of(self.layer)
-        first, core, last = decompositions.tucker2(kernel, (out, into))
+        first, core, last = maths.tucker2(kernel, (out, into))
         kept = float(np.sum(core**2)) / max(float(np.sum(kernel**2)), 1e-300)
         names = [self.name(f"{layer.name}_{end}") for end in ("in", "core")]
         along = range(layer.rank)
@@ -100,11 +100,7 @@ class TuckerSite(Site):
 def tucker_ladder(
     out: np.ndarray, into: np.ndarray
 ) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
-    """Pairs of ranks, and the share of energy that each loses out and in.
-
-    Args:
-        out, into: squared singular values of the unfoldings, largest first.
-    """
+    """Pairs of ranks, and the share of energy that each loses out and in."""
     steps = sorted(
         [(float(value), 1, -place) for place, value in enumerate(into) if place > 0]
         + [(float(value), 0, -place) for place, value in enumerate(out) if place > 0]
@@ -177,7 +173,7 @@ class CpSite(Site):
 
     def _least_for(self, energy: float) -> int:
         """A rank of which the unfoldings say that no lower one keeps enough."""
-        unfolded = decompositions.tucker_energies(array_of(self.layer))
+        unfolded = maths.tucker_energies(array_of(self.layer))
         return 1 + max(ranks.first_within(ranks.lost_by_rank(x), energy) for x in unfolded)
 
     @property
@@ -222,7 +218,7 @@ class SpatialSite(MatrixSite):
         return height * inputs, width * outputs
 
     def matrix(self) -> np.ndarray:
-        return decompositions.spatial_matrix(array_of(self.layer))
+        return maths.spatial_matrix(array_of(self.layer))
 
     def cost(self, rank: Rank) -> Cost:
         assert isinstance(rank, int)
@@ -232,14 +228,15 @@ class SpatialSite(MatrixSite):
 
     def _between(self, x, y) -> int:
         """How many places the tensor between both has: the height of the output, and the width
-        of the input."""
+        of the input.
+        """
         height, width = (2, 3) if self.layer.data_format == "channels_first" else (1, 2)
         return size((y[0], y[height], x[width]))
 
     def parts(self, rank: Rank) -> tuple[list[Part], float]:
         assert isinstance(rank, int)
         layer = self.layer
-        column, row = decompositions.spatial_svd(array_of(layer), rank)
+        column, row = maths.spatial_svd(array_of(layer), rank)
         height, width = layer.kernel_size
         first = self.name(f"{layer.name}_in")
         made = [

@@ -14,7 +14,8 @@ import keras
 import numpy as np
 from keras import KerasTensor
 
-from tfcompress.channels.axes import (
+from tfcompress.channels.following import Follower
+from tfcompress.channels.terms import (
     Axis,
     Leaf,
     Product,
@@ -24,13 +25,13 @@ from tfcompress.channels.axes import (
     size_of,
     size_under,
 )
-from tfcompress.channels.following import Follower
 from tfcompress.channels.weighted import Weight, Weighted
-from tfcompress.graph import Graph, Node
+from tfcompress.graph.nodes import Graph, Node
 from tfcompress.surgery.macs import macs_of
 from tfcompress.surgery.shapes import Shape, input_shapes, specs_of
 
 Role = Literal["makes", "carries", "reads"]
+
 # The kept channels of each group that loses some, by its name: sorted indices.
 Choice = Mapping[str, np.ndarray]
 
@@ -155,11 +156,7 @@ class Structure:
         return self._tensors[id(tensor)]
 
     def cost(self, sizes: Mapping[int, int]) -> tuple[int, int]:
-        """MACs and parameters once groups have other sizes.
-
-        Args:
-            sizes: number of a group -> how many channels are left, see `sizes`.
-        """
+        """MACs and parameters once groups have other sizes."""
         macs = sum(self._macs(node, sizes) for node in self._costly)
         shapes = (self._shape(variable, sizes) for variable in self.model.weights)
         return macs, sum(math.prod(shape) for shape in shapes)

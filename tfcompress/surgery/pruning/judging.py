@@ -11,9 +11,8 @@ import keras
 import numpy as np
 from keras import tree
 
-from tfcompress.data import as_rows
-from tfcompress.suggestions import named_in_keras
-from tfcompress.techniques.technique import check
+from tfcompress.errors import check, named_in_keras
+from tfcompress.files.samples import as_rows
 
 
 class Batch(NamedTuple):
@@ -45,15 +44,7 @@ class Objective:
 
 
 def objective(model: keras.Model, loss: Any = None) -> Objective:
-    """The loss that judges a model.
-
-    Args:
-        model: the user's, compiled or not.
-        loss: as `compile` takes it; None takes what the model is compiled with.
-
-    Raises:
-        ValueError: there is none, or Keras has none of that name.
-    """
+    """The loss that judges a model."""
     if isinstance(loss, Objective):
         return loss
     if loss is not None:
@@ -108,11 +99,7 @@ def mean_loss(twin: Judge, data: Iterable[Batch]) -> float:
 
 
 def labelled(data: Iterable[Batch], who: str) -> Iterator[Batch]:
-    """The batches, as long as they have labels.
-
-    Raises:
-        ValueError: one has none; `who` needs them.
-    """
+    """The batches, as long as they have labels."""
     for batch in data:
         if batch.y is None:
             raise ValueError(
@@ -130,13 +117,6 @@ def batches(
     Args:
         data: x as an array, a dict or a list of arrays; (x, y) or (x, y, sample_weight) of these;
             a batched `tf.data.Dataset`, a `keras.utils.PyDataset` or another iterable of batches.
-        model: Functional; what it takes.
-        batch_size: of arrays.
-        samples: at most so many, spread evenly over arrays, the first ones of what has batches.
-
-    Raises:
-        TypeError: the data is of another kind.
-        ValueError: there are no samples, or they do not fit the model.
     """
     check(isinstance(batch_size, int) and batch_size >= 1, "batch_size", "1 or more", batch_size)
     fits = samples is None or (isinstance(samples, int) and samples >= 1)

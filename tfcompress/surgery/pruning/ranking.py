@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tfcompress.suggestions import did_you_mean
+from tfcompress.errors import did_you_mean
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
-from tfcompress.surgery.pruning.limits import Limits, Reach, Sizes
-from tfcompress.surgery.pruning.target import Target
+from tfcompress.surgery.pruning.limits import Limits, Reach, Sizes, Target
 
 Scores = Mapping[str, np.ndarray]
 SCOPES = ("global", "local")
+
 # Sparsities that "local" tries on its way to a target.
 _STEPS = 1000
 
@@ -33,19 +33,10 @@ def choose(
     go. With "local" each group loses the same fraction.
 
     Args:
-        structure: of the model.
         scores: {name of a group: array of shape (channels,)} of all groups that may lose some; the
             channels with the lowest ones go.
-        target: macs and params are met or undercut; sparsity as near as rounding allows.
-        scope: "global" or "local".
-        round_to: the channels that stay are a multiple of it, or all. Heads are not rounded.
-        max_sparsity: of any group; or of each one by its name, where others stay whole.
 
-    Returns:
-        {name of a group that loses channels: sorted indices of those that stay}.
-
-    Raises:
-        ValueError: the target cannot be reached, or names a layer that cannot lose channels.
+    Returns {name of a group that loses channels: sorted indices of those that stay}.
     """
     if target.per_layer is not None:
         wanted = target.per_layer.keys()
@@ -94,10 +85,8 @@ def kept_channels(scores: Scores, sizes: Mapping[str, int]) -> Choice:
 
     Args:
         scores: {group: array of shape (channels,)}.
-        sizes: {group: how many stay}.
 
-    Returns:
-        {group: sorted indices}; groups that stay whole are left out.
+    Returns {group: sorted indices}; groups that stay whole are left out.
     """
     return {
         name: np.sort(np.argsort(-scores[name], kind="stable")[:size])
@@ -150,14 +139,7 @@ def _worth(scores: Scores) -> Callable[[str, int, int], float]:
 def _given_back(
     sizes: Sizes, largest: Sizes, reach: Reach, worth: Callable[[str, int, int], float]
 ) -> Sizes:
-    """Sizes without what rounding took beyond the target: the most important channels stay.
-
-    Args:
-        sizes: with which the target is met.
-        largest: what groups get back at most.
-        reach: to the target.
-        worth: see `_worth`.
-    """
+    """Sizes without what rounding took beyond the target: the most important channels stay."""
     found, open_ones = dict(sizes), set(sizes)
     while open_ones:
         steps = {n: reach.limits[n].larger(found[n], largest[n]) for n in open_ones}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
-from keras import ops
+from keras import KerasTensor, ops
 
-from tfcompress.suggestions import did_you_mean
-from tfcompress.surgery.pruning import data_scores
+from tfcompress.channels.terms import places
+from tfcompress.errors import check, did_you_mean
+from tfcompress.graph.nodes import Node, unique
 from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure
-from tfcompress.surgery.pruning.judging import batches, labelled, objective
+from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, objective
 
 Scores = dict[str, np.ndarray]
 ScoreFunction = Callable[[ChannelGroup], np.ndarray]
@@ -41,30 +43,13 @@ def score_groups(
     "apoz"         the share of values that are not zero, see `data_scores.apoz`.
 
     Args:
-        structure: of a flat model.
         score: one of these, or a function f(group) -> array of shape (channels,), higher for more
             important channels; given a `ChannelGroup`.
         data: (x, y), (x, y, sample_weight) or a batched dataset as for `model.evaluate`, for
             "taylor" and "fisher"; for "apoz" x alone will do. Other scores take none.
-        loss: as `compile` takes it, for "taylor" and "fisher".
-        batch_size: of arrays.
-        samples: at most so many, spread evenly over arrays, the first ones of a dataset. A few
-            hundred serve; None takes all.
-        seed: of "random".
 
-    Returns:
-        {name of a group: float64 array of shape (channels,)}, higher = more important. Channels
-        that are all zeros have the lowest of their group, but with "fpgm" and "random".
-
-    Raises:
-        TypeError: the score is neither a name nor a function, or returns no numbers.
-        ValueError: the name is unknown, the score needs data or a loss that is not there, the data
-            does not fit the model, or a function returns another shape or values that are not
-            finite.
-
-    Example:
-        >>> structure = Structure(flatten(model))  # doctest: +SKIP
-        >>> scores = score_groups(structure, "taylor", (x, y), loss="mse")  # doctest: +SKIP
+    Returns {name of a group: float64 array of shape (channels,)}, higher = more important. Channels
+    that are all zeros have the lowest of their group, but with "fpgm" and "random".
     """
     check_score(score, data)
     groups = structure.prunable()
@@ -79,8 +64,8 @@ def score_groups(
     judged = None if score == "apoz" else objective(structure.model, loss)
     read = batches(data, structure.model, batch_size, samples)
     if judged is None:
-        return data_scores.apoz(structure, groups, read)
-    function = data_scores.taylor if score == "taylor" else data_scores.fisher
+        return apoz(structure, groups, read)
+    function = taylor if score == "taylor" else fisher
     return function(structure, groups, labelled(read, f"the score '{score}'"), judged)
 
 
@@ -146,18 +131,7 @@ def norms(group: ChannelGroup, power: int) -> np.ndarray:
     factor moves from one side to the other. The factors |gamma| / sqrt(variance) of BatchNorm are
     left out; see "bn_gamma" for gamma.
 
-    Args:
-        group: of channels.
-        power: 1 or 2.
-
-    Returns:
-        An array of shape (channels,).
-
-    Example:
-        A Dense layer with the kernel [[3, 1], [4, 0]], read by one with [[2], [5]]:
-
-        >>> norms(group, 2)  # doctest: +SKIP
-        array([10.,  5.])
+    Returns an array of shape (channels,).
     """
     sums = [
         sum(np.sum(np.abs(_slices(m)) ** power, axis=1) for m in group.members if m.role == role)
@@ -171,10 +145,6 @@ def bn_gamma(group: ChannelGroup, gammas: Collection[int]) -> np.ndarray:
     """The factor |gamma| of BatchNorm (Liu et al. 2017, https://arxiv.org/abs/1708.06519).
 
     The mean of those of all BatchNorms of the group; a group without any has the score "l2".
-
-    Args:
-        group: of channels.
-        gammas: identities of the factors of all BatchNorms, see `batch_norm_factors`.
     """
     found = [np.abs(_slices(m)).mean(1) for m in group.members if id(m.variable) in gammas]
     return np.mean(found, axis=0) if found else norms(group, 2)
@@ -195,8 +165,7 @@ def geometric_median(group: ChannelGroup) -> np.ndarray:
     The sum of the distances between its weights and those of every other channel, in each layer
     that makes them: channels near the geometric median are those that the others can stand for.
 
-    Returns:
-        An array of shape (channels,), the sum over these layers.
+    Returns an array of shape (channels,), the sum over these layers.
     """
     making = [_slices(member) for member in group.members if member.role == "makes"]
     return np.sum([_distances(each).sum(1) for each in making], axis=0)
@@ -213,3 +182,223 @@ def _distances(points: np.ndarray) -> np.ndarray:
 def _slices(member: Member) -> np.ndarray:
     values = np.asarray(ops.convert_to_numpy(member.variable), "float64")
     return member.slices(values)
+
+
+# A weight and one of its axes.
+Place = tuple[Any, int]
+
+
+def deciding(group: ChannelGroup) -> list[Member]:
+    """The slices that a group's channels act through: once they are 0, it is as if removed.
+
+    They are those that read the channels; where none does, as where two tensors are multiplied,
+    all others.
+    """
+    reading = [member for member in group.members if member.role == "reads"]
+    return reading or list(group.members)
+
+
+def taylor(
+    structure: Structure,
+    groups: Mapping[str, ChannelGroup],
+    data: Iterable[Batch],
+    objective: Objective,
+) -> Scores:
+    """First-order Taylor importance (Molchanov et al. 2019, https://arxiv.org/abs/1906.10771).
+
+    A factor of 1 on a channel, where it is read, has the gradient g = sum of weight * gradient over
+    the weights that read it, so that the loss changes by -g, to first order, once it is removed.
+    The score is the root of the mean, over batches, of the g^2 of a batch's mean loss.
+
+    Returns {name of a group: array of shape (channels,)}.
+    """
+    return _root_mean_squares(structure, groups, data, objective)
+
+
+def fisher(
+    structure: Structure,
+    groups: Mapping[str, ChannelGroup],
+    data: Iterable[Batch],
+    objective: Objective,
+) -> Scores:
+    """Fisher importance (Theis et al. 2018, https://arxiv.org/abs/1801.05787).
+
+    The mean, over single samples, of the square of the g of `taylor`; summed over all layers that
+    read a channel before it is squared, as Liu et al. 2021 (https://arxiv.org/abs/2108.00708) do
+    for channels that several layers share. The score is its root, which compares the layers of a
+    model better. Every sample takes a gradient of its own.
+
+    Args and returns: see `taylor`.
+    """
+    singles = (batch.cut(slice(i, i + 1)) for batch in data for i in range(len(batch)))
+    return _root_mean_squares(structure, groups, singles, objective)
+
+
+def apoz(structure: Structure, groups: Mapping[str, ChannelGroup], data: Iterable[Batch]) -> Scores:
+    """1 - the average percentage of zeros (Hu et al. 2016, https://arxiv.org/abs/1607.03250).
+
+    Zeros are counted over samples and positions of all tensors that the layers which read a group
+    are called with. Channels that no layer reads from a tensor, as heads inside of an attention
+    layer, have a score of 1.
+
+    Args and returns: see `taylor`; the data needs no labels.
+    """
+    counted = list(_read_tensors(structure, groups))
+    outputs = [_zeros(tensor, axis) for tensor, axis, _ in counted]
+    sums = [np.zeros((2, 1)) for _ in counted]
+    if counted:
+        counter = keras.Model(structure.model._inputs_struct, outputs)
+        for batch in data:
+            found = keras.tree.flatten(counter.predict_on_batch(batch.x))
+            sums = [
+                total + np.asarray(new, "float64") for total, new in zip(sums, found, strict=True)
+            ]
+    scores = {}
+    for name, group in groups.items():
+        zeros = np.zeros((2, group.size))
+        for (_, _, mine), total in zip(counted, sums, strict=True):
+            if name in mine:
+                zeros += total[:, mine[name]].sum(-1)
+        scores[name] = 1 - zeros[0] / np.maximum(zeros[1], 1)
+    return scores
+
+
+def _read_tensors(
+    structure: Structure, groups: Mapping[str, ChannelGroup]
+) -> Iterator[tuple[KerasTensor, int, dict[str, np.ndarray]]]:
+    """(tensor, axis, {group: places of its channels there}) of what the layers read."""
+    names = {structure.numbers[name]: name for name in groups}
+    reading = {
+        name: {m.layer for m in deciding(g) if m.role == "reads"} for name, g in groups.items()
+    }
+    for tensor in unique(t for node in structure.graph.nodes for t in node.inputs):
+        readers = set().union(*map(_names(structure), structure.graph.consumers(tensor)))
+        for axis, term in enumerate(structure.axes_of(tensor)):
+            found = {} if term is None else places(term)
+            mine = {names[n]: index for n, index in found.items() if n in names}
+            mine = {name: index for name, index in mine.items() if reading[name] & readers}
+            if mine:
+                yield tensor, axis, mine
+
+
+def _names(structure: Structure) -> Callable[[Node], set[str]]:
+    """Of a node: its name and those of the nodes inside of it."""
+
+    def names(node: Node) -> set[str]:
+        inner = structure.follower.opened.get(id(node))
+        return {node.name} | ({part.name for part in inner.nodes} if inner else set())
+
+    return names
+
+
+def _zeros(tensor: KerasTensor, axis: int) -> KerasTensor:
+    """Zeros and values of each channel, of shape (2, channels)."""
+    others = tuple(i for i in range(len(tensor.shape)) if i != axis)
+    zero = ops.cast(ops.equal(tensor, 0), "float32")
+    return ops.stack([ops.sum(x, axis=others) for x in (zero, ops.ones_like(zero))])
+
+
+def _root_mean_squares(
+    structure: Structure,
+    groups: Mapping[str, ChannelGroup],
+    data: Iterable[Batch],
+    objective: Objective,
+) -> Scores:
+    """The root mean square over batches, by their samples, of sums of weight * gradient."""
+    members = {name: deciding(group) for name, group in groups.items()}
+    every = [(m.variable, m.axis) for each in members.values() for m in each]
+    index = {(id(variable), axis): i for i, (variable, axis) in enumerate(_unique(every))}
+    products = _products(structure, _unique(every), objective)
+    sums = {name: np.zeros(group.size) for name, group in groups.items()}
+    count = 0
+    for batch in data:
+        found = [np.asarray(ops.convert_to_numpy(x), "float64") for x in products(batch)]
+        check(
+            all(np.isfinite(x).all() for x in found), "the gradients", "finite", "NaN or infinity"
+        )
+        for name, each in members.items():
+            gates = sum(found[index[id(m.variable), m.axis]][m.index].sum(1) for m in each)
+            sums[name] += len(batch) * np.square(gates)
+        count += len(batch)
+    return {name: np.sqrt(total / count) for name, total in sums.items()}
+
+
+def _unique(every: Sequence[Place]) -> list[Place]:
+    return list({(id(variable), axis): (variable, axis) for variable, axis in every}.values())
+
+
+def _products(
+    structure: Structure, wanted: list[Place], objective: Objective
+) -> Callable[[Batch], list]:
+    """Batch -> for each weight and axis, weight * gradient summed over the other axes."""
+    twin = judge(structure.model, objective)
+    variables = list({id(variable): variable for variable, _ in wanted}.values())
+    order = {id(variable): i for i, variable in enumerate(variables)}
+
+    def loss(batch: Batch) -> Any:
+        y_pred = twin(batch.x, training=False)
+        return twin.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, training=False)
+
+    def sums(gradients: Sequence[Any]) -> list:
+        found = []
+        for variable, axis in wanted:
+            product = gradients[order[id(variable)]] * ops.convert_to_tensor(variable)
+            others = tuple(i for i in range(len(variable.shape)) if i != axis)
+            found.append(ops.sum(product, axis=others))
+        return found
+
+    return _BACKENDS[keras.backend.backend()](loss, variables, sums)
+
+
+def _tensorflow(loss, variables: list, sums) -> Callable[[Batch], list]:
+    import tensorflow as tf
+
+    weights = [variable.value for variable in variables]
+
+    @tf.function(reduce_retracing=True)
+    def run(batch: Batch) -> list:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            value = loss(batch)
+        gradients = tape.gradient(value, weights, unconnected_gradients="zero")
+        return sums([tf.convert_to_tensor(gradient) for gradient in gradients])
+
+    return lambda batch: run(_tensors(batch))
+
+
+def _jax(loss, variables: list, sums) -> Callable[[Batch], list]:
+    import jax
+
+    def loss_of(values: list, batch: Batch) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return loss(batch)
+
+    gradients = jax.jit(jax.grad(loss_of))
+    return lambda batch: sums(gradients([v.value for v in variables], _tensors(batch)))
+
+
+def _torch(loss, variables: list, sums) -> Callable[[Batch], list]:
+    import torch
+
+    def run(batch: Batch) -> list:
+        frozen = [v for v in variables if not v.value.requires_grad]
+        for variable in frozen:
+            variable.value.requires_grad_(True)
+        weights = [v.value for v in variables]
+        found = torch.autograd.grad(loss(_tensors(batch)), weights, allow_unused=True)
+        for variable in frozen:
+            variable.value.requires_grad_(False)
+        pairs = zip(found, weights, strict=True)
+        return sums([torch.zeros_like(w) if g is None else g for g, w in pairs])
+
+    return run
+
+
+def _tensors(batch: Batch) -> Batch:
+    parts = tuple(batch)
+    return Batch(
+        *keras.tree.map_structure(lambda a: None if a is None else ops.convert_to_tensor(a), parts)
+    )
+
+
+_BACKENDS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}

@@ -13,26 +13,28 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from tfcompress.search.allocation import lower_hull
-from tfcompress.suggestions import expected_one_of
-from tfcompress.surgery.pruning.data_scores import deciding
+from tfcompress.errors import check, expected_one_of
+from tfcompress.surgery.base import lower_hull
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, mean_loss
 from tfcompress.surgery.pruning.judging import objective as objective_of
-from tfcompress.surgery.pruning.limits import Limits, Reach, Sizes
+from tfcompress.surgery.pruning.limits import Limits, Reach, Sizes, Target
 from tfcompress.surgery.pruning.ranking import Scores, competing, kept_channels
 from tfcompress.surgery.pruning.resizing import resized
-from tfcompress.surgery.pruning.target import Target
-from tfcompress.techniques.technique import check
+from tfcompress.surgery.pruning.scores import deciding
 
 GAINS = ("macs", "latency")
+
 # The loss before training says little of layers that lose more: ResNet-8 ended 4 and 10 points
 # lower when some lost 7 of 8 channels, cheap alone, than with the same MACs gone elsewhere.
 FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.625)
+
 # The growth of a loss that is NaN or infinite.
 _WORST = 1e12
+
 # A group alone, with so many channels.
 Trial = tuple[str, int]
+
 # Whether it goes beyond the largest fraction, growth of the loss for each unit of gain, the group,
 # and -(its size at the end of the piece).
 Piece = tuple[bool, float, str, int]
@@ -61,28 +63,14 @@ def sensitivity_choice(
     costs the least loss for its gain first, until the whole choice meets the target.
 
     Args:
-        structure: of a flat model, whose weights are changed meanwhile and put back.
         scores: {name of a group: array of shape (channels,)} of all groups that may lose some.
-        target: macs, params or sparsity.
         data: (x, y) or (x, y, sample_weight), or a batched dataset that can be read again and
             again.
-        loss: as `compile` takes it, or an `Objective`.
-        round_to, max_sparsity: see `choose`.
-        gain: what the loss is spent on: "macs" (parameters, if they are the target); or "latency",
-            measured here, in turns, on int8 .tflite files of the model with one group cut and of
-            the uncut one.
         fractions: of the channels of a group, in (0, 1), at which it is measured. A group loses
             more than the largest one only if all have lost that, and the target is not met.
-        batch_size: of arrays.
-        samples: at most so many; None takes all.
         progress: called as `progress(done, total)` after each measurement.
 
-    Returns:
-        {name of a group that loses channels: sorted indices of those that stay}.
-
-    Raises:
-        TypeError: the data can be read but once.
-        ValueError: the target is out of reach, or an argument out of its range.
+    Returns {name of a group that loses channels: sorted indices of those that stay}.
     """
     _check(target, data, gain, fractions)
     objective = objective_of(structure.model, loss)
@@ -199,8 +187,8 @@ def _latency_saved(
     tell: Callable[[], None],
 ) -> dict[Trial, float]:
     """The share of the latency of the whole model that goes once a group alone has a size."""
+    from tfcompress.conversion.convert import convert
     from tfcompress.tflite.benchmark import benchmark
-    from tfcompress.tflite.convert import convert
 
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -222,9 +210,7 @@ def _pieces(name: str, points: list[tuple[float, float, int]], deepest: int) -> 
     """The pieces of the lower convex hull of the growth of the loss over the gain.
 
     Args:
-        name: of the group.
         points: (gain, growth, size), with falling sizes.
-        deepest: the size where the hull ends; what comes after it is a piece of its own.
     """
     curve, size_at = [(0.0, 0.0)], {}
     for gain, growth, size in points:

@@ -4,13 +4,8 @@ It is a flatbuffer of its own in the buffer that the file's entry TFLITE_METADAT
 in a zip archive behind the model.
 """
 
-from tfcompress.tflite.metadata.editing import (
-    add_metadata,
-    metadata_of,
-    read_metadata,
-)
-from tfcompress.tflite.metadata.loading import load_metadata
-from tfcompress.tflite.metadata.types import Metadata, TensorMetadata, split_labels
+from tfcompress.tflite.metadata.editing import add_metadata, metadata_of, read_metadata
+from tfcompress.tflite.metadata.types import Metadata, TensorMetadata, load_metadata, split_labels
 
 __all__ = [
     "Metadata",

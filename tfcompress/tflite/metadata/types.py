@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfcompress.errors import expected_one_of
+from tfcompress.results import Rows, print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _TEXTS = ("name", "description", "version", "author", "license")
+
 # Of all texts and labels of a file together, far beyond what any model needs.
 MOST_BYTES = 4 * 2**20
 _LARGEST = float(np.finfo(np.float32).max)
@@ -177,3 +187,132 @@ def _check_pair(a: str, left: tuple[float, ...], b: str, right: tuple[float, ...
         raise ValueError(
             f"{a}: received {len(left)} values, and {len(right)} for {b}; expected as many of both."
         )
+
+
+def load_metadata(source: str | os.PathLike[str] | Mapping[str, Any] | Metadata) -> Metadata:
+    """Read metadata from a JSON file or a dict.
+
+    The keys are the fields of `Metadata`; "inputs" and "outputs" are lists of objects with the
+    fields of `TensorMetadata`. "labels" may also name a text file beside the JSON file, with one
+    label in each line.
+    """
+    if isinstance(source, Metadata):
+        return source
+    if isinstance(source, Mapping):
+        return _model(source, "metadata", None)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            f"metadata: received {type(source).__name__}; expected the path of a JSON file, or a "
+            "dict."
+        )
+    path = Path(source)
+    try:
+        content = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, (json.JSONDecodeError, RecursionError)):
+            raise
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise ValueError(
+            f"'{path}' is no JSON: {reason}; expected metadata such as "
+            '{"name": "digits", "outputs": [{"labels": ["0", "1"]}]}.'
+        ) from error
+    return _model(content, f"'{path}'", path.parent)
+
+
+def _model(content: Any, where: str, folder: Path | None) -> Metadata:
+    values = _fields(content, Metadata, where)
+    for key in ("inputs", "outputs"):
+        entries = values.get(key, [])
+        if not isinstance(entries, (list, tuple)):
+            raise ValueError(f"{where}: {key}: received {entries!r:.80}; expected a list.")
+        values[key] = tuple(
+            _tensor_of(entry, f"{where}: {key}[{i}]", folder) for i, entry in enumerate(entries)
+        )
+    return _made(Metadata, values, where)
+
+
+def _tensor_of(content: Any, where: str, folder: Path | None) -> TensorMetadata:
+    if isinstance(content, TensorMetadata):
+        return content
+    values = _fields(content, TensorMetadata, where)
+    if isinstance(values.get("labels"), str):
+        values["labels"] = _labels_of_file(values["labels"], f"{where}.labels", folder)
+    return _made(TensorMetadata, values, where)
+
+
+def _fields(content: Any, kind: type, where: str) -> dict[str, Any]:
+    known = [field.name for field in dataclasses.fields(kind)]
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{where}: received {content!r:.80}; expected an object with keys of "
+            f"{', '.join(known)}."
+        )
+    for key in content:
+        if key not in known:
+            raise ValueError(
+                f"{where}: unknown key {key!r:.80}; {expected_one_of(str(key), known)}"
+            )
+    return dict(content)
+
+
+def _made(kind: type, values: dict[str, Any], where: str) -> Any:
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _labels_of_file(name: str, where: str, folder: Path | None) -> tuple[str, ...]:
+    path = Path(name)
+    # JSON of others must not bring any file of this machine into a model.
+    if folder is None or path.is_absolute() or ".." in path.parts:
+        raise ValueError(
+            f"{where}: received {name!r:.80}; expected a list of labels, or the name of a text "
+            "file beside the JSON file."
+        )
+    return split_labels(_read(folder / path))
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"'{path}' is no regular file; expected a text file.")
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"'{path}' is too large; expected at most {MOST_BYTES:,} bytes.")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"no file at '{path}'; expected a text file. Check the path.") from None
+    except OSError as error:
+        raise ValueError(f"cannot read '{path}': {error.strerror}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is no text in UTF-8; save it as UTF-8.") from error
+
+
+def print_metadata(console: Console, metadata: Metadata | None, problem: str | None) -> None:
+    """Print what a file says of itself, or why that cannot be read; nothing if it says nothing."""
+    if problem:
+        print_table(console, "Metadata", "what,value", [("problem", problem)])
+    if metadata is None:
+        return
+    texts = ("name", "description", "version", "author", "license")
+    rows: Rows = [(key, getattr(metadata, key)) for key in texts if getattr(metadata, key)]
+    for kind, entries in (("input", metadata.inputs), ("output", metadata.outputs)):
+        rows += [(f"{kind} {entry.name}", _tensor_text(entry)) for entry in entries]
+    print_table(console, "Metadata", "what,value", rows)
+
+
+def _tensor_text(entry: TensorMetadata) -> str:
+    parts = [entry.description] if entry.description else []
+    if entry.mean:
+        parts.append(f"(x - {_numbers_text(entry.mean)}) / {_numbers_text(entry.std)}")
+    if entry.minimum or entry.maximum:
+        parts.append(f"{_numbers_text(entry.minimum)} to {_numbers_text(entry.maximum)}")
+    if entry.labels:
+        more = ", ..." if len(entry.labels) > 5 else ""
+        parts.append(f"{len(entry.labels)} labels: {', '.join(entry.labels[:5])}{more}")
+    return "; ".join(parts)
+
+
+def _numbers_text(values: tuple[float, ...]) -> str:
+    text = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
+    return f"[{text}]" if len(values) > 1 else text or "?"

@@ -1,0 +1,135 @@
+"""Pruning and clustering of layers that are shared, that read masks, or that hold others."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from pruning_models import GROWING, RANDOM, X, Y, assert_same, compiled, fit
+
+import tfcompress as tfc
+from tfcompress import Cluster, Prune, Quantize, Regularize
+from tfcompress.layers.compressed import Compressed
+
+
+def shared(*techniques):
+    keras.utils.set_random_seed(0)
+    dense, inputs = layers.Dense(4, use_bias=False, name="shared"), keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2, name="logits")(dense(dense(inputs))))
+    model = tfc.compress(model, [tfc.Rule("shared", list(techniques))])
+    return compiled(model, keras.optimizers.SGD(0.0))
+
+
+def test_shared_layer_cannot_learn_scores_that_each_call_overwrites():
+    with pytest.raises(ValueError, match=r"'shared' is called 2 times.*score='movement'"):
+        shared(Prune(0.5, score="taylor"))
+    assert shared(Prune(0.5, score="movement")).count_params() > 0
+
+
+def test_shared_layer_is_penalized_once():
+    x, y = X[:4, 0, :2].reshape(4, 4), Y[:4]
+    model, plain = shared(Regularize(keras.regularizers.L2(0.1))), shared(Prune(0.0))
+    wrapper = next(x for x in model.layers if isinstance(x, Compressed))
+    difference = model.evaluate(x, y, verbose=0)[0] - plain.evaluate(x, y, verbose=0)[0]
+    assert difference == pytest.approx(0.1 * np.square(wrapper.layer.kernel).sum(), rel=1e-4)
+
+
+def sequence_model():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(20, 8, mask_zero=True, name="embedding")(inputs)
+    x = layers.Bidirectional(layers.LSTM(5, return_sequences=True), name="both")(x)
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    x = layers.GRU(6, return_sequences=True, name="gru")(x)
+    x = layers.LSTM(4, name="lstm")(x)
+    return keras.Model(inputs, layers.Dense(2, name="logits")(x))
+
+
+TOKENS = RANDOM.integers(1, 20, (64, 6))
+TOKENS[:, 4:] *= RANDOM.integers(0, 2, (64, 1))
+KERNELS = ("kernel", "recurrent_kernel", "pointwise_kernel", "embeddings")
+
+
+def test_masks_of_steps_reach_a_recurrent_layer():
+    def make_lstm(mask_zero):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,), dtype="int32")
+        x = layers.Embedding(20, 8, mask_zero=mask_zero)(inputs)
+        return keras.Model(inputs, layers.Dense(2)(layers.LSTM(4)(x)))
+
+    short = np.where(np.arange(6) < 3, TOKENS, 0)
+    outputs = []
+    for mask_zero in (True, False):
+        plain = make_lstm(mask_zero)
+        model = tfc.compress(plain, [tfc.Rule("*", [Prune(0.0)])])
+        outputs.append(np.array(model(short)))
+        np.testing.assert_allclose(outputs[-1], plain(short), atol=1e-6)
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_layers_within_layers(tmp_path):
+    plain, techniques = sequence_model(), [Prune(GROWING), Cluster(4)]
+    model = compiled(tfc.compress(plain, [tfc.Rule("*", techniques)]))
+    # Before training outputs are equal, and steps that are masked away do not count.
+    np.testing.assert_allclose(model(TOKENS), plain(TOKENS), atol=1e-6)
+    short = np.where(np.arange(6) < 3, TOKENS, 0)
+    assert np.abs(np.array(model(short)) - model(np.where(short == 0, 1, short))).max() > 1e-4
+    fit(model, x=TOKENS)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(TOKENS), model(TOKENS))
+    assert_same(fit(loaded, x=TOKENS), fit(model, x=TOKENS))
+    final = tfc.finalize(model)
+    np.testing.assert_allclose(final(TOKENS), model(TOKENS), atol=1e-6)
+    pruned = [v for v in final.trainable_variables if v.name in KERNELS]
+    assert len(pruned) == 14
+    for variable in pruned:
+        kernel = np.array(variable)
+        assert (kernel == 0).sum() == kernel.size - round(kernel.size * 0.4), variable.path
+        assert len(np.unique(kernel)) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_separable_convolutions(dimensions):
+    kind = (layers.SeparableConv1D, layers.SeparableConv2D)[dimensions - 1]
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 2) if dimensions == 1 else (8, 8, 2))
+    x = kind(5, 3, activation="relu", name="separable")(inputs)
+    outputs = layers.Dense(2)(layers.Flatten()(x))
+    model = keras.Model(inputs, outputs)
+    x = X[:, 0] if dimensions == 1 else X
+    for depthwise in (False, True):
+        techniques = [Prune(0.5, depthwise=depthwise), Cluster(3, depthwise=depthwise)]
+        small = compiled(tfc.compress(model, [tfc.Rule("separable", techniques)]))
+        fit(small, x=x, y=Y)
+        final = tfc.finalize(small)
+        np.testing.assert_allclose(final(x), small(x), atol=1e-6)
+        layer = final.get_layer("separable")
+        assert np.count_nonzero(layer.pointwise_kernel) == 5
+        assert len(np.unique(layer.pointwise_kernel)) <= 3
+        free = np.count_nonzero(layer.depthwise_kernel)
+        assert free == np.array(layer.depthwise_kernel).size // (2 if depthwise else 1)
+
+
+@pytest.mark.slow
+def test_opened_layers_with_quantize(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), dtype="int32", batch_size=1)
+    x = layers.Embedding(20, 8, name="embedding")(inputs)
+    x = layers.GRU(5, return_sequences=True, unroll=True, name="gru")(x)
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    x = layers.SeparableConv1D(6, 3, name="separable")(x)
+    plain = keras.Model(inputs, layers.Dense(2, name="logits")(layers.Flatten()(x)))
+    recipe = [tfc.Rule("*", [Prune(GROWING), Cluster(6), Quantize(bits=8)])]
+    model = compiled(tfc.compress(plain, recipe))
+    model.fit(TOKENS[:32], Y[:32], batch_size=1, verbose=0, callbacks=[tfc.UpdateCompression()])
+    targets = [t for x in model.layers if isinstance(x, Compressed) for t in x.bound]
+    pruned = [t for t in targets if any(isinstance(k, Prune) for k in t.techniques)]
+    assert len(pruned) >= 8
+    for target in pruned:
+        mask = np.array(target.states[0]["mask"])
+        assert (mask == 0).sum() == mask.size - round(mask.size * 0.4), target.variable.path
+    path = tmp_path / "model.tflite"
+    tfc.convert(model, path, precision="int8")
+    assert tfc.verify(model, path, TOKENS[:8]).passed

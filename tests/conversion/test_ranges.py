@@ -1,0 +1,157 @@
+"""Markers in float files: what they tell, and that they leave the file as it was."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfcompress.conversion import ranges
+from tfcompress.conversion.ranges import Range
+from tfcompress.tflite import flatbuffer
+
+
+def mark(x, low, high, bits=8):
+    return tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, min=low, max=high, num_bits=bits)
+
+
+def float_model(function, *shapes):
+    """A parsed float file of a TensorFlow function."""
+    specs = [tf.TensorSpec(shape, name=f"x{n}") for n, shape in enumerate(shapes)]
+    concrete = tf.function(function, input_signature=specs).get_concrete_function()
+    return flatbuffer.read(tf.lite.TFLiteConverter.from_concrete_functions([concrete]).convert())
+
+
+def ops_of(model) -> list[str]:
+    return [flatbuffer.op_name(model, op) for op in model.subgraphs[0].operators]
+
+
+def run(model, *values):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_content=bytes(flatbuffer.write(model)))
+    runner.allocate_tensors()
+    for entry, value in zip(runner.get_input_details(), values, strict=True):
+        runner.set_tensor(entry["index"], value)
+    runner.invoke()
+    return [runner.get_tensor(entry["index"]) for entry in runner.get_output_details()]
+
+
+def limits(known: Range) -> tuple[float, float]:
+    return round(known.minimum, 4), round(known.maximum, 4)
+
+
+def test_markers_are_read_and_taken_out():
+    def function(x):
+        x = mark(x, -1.0, 127 / 128)
+        return mark(tf.exp(x), 0.0, 2.55)
+
+    model = float_model(function, (1, 4))
+    known, floats = ranges.take_markers(model)
+    graph = model.subgraphs[0]
+    assert ops_of(model) == ["EXP"]
+    assert floats == set()
+    assert limits(known[graph.inputs[0]]) == (-1.0, round(127 / 128, 4))
+    assert limits(known[graph.outputs[0]]) == (0.0, 2.55)
+    assert len(graph.tensors) == 2
+    x = np.linspace(-2, 2, 4, dtype="float32")[None]
+    np.testing.assert_allclose(run(model, x)[0], np.exp(x), rtol=1e-6)  # not rounded any more
+
+
+def test_sixteen_bits():
+    model = float_model(lambda x: mark(tf.exp(x), -1.0, 32767 / 32768, 16), (1, 4))
+    known, _ = ranges.take_markers(model)
+    (found,) = known.values()
+    assert found.bits == 16
+    assert limits(found) == (-1.0, 1.0)
+
+
+def test_a_second_wider_marker_says_float():
+    def function(x):
+        return mark(mark(tf.sin(x), -1.0, 1.0), -2.0, 2.0)
+
+    model = float_model(function, (1, 4))
+    known, floats = ranges.take_markers(model)
+    assert floats == set(model.subgraphs[0].outputs)
+    assert known[model.subgraphs[0].outputs[0]].maximum == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_same_marker_twice_says_nothing_more():
+    model = float_model(lambda x: mark(mark(tf.sin(x), -1.0, 1.0), -1.0, 1.0), (1, 4))
+    assert ranges.take_markers(model)[1] == set()
+
+
+def test_reshapes_of_marked_constants_are_folded():
+    weight = np.arange(6, dtype="float32")
+
+    def function(x):
+        return tf.reshape(mark(weight, 0.0, 5.1), (2, 3)) * x
+
+    model = float_model(function, (2, 3))
+    known, _ = ranges.take_markers(model)
+    assert ops_of(model) == ["MUL"]
+    (constant,) = [i for i in known if ranges.is_constant(model, i)]
+    assert ranges.constant(model, constant).shape == (2, 3)
+    x = np.ones((2, 3), "float32")
+    np.testing.assert_allclose(run(model, x)[0], weight.reshape(2, 3))
+
+
+def test_ranges_spread_both_ways_over_what_keeps_the_scale():
+    def function(x, y):
+        x = tf.nn.max_pool2d(tf.exp(x), 2, 2, "VALID")
+        return tf.reshape(mark(tf.concat([x, tf.exp(y)], -1), 0.0, 2.55), (1, -1))
+
+    model = float_model(function, (1, 4, 4, 2), (1, 2, 2, 2))
+    known, _ = ranges.take_markers(model)
+    assert len(known) == 1
+    spread = ranges.spread(model, known)
+    graph = model.subgraphs[0]
+    of_inputs = {i for i in graph.inputs if i in spread}
+    assert of_inputs == set()  # EXP has another scale
+    written = {i for op in graph.operators for i in op.outputs}
+    assert {limits(spread[i]) for i in written} == {(0.0, 2.55)}
+
+
+def test_fixed_ranges_do_not_depend_on_markers():
+    model = float_model(lambda x: tf.nn.softmax(mark(tf.sin(x), -1.0, 1.0)), (1, 4))
+    known, _ = ranges.take_markers(model)
+    spread = ranges.spread(model, known)
+    assert limits(spread[model.subgraphs[0].outputs[0]]) == (0.0, round(255 / 256, 4))
+
+
+def test_a_relu_whose_range_clips_is_dropped():
+    def function(x):
+        hidden = tf.nn.relu(tf.reshape(x, (2, 2)) + 1.0)
+        return mark(tf.nn.relu(mark(hidden, 0.0, 2.55) * 2.0 - 1.0), 0.0, 5.1)
+
+    model = float_model(function, (1, 4))
+    known, _ = ranges.take_markers(model)
+    before = ops_of(model)
+    ranges.drop_clipped_relus(model, ranges.spread(model, known))
+    assert "RELU" not in ops_of(model)
+    assert len(ops_of(model)) <= len(before)
+
+
+def test_a_relu_that_does_not_clip_by_its_range_stays():
+    def function(x, y):  # read twice, so that the sum may not be clipped
+        total = tf.add(x, y)
+        return mark(tf.nn.relu(total), 0.0, 2.55), total
+
+    model = float_model(function, (1, 4), (1, 4))
+    known, _ = ranges.take_markers(model)
+    ranges.drop_clipped_relus(model, known)
+    assert "RELU" in ops_of(model)
+
+
+def test_an_output_that_is_marked_keeps_its_signature():
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, keras.layers.Dense(2, name="y")(x))
+
+    def function(x):
+        return {"y": mark(model(x), -1.0, 1.0)}
+
+    parsed = float_model(function, (1, 4))
+    ranges.take_markers(parsed)
+    graph = parsed.subgraphs[0]
+    for signature in parsed.signatureDefs or []:
+        assert [e.tensorIndex for e in signature.outputs] == list(graph.outputs)
+    assert ops_of(parsed) == ["FULLY_CONNECTED"]

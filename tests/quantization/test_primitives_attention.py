@@ -1,0 +1,140 @@
+"""Attention, einsums and recurrent layers: opened into primitives, or left as they are."""
+
+import keras
+import numpy as np
+import opened_layers
+import pytest
+from keras import layers
+from opened_layers import kinds, normal, open_and_compare
+
+from tfcompress.quantization.openers import opener
+
+_seeded = opened_layers.seeded
+
+
+@pytest.mark.parametrize(
+    ("layer", "settings"),
+    [
+        (layers.MultiHeadAttention(2, 3), {}),
+        (layers.MultiHeadAttention(3, 4, value_dim=5), {"use_causal_mask": True}),
+        (layers.MultiHeadAttention(2, 3, output_shape=7, use_bias=False, dropout=0.2), {}),
+        (layers.MultiHeadAttention(2, 3, output_shape=(2, 3)), {}),
+        (layers.MultiHeadAttention(2, 3), {"attention_mask": np.tri(5, 5)[None] > 0}),
+    ],
+)
+def test_self_attention(layer, settings, tmp_path):
+    x = normal(2, 5, 6)
+    inputs = keras.Input((5, 6))
+    original = keras.Model(inputs, layer(inputs, inputs, **settings))
+    rng = np.random.default_rng(1)
+    for v in layer.weights:
+        v.assign(rng.uniform(-0.9, 0.9, v.shape))
+    opened = keras.Model(inputs, opener(layer)(layer, inputs, inputs, **settings))
+    np.testing.assert_allclose(opened(x), original(x), atol=1e-5)
+    assert kinds(opened).count("Dense") == 4
+    assert kinds(opened).count("Matmul") == 2
+
+
+def test_cross_attention_with_key_and_masks():
+    data = normal(2, 4, 6), normal(2, 5, 3), normal(2, 5, 7)
+    open_and_compare(layers.MultiHeadAttention(2, 3, value_dim=4), *data)
+    mask = np.random.default_rng(2).uniform(size=(2, 4, 5)) > 0.4
+    layer = layers.MultiHeadAttention(2, 3)
+    query, value, keep = keras.Input((4, 6)), keras.Input((5, 3)), keras.Input((4, 5), dtype="bool")
+    original = layer(query, value, attention_mask=keep, use_causal_mask=True)
+    for v in layer.weights:
+        v.assign(1.5 * np.random.default_rng(1).normal(size=v.shape))  # large scores
+    opened = opener(layer)(layer, query, value, attention_mask=keep, use_causal_mask=True)
+    both = keras.Model([query, value, keep], [original, opened])
+    mask[:, :, 0] = True
+    wanted, got = both([*data[:2], mask])
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_attention_that_needs_masks_or_scores_is_left():
+    layer = layers.MultiHeadAttention(2, 3)
+    x = layers.Masking()(keras.Input((5, 6)))
+    layer(x, x)
+    assert opener(layer)(layer, x, x)._keras_history.operation is layer
+    assert len(opener(layer)(layer, x, x, return_attention_scores=True)) == 2
+    unknown = keras.Input((None, 6))
+    assert opener(layer)(layer, unknown, unknown)._keras_history.operation is layer
+    image = layers.MultiHeadAttention(2, 3, attention_axes=(1, 2))
+    x = keras.Input((4, 4, 6))
+    image(x, x)
+    assert opener(image) is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.EinsumDense("ab,bc->ac", 5, bias_axes="c", activation="relu"), (4,)),
+        (layers.EinsumDense("abc,cd->abd", (3, 5), bias_axes="d"), (3, 4)),
+        (layers.EinsumDense("abc,cde->abde", (3, 5, 2), bias_axes="de"), (3, 4)),
+        (layers.EinsumDense("abcd,cde->abe", (3, 5), bias_axes="e", activation="silu"), (3, 4, 2)),
+        (layers.EinsumDense("...x,xy->...y", 5), (3, 4)),
+    ],
+)
+def test_einsum_dense(layer, shape, tmp_path):
+    opened = open_and_compare(layer, normal(2, *shape), tmp_path=tmp_path)
+    assert kinds(opened).count("Dense") == 1
+
+
+@pytest.mark.parametrize(
+    ("equation", "output_shape", "bias_axes", "shape"),
+    [
+        ("abc,bd->adc", (5, 4), None, (3, 4)),
+        ("abc,cd->adb", (5, 3), None, (3, 4)),
+        ("abc,bcd->abd", (3, 5), None, (3, 4)),
+        ("abc,cd->abd", (3, 5), "bd", (3, 4)),
+        ("abc,dc->abd", (3, 5), None, (3, 4)),
+        ("abc,cde->abde", (3, 5, 2), "e", (3, 4)),
+    ],
+)
+def test_einsums_that_are_no_plain_matrix_product_are_left(
+    equation, output_shape, bias_axes, shape
+):
+    layer = layers.EinsumDense(equation, output_shape, bias_axes=bias_axes)
+    layer.build((None, *shape))
+    assert opener(layer) is None
+
+
+def test_einsum_over_an_axis_of_unknown_length():
+    layer = layers.EinsumDense("abc,cd->abd", (None, 5), bias_axes="d")
+    x = keras.Input((None, 4))
+    layer.build((None, None, 4))
+    wanted = layer(normal(2, 3, 4))
+    opened = keras.Model(x, opener(layer)(layer, x))
+    np.testing.assert_allclose(opened(normal(2, 3, 4)), wanted, atol=1e-5)
+    layer = layers.EinsumDense("abc,cde->abde", (None, 5, 2))
+    layer(x)
+    assert opener(layer)(layer, x)._keras_history.operation is layer
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"return_sequences": True}, {"go_backwards": True, "return_sequences": True},
+     {"use_bias": False, "go_backwards": True}],
+)  # fmt: skip
+def test_unrolled_rnns(kind, settings):
+    opened = open_and_compare(kind(3, unroll=True, **settings), normal(2, 4, 5))
+    assert sum(isinstance(layer, layers.Dense) for layer in opened.layers) == 2
+
+
+def test_rnns_that_are_left():
+    x = keras.Input((4, 5))
+    for layer in (
+        layers.LSTM(3),
+        layers.LSTM(3, unroll=True, dropout=0.1),
+        layers.LSTM(3, unroll=True, activation="relu"),
+        layers.GRU(3, unroll=True, reset_after=False),
+        layers.SimpleRNN(3, unroll=True),
+    ):
+        layer(x)
+        assert opener(layer) is None
+    layer, masked = layers.LSTM(3, unroll=True), layers.Masking()(x)
+    layer(masked)
+    assert opener(layer)(layer, masked)._keras_history.operation is layer
+    state = [keras.Input((3,)), keras.Input((3,))]
+    assert opener(layer)(layer, x, initial_state=state)._keras_history.operation is layer

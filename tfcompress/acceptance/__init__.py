@@ -1,1 +1,0 @@
-"""Acceptance: what other tools that take .tflite files say of one."""

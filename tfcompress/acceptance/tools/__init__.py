@@ -1,1 +1,0 @@
-"""One module for each tool: `TITLE` and `run(file: Subject) -> Outcome`."""

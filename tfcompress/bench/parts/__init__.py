@@ -1,0 +1,1 @@
+"""Measurements of parts, each a script: `make bench-parts`."""

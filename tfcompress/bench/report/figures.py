@@ -1,0 +1,433 @@
+"""Plots as plain data for plotly.js; colours are put in by the page, which knows its theme."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tfcompress.bench.methods.run import AEQ, CONVERTER, OURS, TFMOT
+from tfcompress.bench.summaries import FLOAT, Mean, Summary
+from tfcompress.report.page import MISSING, spread
+
+Figure = dict[str, Any]
+
+# Of the quality in percent: what a plot shows below the best file at the least, and at most
+# unless half of the methods lie there.
+_LEAST, _MOST = 2.0, 10.0
+_PADDING = 0.06
+
+# Labels of a narrow plot must lie apart.
+_TICKS, _EDGE = 5.5, 0.04
+
+# First digits of ticks, from coarse to fine.
+_DIGITS: tuple[tuple[float, ...], ...] = (
+    (1,),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 4, 5, 7),
+    tuple(i / 10 for i in range(10, 100)),
+    tuple(i / 100 for i in range(100, 1000)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A method in a plot: x in the unit of its column, y in percent."""
+
+    summary: Summary
+    x: float
+    y: float
+    x_std: float
+    y_std: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Pareto:
+    """A plot and what is said below it.
+
+    Attributes:
+        figure: {"data", "layout"} for plotly.js.
+        front: the points on the Pareto front, from left to right.
+        below: those that lie below what the plot shows at first.
+        missing: methods without one of the two figures.
+    """
+
+    figure: Figure
+    front: tuple[Point, ...]
+    below: tuple[Point, ...]
+    missing: tuple[Summary, ...]
+
+
+def pareto(summaries: Sequence[Summary], column: Column, by: dict[str, Maker]) -> Pareto | None:
+    """Quality against a cost, with the Pareto front.
+
+    Returns a `Pareto`; None if no method has both figures.
+    """
+    points = [point for each in summaries if (point := _point(each, column)) is not None]
+    if not points:
+        return None
+    best = front(points)
+    low, high = _shown(points)
+    left, right = _log_range([p.x for p in points])
+    plain = next((p for p in points if p.summary.method == FLOAT), None)
+    rest = [p for p in points if p is not plain]
+    traces = [_front_trace(best, right)]
+    traces += [
+        _trace([p for p in rest if p.summary.who == name], maker)
+        for name, maker in by.items()
+        if any(p.summary.who == name for p in rest)
+    ]
+    if plain:
+        traces += _reference(plain, left, right)
+    titles = f"{column.title}, {column.unit}", f"{measure_of(summaries[0])}, %"
+    layout = _layout(*titles, (left, right), (low, high))
+    shown = {id(p.summary) for p in points}
+    return Pareto(
+        {"data": traces, "layout": layout},
+        tuple(best),
+        tuple(sorted((p for p in points if p.y < low), key=lambda p: -p.y)),
+        tuple(each for each in summaries if id(each) not in shown),
+    )
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats: none is as cheap and better, from cheap to dear."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    return best
+
+
+def ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Round places for a logarithmic axis, at most six and far enough apart, and their texts."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    least = (high / low) ** (1 / _TICKS)
+    places: list[float] = []
+    for digits in _DIGITS:
+        for place in (d * 10.0**e for e in decades for d in digits):
+            apart = all(max(place / p, p / place) >= least for p in places)
+            if low <= place <= high and apart:
+                places.append(place)
+        if len(places) >= 3:
+            break
+    places.sort()
+    return places, [f"{place:,.10g}" for place in places]
+
+
+def _point(each: Summary, column: Column) -> Point | None:
+    x, y = each.mean(column.figure), each.mean("quality")
+    if x is None or y is None or x.mean <= 0:
+        return None
+    scale = column.scale
+    return Point(each, x.mean * scale, 100 * y.mean, x.std * scale, 100 * y.std)
+
+
+def _shown(points: list[Point]) -> tuple[float, float]:
+    """The ends of the axis of quality: files that fail must not press all others together."""
+    values = [p.y for p in points]
+    best, middle = max(values), statistics.median(values)
+    floor = best - max(_MOST, 3 * (best - middle))
+    inside = [p for p in points if p.y >= floor]
+    low = min(min(p.y - p.y_std for p in inside), best - _LEAST)
+    high = max(p.y + p.y_std for p in inside)
+    padding = _PADDING * (high - low)
+    return low - padding, high + padding
+
+
+def _log_range(values: list[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    padding = max(high / low, 1.5) ** _PADDING
+    return low / padding, high * padding
+
+
+def _front_trace(best: list[Point], right: float) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "Pareto front",
+        "meta": {"role": "front"},
+        "x": [*(p.x for p in best), right],
+        "y": [*(p.y for p in best), best[-1].y],
+        "line": {"shape": "hv", "width": 1.5},
+        "hoverinfo": "skip",
+    }
+
+
+def _trace(points: list[Point], maker: Maker) -> Figure:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": plain(maker.name),
+        "meta": {"role": "maker", "number": maker.number},
+        "marker": {"symbol": maker.marker, "size": maker.size, "line": {"width": 1}},
+        **_places(points),
+    }
+
+
+def _reference(point: Point, left: float, right: float) -> list[Figure]:
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "float32",
+        "meta": {"role": "float"},
+        "x": [left, right],
+        "y": [point.y, point.y],
+        "line": {"dash": "dot", "width": 1.5},
+        "hoverinfo": "skip",
+    }
+    marker = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "float32",
+        "meta": {"role": "float"},
+        "marker": {"symbol": "star", "size": 13, "line": {"width": 1}},
+        **_places([point]),
+    }
+    return [line, marker]
+
+
+def _places(points: list[Point]) -> Figure:
+    bar = {"type": "data", "thickness": 1, "width": 3}
+    return {
+        "x": [p.x for p in points],
+        "y": [p.y for p in points],
+        "error_x": {**bar, "array": [p.x_std for p in points]},
+        "error_y": {**bar, "array": [p.y_std for p in points]},
+        "hovertext": [hover(p.summary) for p in points],
+        "hoverinfo": "text",
+    }
+
+
+def hover(each: Summary) -> str:
+    """All figures of a method, in lines of plotly's markup."""
+    lines = [f"<b>{plain(each.title)}</b>", f"{plain(each.who)}: {plain(each.method)}"]
+    for column in COLUMNS:
+        if (found := each.mean(column.figure)) is not None:
+            title = measure_of(each) if column is QUALITY else column.title
+            lines.append(f"{title}: {column.said(found)}")
+    return "<br>".join(lines)
+
+
+def measure_of(each: Summary) -> str:
+    """What quality is: "Accuracy" or "AUC"."""
+    return "AUC" if each.measure == "AUC" else "Accuracy"
+
+
+def plain(text: str) -> str:
+    """A text that plotly is to show as it is: it takes some tags and entities for markup."""
+    return html.escape(text, quote=False)
+
+
+def _layout(
+    x_title: str, y_title: str, x_range: tuple[float, float], y_range: tuple[float, float]
+) -> Figure:
+    # None in the corner, where the other axis has its lowest label.
+    edge = (x_range[1] / x_range[0]) ** _EDGE
+    places, texts = ticks(x_range[0] * edge, x_range[1] / edge)
+    return {
+        "xaxis": {
+            "type": "log",
+            "title": {"text": plain(x_title), "standoff": 8},
+            "range": [math.log10(end) for end in x_range],
+            "tickvals": places,
+            "ticktext": texts,
+            "tickangle": 0,
+        },
+        "yaxis": {"title": {"text": plain(y_title), "standoff": 8}, "range": list(y_range)},
+        "hovermode": "closest",
+        "showlegend": False,
+        "margin": {"l": 60, "r": 12, "t": 12, "b": 52},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A figure in the tables and the plots.
+
+    Attributes:
+        figure: its name in `summaries.Summary`.
+        title, unit: for the heading.
+        scale: what a value is multiplied by.
+        digits: behind the point.
+        about: what it is.
+        more: whether more of it is better.
+        sign: whether a plus is written, too.
+    """
+
+    figure: str
+    title: str
+    unit: str
+    scale: float
+    digits: int
+    about: str
+    more: bool = False
+    sign: bool = False
+
+    def text(self, found: Mean | None) -> str:
+        """A mean with its standard deviation, without the unit."""
+        if found is None:
+            return MISSING
+        mean, std = found.mean * self.scale, found.std * self.scale
+        return spread(mean, std, found.count, self.digits, self.sign)
+
+    def said(self, found: Mean | None) -> str:
+        """A mean with its standard deviation and the unit."""
+        return MISSING if found is None else f"{self.text(found)} {self.unit}".rstrip()
+
+
+_KIB, _MIB = 1 / 1024, 1 / 1024**2
+
+QUALITY = Column(
+    "quality",
+    "Quality",
+    "%",
+    100,
+    2,
+    "Accuracy, or area under the ROC curve, of the .tflite file on the whole test set, on LiteRT.",
+    more=True,
+)
+
+LOSS = Column(
+    "loss",
+    "Against float32",
+    "points",
+    100,
+    2,
+    "The quality minus that of the float32 file of the same seed.",
+    more=True,
+    sign=True,
+)
+
+ZIPPED = Column(
+    "zipped", "Zipped", "KiB", _KIB, 1, "The file in a zip archive (deflate), as apps ship it."
+)
+
+LATENCY = Column(
+    "ms",
+    "Latency",
+    "ms",
+    1,
+    4,
+    "Median of one sample on one thread, LiteRT with XNNPACK; all files of a task take turns.",
+)
+
+RATIO = Column(
+    "ratio",
+    "Latency",
+    "× float32",
+    1,
+    2,
+    "The median of paired ratios to the latency of the float32 file.",
+)
+
+STEP = Column(
+    "step_cpu_ratio",
+    "Training step",
+    "× plain",
+    1,
+    2,
+    "CPU time of a fine-tuning step, paired with steps of the plain float model in the same kit.",
+)
+
+KERAS_STEP = Column(
+    "keras_step_cpu_ratio",
+    "Training step",
+    "× Keras",
+    1,
+    2,
+    "The same, to steps of the plain float model in Keras 3: what training costs beside it.",
+)
+
+STEP_MS = Column(
+    "step_cpu_ms",
+    "Training step",
+    "ms CPU",
+    1,
+    1,
+    "CPU time of a fine-tuning step, all threads.",
+)
+
+NO_AMX = Column(
+    "no_amx_ratio",
+    "Latency without AMX",
+    "× float32",
+    1,
+    2,
+    "The same with AMX refused, which the processors of phones lack.",
+)
+
+COLUMNS = (
+    QUALITY,
+    LOSS,
+    ZIPPED,
+    Column("bytes", "File", "KiB", _KIB, 1, "The .tflite file as it is."),
+    LATENCY,
+    RATIO,
+    NO_AMX,
+    Column("threads_ratio", "Latency on all cores", "× float32", 1, 2, "The same on all cores."),
+    STEP,
+    KERAS_STEP,
+    STEP_MS,
+    Column("quality_keras", "In Keras", "%", 100, 2, "Quality of the Keras model.", more=True),
+    Column("params", "Parameters", "", 1, 0, "Of the Keras model."),
+    Column(
+        "macs", "MACs", "million", 1e-6, 2, "Multiplications with addition, of the Keras model."
+    ),
+    Column("convert_s", "Conversion", "s", 1, 2, "Time to write the file."),
+    Column(
+        "peak_mb",
+        "Peak memory",
+        "MiB",
+        1,
+        0,
+        "Added by the method, its conversion, and plain models beside it.",
+    ),
+    Column("cycles", "Vela", "k cycles", 1e-3, 0, "By Arm's Vela compiler for an Ethos-U55-128."),
+    Column("sram_kib", "Vela SRAM", "KiB", 1, 1, "As above."),
+    Column("flash_kib", "Vela flash", "KiB", 1, 1, "As above."),
+    Column("cpu_ops", "Vela, left to the CPU", "operators", 1, 0, "If any, nothing else is shown."),
+    Column("seconds", "All in all", "s", 1, 1, "Training, conversion and scoring of one seed."),
+)
+
+
+def known(columns: tuple[Column, ...], summaries: list[Summary]) -> list[Column]:
+    """The columns that have a value in any of the rows."""
+    return [c for c in columns if any(s.mean(c.figure) is not None for s in summaries)]
+
+
+# Markers of plotly; the page has the same as symbols. The style has a colour for each number.
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down")
+
+# In pixels, so that they look equally large.
+_SIZES = (9, 9, 10, 12, 10, 12)
+_FIRST = (OURS, TFMOT, CONVERTER, AEQ)
+
+
+@dataclasses.dataclass(frozen=True)
+class Maker:
+    """One of those who make files; `number` picks colour and marker."""
+
+    name: str
+    number: int
+
+    @property
+    def marker(self) -> str:
+        """The plotly marker."""
+        return MARKERS[self.number]
+
+    @property
+    def size(self) -> int:
+        """Of the marker, in pixels."""
+        return _SIZES[self.number]
+
+
+def makers(names: Iterable[str]) -> dict[str, Maker]:
+    """By name; the known ones look the same in every report."""
+    given = list(dict.fromkeys(names))
+    order = [*_FIRST, *sorted(name for name in given if name not in _FIRST)]
+    last = len(MARKERS) - 1
+    return {name: Maker(name, min(i, last)) for i, name in enumerate(order) if name in given}

@@ -1,0 +1,231 @@
+"""Where channels go in operations without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from keras import KerasTensor, layers, ops, tree
+
+from tfcompress.channels.shapes import (
+    align_right,
+    concatenate,
+    expand,
+    filled,
+    flatten,
+    get_item,
+    pad,
+    permute,
+    repeat_vector,
+    reshape,
+    split,
+    squeeze,
+    stack,
+    unstack,
+)
+from tfcompress.channels.terms import Axis, size_of
+from tfcompress.channels.weighted import Axes, Call
+from tfcompress.graph.nodes import Graph
+
+if TYPE_CHECKING:
+    from tfcompress.channels.following import Follower
+
+# By the names of classes, of layers and of the operations of keras.ops alike.
+POINTWISE = set(
+    (
+        "Activation ReLU LeakyReLU ELU Dropout SpatialDropout1D SpatialDropout2D "
+        "SpatialDropout3D GaussianDropout GaussianNoise AlphaDropout ActivityRegularization "
+        "Identity Rescaling FakeQuant Add Subtract Multiply Divide TrueDivide Maximum Minimum "
+        "Average Power SquaredDifference Where Relu Relu6 LeakyRelu Elu Selu Celu Gelu Silu "
+        "HardSilu HardSigmoid HardTanh HardShrink SoftShrink Softplus Softsign LogSigmoid Sigmoid "
+        "Tanh TanhShrink Threshold Squareplus SparseSigmoid Exp Expm1 Log Log1p Sqrt Rsqrt Square "
+        "Abs Absolute Negative Sign Round Floor Ceil Sin Cos Erf Clip Reciprocal Cast StopGradient "
+        "Copy ConvertToTensor Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot "
+        "Equal NotEqual NanToNum"
+    ).split()
+)
+
+# Operations whose channels are those of their inputs, by the names of classes, of layers and of the
+# operations of keras.ops alike.
+ELEMENTWISE = POINTWISE | {"Softmax", "LogSoftmax", "Sparsemax", "UnitNormalization", "Masking"}
+
+SPATIAL = set(
+    (
+        "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D "
+        "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
+        "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
+        "UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D "
+        "Cropping1D Cropping2D Cropping3D Resizing MaxPool AveragePool Resize AdaptiveMaxPool "
+        "AdaptiveAveragePool PadImages CropImages"
+    ).split()
+)
+
+GLOBAL = set(
+    (
+        "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D "
+        "GlobalMaxPooling2D GlobalMaxPooling3D"
+    ).split()
+)
+
+REDUCING = set("Mean Sum Max Amax Min Amin Prod Std Var Median Any All".split())
+
+
+def _elementwise(flow: Follower, call: Call) -> list[Axes]:
+    rank = len(call.shapes[0])
+    if any(np.ndim(getattr(call.layer, name, 0)) for name in ("scale", "offset")):  # Rescaling
+        flow.fix(call.inputs[0][-1:], f"{call.source} computes with a constant for each")
+    columns: list[list[Axis]] = [[] for _ in range(rank)]
+    for axes in [*call.inputs, *_constants(flow, call)]:
+        for axis, column in zip(reversed(axes), reversed(columns), strict=False):
+            if axis is not None:
+                column.append(axis)
+    out: Axes = []
+    for column, size in zip(columns, call.shapes[0], strict=True):
+        column = [axis for axis in column if size_of(axis) == size]
+        for axis in column[1:]:
+            flow.same(column[0], axis)
+        out.append(column[0] if column else None)
+    return [filled(flow, call, out)]
+
+
+def _constants(flow: Follower, call: Call) -> list[Axes]:
+    """The axes of arrays among the arguments, of which all values stay in their places."""
+    found: list[Axes] = []
+    for leaf in tree.flatten((call.node.args, call.node.kwargs)):
+        shape = () if isinstance(leaf, KerasTensor) else tuple(getattr(leaf, "shape", ()))
+        if shape and np.ptp(ops.convert_to_numpy(leaf)) > 0:
+            axes: Axes = [flow.channels.new(size, call.source) for size in shape]
+            for axis in axes:
+                if axis is not None and size_of(axis) > 1:
+                    flow.channels.keep(axis, f"{call.source} computes with a constant for each")
+            found.append(axes)
+    return found
+
+
+def _spatial(flow: Follower, call: Call) -> list[Axes]:
+    first = getattr(call.layer, "data_format", None) == "channels_first"
+    x = call.inputs[0]
+    flow.fix(x[2:] if first else x[1:-1], f"they are positions of {call.source}")
+    axes = flow.fresh(call.shapes[0], call.source)
+    axes[1 if first else -1] = call.inputs[0][1 if first else -1]
+    return [axes]
+
+
+def _global(flow: Follower, call: Call) -> list[Axes]:
+    if call.layer.keepdims:
+        return _spatial(flow, call)
+    x = call.inputs[0]
+    return [[x[0], x[1 if call.layer.data_format == "channels_first" else -1]]]
+
+
+def _reduce(flow: Follower, call: Call) -> list[Axes] | None:
+    x, axis = call.inputs[0], call.layer.axis
+    if axis is None:
+        return None
+    gone = {a % len(x) for a in ([axis] if isinstance(axis, int) else axis)}
+    if call.layer.keepdims:
+        fresh = flow.fresh(call.shapes[0], call.source)
+        return [[new if i in gone else x[i] for i, new in enumerate(fresh)]]
+    return [[a for i, a in enumerate(x) if i not in gone]]
+
+
+def _matmul(flow: Follower, call: Call) -> list[Axes] | None:
+    if len(call.inputs) != 2 or min(len(axes) for axes in call.inputs) < 2:
+        return None
+    a, b = call.inputs
+    flow.same(a[-1], b[-2])
+    for x, y in zip(a[-3::-1], b[-3::-1], strict=False):
+        if x is not None and y is not None and size_of(x) == size_of(y):
+            flow.same(x, y)
+    return [[*(a if len(a) >= len(b) else b)[:-2], a[-2], b[-1]]]
+
+
+OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(SPATIAL, _spatial),
+    **dict.fromkeys(GLOBAL, _global),
+    **dict.fromkeys(REDUCING, _reduce),
+    **dict.fromkeys(("Permute", "Transpose", "Swapaxes"), permute),
+    **dict.fromkeys(("BroadcastTo", "RepeatBatch"), align_right),
+    "Flatten": flatten,
+    "Reshape": reshape,
+    "RepeatVector": repeat_vector,
+    "ExpandDims": expand,
+    "Squeeze": squeeze,
+    "Concatenate": concatenate,
+    "Pad": pad,
+    "Split": split,
+    "Stack": stack,
+    "Unstack": unstack,
+    "GetItem": get_item,
+    "Matmul": _matmul,
+}
+
+# Functions and operations that make each channel of all of them, though channels stay what they
+# are.
+_MIXING = {"softmax", "log_softmax", "sparsemax"}
+_MIXING_KINDS = ("Softmax", "LogSoftmax", "Sparsemax")
+
+# Names that functions have beside those of operations.
+_NAMES = {name.lower() for name in POINTWISE}
+_NAMES |= {"linear", "exponential", "swish", "hardswish", "mish", "sparseplus"}
+_HOMES = ("keras.", "tensorflow.", "jax.", "torch.")
+
+
+def mixes_channels(operation) -> bool:
+    """Whether an operation, or an activation of a layer, computes each value from several."""
+    if type(operation).__name__ in _MIXING_KINDS:
+        return True
+    return not all(map(is_pointwise, _activations(operation)))
+
+
+def has_clear_activations(operation) -> bool:
+    """Whether each activation of a layer is known to leave channels what they are."""
+    return all(_is_mixing(f) or is_pointwise(f) for f in _activations(operation))
+
+
+def is_pointwise(function: Any) -> bool:
+    """Whether a function is known to compute each value of its result from that value alone."""
+    if isinstance(function, keras.Layer):
+        return not function.weights and _all_pointwise([function])
+    name = getattr(function, "__name__", "").replace("_", "").lower()
+    home = getattr(function, "__module__", None) or ""
+    return (home.startswith(_HOMES) and name in _NAMES) or _traces_pointwise(function)
+
+
+def _is_mixing(function: Any) -> bool:
+    home = getattr(function, "__module__", None) or ""
+    return home.startswith("keras.") and getattr(function, "__name__", "") in _MIXING
+
+
+def _activations(operation) -> list[Any]:
+    if isinstance(operation, layers.Bidirectional):
+        return [
+            *_activations(operation.forward_layer),
+            *_activations(operation.backward_layer),
+        ]
+    names = ("activation", "recurrent_activation")
+    found = [getattr(operation, name, None) for name in names]
+    return [function for function in found if callable(function)]
+
+
+def _all_pointwise(operations: list[Any]) -> bool:
+    kinds = {type(operation).__name__ for operation in operations}
+    return kinds <= POINTWISE and not any(map(mixes_channels, operations))
+
+
+def _traces_pointwise(function: Callable) -> bool:
+    """Whether a user's function is made of operations that are pointwise."""
+    x = keras.Input((7,))
+    try:
+        y = function(x)
+        graph = Graph([x], y)
+    except Exception:
+        return False
+    nodes = [node for node in graph.nodes if not node.is_input]
+    leaves = tree.flatten([(node.args, node.kwargs) for node in nodes])
+    constants = [leaf for leaf in leaves if not isinstance(leaf, KerasTensor)]
+    plain = not any(getattr(leaf, "shape", ()) for leaf in constants)
+    return plain and _all_pointwise([node.operation for node in nodes])

@@ -1,0 +1,479 @@
+"""The commands that make .tflite files and look into them.
+
+TensorFlow is imported only by those that need it, so that the others answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfcompress.cli import terminal
+from tfcompress.cli.options import (
+    FORMATS,
+    Calibration,
+    FileIoDtype,
+    ForTarget,
+    ImageSize,
+    Json,
+    Model,
+    Output,
+    Precision,
+    Quiet,
+    Samples,
+    Scaling,
+    one_of,
+    parse_size,
+)
+from tfcompress.cli.terminal import Progress, emit, exit_by_check
+
+
+def convert(
+    model: Model,
+    output: Output,
+    target: ForTarget = None,
+    precision: Precision = None,
+    io_dtype: FileIoDtype = None,
+    calibration: Calibration = None,
+    image_size: ImageSize = None,
+    scaling: Scaling = "none",
+    samples: Samples = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Fixed batch size of the file; by default the target's, or 1.",
+            show_default=False,
+        ),
+    ] = None,
+    dense: Annotated[
+        str | None,
+        typer.Option(
+            metavar="per_channel|per_tensor",
+            callback=one_of("--dense", ("per_channel", "per_tensor")),
+            help="Scales of Dense weights that were not trained for quantization; by default the "
+            "target's, or per_channel.",
+            show_default=False,
+        ),
+    ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            help="A JSON file of names, descriptions, normalization and labels for the file.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(FORMATS),
+            callback=one_of("--format", FORMATS),
+            help="tflite, or made from it: onnx, or openvino (.xml and .bin); by default what the "
+            "output's name says.",
+            show_default=False,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if any operation stays float.")
+    ] = False,
+    select_tf_ops: Annotated[
+        bool,
+        typer.Option("--select-tf-ops", help="Allow TensorFlow operations (Flex delegate)."),
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a Keras model to a .tflite file.
+
+    \b
+    Examples:
+      tfcompress convert qat.keras -o model.tflite --target edge_tpu
+      tfcompress convert qat.keras -o model.tflite --io-dtype int8 --metadata metadata.json
+      tfcompress convert model.keras -o model.tflite --calibration x_train.npy --samples 300
+      tfcompress convert model.h5 -o model.tflite --calibration photos/ --image-size 224x224 \\
+          --scaling=-1_1
+      tfcompress convert saved_model/ -o model.tflite --precision float16 --json
+      tfcompress convert qat.keras -o model.onnx
+
+    Without training for quantization, int8, int16x8 and int4 need --calibration. The file is
+    written whole or not at all.
+
+    Exit status: 0 if the file was written, 1 if it was but does not run on the target, or not
+    from some operator on.
+    """
+    from tfcompress.conversion.settings import settle, settle_format
+    from tfcompress.files import writing
+    from tfcompress.tflite.metadata import load_metadata
+
+    # Before the seconds of the rest.
+    settings = settle(precision, io_dtype, batch_size, dense, target)
+    format = settle_format(settings, format, output, metadata)
+    described = None if metadata is None else load_metadata(metadata)
+    writing.check_writable(output)
+    if writing.is_same(output, model):
+        raise ValueError(f"--output is the model itself, '{model}'. Name another file.")
+    with Progress(quiet) as progress:
+        loaded, data = _load(model, calibration, image_size, scaling, samples, progress)
+        from tfcompress.conversion.convert import convert as run
+
+        report = run(
+            loaded,
+            output,
+            precision=precision,
+            io_dtype=io_dtype,
+            calibration=data,
+            batch_size=batch_size,
+            dense=dense,
+            target=target,
+            metadata=described,
+            format=format,
+            strict=strict,
+            select_tf_ops=select_tf_ops,
+            samples=samples,
+            progress=progress,
+        )
+    emit(report, json)
+    exit_by_check(report.check)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    json: Json = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="List every operator and tensor, too.")
+    ] = False,
+) -> None:
+    """Show what is in a .tflite file: sizes, types, operators, scales.
+
+    \b
+    Examples:
+      tfcompress inspect model.tflite
+      tfcompress inspect model.tflite --details
+      tfcompress inspect model.tflite --json > model.json
+    """
+    from tfcompress.tflite.inspect import inspect as run
+
+    emit(run(file), json, details=details)
+
+
+def verify(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="The .tflite file made of it.", show_default=False)],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Inputs: a .npy or .npz file, or a folder of images.", show_default=False
+        ),
+    ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Compare layer by layer, to find a bad one.")
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="LSB",
+            help="Largest difference in units of an output's last bit. By default 1; of a file "
+            "that was quantized after training, its SQNR and its decisions are judged.",
+            show_default=False,
+        ),
+    ] = None,
+    image_size: ImageSize = None,
+    scaling: Scaling = "none",
+    samples: Samples = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare a .tflite file with the Keras model on the same data.
+
+    \b
+    Examples:
+      tfcompress verify model.keras model.tflite --data x_test.npy
+      tfcompress verify model.keras model.tflite --data photos/ --scaling 0_1 --samples 200
+      tfcompress verify model.keras model.tflite --data x_test.npz --layers --tolerance 2
+
+    Exit status: 0 if the file passes, 1 if it does not.
+    """
+    from tfcompress.tflite import flatbuffer
+
+    with Progress(quiet) as progress:
+        flatbuffer.read(file)  # Before the seconds that TensorFlow takes.
+        loaded, arrays = _load(model, data, image_size, scaling, samples, progress)
+        from tfcompress.conversion.verify import verify as run
+
+        found = run(
+            loaded,
+            file,
+            arrays,
+            layers=layers,
+            tolerance=tolerance,
+            samples=samples,
+            progress=progress,
+        )
+    emit(found, json)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def benchmark(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The .tflite files; the others are compared with the first.", show_default=False
+        ),
+    ],
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs per file and round.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="The files take turns in so many.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inputs: a .npy or .npz file, or a folder of images; random if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure latency, size and memory of .tflite files, side by side.
+
+    \b
+    Examples:
+      tfcompress benchmark model.tflite
+      tfcompress benchmark float.tflite int8.tflite --threads 4
+      tfcompress benchmark float.tflite int8.tflite --runs 20 --rounds 9 --json
+    """
+    from tfcompress.files.arrays import load_inputs
+    from tfcompress.tflite.benchmark import benchmark as run
+    from tfcompress.tflite.inspect import inspect
+
+    with Progress(quiet) as progress:
+        arrays: Any = None
+        if data is not None:
+            shapes = [tensor.shape for tensor in inspect(files[0]).inputs]
+            arrays = load_inputs(data, shapes, limit=1)
+        found = run(
+            files,
+            runs=runs,
+            rounds=rounds,
+            threads=threads,
+            data=arrays,
+            progress=lambda done, total: progress("benchmark", done, total),
+        )
+    emit(found, json)
+
+
+def _load(
+    model: Path,
+    data: Path | None,
+    image_size: str | None,
+    scaling: str,
+    samples: int | None,
+    progress: Progress,
+) -> tuple[Any, Any]:
+    """Load model and data; first what is quick to be found wrong."""
+    from tfcompress.files import models
+    from tfcompress.files.arrays import load_arrays, load_inputs
+
+    images = data is not None and data.is_dir()
+    arrays: Any = None if data is None or images else load_arrays(data)
+    progress("load the model", 0, None)
+    loaded = models.load_model(model)
+    if data is not None and images:
+        # A model that is not built, or no Keras model, cannot tell its inputs.
+        shapes = [tuple(tensor.shape) for tensor in getattr(loaded, "inputs", None) or ()]
+        arrays = load_inputs(
+            data,
+            shapes,
+            size=parse_size(image_size),
+            scaling=scaling,
+            limit=samples or 500,
+            progress=lambda done, total: progress("read images", done, total),
+        )
+    return loaded, arrays
+
+
+def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]] | tuple[int, ...] | None:
+    """Parse "image=224x224x3", or "224x224x3" for the only input.
+
+    Args:
+        texts: as given, any number of them.
+
+    Returns:
+        {name of an input: its shape}, the shape of the only input, or None.
+
+    Raises:
+        ValueError: a text is something else, or one has no name although there are several.
+
+    Example:
+        >>> parse_shapes(["image=8x8x3", "words=20"])
+        {'image': (8, 8, 3), 'words': (20,)}
+    """
+    found = {}
+    for text in texts:
+        name, _, shape = text.rpartition("=")
+        if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) is None or (not name and len(texts) > 1):
+            raise ValueError(
+                f"--shape must be [NAME=]SIZExSIZE without the batch, with a name if there are "
+                f"several; received {text!r}. Try image=224x224x3."
+            )
+        found[name] = tuple(map(int, shape.split("x")))
+    return found.pop("", None) or found or None
+
+
+def _check_shapes(texts: list[str] | None) -> list[str] | None:
+    parse_shapes(texts or [])
+    return texts
+
+
+def profile(
+    model: Annotated[Path, typer.Argument(help="A .keras or .h5 file.", show_default=False)],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]HxWxC",
+            callback=_check_shapes,
+            help="Shape of an input of which axes are not known, without the batch.",
+            show_default=False,
+        ),
+    ] = None,
+    bytes_per_value: Annotated[
+        int | None,
+        typer.Option(
+            metavar="1|2|4|8",
+            help="Bytes of an activation, such as 1 for int8; by default what the model computes "
+            "in takes.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a Keras model costs: parameters, MACs and activation memory of every layer.
+
+    \b
+    Examples:
+      tfcompress profile model.keras
+      tfcompress profile model.keras --bytes-per-value 1
+      tfcompress profile detector.keras --shape image=320x320x3 --json
+    """
+    if bytes_per_value not in (None, 1, 2, 4, 8):
+        raise ValueError(
+            f"--bytes-per-value must be 1, 2, 4 or 8; received {bytes_per_value}. Take 1 for int8."
+        )
+    with Progress(quiet) as progress:
+        progress("load the model", 0, None)
+        from tfcompress.files import models
+        from tfcompress.surgery.profile import profile as run
+
+        loaded = models.load_model(model)
+        if isinstance(loaded, models.SavedModel):
+            raise ValueError(
+                f"'{model}' is a SavedModel, which holds no Keras layers to count. Name the .keras "
+                "or .h5 file that it was exported from."
+            )
+        progress("profile", 0, None)
+        found = run(loaded, shapes=parse_shapes(shape or []), bytes_per_value=bytes_per_value)
+    emit(found, json)
+
+
+def check(
+    model: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Option(
+            help="A target's name (tfcompress targets lists them) or JSON file.", show_default=False
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Check a .tflite file against the rules of a device or runtime.
+
+    \b
+    Examples:
+      tfcompress check model.tflite --target edge_tpu
+      tfcompress check model.tflite --target ethos_u55 --json
+      tfcompress check model.tflite --target boards/my_board.json
+
+    Operator by operator: mapped or not, why, and what to do. These are rules, not the target's
+    compiler. Exit status: 0 if all is mapped and fits, 1 if not, even if the rest runs elsewhere.
+    """
+    from tfcompress.targets.check import check as run
+    from tfcompress.targets.targets import load_target
+
+    found = run(model, load_target(target))
+    emit(found, json)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def targets(
+    name: Annotated[
+        str | None, typer.Argument(help="A target's name or JSON file.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the devices and runtimes that files can be made for, or show one.
+
+    \b
+    Examples:
+      tfcompress targets
+      tfcompress targets edge_tpu
+      tfcompress targets edge_tpu --json
+
+    Without --json, operators are only named, without their limits, and what is not known is left
+    out.
+    """
+    from tfcompress.targets.targets import list_targets, load_target
+
+    if name is None:
+        known = [load_target(each) for each in list_targets()]
+        terminal.emit_table(
+            [{key: t[key] for key in ("name", "precision", "description")} for t in known], json
+        )
+    else:
+        target = load_target(name)
+        if json:
+            terminal.emit_json(target)
+        else:
+            print("\n".join(_in_short(target)))
+
+
+# Shown on their own, or too long for a screen.
+_TITLES = ("name", "title", "description")
+_LEFT_OUT = ("limits", "common_limits", "statuses", "mends", "replacements", "operators", "rules")
+_OF_CHECK = ("rule", "mend", "text")
+
+
+def _in_short(target: Mapping[str, Any]) -> list[str]:
+    """What fits on a screen: a line for each setting, the operators' names, the rules in words."""
+    lines = [f"{target['name']}: {target['title']}", target["description"], ""]
+    for key, value in target.items():
+        if key not in (*_TITLES, *_LEFT_OUT) and not key.endswith("_rule"):
+            text = _as_words(value)
+            lines += [f"{key}: {text}"] if text else []
+    names = ", ".join(target["operators"])
+    lines += [
+        "",
+        "operators:",
+        *textwrap.wrap(names, 98, initial_indent="  ", subsequent_indent="  "),
+    ]
+    lines += ["", "rules:"]
+    return [*lines, *(f"  - {r['text']} ({r['source']}, {r['date']})" for r in target["rules"])]
+
+
+def _as_words(value: Any) -> str:
+    """A setting in one line, without what is not known or what `check` tells; may be empty."""
+    if isinstance(value, Mapping):
+        inner = {key: _as_words(item) for key, item in value.items() if key not in _OF_CHECK}
+        return "; ".join(f"{key} {text}" for key, text in inner.items() if text)
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)

@@ -1,0 +1,196 @@
+"""`tfcompress android`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfcompress.cli.options import SCALINGS, Json, Quiet, one_of
+from tfcompress.cli.terminal import Progress, emit
+
+
+def android(
+    model: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    package: Annotated[
+        str,
+        typer.Option(
+            help="Java package of the app's classes: com.example.digits.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the project to make.", show_default=False)
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="APP_DIR",
+            help="Instead of --out: the module of an app, to which only the model and its "
+            "classes are added. Its build file stays; what it needs is printed.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text file with one class a line; by default those of the file's metadata.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the model, for classes, files and the app; by default that in the file's "
+            "metadata, or the file's own.",
+            show_default=False,
+        ),
+    ] = None,
+    scaling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(SCALINGS),
+            callback=one_of("--scaling", SCALINGS),
+            help="Range of the pixels that the model was trained with: none is 0 to 255. By "
+            "default what the file's metadata says, else 0_1.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace files of the same names that are there already."),
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make an Android Studio project that runs a .tflite file.
+
+    \b
+    Examples:
+      tfcompress android digits.tflite --labels labels.txt --package com.example.digits \\
+          --out Digits
+      tfcompress android model.tflite --package com.example.app --into MyApp/app
+      tfcompress android photos.tflite --package com.example.photos --out Photos --scaling=-1_1
+
+    The project holds the model, a Kotlin class with typed inputs and outputs, a screen that shows
+    results, and a test for the device with outputs of LiteRT's reference kernels. It is written
+    whole or not at all.
+    """
+    if (out is None) == (into is None):
+        received = "neither" if out is None else "both"
+        raise ValueError(
+            f"expected either --out DIR, for a new project, or --into APP_DIR, for an app that "
+            f"exists; received {received}. Give one of them."
+        )
+    with Progress(quiet) as progress:
+        progress("run the model", 0, None)
+        from tfcompress.export.android.project import android_project
+
+        found = android_project(
+            model,
+            into or out or Path(),
+            package=package,
+            labels=labels,
+            into=into is not None,
+            name=name,
+            scaling=scaling,
+            force=force,
+        )
+    emit(found, json)
+
+
+def accept(
+    file: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    with_: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="TOOL,TOOL,...",
+            help="Tools to ask, with commas between; by default all.",
+            show_default=False,
+        ),
+    ] = None,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For vela: ethos-u55-{32,64,128,256}, ethos-u65-{256,512} or "
+            "ethos-u85-{128,256,512,1024,2048}; by default ethos-u55-128.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Typical inputs, in real numbers: a .npy or .npz file; random if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run real third-party tools on a .tflite file: compilers, interpreters, readers.
+
+    \b
+    Examples:
+      tfcompress accept model.tflite
+      tfcompress accept model.tflite --with vela,tflm --accelerator ethos-u65-256
+      tfcompress accept model.tflite --with openvino,onnxruntime --data x_test.npy --json
+
+    Tools: vela (Arm's compiler for Ethos-U), tflm (TFLite Micro), openvino, onnxruntime (through
+    tf2onnx), arm64 (LiteRT on an emulated ARM64), litertjs (LiteRT.js in headless Chromium),
+    mediapipe and tflite_support (readers of the file's metadata), kotlin (compiles the Android
+    project made of the file against stubs of Android and LiteRT, and runs what quantizes) and apk
+    (packs its resources and the model, without code). What comes from PyPI and npm is installed in
+    the user's cache at first use; the rest are packages of Debian.
+
+    Exit status: 0 if all that were asked passed or do not apply to the file, and at least one
+    passed; 1 if one failed or could not be run.
+    """
+    from tfcompress.tools.accept import accept as run
+
+    named = None if with_ is None else [name.strip() for name in with_.split(",") if name.strip()]
+    options = {} if accelerator is None else {"accelerator": accelerator}
+    arrays: Any = None
+    if data is not None:
+        from tfcompress.files.arrays import load_arrays
+
+        arrays = load_arrays(data)
+    with Progress(quiet) as progress:
+        found = run(file, named, data=arrays, progress=progress, **options)
+    emit(found, json)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def c_array(
+    file: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder to write.", show_default=False)
+    ],
+    name: Annotated[
+        str, typer.Option(help="What the files, the array and the constants are named after.")
+    ] = "model",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files of the same names in the folder.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model as C++ source for TFLite Micro: array, operators, arena size, a small main.
+
+    \b
+    Examples:
+      tfcompress c-array model.tflite -o firmware/model
+      tfcompress c-array model.tflite -o firmware/model --name g_digits --force
+      tfcompress c-array model.tflite -o firmware/model --json
+
+    The size of the arena is measured by TFLite Micro itself, which is installed into an
+    environment of its own at the first use; without it, the report says "not measured".
+    """
+    with Progress(quiet) as progress:
+        progress("measure the arena", 0, None)
+        from tfcompress.export.microcontroller.c_array import c_array as run
+
+        found = run(file, output, name=name, force=force)
+    emit(found, json)

@@ -1,0 +1,1 @@
+"""Models that train under techniques, and models made plain again."""

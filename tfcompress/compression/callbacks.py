@@ -1,0 +1,215 @@
+"""Callbacks that advance compression while a model trains."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.backend import as_tensor
+from tfcompress.dispatch import is_legacy, legacy
+from tfcompress.layers.compressed import assign, tensors
+from tfcompress.techniques.technique import is_due
+
+
+class LateStart(keras.callbacks.Callback):
+    """A callback that looks at the weights once all others have begun.
+
+    `BackupAndRestore` may come later in the list, and restores them in its `on_train_begin`.
+    Subclasses call `await_start` in theirs, and begin in `start`.
+    """
+
+    _started = True
+
+    def await_start(self) -> None:
+        """Lets `start` be called before the first epoch or batch."""
+        self._started = False
+
+    def start(self) -> None:
+        """Called once in each `fit`, after all `on_train_begin`."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start_once()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._start_once()
+
+    def _start_once(self) -> None:
+        if not self._started:
+            self._started = True
+            self.start()
+
+
+class UpdateCompression(LateStart):
+    """Advances the schedules of a compressed model to the optimizer's step.
+
+    It is needed where a technique changes with the step (`Quantize(delay=..., freeze=...)`,
+    pruning, clustering) and harmless where none does. The step is `optimizer.iterations`, so that
+    it stays right with `steps_per_execution` and after a reload. It never goes back: a model that
+    is compiled anew, whose optimizer counts from 0, continues from the last step it was told.
+
+    Let `EarlyStopping(restore_best_weights=True)` `start_from_epoch` at the end of the schedules:
+    an epoch before, which may be the best, is less compressed; `finalize` then warns.
+
+    Raises:
+        ValueError: at the start of `fit`, if the model is not compressed.
+
+    Example:
+        >>> qat.fit(x, y, callbacks=[UpdateCompression()])  # doctest: +SKIP
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._offset = 0
+        # The first step at which some layer changes, and for each scheduled layer its own.
+        self._due: float = float("inf")
+        self._dues: list[float] = []
+
+    def set_model(self, model):
+        super().set_model(model)
+        if is_legacy(model):
+            legacy("hand_over")(self, model)
+
+    def on_train_begin(self, logs=None):
+        if not any(hasattr(layer, "advance") for layer in layers_of(self.model)):
+            raise ValueError(
+                f"UpdateCompression found nothing to update in model '{self.model.name}'. Train "
+                "the model that tfcompress.compress or quantize_aware returned; one that is not "
+                "wrapped is pruned with tfcompress.PruneCallback."
+            )
+        iterations(self.model)
+        _check_averages(self.model)
+        self.await_start()
+
+    def start(self) -> None:
+        layers = _scheduled(self.model)
+        lasts = [_int(layer.last_step) for layer in layers]
+        self._offset = max([0, *lasts]) - iterations(self.model) if layers else 0
+        self._offset = max(0, self._offset)
+        # What the weights remember is done already, so that resuming changes nothing.
+        self._dues = [0 if n < 0 else _next(x, n) for x, n in zip(layers, lasts, strict=True)]
+        self._due = min(self._dues, default=float("inf"))
+        self._advance()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._advance()
+
+    def on_epoch_end(self, epoch, logs=None):
+        # Not at the end of training, when EarlyStopping may have put an earlier epoch back.
+        self._remember()
+
+    def _advance(self) -> None:
+        if self._due == float("inf"):  # nothing changes any more: not even the step is read
+            return
+        step = self._offset + iterations(self.model)
+        if step < self._due:
+            return
+        layers = _scheduled(self.model)
+        due = [x for x, first in zip(layers, self._dues, strict=True) if step >= first]
+        update_together(due, step)
+        for index, layer in enumerate(layers):
+            if step >= self._dues[index]:
+                _advance(layer, step, self.model.optimizer)
+                self._dues[index] = _next(layer, step)
+        self._due = min(self._dues)
+
+    def _remember(self) -> None:
+        """Writes the step into the layers, so that a saved model knows how far it was."""
+        scheduled = _scheduled(self.model)
+        if scheduled:
+            step = self._offset + iterations(self.model)
+            for layer in scheduled:
+                layer.last_step.assign(step)
+
+
+def update_together(layers: list[Any], step: int) -> None:
+    """Updates the states that layers share, such as the masks of global pruning."""
+    groups: dict[Any, list[tuple[Any, Any, dict[str, Any]]]] = {}
+    for layer in layers:
+        last = _int(layer.last_step)
+        for target in getattr(layer, "bound", ()):
+            if not any(technique.together for technique in target.techniques):
+                continue
+            weight = as_tensor(target.variable)
+            for technique, state in zip(target.techniques, target.states, strict=True):
+                if technique.together and is_due(technique, last, step):
+                    key = next(t for t in layer.techniques if type(t) is type(technique))
+                    groups.setdefault(key, []).append((technique, weight, state))
+                weight = technique.apply(weight, tensors(state))
+    for members in groups.values():
+        techniques, weights, states = zip(*members, strict=True)
+        values = [tensors(state) for state in states]
+        new = techniques[0].update_together(techniques, list(weights), values, step)
+        for state, value in zip(states, new, strict=True):
+            assign(state, value)
+
+
+def iterations(model: Any) -> int:
+    """The step of a model's optimizer."""
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        raise ValueError(
+            f"schedules need the step of an optimizer; model '{model.name}' has none. "
+            "Compile it: model.compile(optimizer, loss)."
+        )
+    return _int(optimizer.iterations)
+
+
+def _check_averages(model: Any) -> None:
+    """Raises where Keras would fail after training: for averages of states that are overwritten."""
+    if not inner_optimizer(model.optimizer).use_ema:
+        return
+    for layer in layers_of(model):
+        for target in getattr(layer, "bound", ()):
+            for technique in target.techniques:
+                if technique.overwritten_states:
+                    raise ValueError(
+                        f"{type(technique).__name__} of layer '{layer.name}' keeps an average of "
+                        "scores by itself; received an optimizer with use_ema=True, which Keras "
+                        "cannot combine with it. Use another optimizer, or score='movement'."
+                    )
+
+
+def _advance(layer: Any, step: int, optimizer: Any) -> None:
+    """Advances a layer; the averages (use_ema) of what it sets anew, centroids say, begin there."""
+    optimizer = inner_optimizer(optimizer)
+    averages: dict[int, Any] = {}
+    if optimizer.use_ema and optimizer.built:
+        pairs = zip(
+            optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
+        )
+        averages = {id(variable): average for variable, average in pairs}
+    states = [s for t in getattr(layer, "bound", ()) for each in t.states for s in each.values()]
+    before = [(s, ops.convert_to_numpy(as_tensor(s))) for s in states if id(s) in averages]
+    layer.advance(step)
+    for state, old in before:
+        if np.any(ops.convert_to_numpy(as_tensor(state)) != old):
+            averages[id(state)].assign(as_tensor(state))
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer that sees gradients as they are: not scaled, and finite."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _next(layer: Any, step: int) -> float:
+    following = layer.next_step(step)
+    return float("inf") if following is None else following
+
+
+def _int(variable: Any) -> int:
+    return int(as_tensor(variable))  # `int` alone fails on the variables of a MirroredStrategy
+
+
+def models_of(model: Any) -> list[Any]:
+    """The models that callbacks are meant for: of one that distills, its students."""
+    return model.students if hasattr(model, "frozen_models") else [model]
+
+
+def layers_of(model: Any) -> list[Any]:
+    """All layers of the models that callbacks are meant for."""
+    return [layer for part in models_of(model) for layer in part._flatten_layers()]
+
+
+def _scheduled(model: Any) -> list[Any]:
+    return [layer for layer in layers_of(model) if getattr(layer, "scheduled", False)]

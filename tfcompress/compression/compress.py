@@ -1,0 +1,171 @@
+"""compress and quantize_aware: a model in, a new model that trains under techniques out."""
+
+import dataclasses
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import keras
+from keras import layers, tree
+
+from tfcompress.compression.rules import check_rules
+from tfcompress.dispatch import is_legacy, legacy
+from tfcompress.graph.flatten import flatten
+from tfcompress.graph.nodes import Node
+from tfcompress.layers.batch_norm import FusedBatchNorm
+from tfcompress.layers.compressed import Compressed, is_compressed, target_variables
+from tfcompress.quantization.opening import detach, name_outputs, open_with
+from tfcompress.quantization.placement import LINEAR, Placement, kind_of, place
+from tfcompress.techniques import Quantize, Technique
+from tfcompress.techniques.rules import Rule, Rules, quantize_of
+
+# Layers whose weights are quantized: LiteRT has integer kernels for them.
+_QUANTIZABLE_WEIGHTS = LINEAR | {"Embedding"}
+
+
+def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None) -> keras.Model:
+    """A copy of a model that trains under a recipe's techniques.
+
+    Args:
+        model: any Keras 3 model that `flatten` takes; it is left untouched. A tf_keras (Keras 2)
+            model is compressed by TensorFlow Model Optimization, as far as that goes.
+        recipe: a `Recipe`, or a list of `Rule`s. Its `distill` is left to the training: fit
+            `recipe.distill.distiller(small, teacher)`.
+        inputs: see `flatten`.
+
+    Returns:
+        A Functional `keras.Model` with the same inputs and outputs, not compiled. Train it with
+        your own `compile` and `fit`, then `convert` it.
+
+    Raises:
+        TypeError, ValueError: if the model cannot be flattened, the recipe is not one, or one of
+            its rules has no effect on the model.
+
+    Example:
+        >>> small = compress(model, [Rule("*", [Quantize(bits=8)])])  # doctest: +SKIP
+    """
+    recipe = Rules.of(recipe)
+    if is_legacy(model):
+        return legacy("compress")(model, recipe)
+    if is_compressed(model):
+        raise ValueError(
+            f"model '{model.name}' comes from compress already; expected a plain one. Pass the "
+            "model that it was made from, with all techniques in one recipe."
+        )
+    flat = flatten(model, inputs=inputs)
+    check_rules(recipe, flat)
+    _, graph, origin = open_with(flat, recipe)
+
+    def technique_of(node: Node) -> Quantize | None:
+        return quantize_of(recipe.techniques_of(origin(node)))
+
+    placement = place(graph, technique_of)
+    name_outputs(flat, graph, placement)
+    _warn_left_float(placement)
+    wrapped: dict[int, Any] = {}
+    calls = Counter(id(node.operation) for node in graph.nodes)
+    for node in graph.nodes:
+        if not node.is_input:
+            _check_calls(node.operation, recipe.techniques_of(origin(node)), calls)
+            detach(node.operation)
+
+    def call(node: Node, *args, **kwargs):
+        if node.is_input or id(node) in placement.absorbed:
+            y = args[0]
+        else:
+            techniques = recipe.techniques_of(origin(node))
+            y = _wrap(node, techniques, placement, wrapped)(*args, **kwargs)
+        return _quantize_outputs(node, y, placement)
+
+    return graph.rebuild(call)
+
+
+def quantize_aware(
+    model: keras.Model, *, skip: Iterable[str] = (), inputs=None, **settings
+) -> keras.Model:
+    """A copy of a model for quantization-aware training.
+
+    Weights and activations are rounded in the forward pass as LiteRT's integer kernels do, and
+    gradients pass straight through (Jacob et al. 2018, arXiv:1712.05877).
+
+    Args:
+        model: any Keras 3 model that `flatten` takes; it is left untouched.
+        skip: names (or shell patterns) of layers to leave float.
+        inputs: see `flatten`.
+        **settings: arguments of `Quantize`: bits, activation_bits, dense, momentum, delay, freeze.
+
+    Returns:
+        A Functional `keras.Model`, not compiled.
+
+    Raises:
+        TypeError, ValueError: as `compress` and `Quantize`.
+
+    Example:
+        >>> qat = quantize_aware(model)  # doctest: +SKIP
+        >>> qat.compile("adam", "mse")  # doctest: +SKIP
+        >>> qat.fit(x, y)  # doctest: +SKIP
+    """
+    names = [skip] if isinstance(skip, str) else list(skip)
+    rules = [Rule("*", [Quantize(**settings)])] + [Rule(name, []) for name in names]
+    return compress(model, rules, inputs=inputs)
+
+
+def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, wrapped: dict):
+    """The layer that a node calls: wrapped once, however often it is called."""
+    operation = node.operation
+    if id(operation) in wrapped:
+        return wrapped[id(operation)]
+    new = operation
+    if isinstance(operation, keras.Layer) and target_variables(operation):
+        kept = []
+        for technique in techniques:
+            if isinstance(technique, Quantize):
+                if kind_of(operation) not in _QUANTIZABLE_WEIGHTS:
+                    continue
+                if id(node) in placement.per_channel:
+                    technique = dataclasses.replace(technique, dense="per_channel")
+            if any(technique.refuses(*each) is None for each in target_variables(operation)):
+                kept.append(technique)
+        new = Compressed(operation, kept) if kept else operation
+    elif type(operation) is layers.BatchNormalization and techniques:
+        # Worth it without Quantize, too: the step of a small CNN takes a quarter less time.
+        quantize = quantize_of(techniques)
+        new = FusedBatchNorm(operation, quantize.freeze if quantize else None)
+    wrapped[id(operation)] = new
+    return new
+
+
+def _check_calls(operation, techniques: tuple[Technique, ...], calls: Counter) -> None:
+    """Raises if a state that each call would overwrite is asked of a layer with several calls."""
+    taking = [t for t in techniques if t.overwritten_states]
+    count = calls[id(operation)]
+    if taking and count > 1 and isinstance(operation, keras.Layer) and operation.weights:
+        raise ValueError(
+            f"layer '{operation.name}' is called {count} times; received {taking[0]} for it, whose "
+            "scores are averaged over one call a step. Give it another score in a Rule of its own, "
+            "such as Prune(..., score='movement')."
+        )
+
+
+def _quantize_outputs(node: Node, outputs, placement: Placement):
+    flat = tree.flatten(outputs)
+    new = []
+    for tensor, value in zip(node.outputs, flat, strict=True):
+        quantizer, row = placement.quantizers.get(id(tensor), (None, None))
+        new.append(value if quantizer is None else quantizer(value, source=row))
+    return (
+        tree.pack_sequence_as(outputs, new) if len(new) > 1 or tree.is_nested(outputs) else new[0]
+    )
+
+
+def _warn_left_float(placement: Placement) -> None:
+    if not placement.left_float:
+        return
+    listed = ", ".join(f"'{name}' ({kind})" for name, kind in placement.left_float[:10])
+    more = len(placement.left_float) - 10
+    warnings.warn(
+        f"these operations stay float, as LiteRT has no integer kernel for them: {listed}"
+        f"{f' and {more} more' if more > 0 else ''}. Name them in skip= to silence this warning.",
+        stacklevel=4,
+    )

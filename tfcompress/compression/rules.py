@@ -1,0 +1,78 @@
+"""Whether the rules of a recipe have an effect on a model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfcompress.layers.compressed import target_variables
+from tfcompress.techniques import Quantize, Technique
+from tfcompress.techniques.rules import Rule, Rules
+
+
+def refuse_shrink(recipe: Rules) -> None:
+    """Raises if a recipe tells of surgery, which `compress` leaves to a step before it."""
+    shrink = getattr(recipe, "shrink", None)
+    if shrink is not None:
+        raise ValueError(
+            "compress takes recipes without a shrink, as the smaller model has to be trained "
+            f"before its techniques begin; received {shrink}. Write small = "
+            "recipe.shrink.apply(model), train it, then compress(small, recipe.rules); or use the "
+            "command tfcompress compress, which does it all."
+        )
+
+
+def check_rules(recipe: Rules, model: keras.Model) -> None:
+    """Raises unless every rule of a recipe has an effect on a model."""
+    refuse_shrink(recipe)
+    if not recipe.rules:
+        raise ValueError(
+            "the recipe has no rules, so that nothing would be compressed; expected at least one "
+            "Rule. Add one; or train the model as it is, with recipe.distill.distiller(model, "
+            "teacher) or the command tfcompress distill."
+        )
+    operations = list(model.operations)
+    for rule in recipe.rules:
+        matched = matches_of(rule, operations, model)
+        decided = [operation for operation in matched if recipe.rule_of(operation) is rule]
+        if not decided:
+            raise ValueError(
+                f"the rule {_name(rule)} has no effect: later rules, which overrule it, match all "
+                "of its layers. Take it out, or put it after them."
+            )
+        for technique in rule.techniques:
+            if not isinstance(technique, Quantize):  # which is meant for activations, too
+                _check_takers(rule, technique, decided)
+
+
+def matches_of(rule: Rule, candidates: Sequence[Any], model) -> list[Any]:
+    """The layers and operations of a model that a rule matches."""
+    matched = [candidate for candidate in candidates if rule.matches(candidate)]
+    if not matched:
+        names = ", ".join(layer.name for layer in model.layers[:8])
+        more = ", ..." if len(model.layers) > 8 else ""
+        raise ValueError(
+            f"the rule {_name(rule)} must match a layer of model '{model.name}', whose layers "
+            f"are {names}{more}; it matches none. Mend the pattern, or take the rule out."
+        )
+    return matched
+
+
+def _check_takers(rule: Rule, technique: Technique, operations: list[Any]) -> None:
+    layers = [x for x in operations if isinstance(x, keras.Layer)]
+    found = [each for layer in layers for each in target_variables(layer)]
+    reasons = {f"{o.name}/{v.name}": technique.refuses(o, v) for o, v in found}
+    if any(reason is None for reason in reasons.values()):
+        return
+    listed = "; ".join(f"{name} is {reason}" for name, reason in list(reasons.items())[:4])
+    kind = type(technique).__name__
+    raise ValueError(
+        f"{kind} of the rule {_name(rule)} finds no weight that it is meant for: received "
+        f"{listed or 'layers without kernels'}. Take it out of the rule, or mend its settings."
+    )
+
+
+def _name(rule: Rule) -> str:
+    if isinstance(rule.layers, type):
+        return f"for {rule.layers.__name__}"
+    return repr(rule.layers) if isinstance(rule.layers, str) else "with a predicate"

@@ -1,0 +1,372 @@
+"""One conversion, stage by stage: lower, calibrate, quantize, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.conversion import grids, lower, quantize, ranges, report
+from tfcompress.conversion.report import FloatOp, Report, float_reasons, require_no_loops
+from tfcompress.conversion.settings import (
+    quantize_techniques,
+    require_ranges,
+    require_started,
+    require_storable,
+    settle,
+    settle_format,
+    weight_bits_of,
+)
+from tfcompress.conversion.versions import lower_versions
+from tfcompress.dispatch import is_legacy, legacy
+from tfcompress.files import models, writing
+from tfcompress.files import samples as samples_of
+from tfcompress.graph.flatten import flatten
+from tfcompress.graph.inputs import require_model
+from tfcompress.layers.compressed import is_compressed, require_advanced
+from tfcompress.quantization.opening import open_layers
+from tfcompress.targets.targets import Target
+from tfcompress.tflite import flatbuffer, signature
+from tfcompress.tflite.inspect import inspect
+
+STATIC = ("int8", "int16x8", "int4")
+
+
+def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integer: bool = True):
+    """The float .tflite of a model in the form that `int8` is made from, and its known ranges.
+
+    Returns (a `ModelT` without markers, ranges by tensor index, indices of tensors of float ops).
+    """
+    prepared = _prepare(model) if integer else model
+    names = lower.io_names(prepared)
+    converter = lower.to_float(
+        prepared,
+        batch_size=batch_size,
+        marked=integer,
+        integer=integer,
+        select_tf_ops=select_tf_ops,
+    )
+    return _read_marked(converter, names)
+
+
+class Job:
+    """One conversion: its settings, and what is found on the way."""
+
+    def __init__(self, settings, strict, select_tf_ops, progress):
+        self.settings, self.precision = settings, settings.precision
+        self.io_dtype, self.batch_size = settings.io_dtype, settings.batch_size
+        self.strict, self.select_tf_ops = strict, select_tf_ops
+        self.progress = progress or (lambda stage, done, total: None)
+        self.seconds: dict[str, float] = {}
+        self.reasons: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.weights_only = False
+
+    def timed(self, stage: str, function, *args, **kwargs):
+        self.progress(stage, 0, None)
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        self.progress(stage, 1, 1)
+        return result
+
+    def run(self, model, calibration, samples) -> bytes:
+        """The bytes of the file."""
+        if is_legacy(model):
+            return legacy("convert")(self, model, calibration, samples)
+        is_keras = isinstance(model, keras.Model)
+        if not is_keras and not isinstance(model, models.SavedModel):
+            raise TypeError(
+                "model must be a keras.Model or the path of a .keras, .h5 or SavedModel; received "
+                f"{type(model).__module__}.{type(model).__name__}."
+            )
+        if is_keras:
+            require_model(model)
+            require_advanced(model)
+        if self.precision not in STATIC:
+            return self._by_converter(model)
+        techniques = quantize_techniques(model) if is_keras else []
+        require_storable(techniques)
+        if any(technique.activation_bits is not None for technique in techniques):
+            require_started(model)
+            require_ranges(model)
+            return self._integer(model, None, None)
+        if calibration is not None:
+            return self._integer(model, calibration, samples)
+        if self.precision == "int4":
+            self.weights_only = True
+            self.notes.append("activations stay float: pass calibration= to make them int8")
+            parsed, _, _ = self.timed("lower", self._float_file, model, False)
+            widths = {technique.bits for technique in techniques}
+            return self.timed("quantize", quantize.weight_only, parsed, 4, widths)
+        raise ValueError(
+            f"precision '{self.precision}' needs the ranges of activations: received a model "
+            "without them and no calibration data. Pass calibration= (--calibration) a few hundred "
+            "samples of the training inputs, or train tfcompress.quantize_aware(model) first."
+        )
+
+    def _by_converter(self, model) -> bytes:
+        """float32, float16 and dynamic_int8 are TFLiteConverter's own modes."""
+        converter, names = self.timed("lower", self._converter, model)
+        if self.precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if self.precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        data = self.timed("convert", lower.run_converter, converter)
+        parsed = flatbuffer.read(data)
+        signature.name_inputs_and_outputs(parsed, *names)
+        return flatbuffer.write(parsed)
+
+    def _converter(self, model):
+        if isinstance(model, models.SavedModel):
+            return lower.converter(model.path, self.batch_size, self.select_tf_ops)
+        options = {"batch_size": self.batch_size, "select_tf_ops": self.select_tf_ops}
+        flat = flatten(model)
+        converter = lower.to_float(flat, marked=False, integer=False, **options)
+        return converter, lower.io_names(flat)
+
+    def _float_file(self, model, integer: bool = True):
+        if isinstance(model, models.SavedModel):
+            return _read_marked(*self._converter(model))
+        return float_file(
+            model, batch_size=self.batch_size, select_tf_ops=self.select_tf_ops, integer=integer
+        )
+
+    def _integer(self, model, calibration, samples) -> bytes:
+        parsed, known, floats = self.timed("lower", self._float_file, model)
+        require_no_loops(parsed, model, self.io_dtype)
+        is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
+        weight_bits = weight_bits_of(model) if is_trained else None
+        if calibration is not None:
+            known = self.timed("calibrate", self._calibrate, parsed, calibration, samples)
+        else:
+            weight_bits = weight_bits_of(model)  # 8 if nothing has weights
+            self._check_bits(known)
+            known = {**grids.table_ranges(parsed, weight_bits), **known}
+        known = ranges.spread(parsed, known)
+        ranges.widen_softmax_inputs(parsed, known)
+        if self.precision == "int16x8":
+            known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
+        ranges.drop_clipped_relus(parsed, known)
+        self.reasons = float_reasons(parsed, known, floats)
+        return self.timed(
+            "quantize",
+            quantize.static,
+            parsed,
+            known,
+            io_dtype=self.io_dtype,
+            weight_bits=weight_bits,
+            int4=self.precision == "int4",
+            dense=self.settings.dense,
+            floats=floats,
+        )
+
+    def _check_bits(self, known) -> None:
+        widest = max((r.bits for r in known.values()), default=8)
+        if widest == 16 and self.precision != "int16x8":
+            raise ValueError(
+                f"the model was trained with activation_bits=16; received precision "
+                f"'{self.precision}'. Convert it with precision='int16x8'."
+            )
+
+    def _calibrate(self, parsed, calibration, samples) -> dict[int, ranges.Range]:
+        inputs = signature.inputs(parsed)
+        data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
+        if self.batch_size != 1:
+            data = _stacked(data, self.batch_size)
+        found = quantize.calibrate(flatbuffer.write(parsed), data, "serve")
+        known = {}
+        for index, tensor in enumerate(parsed.subgraphs[0].tensors):
+            name = tensor.name.decode()
+            if name in found and tensor.type == 0 and not ranges.is_constant(parsed, index):
+                low, high = min(found[name][0], 0.0), max(found[name][1], 0.0)
+                known[index] = ranges.Range(low, max(high, low + 1e-6))
+        return known
+
+    def _counted(self, batches: Iterable):
+        for number, batch in enumerate(batches):
+            self.progress("calibrate", number, None)
+            yield batch
+
+    def finish(self, data: bytes, metadata) -> bytes:
+        """The file as it ships: with versions that the target's compiler knows, and metadata."""
+        target = self.settings.target
+        if target is not None and target.lower_versions:
+            data = self.timed("lower versions", lower_versions, data)
+        if metadata is None:
+            return data
+        from tfcompress.tflite.metadata import add_metadata
+
+        return add_metadata(data, metadata)
+
+    def rounded_seconds(self) -> dict[str, float]:
+        """What each stage took so far."""
+        return {name: round(value, 3) for name, value in self.seconds.items()}
+
+    def report(self, path, data: bytes) -> Report:
+        """What came out; raises if it is not what `strict` demands."""
+        found = inspect(data)
+        remaining = self._float_ops(found)
+        if remaining and self.strict:
+            listed = "; ".join(f"{f.op} at '{f.tensor[:60]}' ({f.reason})" for f in remaining[:5])
+            raise ValueError(
+                f"strict=True and {len(remaining)} operations would stay float: {listed}. Replace "
+                "those layers, or convert without strict. Nothing was written."
+            )
+        if any(op.name == "HARD_SWISH" and op.dtype == "int8" for op in found.operators):
+            self.notes.append(
+                "HARD_SWISH in int8 splits XNNPACK's delegation, which is slow on phones' CPUs: "
+                "relu6 is faster"
+            )
+        return Report(
+            path=str(path),
+            precision=self.precision,
+            io_dtype=self.io_dtype,
+            file_bytes=len(data),
+            zipped_bytes=found.zipped_bytes,
+            check=self._check(data, path),
+            ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
+            float_ops=remaining,
+            notes=self.notes,
+            seconds=self.rounded_seconds(),
+        )
+
+    def _check(self, data: bytes, path):
+        if self.settings.target is None:
+            return None
+        from tfcompress.targets.check import check
+
+        found = self.timed("check", check, data, self.settings.target)
+        return dataclasses.replace(found, path=str(path))
+
+    def _float_ops(self, found) -> list[FloatOp]:
+        """The operations that stayed float although integers were asked for."""
+        if self.precision not in STATIC or self.weights_only:
+            return []
+        return report.listed(found, self.reasons)
+
+
+def _read_marked(converter, names):
+    """What a converter writes: the named file without its markers, and what they said."""
+    parsed = flatbuffer.read(lower.run_converter(converter))
+    known, floats = ranges.take_markers(parsed)
+    signature.name_inputs_and_outputs(parsed, *names)
+    return parsed, known, floats
+
+
+def _prepare(model: keras.Model) -> keras.Model:
+    """A plain float model with its layers opened into what has integer kernels."""
+    if is_compressed(model):
+        return model
+    return open_layers(model)
+
+
+def _stacked(samples: Iterable[dict], size: int):
+    """Batches of `size` samples; the last one is filled up by repeating its last sample."""
+    kept: list[dict] = []
+    for sample in samples:
+        kept.append(sample)
+        if len(kept) == size:
+            yield {name: np.concatenate([k[name] for k in kept]) for name in sample}
+            kept = []
+    if kept:
+        kept += [kept[-1]] * (size - len(kept))
+        yield {name: np.concatenate([k[name] for k in kept]) for name in kept[0]}
+
+
+Progress = Callable[[str, int, int | None], Any]
+
+
+def convert(
+    model,
+    path,
+    *,
+    precision: str | None = None,
+    io_dtype: str | None = None,
+    calibration: Any = None,
+    batch_size: int | None = None,
+    dense: str | None = None,
+    target: str | os.PathLike[str] | Target | None = None,
+    metadata: Any = None,
+    format: str | None = None,
+    strict: bool = False,
+    select_tf_ops: bool = False,
+    samples: int | None = 500,
+    progress: Progress | None = None,
+) -> Report:
+    """Writes a Keras model as a .tflite file, or on from there as ONNX or OpenVINO IR.
+
+    Args:
+        model: a `keras.Model`, from `quantize_aware` or plain, or the path of a .keras, .h5 or
+            SavedModel; also a model of tf_keras, plain or under TFMOT's wrappers.
+        path: where the file goes; it is written whole or not at all.
+        precision: "float32"; "float16" (weights); "dynamic_int8" (int8 weights, activations
+            quantized at run time); "int8"; "int16x8" (int16 activations); "int4" (4-bit weights of
+            Conv2D and Dense, with int8 activations if their ranges are known, float otherwise).
+            None: what the target prefers, or "int8".
+        io_dtype: type of inputs and outputs: "float32", "int8", "uint8", or "int16" with int16x8.
+            None: what the target prefers, or "float32".
+        calibration: samples of the inputs, for int8, int16x8 or int4 of a model not trained with
+            `quantize_aware`: a NumPy array, dict, generator or `tf.data.Dataset` of float values
+            as in training; a few hundred samples serve.
+        batch_size: fixed batch size of the file. None: what the target asks for, or 1.
+        dense: "per_channel" or "per_tensor" scales of the weights of Dense layers that were not
+            trained for quantization. None: what the target takes, or "per_channel".
+        target: a name from `list_targets()`, or the path of a target file of your own: fills in
+            what is None above and checks the file at the end, see `check`. What contradicts it is
+            an error. For targets whose compilers reject new op versions, these are lowered.
+        metadata: a `Metadata`, a dict or a JSON file: names, descriptions, normalization and labels
+            that go into a .tflite file.
+        format: "tflite", "onnx" or "openvino" (an .xml file and a .bin file beside it), made from
+            the .tflite file by tf2onnx and OpenVINO in environments of their own. None: by the
+            path's ending.
+        strict: raise if an operation stays float although integers were asked for.
+        select_tf_ops: allow operations of TensorFlow that LiteRT lacks (needs the Flex delegate).
+        samples: how many calibration samples to use, the first ones; None uses all.
+        progress: called as `progress(stage, done, total)`.
+
+    Returns:
+        A `Report`: sizes, operations, what stayed float and why, the target's check, seconds.
+
+    Raises:
+        ValueError: if an argument, the model, the calibration data or the metadata will not do.
+
+    Example:
+        >>> report = convert(qat, "model.tflite", precision="int8", io_dtype="int8")
+        >>> report = convert(qat, "model.tflite", target="edge_tpu")
+    """
+    settings = settle(precision, io_dtype, batch_size, dense, target)
+    format = settle_format(settings, format, path, metadata)
+    described = _metadata(metadata)
+    writing.check_writable(path)
+    job = Job(settings, strict, select_tf_ops, progress)
+    if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
+        model = job.timed("load", models.load_model, model)
+    data = job.finish(job.run(model, calibration, samples), described)
+    report = job.report(path, data)
+    if format == "tflite":
+        writing.atomic_write(path, data)
+        return report
+    from tfcompress.conversion import exchange
+
+    write = {"onnx": exchange.to_onnx, "openvino": exchange.to_openvino}[format]
+    # An iterator is used up by now.
+    kept = None if isinstance(calibration, Iterator) else calibration
+    exchanged = job.timed(format, write, data, path, samples=kept)
+    return dataclasses.replace(
+        report, format=format, exchanged=exchanged, seconds=job.rounded_seconds()
+    )
+
+
+def _metadata(given: Any) -> Any:
+    if given is None:
+        return None
+    from tfcompress.tflite.metadata import load_metadata
+
+    return load_metadata(given)

@@ -1,0 +1,158 @@
+"""The integer grids that trained weights lie on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.conversion.ranges import Range, constant, is_constant
+from tfcompress.tflite.flatbuffer import op_name
+
+# In steps. Values that a float32 factor was folded into are off by a ten-thousandth of one.
+_TOLERANCE = 1e-3
+
+
+class Grid(NamedTuple):
+    """A symmetric integer grid: its bits, "t" for one scale or "c" for one a channel, its scales.
+
+    `scale` has the rank of the weight, and is 0 for a channel of zeros. `widest` tells whether the
+    largest code of each scale is the greatest one.
+    """
+
+    bits: int
+    kind: str
+    scale: np.ndarray
+    widest: bool = True
+
+
+def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> Grid | None:
+    """The coarsest symmetric integer grid that holds all values of a weight.
+
+    Returns a `Grid`, None if no grid holds the values.
+    """
+    for bits in widths:
+        levels = 2 ** (bits - 1) - 1
+        for kind in "tc":
+            others = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
+            largest = np.abs(weight).max(axis=others, keepdims=True, initial=0.0)
+            codes = weight / np.where(largest > 0, largest, 1.0) * levels
+            if np.abs(codes - np.rint(codes)).max(initial=0.0) < 5e-3:
+                return Grid(bits, kind, largest.astype(np.float64) / levels)
+    for bits in (width for width in widths if width <= 8):  # LiteRT stores no wider ones
+        scale = shared_codes(weight, axis, 2 ** (bits - 1) - 1)
+        if scale is not None:
+            return Grid(bits, "c", scale, widest=False)
+    return None
+
+
+def shared_codes(weight: np.ndarray, axis: int, levels: int) -> np.ndarray | None:
+    """Scales by channel of weights that had one scale until a normalization was folded into them.
+
+    A channel's largest code then is any number up to `levels`. Of those that fit, the one is taken
+    whose codes other channels have, too, so that clustered weights stay as few different codes.
+
+    Returns scales of the rank of `weight`, None if a channel fits no grid.
+    """
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
+    options = []  # for each channel the codes that its values may be, by the largest of them
+    for row in rows:
+        values = np.unique(row)
+        largest = np.abs(values).max(initial=0.0)
+        tops = np.arange(1, levels + 1)[:, None]
+        codes = values[None] / (largest or 1.0) * tops
+        fits = np.abs(codes - np.rint(codes)).max(axis=1, initial=0.0) < _TOLERANCE
+        if not fits.any():
+            return None
+        options.append(
+            {int(t): frozenset(np.rint(codes[t - 1]).astype(int)) for t in tops[fits, 0]}
+        )
+    order = sorted(range(len(rows)), key=lambda i: -len(options[i][max(options[i])]))
+    found = [_agree(options, order, top) for top in options[order[0]]]
+    chosen, _ = min(found, key=lambda each: len(each[1]))
+    scale = np.abs(rows).max(axis=1, initial=0.0) / [chosen[i] for i in range(len(rows))]
+    return scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+
+
+def _agree(options: list[dict[int, frozenset]], order: list[int], first: int):
+    """The largest code of each channel, if the first one's is `first`, and all codes there are."""
+    known = set(options[order[0]][first])
+    chosen = {order[0]: first}
+    for index in order[1:]:
+        top = min(options[index], key=lambda t: (len(options[index][t] - known), -t))
+        chosen[index] = top
+        known |= options[index][top]
+    return chosen, known
+
+
+def table_ranges(model, weight_bits: set[int]) -> dict[int, Range]:
+    """Ranges of embedding tables on a trained grid, and of the rows gathered from them."""
+    found = {}
+    for op in model.subgraphs[0].operators:
+        if op_name(model, op) not in ("GATHER", "EMBEDDING_LOOKUP"):
+            continue
+        tables = [i for i in op.inputs if i >= 0 and is_float_constant(model, i)]
+        for index in tables:
+            grid = find_grid(constant(model, index), 0, sorted(weight_bits))
+            if grid is None or grid.kind != "t":
+                continue
+            scale = float(grid.scale.max())
+            known = Range(-128 * scale, 127 * scale)
+            found.update({index: known, op.outputs[0]: known})
+    return found
+
+
+def stored_range(grid: Grid, bits: int) -> dict[str, np.ndarray]:
+    """The range that gives weights of a grid the same values when they are stored in some bits."""
+    limit = (grid.scale * (2 ** (bits - 1) - 1)).astype(np.float32)
+    return {"min": -limit, "max": limit}
+
+
+def is_float_constant(model, index: int) -> bool:
+    """Whether a tensor is float and holds data in the file."""
+    return model.subgraphs[0].tensors[index].type == 0 and is_constant(model, index)
+
+
+_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
+_OPERANDS = (0, 2)  # activation, bias
+_SHARE = 0.25
+
+
+def center(model, op, ranges: dict[int, Range], scale: np.ndarray) -> None:
+    """Moves the bias of one convolution. Changes `model`."""
+    if op_name(model, op) not in _CONVOLUTIONS or len(op.inputs) < 3:
+        return
+    x, bias = (op.inputs[operand] for operand in _OPERANDS)
+    known = x in ranges and op.outputs[0] in ranges and bias >= 0 and is_constant(model, bias)
+    if not known or ranges[x].bits != 8:
+        return
+    step = _scale(ranges[x]) * scale.ravel()
+    mantissa = np.frexp(step / _scale(ranges[op.outputs[0]]))[0]
+    shift = np.divide(_SHARE * step, mantissa, out=np.zeros_like(step), where=step > 0)
+    moved = (constant(model, bias) - shift).astype(np.float32)
+    op.inputs[2] = _replace_constant(model, bias, moved)
+
+
+def _scale(known: Range) -> float:
+    return (known.maximum - known.minimum) / (2**known.bits - 1)
+
+
+def _replace_constant(model, index: int, values: np.ndarray) -> int:
+    """Gives a constant new values; a new tensor, if others share it. Returns its index."""
+    graph = model.subgraphs[0]
+    tensor = graph.tensors[index]
+    readers = sum(list(op.inputs).count(index) for op in graph.operators)
+    holders = sum(other.buffer == tensor.buffer for other in graph.tensors)
+    if readers == holders == 1:
+        model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
+        return index
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    tensor = schema.TensorT()
+    tensor.__dict__.update(graph.tensors[index].__dict__)
+    tensor.buffer = len(model.buffers) - 1
+    tensor.name = bytes(tensor.name) + f"_{len(graph.tensors)}".encode()
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1

@@ -1,0 +1,241 @@
+"""Integer kernels that LiteRT has and ai-edge-quantizer does not use yet.
+
+What it leaves as DEQUANTIZE -> float op -> QUANTIZE becomes the op itself on integers.
+"""
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.conversion.ranges import Range
+from tfcompress.tflite.flatbuffer import op_name
+
+# Ops with int8 kernels (and the version from which they have them).
+KERNELS = {
+    "LEAKY_RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1, "PRELU": 1, "ELU": 1, "EXPAND_DIMS": 1,
+    "SQUEEZE": 1, "TILE": 2, "REDUCE_MAX": 2, "MINIMUM": 2, "ABS": 2, "EXP": 2, "LOG": 2,
+    "DEPTH_TO_SPACE": 1, "SPACE_TO_BATCH_ND": 2, "BATCH_TO_SPACE_ND": 2, "REVERSE_V2": 1,
+    "SPLIT_V": 2,
+}  # fmt: skip
+
+# Those that move codes about and never look at scales: all of their tensors must have the same.
+SAME_SCALE = set(
+    "EXPAND_DIMS SQUEEZE TILE REDUCE_MAX MINIMUM DEPTH_TO_SPACE SPACE_TO_BATCH_ND "
+    "BATCH_TO_SPACE_ND REVERSE_V2 SPLIT_V".split()
+)
+_FLOAT, _INT8 = 0, 9
+
+
+def fold(model, ranges: dict[str, Range]) -> None:
+    """Turns float ops between DEQUANTIZE and QUANTIZE into integer ones. Changes `model`."""
+    for graph in model.subgraphs:
+        _Folder(model, graph, ranges).run()
+
+
+class _Folder:
+    """Folds the ops of a graph in their order, so that chains of them are folded too."""
+
+    def __init__(self, model, graph, ranges: dict[str, Range]):
+        self.model, self.graph, self.ranges = model, graph, ranges
+        self.operators: list = []
+        self.gone: set[int] = set()
+        # float tensor -> the int8 tensor that it is read from
+        self.source: dict[int, int] = {}
+        self.quantizes: dict[int, list] = {}
+        for op in graph.operators:
+            if op_name(model, op) == "QUANTIZE":
+                self.quantizes.setdefault(op.inputs[0], []).append(op)
+
+    def run(self) -> None:
+        tensors = self.graph.tensors
+        for op in self.graph.operators:
+            if id(op) in self.gone:
+                continue
+            name = op_name(self.model, op)
+            if name in KERNELS and self._is_foldable(op, name):
+                self._fold(op, name)
+                continue
+            self.operators.append(op)
+            if name == "DEQUANTIZE" and tensors[op.inputs[0]].type == _INT8:
+                self.source[op.outputs[0]] = op.inputs[0]
+            elif name == "QUANTIZE" and tensors[op.outputs[0]].type == _INT8:
+                self.source.setdefault(op.inputs[0], op.outputs[0])
+        self.graph.operators = [op for op in self.operators if id(op) not in self.gone]
+        _drop_idle_quantizes(self.model, self.graph)
+        _drop_unread(self.model, self.graph)
+
+    def _floats(self, indices) -> list[int]:
+        return [i for i in indices if i >= 0 and self.graph.tensors[i].type == _FLOAT]
+
+    def _is_foldable(self, op, name: str) -> bool:
+        inputs = self._floats(op.inputs)
+        constants = [i for i in inputs if _is_constant(self.model, self.graph.tensors[i])]
+        activations = [i for i in inputs if i not in constants]
+        if not activations or (constants and name not in ("PRELU", "MINIMUM")):
+            return False
+        grids = [self._grid_of(i) for i in activations]
+        if None in grids:
+            return False
+        if name in SAME_SCALE and len(set(grids)) > 1:
+            return False
+        return all(self._wanted_grid(i) is not None for i in self._floats(op.outputs))
+
+    def _grid_of(self, index: int) -> tuple[float, int] | None:
+        """Scale and zero point with which a float tensor can be read as int8."""
+        if index in self.source:
+            return _grid(self.graph.tensors[self.source[index]])
+        return self._wanted_grid(index) if index in self.graph.inputs else None
+
+    def _wanted_grid(self, output: int) -> tuple[float, int] | None:
+        """Scale and zero point that an output is to have; None if it is to stay float."""
+        known = self.ranges.get(bytes(self.graph.tensors[output].name).decode())
+        if known is None or known.bits != 8:
+            return None
+        for op in self.quantizes.get(output, []):
+            if self.graph.tensors[op.outputs[0]].type == _INT8:
+                return _grid(self.graph.tensors[op.outputs[0]])
+        scale = max(known.maximum - known.minimum, 1e-9) / 255
+        return scale, round(np.clip(-128 - known.minimum / scale, -128, 127))
+
+    def _fold(self, op, name: str) -> None:
+        """Moves an op onto integer tensors; a DEQUANTIZE after it serves those that read floats."""
+        tensors = self.graph.tensors
+        for index in self._floats(op.inputs):
+            if index in self.graph.inputs and index not in self.source:
+                made = self._integer_tensor(index, self._wanted_grid(index))
+                self.operators.append(_conversion(self.model, "QUANTIZE", index, made))
+                self.source[index] = made
+        op.inputs = [self.source.get(i, i) for i in op.inputs]
+        first = next(i for i in op.inputs if i >= 0 and tensors[i].type == _INT8)
+        for index in self._floats(op.inputs):
+            op.inputs = [self._constant(i, first, name) if i == index else i for i in op.inputs]
+        outputs = list(op.outputs)
+        self.operators.append(op)
+        for position, output in enumerate(outputs):
+            if tensors[output].type != _FLOAT:
+                continue
+            grid = _grid(tensors[first]) if name in SAME_SCALE else self._wanted_grid(output)
+            outputs[position] = self.source[output] = self._integer_tensor(output, grid)
+            back = _conversion(self.model, "DEQUANTIZE", outputs[position], output)
+            self.operators.append(back)
+        op.outputs = outputs
+        _raise_version(self.model, op)
+
+    def _integer_tensor(self, output: int, grid) -> int:
+        """The int8 tensor in an output's place: that of a QUANTIZE of the same grid, or a new one.
+
+        Any other QUANTIZE of the output changes the scale instead.
+        """
+        tensors, found = self.graph.tensors, None
+        for op in self.quantizes.get(output, []):
+            target = tensors[op.outputs[0]]
+            if found is None and target.type == _INT8 and _grid(target) == grid:
+                found = op.outputs[0]
+                self.gone.add(id(op))
+        if found is None:
+            name = bytes(tensors[output].name) + b"_quantized"
+            tensors.append(_copy(tensors[output], name=name, type=_INT8))
+            tensors[-1].quantization = _quantization(*grid)
+            found = len(tensors) - 1
+        for op in self.quantizes.get(output, []):
+            op.inputs = [found]
+        return found
+
+    def _constant(self, index: int, like: int, name: str) -> int:
+        """An int8 twin of a constant: on its own symmetric grid, or on that of another tensor."""
+        tensor = self.graph.tensors[index]
+        raw = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8).tobytes()
+        values = np.frombuffer(raw, np.float32)
+        scale, zero = max(float(np.abs(values).max(initial=0.0)), 1e-9) / 127, 0
+        if name in SAME_SCALE:
+            scale, zero = _grid(self.graph.tensors[like])
+        codes = np.clip(np.rint(values / scale) + zero, -128, 127).astype(np.int8)
+        self.model.buffers.append(_copy(schema.BufferT(), data=codes.view(np.uint8)))
+        self.graph.tensors.append(
+            _copy(
+                tensor,
+                name=bytes(tensor.name) + b"_quantized",
+                type=_INT8,
+                buffer=len(self.model.buffers) - 1,
+                quantization=_quantization(scale, zero),
+            )
+        )
+        return len(self.graph.tensors) - 1
+
+
+def _is_constant(model, tensor) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def _grid(tensor) -> tuple[float, int]:
+    zero = tensor.quantization.zeroPoint
+    return float(np.float32(tensor.quantization.scale[0])), 0 if zero is None else int(zero[0])
+
+
+def _quantization(scale: float, zero: int):
+    return _copy(schema.QuantizationParametersT(), scale=[scale], zeroPoint=[zero])
+
+
+def _copy(table, **changes):
+    """A copy of a table of the schema with some of its fields changed."""
+    twin = type(table)()
+    twin.__dict__.update({**table.__dict__, **changes})
+    return twin
+
+
+def _conversion(model, name: str, source: int, target: int):
+    """A new QUANTIZE or DEQUANTIZE."""
+    builtin = getattr(schema.BuiltinOperator, name)
+    codes = [i for i, c in enumerate(model.operatorCodes) if c.builtinCode == builtin]
+    if not codes:
+        made = {"builtinCode": builtin, "deprecatedBuiltinCode": builtin, "version": 2}
+        model.operatorCodes.append(_copy(schema.OperatorCodeT(), **made))
+        codes = [len(model.operatorCodes) - 1]
+    return _copy(schema.OperatorT(), opcodeIndex=codes[0], inputs=[source], outputs=[target])
+
+
+def _raise_version(model, op) -> None:
+    """Integer kernels of some ops came with a later version of the op."""
+    code = model.operatorCodes[op.opcodeIndex]
+    needed = KERNELS[op_name(model, op)]
+    if code.version < needed:
+        model.operatorCodes.append(_copy(code, version=needed))
+        op.opcodeIndex = len(model.operatorCodes) - 1
+
+
+def _drop_idle_quantizes(model, graph) -> None:
+    """Takes out QUANTIZE ops from a scale to the same scale, as before a PACK."""
+    alias: dict[int, int] = {}
+    kept = []
+    for op in graph.operators:
+        op.inputs = [alias.get(i, i) for i in op.inputs]
+        idle = op_name(model, op) == "QUANTIZE" and op.outputs[0] not in graph.outputs
+        if idle and _same_grid(graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]):
+            alias[op.outputs[0]] = op.inputs[0]
+        else:
+            kept.append(op)
+    graph.operators = kept
+
+
+def _same_grid(a, b) -> bool:
+    if a.type != b.type or a.quantization is None or b.quantization is None:
+        return False
+    pairs = (
+        (a.quantization.scale, b.quantization.scale),
+        (a.quantization.zeroPoint, b.quantization.zeroPoint),
+    )
+    return all(
+        x is not None
+        and y is not None
+        and len(x) == len(y)
+        and all(x[i] == y[i] for i in range(len(x)))
+        for x, y in pairs
+    )
+
+
+def _drop_unread(model, graph) -> None:
+    """Takes out DEQUANTIZE ops that nobody reads any more."""
+    read = {i for op in graph.operators for i in op.inputs} | set(graph.outputs)
+    graph.operators = [
+        op for op in graph.operators if op_name(model, op) != "DEQUANTIZE" or op.outputs[0] in read
+    ]

@@ -1,0 +1,247 @@
+"""Which layer of a .tflite file the error comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.conversion.convert import float_file
+from tfcompress.graph.flatten import flatten
+from tfcompress.layers.compressed import TARGETS
+from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.run import INTEGERS, Runner, port
+
+_EDGES = ("QUANTIZE", "DEQUANTIZE")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerError:
+    """How far the output of one operation is from that of the float model.
+
+    Attributes:
+        layer: the Keras layer where the tensor's name tells it, else ''.
+        op: the operation in LiteRT.
+        tensor: the name of its output in the file.
+        sqnr_db: of that tensor; errors from layers before are in it.
+        input_sqnr_db: the worst of the tensors that the operation reads; where `sqnr_db` lies far
+            below, the operation itself adds the error. Infinite at the model's inputs.
+    """
+
+    layer: str
+    op: str
+    tensor: str
+    sqnr_db: float
+    input_sqnr_db: float
+
+
+def layer_errors(
+    model: keras.Model | None, file: Any, content: bytes, batches: list[dict[str, np.ndarray]]
+) -> tuple[LayerError, ...]:
+    """Compares each operation's output with that of the float file of the same model.
+
+    Args:
+        content: the bytes of the file.
+        batches: values by the file's input names, of the shapes of its inputs.
+    """
+    if model is None:
+        raise ValueError(
+            "the layers of a SavedModel are not known; expected a Keras model for layers=True. "
+            "Name the .keras file that it was exported from."
+        )
+    ratios = tensor_errors(file, content, float_twin(model, file), batches)
+    if not ratios:
+        raise ValueError(
+            "no tensor of the file has the name of one of the float model's; expected a file that "
+            "tfcompress.convert made from this model. Verify it without layers."
+        )
+    names, tensors = LayerNames(model), file.subgraphs[0].tensors
+    found = []
+    for op in file.subgraphs[0].operators:
+        if op.outputs and op.outputs[0] in ratios and flatbuffer.op_name(file, op) not in _EDGES:
+            index = op.outputs[0]
+            before = [ratios.get(i, math.inf) for i in op.inputs]
+            name = flatbuffer.text(tensors[index].name)
+            worst = min(before, default=math.inf)
+            kind = flatbuffer.op_name(file, op)
+            found.append(LayerError(names.of(name), kind, name, ratios[index], worst))
+    # NaN is worse than anything.
+    return tuple(sorted(found, key=lambda e: -math.inf if math.isnan(e.sqnr_db) else e.sqnr_db))
+
+
+def float_twin(model: keras.Model, file: Any) -> Any:
+    """The float file of a model whose operations have the forms that they have in a file."""
+    tensors = file.subgraphs[0].tensors
+    is_integer = any(
+        flatbuffer.dtype_name(t) in INTEGERS and not flatbuffer.is_constant(file, t)
+        for t in tensors
+    )
+    batch_size = int(tensors[file.subgraphs[0].inputs[0]].shape[0])
+    return float_file(model, batch_size=batch_size, integer=is_integer, select_tf_ops=True)[0]
+
+
+def tensor_errors(
+    file: Any, content: bytes, exact: Any, batches: list[dict[str, np.ndarray]]
+) -> dict[int, float]:
+    """Compares the activations of two files that have the same name.
+
+    Args:
+        file, content: the `ModelT` of the file, and its bytes.
+    """
+    pairs = _pairs(file, exact)
+    return _measure(file, content, exact, pairs, batches) if pairs else {}
+
+
+def _pairs(file: Any, exact: Any) -> dict[int, int]:
+    """Index of an activation in the file -> index of the float tensor of the same name."""
+    by_name = {
+        name: index
+        for index, tensor in enumerate(exact.subgraphs[0].tensors)
+        if not flatbuffer.is_constant(exact, tensor)
+        # The converter's own modes number some tensors anew.
+        for name in (flatbuffer.text(tensor.name), _unnumbered(tensor))
+    }
+    pairs = {}
+    graph = file.subgraphs[0]
+    # Quantization leaves tensors that no operation makes, whose values cannot be read.
+    for index in sorted({*graph.inputs, *(i for op in graph.operators for i in op.outputs)}):
+        tensor = graph.tensors[index]
+        name = flatbuffer.text(tensor.name)
+        names = (name, _unnumbered(tensor), name.removesuffix("_quantized"))
+        other = next((by_name[n] for n in names if n in by_name), None)
+        if other is None or flatbuffer.is_constant(file, tensor):
+            continue
+        if list(exact.subgraphs[0].tensors[other].shape) == list(tensor.shape):
+            pairs[index] = other
+    for op in graph.operators:
+        if flatbuffer.op_name(file, op) == "QUANTIZE" and op.inputs[0] in pairs:
+            pairs.setdefault(op.outputs[0], pairs[op.inputs[0]])
+    return pairs
+
+
+def _unnumbered(tensor: Any) -> str:
+    return re.sub(r"[\d_]+$", "", flatbuffer.text(tensor.name))
+
+
+def _measure(file, content, exact, pairs, batches) -> dict[int, float]:
+    """SQNR in dB by tensor index."""
+    ours = Runner(file, content, "the file", reference=True, keep=True)
+    theirs = Runner(exact, flatbuffer.write(exact), "the float file", reference=True, keep=True)
+    signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
+    taken, named = [e.name for e in ours.inputs], [e.name for e in theirs.inputs]
+    # The file may bear other names than the model has now.
+    named = taken if set(taken) == set(named) else named
+    for batch in batches:
+        ours.run(batch)
+        theirs.run({theirs_: batch[ours_] for ours_, theirs_ in zip(taken, named, strict=True)})
+        for index, other in pairs.items():
+            wanted = theirs.tensor(port(exact, other)).astype(np.float64)
+            got = ours.tensor(port(file, index)).astype(np.float64)
+            signal[index] += float(np.square(wanted).sum())
+            noise[index] += float(np.square(wanted - got).sum())
+    return {index: sqnr_db(signal[index], noise[index]) for index in pairs}
+
+
+class LayerNames:
+    """Finds the Keras layer in a tensor's name: 'functional_1/r1_1/Relu;functional_1/c1_1/...'.
+
+    Args:
+        model: whose layers there are.
+    """
+
+    def __init__(self, model: keras.Model):
+        layers = [layer for m in (model, flatten(model)) for layer in m._flatten_layers()]
+        others = (FakeQuant, keras.Model)
+        self.known = {layer.name for layer in layers if not isinstance(layer, others)}
+        self.weighted = {
+            layer.name
+            for layer in layers
+            if not layer._layers and any(v.name in TARGETS for v in layer.variables)
+        }
+
+    def of(self, tensor: str) -> str:
+        """The name of the layer that a tensor comes from; '' if its name does not tell."""
+        parts = [part.rstrip("_") for part in re.split("[/;]", tensor) if part]
+        # The exported copy of a layer has a number behind its name.
+        names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]
+        names += [n.removesuffix("_range") for n in names if n.endswith("_range")]
+        found = [name for name in names if name in self.known]
+        return next((name for name in found if name in self.weighted), found[0] if found else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How two runs of an output differ.
+
+    Attributes:
+        max_lsb, mean_lsb: absolute differences in LSB.
+        max_abs: the largest absolute difference in real units.
+        agreement: share of argmaxes over the last axis that are equal, of values that are equal
+            for whole numbers; None if there is but one value.
+        sqnr_db: signal to quantization noise ratio; infinite if both are equal.
+    """
+
+    max_lsb: float
+    mean_lsb: float
+    max_abs: float
+    agreement: float | None
+    sqnr_db: float
+
+
+class Tally:
+    """Adds up differences batch by batch, so that outputs need not be kept."""
+
+    def __init__(self) -> None:
+        self.low, self.high = math.inf, -math.inf
+        self._largest = self._sum = self._signal = self._noise = 0.0
+        self._count = self._equal = self._compared = 0
+
+    def add(self, expected: np.ndarray, received: np.ndarray) -> None:
+        """Takes in a batch.
+
+        Args:
+            expected, received: arrays of the same shape, samples first.
+        """
+        if not np.size(expected):
+            return
+        wanted, got = expected.astype(np.float64), received.astype(np.float64)
+        error = np.abs(wanted - got)
+        # NumPy's maximum keeps NaN, so that a file that gives it cannot pass.
+        self._largest = float(np.maximum(self._largest, error.max()))
+        self._sum += float(error.sum())
+        self._count += error.size
+        self._signal += float(np.square(wanted).sum())
+        self._noise += float(np.square(error).sum())
+        self.low = min(self.low, float(wanted.min()))
+        self.high = max(self.high, float(wanted.max()))
+        if expected.dtype.kind in "iub":
+            self._equal += int((wanted == got).sum())
+            self._compared += wanted.size
+        elif wanted.ndim > 1 and wanted.shape[-1] > 1:
+            equal = wanted.argmax(-1) == got.argmax(-1)
+            self._equal += int(equal.sum())
+            self._compared += equal.size
+
+    def result(self, lsb: float) -> Difference:
+        """What was found, in units of `lsb`."""
+        return Difference(
+            max_lsb=self._largest / lsb,
+            mean_lsb=self._sum / max(self._count, 1) / lsb,
+            max_abs=self._largest,
+            agreement=self._equal / self._compared if self._compared else None,
+            sqnr_db=sqnr_db(self._signal, self._noise),
+        )
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """The ratio of two energies in decibels."""
+    if not math.isfinite(noise):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -1,0 +1,305 @@
+"""Activation ranges read from the markers of a float .tflite, and spread to where they hold too.
+
+A converted fake-quantization op is a QUANTIZE -> DEQUANTIZE pair around nothing. Each pair tells
+the range of the tensor before it; the pairs are then taken out again, which leaves a float file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.tflite.flatbuffer import op_name
+
+# Ops whose outputs have the scale of their (first) input, and which tensors of them take part.
+SAME_SCALE = set(
+    "MAX_POOL_2D AVERAGE_POOL_2D RESHAPE PAD PADV2 MIRROR_PAD TRANSPOSE SLICE STRIDED_SLICE SPLIT "
+    "SPLIT_V UNPACK PACK CONCATENATION GATHER GATHER_ND RESIZE_NEAREST_NEIGHBOR RESIZE_BILINEAR "
+    "EXPAND_DIMS SQUEEZE TILE BROADCAST_TO SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND "
+    "BATCH_TO_SPACE_ND REVERSE_V2 REDUCE_MAX REDUCE_MIN MAXIMUM MINIMUM DYNAMIC_UPDATE_SLICE "
+    "SELECT SELECT_V2 CUMSUM".split()
+)
+
+FIXED = {
+    "SOFTMAX": (0.0, 255 / 256),
+    "LOGISTIC": (0.0, 255 / 256),
+    "TANH": (-1.0, 127 / 128),
+}
+
+# LiteRT's softmax ends the process at scales below, which it takes for multipliers of 1 and more.
+_SOFTMAX_SCALE = 1.001 * 2.0**-26
+
+
+@dataclasses.dataclass
+class Range:
+    """The range of an activation: minimum, maximum in real units, and its bits (8 or 16)."""
+
+    minimum: float
+    maximum: float
+    bits: int = 8
+
+
+def take_markers(model) -> tuple[dict[int, Range], set[int]]:
+    """Takes the markers out of a float model and tells what they said. Changes `model`."""
+    graph = model.subgraphs[0]
+    alias: dict[int, int] = {}
+    ranges: dict[int, Range] = {}
+    floats: set[int] = set()
+    kept = []
+    for op in graph.operators:
+        name = op_name(model, op)
+        if name not in ("QUANTIZE", "DEQUANTIZE"):
+            kept.append(op)
+            continue
+        source = alias.get(op.inputs[0], op.inputs[0])
+        alias[op.outputs[0]] = source
+        if name == "QUANTIZE":
+            told = _range_of(graph.tensors[op.outputs[0]])
+            if source not in ranges:
+                ranges[source] = told
+            elif op.inputs[0] in alias and told.maximum - told.minimum > 1.5 * (
+                ranges[source].maximum - ranges[source].minimum
+            ):
+                floats.add(source)  # the second, wider one of two in a row
+    graph.operators = kept
+    for op in graph.operators:
+        op.inputs = [alias.get(i, i) for i in op.inputs]
+    _move_outputs(model, alias)
+    _fold_reshapes(model, ranges)
+    new = _drop_unused_tensors(model)
+    remaining = {new[i]: known for i, known in ranges.items() if i in new}
+    return remaining, {new[i] for i in floats if i in new}
+
+
+def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
+    """Ranges for all tensors that must have the same one as a tensor whose range is known."""
+    graph, known = model.subgraphs[0], dict(ranges)
+    groups = [_same_scale(model, op) for op in graph.operators]
+    for op in graph.operators:
+        fixed = FIXED.get(op_name(model, op))
+        bits = next((known[i].bits for i in op.inputs if i in known), 8)
+        if fixed and bits == 8:
+            known[op.outputs[0]] = Range(*fixed)
+    changed = True
+    while changed:
+        changed = False
+        for group in groups + groups[::-1]:
+            found = next((known[i] for i in group if i in known), None)
+            if found is None:
+                continue
+            missing = [i for i in group if i not in known]
+            known.update((i, found) for i in missing)
+            changed = changed or bool(missing)
+    return known
+
+
+def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:
+    """Widens ranges that are too narrow for LiteRT, of logits that vanish. Changes `ranges`."""
+    wide: set[int] = set()
+    for op in reversed(model.subgraphs[0].operators):
+        if op_name(model, op) in ("SOFTMAX", "LOG_SOFTMAX"):
+            wide.add(op.inputs[0])
+        elif wide.intersection(op.outputs):
+            wide.update(_same_scale(model, op))
+    for index in wide.intersection(ranges):
+        found = ranges[index]
+        least = found.minimum + 255 * _SOFTMAX_SCALE
+        if found.bits == 8 and found.maximum < least:
+            ranges[index] = Range(found.minimum, least)
+
+
+def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
+    """Takes out a ReLU that the range of its output carries out. Changes both arguments.
+
+    A tensor with range [0, m] saturates at 0 and m, so that the op before can write it directly.
+    """
+    graph = model.subgraphs[0]
+    readers: dict[int, int] = {}
+    for op in graph.operators:
+        for index in op.inputs:
+            readers[index] = readers.get(index, 0) + 1
+    producer = {index: op for op in graph.operators for index in op.outputs}
+    kept = []
+    for op in graph.operators:
+        source, target = op.inputs[0] if op.inputs else -1, op.outputs[0]
+        clips = op_name(model, op) in ("RELU", "RELU6") and source not in ranges
+        alone = readers.get(source) == 1 and source in producer and source not in graph.outputs
+        if clips and alone and target in ranges and ranges[target].minimum >= 0:
+            before = producer[source]
+            before.outputs = [target if i == source else i for i in before.outputs]
+        else:
+            kept.append(op)
+    graph.operators = kept
+
+
+def floats_of(model, op) -> list[int]:
+    """The float activations that an op reads and writes (constants and -1 left out)."""
+    graph = model.subgraphs[0]
+    indices = [i for i in (*op.inputs, *op.outputs) if i >= 0]
+    return [i for i in indices if graph.tensors[i].type == 0 and not is_constant(model, i)]
+
+
+def is_constant(model, index: int) -> bool:
+    """Whether a tensor holds data in the file."""
+    data = model.buffers[model.subgraphs[0].tensors[index].buffer].data
+    return data is not None and len(data) > 0
+
+
+def constant(model, index: int) -> np.ndarray:
+    """A float32 constant of the file as an array."""
+    tensor = model.subgraphs[0].tensors[index]
+    raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8).tobytes()
+    shape = tuple(tensor.shape if tensor.shape is not None else ())
+    return np.frombuffer(raw, np.float32).reshape(shape)
+
+
+def _same_scale(model, op) -> list[int]:
+    """The float tensors, constants among them, that an op keeps on one scale."""
+    if op_name(model, op) not in SAME_SCALE:
+        return []
+    tensors = model.subgraphs[0].tensors
+    return [i for i in (*op.inputs, *op.outputs) if i >= 0 and tensors[i].type == 0]
+
+
+def _range_of(tensor) -> Range:
+    scale = float(tensor.quantization.scale[0])
+    zero = int(tensor.quantization.zeroPoint[0]) if tensor.quantization.zeroPoint is not None else 0
+    bits, signed = {3: (8, False), 9: (8, True), 7: (16, True), 16: (16, False)}[tensor.type]
+    lowest = -(2 ** (bits - 1)) if signed else 0
+    return Range((lowest - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
+
+
+def _fold_reshapes(model, ranges: dict[int, Range]) -> None:
+    """Carries out RESHAPE of constants, which their markers kept the converter from folding."""
+    graph, kept = model.subgraphs[0], []
+    for op in graph.operators:
+        source, target = op.inputs[0] if op.inputs else -1, op.outputs[0]
+        if op_name(model, op) != "RESHAPE" or not is_constant(model, source):
+            kept.append(op)
+            continue
+        # A buffer of its own: the converter lets equal constants share one, and each of them may
+        # be quantized in another way.
+        buffer = schema.BufferT()
+        buffer.data = model.buffers[graph.tensors[source].buffer].data
+        model.buffers.append(buffer)
+        graph.tensors[target].buffer = len(model.buffers) - 1
+        if source in ranges:
+            ranges[target] = ranges[source]
+    graph.operators = kept
+
+
+def _drop_unused_tensors(model) -> dict[int, int]:
+    """Takes out tensors that nothing refers to; returns old index -> new index."""
+    graph = model.subgraphs[0]
+    used = {i for op in graph.operators for i in (*op.inputs, *op.outputs) if i >= 0}
+    used |= {*graph.inputs, *graph.outputs}
+    new = {old: position for position, old in enumerate(sorted(used))}
+    new[-1] = -1
+    graph.tensors = [graph.tensors[i] for i in sorted(used)]
+    for op in graph.operators:
+        op.inputs, op.outputs = [new[i] for i in op.inputs], [new[i] for i in op.outputs]
+    graph.inputs, graph.outputs = [new[i] for i in graph.inputs], [new[i] for i in graph.outputs]
+    for signature in model.signatureDefs or []:
+        for entry in (*(signature.inputs or []), *(signature.outputs or [])):
+            entry.tensorIndex = new[entry.tensorIndex]
+    return new
+
+
+def _move_outputs(model, alias: dict[int, Any]) -> None:
+    graph = model.subgraphs[0]
+    graph.outputs = [alias.get(i, i) for i in graph.outputs]
+    for signature in model.signatureDefs or []:
+        for entry in signature.outputs or []:
+            entry.tensorIndex = alias.get(entry.tensorIndex, entry.tensorIndex)
+
+
+def part_outputs(model, ranges: dict[int, Range]) -> None:
+    """Gives every output a tensor that nothing else reads or is. Changes both arguments.
+
+    ai-edge-quantizer makes a file that does not run where an output is an input, is read by an
+    operation too, or is given twice: there a RESHAPE to its own shape stands between.
+    """
+    graph = model.subgraphs[0]
+    old = [int(index) for index in graph.outputs]
+    shared = {i for op in graph.operators for i in op.inputs} | set(graph.inputs)
+    shared |= {index for index in old if old.count(index) > 1}
+    new = [_reshaped(model, graph, i, ranges) if i in shared else i for i in old]
+    for signature in model.signatureDefs or []:
+        remaining = list(zip(old, new, strict=True))
+        for entry in signature.outputs or []:
+            pair = next(pair for pair in remaining if pair[0] == entry.tensorIndex)
+            remaining.remove(pair)
+            entry.tensorIndex = pair[1]
+    graph.outputs = new
+
+
+def require_ranges(model, ranges: dict[int, Range], io_dtype: str) -> None:
+    """Raises if an input or output cannot be of an integer type."""
+    graph = model.subgraphs[0]
+    for kind, indices in (("input", graph.inputs), ("output", graph.outputs)):
+        for index in indices:
+            if graph.tensors[index].type == 0 and index not in ranges:
+                name = bytes(graph.tensors[index].name).decode()
+                raise ValueError(
+                    f"{kind} '{name}' belongs to a layer that stays float, so that its range is "
+                    f"not known; received io_dtype='{io_dtype}'. Pass io_dtype='float32', or "
+                    "quantize that layer too."
+                )
+
+
+def _reshaped(model, graph, index: int, ranges: dict[int, Range]) -> int:
+    """A new tensor that a RESHAPE makes of another one."""
+    source = graph.tensors[index]
+    shape = np.asarray(source.shape, np.int32)
+    buffer = schema.BufferT()
+    buffer.data = shape.view(np.uint8)
+    model.buffers.append(buffer)
+    sizes = schema.TensorT()
+    sizes.name, sizes.type, sizes.shape = bytes(source.name) + b"_shape", 2, [len(shape)]
+    sizes.buffer = len(model.buffers) - 1
+    copied = schema.TensorT()
+    copied.__dict__.update(source.__dict__)
+    copied.name, copied.buffer = bytes(source.name) + b"_output", 0
+    graph.tensors += [sizes, copied]
+    op = schema.OperatorT()
+    op.opcodeIndex = _opcode(model, schema.BuiltinOperator.RESHAPE)
+    op.inputs, op.outputs = [index, len(graph.tensors) - 2], [len(graph.tensors) - 1]
+    op.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
+    op.builtinOptions = schema.ReshapeOptionsT()
+    op.builtinOptions.newShape = shape.tolist()
+    graph.operators.append(op)
+    if index in ranges:
+        ranges[op.outputs[0]] = ranges[index]
+    return op.outputs[0]
+
+
+def _opcode(model, builtin: int) -> int:
+    for number, code in enumerate(model.operatorCodes):
+        if code.builtinCode == builtin:
+            return number
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    code.version = 1
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def type_unread_outputs(model) -> None:
+    """Gives outputs of a SPLIT that nobody reads the type of the others. Changes `model`.
+
+    The quantizer leaves them float, and XNNPACK refuses the file: an unrolled LSTM, whose first
+    step has no use for its forget gate, is such a case.
+    """
+    for graph in model.subgraphs:
+        read = {i for op in graph.operators for i in op.inputs} | set(graph.outputs)
+        for op in graph.operators:
+            if op_name(model, op) not in ("SPLIT", "SPLIT_V", "UNPACK"):
+                continue
+            tensors = [graph.tensors[i] for i in op.outputs]
+            pattern = next((t for t in tensors if t.quantization and t.type != 0), None)
+            for index, tensor in zip(op.outputs, tensors, strict=True):
+                if pattern is not None and tensor.type == 0 and index not in read:
+                    tensor.type, tensor.quantization = pattern.type, pattern.quantization

@@ -1,0 +1,175 @@
+"""What `convert` tells about the file it wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tfcompress.conversion import ranges
+from tfcompress.tflite import flatbuffer
+
+if TYPE_CHECKING:
+    from tfcompress.targets.result import Check
+    from tfcompress.tflite.inspect import Inspection, OperatorInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatOp:
+    """An operation that stayed float: its name in LiteRT, its output tensor, and why."""
+
+    op: str
+    tensor: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What came out of a conversion.
+
+    Attributes:
+        path: where the file lies.
+        precision, io_dtype: what was asked for.
+        file_bytes, zipped_bytes: size of the file, plain and deflated.
+        ops: (op, dtype, count) of all operations.
+        float_ops: operations that stayed float although integers were asked for, and why.
+        notes: other things worth knowing.
+        seconds: wall time by stage.
+        format: "tflite", or what was made of the .tflite file, of which the above tells.
+        exchanged: what the conversion to that format found; None for "tflite".
+        check: what the target says, a `Check`; None if there was no target.
+    """
+
+    path: str
+    precision: str
+    io_dtype: str
+    file_bytes: int
+    zipped_bytes: int
+    ops: Sequence[tuple[str, str, int]]
+    float_ops: Sequence[FloatOp]
+    notes: Sequence[str]
+    seconds: dict[str, float]
+    format: str = "tflite"
+    exchanged: dict[str, Any] | None = None
+    check: Check | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        plain = dataclasses.asdict(dataclasses.replace(self, check=None))
+        return plain | {"check": None if self.check is None else self.check.to_dict()}
+
+    def render(self, console: Console | None = None) -> None:
+        """Prints the report as a table."""
+        console = console or Console()
+        table = Table(title=escape(f"{self.path}: {self.precision}, {self.io_dtype} in and out"))
+        table.add_column("what")
+        table.add_column("value")
+        size = "size" if self.exchanged is None else "size as .tflite"
+        table.add_row(size, f"{self.file_bytes:,} bytes, {self.zipped_bytes:,} zipped")
+        for op, dtype, count in self.ops:
+            table.add_row(f"{count} x {op}", dtype)
+        for entry in self.float_ops:
+            table.add_row(
+                f"[yellow]float: {entry.op}[/]", escape(f"{entry.tensor[:60]}: {entry.reason}")
+            )
+        for note in self.notes:
+            table.add_row("[yellow]note[/]", escape(note))
+        stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+        if self.exchanged is not None:
+            for what, value in _exchanged(self.exchanged):
+                table.add_row(escape(what), escape(value))
+        table.add_row("seconds", stages)
+        console.print(table)
+        if self.check is not None:
+            self.check.render(console)
+
+
+def _exchanged(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is told of a file in another format: its files, and how far it is from LiteRT."""
+    rows = [(Path(name).name, f"{size:,} bytes") for name, size in found["files"].items()]
+    figures = ", ".join(f"{name} {value}" for name, value in found["compared"].items())
+    rows.append(("against LiteRT", f"{figures}. {found['remark']}".rstrip(". ")))
+    return [*rows, ("weights", f"{found['weights']}, in {found['ops']} operations")]
+
+
+_NO_KERNEL = "LiteRT has no integer kernel that is used for it"
+
+
+def float_reasons(file: Any, known: Collection[int], floats: Collection[int]) -> dict[str, str]:
+    """Why operations will stay float if they do, before a file is quantized."""
+    found = {}
+    tensors = file.subgraphs[0].tensors
+    for op in file.subgraphs[0].operators:
+        reason = _NO_KERNEL
+        if any(index in floats for index in op.outputs):
+            reason = "left out of the recipe, or without an integer kernel"
+        elif any(index not in known for index in ranges.floats_of(file, op)):
+            reason = "the range of one of its tensors is not known"
+        for index in op.outputs:
+            found[flatbuffer.text(tensors[index].name)] = reason
+    return found
+
+
+def listed(file: Inspection, reasons: Mapping[str, str]) -> list[FloatOp]:
+    """The operations of a quantized file that stayed float."""
+    names = {(t.subgraph, t.index): t.name for t in file.tensors}
+    found = []
+    for op in file.operators:
+        if op.name in ("QUANTIZE", "DEQUANTIZE") or "float" not in op.dtype:
+            continue
+        tensor = names.get((op.subgraph, op.outputs[0]), "") if op.outputs else ""
+        reason = loop_reason(file, op) or reasons.get(tensor, _NO_KERNEL)
+        found.append(FloatOp(op.name, tensor, reason))
+    return found
+
+
+_MEND = "rebuild the recurrent layer with unroll=True"
+
+
+def require_no_loops(file: Any, model: Any, io_dtype: str) -> None:
+    """Raise if a file with a loop is to have integer inputs and outputs.
+
+    Args:
+        io_dtype: that is asked for.
+    """
+    graph = file.subgraphs[0]
+    loops = [op for op in graph.operators if flatbuffer.op_name(file, op) == "WHILE"]
+    if not loops or io_dtype == "float32":
+        return
+    layers = _rolled(model)
+    if layers:
+        named = f"layer {layers[0]}" if len(layers) == 1 else f"each of layers {', '.join(layers)}"
+    else:
+        named = f"'{flatbuffer.text(graph.tensors[loops[0].outputs[0]].name)}'"
+    raise ValueError(
+        f"{named} is a loop (WHILE), for which LiteRT has no integer kernel; received "
+        f"io_dtype='{io_dtype}' (a target may ask for it): {_MEND}, which becomes integer as a "
+        "whole, or pass io_dtype='float32', which leaves the loop float."
+    )
+
+
+def _rolled(model: Any) -> list[str]:
+    """The quoted names of a Keras model's recurrent layers that are not unrolled."""
+    if not isinstance(model, keras.Model):
+        return []
+    layers = model._flatten_layers()
+    names = [e.name for e in layers if isinstance(e, keras.layers.RNN) and not e.unroll]
+    return [f"'{name}'" for name in dict.fromkeys(names)]
+
+
+def loop_reason(file: Inspection, op: OperatorInfo) -> str | None:
+    """Why an operator of a quantized file is float, if a loop is why.
+
+    Returns the reason in words; None if it is another.
+    """
+    if op.name == "WHILE":
+        return f"a loop: {_MEND}"
+    if op.subgraph != 0 and any(other.name == "WHILE" for other in file.operators):
+        return f"inside a loop (WHILE): {_MEND}"
+    return None

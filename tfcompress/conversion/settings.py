@@ -1,0 +1,205 @@
+"""What a file is converted with: said by the user, asked for by the target, or the usual."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tfcompress.errors import expected_one_of
+from tfcompress.layers.compressed import Compressed
+from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.targets.targets import IO_DTYPES, Target, load_target
+from tfcompress.techniques import Quantize
+
+PRECISIONS = tuple(IO_DTYPES)
+FORMATS = ("tflite", "onnx", "openvino")
+_ENDINGS = {".onnx": "onnx", ".xml": "openvino"}
+GRANULARITIES = ("per_channel", "per_tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to convert; see `convert`."""
+
+    precision: str
+    io_dtype: str
+    batch_size: int
+    dense: str
+    target: Target | None = None
+
+
+def settle(
+    precision: str | None = None,
+    io_dtype: str | None = None,
+    batch_size: int | None = None,
+    dense: str | None = None,
+    target: str | os.PathLike[str] | Target | None = None,
+) -> Settings:
+    """Fill in what was not said from the target, or as usual, and check the whole.
+
+    Args:
+        precision, io_dtype, batch_size, dense: as of `convert`; None where nothing was said.
+    """
+    if target is None:
+        settings = Settings(
+            "int8" if precision is None else precision,
+            "float32" if io_dtype is None else io_dtype,
+            1 if batch_size is None else batch_size,
+            "per_channel" if dense is None else dense,
+        )
+        check_settings(settings)
+        return settings
+    found = target if isinstance(target, Target) else load_target(target)
+    _agree(found, "precision", precision, found.precisions)
+    _agree(found, "io_dtype", io_dtype, found.io_dtypes)
+    if found.shapes.batch_required:
+        _agree(found, "batch_size", batch_size, [found.shapes.batch])
+    granularity = (found.weights.granularity.dense or "").replace("-", "_")
+    if granularity:
+        _agree(found, "dense", dense, [granularity])
+    chosen = found.precision if precision is None else precision
+    settings = Settings(
+        chosen,
+        _io_dtype(found, chosen) if io_dtype is None else io_dtype,
+        found.shapes.batch or 1 if batch_size is None else batch_size,
+        granularity or "per_channel" if dense is None else dense,
+        found,
+    )
+    check_settings(settings)
+    return settings
+
+
+def _io_dtype(target: Target, precision: str) -> str:
+    """The target's first type of inputs and outputs that this precision can have."""
+    fitting = [dtype for dtype in target.io_dtypes if dtype in IO_DTYPES[precision]]
+    if not fitting:
+        raise ValueError(
+            f"target '{target.name}' takes io_dtype {' or '.join(map(repr, target.io_dtypes))}; "
+            f"precision '{precision}' has {' or '.join(map(repr, IO_DTYPES[precision]))}. Name "
+            "another precision, or correct the target's file."
+        )
+    return fitting[0]
+
+
+def _agree(target: Target, name: str, said: Any, asked: Any) -> None:
+    if said is None or said in asked:
+        return
+    known = " or ".join(map(repr, asked))
+    raise ValueError(
+        f"target '{target.name}' takes {name} {known}; received {said!r}. Leave {name} out, or "
+        "name another target."
+    )
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise unless `convert` takes these together."""
+    precision, io_dtype, batch = settings.precision, settings.io_dtype, settings.batch_size
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision must be one of {', '.join(PRECISIONS)}; received {precision!r}."
+        )
+    if io_dtype not in IO_DTYPES[precision]:
+        raise ValueError(
+            f"io_dtype must be one of {', '.join(IO_DTYPES[precision])} with precision "
+            f"'{precision}'; received {io_dtype!r}."
+        )
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise ValueError(f"batch_size must be an integer of 1 or more; received {batch!r}.")
+    if settings.dense not in GRANULARITIES:
+        raise ValueError(
+            f"dense must be one of {', '.join(GRANULARITIES)}; received {settings.dense!r}."
+        )
+
+
+def settle_format(
+    settings: Settings, format: str | None, path: str | os.PathLike[str], metadata: Any
+) -> str:
+    """Return the format to write, by the path's ending if None."""
+    by_ending = _ENDINGS.get(Path(path).suffix.lower(), "tflite")
+    if format is None:
+        format = by_ending
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; {expected_one_of(str(format), FORMATS)}")
+    if format == "tflite":
+        if by_ending != "tflite":
+            raise ValueError(
+                f"a .tflite file was asked for; received the name '{path}' of another format. "
+                "Rename it, or leave format out."
+            )
+        return format
+    if settings.target is not None or metadata is not None:
+        raise ValueError(
+            f"target and metadata are for .tflite files; received them with format='{format}'. "
+            "Leave them out."
+        )
+    from tfcompress.conversion.exchange import check_exchange
+
+    check_exchange(format, path, settings.precision)
+    return format
+
+
+def quantizers(model) -> list[FakeQuant]:
+    """The layers that round activations."""
+    return [layer for layer in model._flatten_layers() if isinstance(layer, FakeQuant)]
+
+
+def quantize_techniques(model) -> list[Quantize]:
+    """The `Quantize` of every layer with weights, and one for ranges that have no weights."""
+    found = [
+        technique
+        for layer in model._flatten_layers()
+        if isinstance(layer, Compressed)
+        for technique in layer.techniques
+        if isinstance(technique, Quantize)
+    ]
+    return found + [Quantize()] * bool(quantizers(model) and not found)
+
+
+def require_storable(techniques: list[Quantize]) -> None:
+    """Raises if weights were trained for more bits than a file stores."""
+    widest = max((technique.bits for technique in techniques), default=8)
+    if widest > 8:
+        raise ValueError(
+            f"the model must be trained with weights of 8 bits or fewer; received bits={widest}. "
+            "Train it with bits=8, or convert it with precision='float32'."
+        )
+
+
+def require_started(model) -> None:
+    """Raises if training ended before quantization set in."""
+    for layer in model._flatten_layers():
+        techniques = getattr(layer, "techniques", ())
+        delay = max((t.delay for t in techniques if isinstance(t, Quantize)), default=0)
+        if int(getattr(layer, "last_step", delay)) < delay:
+            raise ValueError(
+                f"layer '{layer.name}' is quantized from step {delay} on; received a model trained "
+                f"for {int(layer.last_step)} steps. Train it longer, or with a smaller delay."
+            )
+
+
+def require_ranges(model) -> None:
+    """Raises if no range of activations was ever observed; warns if some were not."""
+    unseen = [
+        layer.name.removesuffix("_range")
+        for layer in quantizers(model)
+        if layer.fixed is None and not (float(layer.limits()[1]) > float(layer.limits()[0]))
+    ]
+    if unseen and len(unseen) == len([q for q in quantizers(model) if q.fixed is None]):
+        raise ValueError(
+            f"the activation ranges of model '{model.name}' were never observed: received an "
+            "untrained model. Fit it for a few steps first, or convert the float model with "
+            "calibration=."
+        )
+    if unseen:
+        warnings.warn(
+            f"these activations were always 0 while training: {', '.join(unseen[:10])}.",
+            stacklevel=4,
+        )
+
+
+def weight_bits_of(model) -> set[int]:
+    """The widths that the weights were trained for, 8 if nothing has weights."""
+    return {technique.bits for technique in quantize_techniques(model)} or {8}

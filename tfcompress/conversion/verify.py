@@ -1,0 +1,458 @@
+"""verify: does a .tflite file compute what its Keras model computes?"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from tfcompress.conversion import lower
+from tfcompress.conversion.layer_errors import Difference, LayerError, Tally, layer_errors
+from tfcompress.files import models
+from tfcompress.files import samples as samples_of
+from tfcompress.graph.flatten import flatten
+from tfcompress.layers.compressed import Compressed, is_compressed, require_advanced
+from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.results import as_text, print_table
+from tfcompress.techniques import Quantize
+from tfcompress.tflite import flatbuffer, signature
+from tfcompress.tflite.run import Port, Runner, port
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_TOLERANCE = 1.0
+
+# Dequantized codes differ by whole steps, but for the rounding of float32.
+_SLACK = 0.01
+_CHUNK = 32
+LAYER_SAMPLES = 16
+Progress = Callable[[str, int, int | None], Any]
+
+
+def verify(
+    model: Any,
+    path: str | os.PathLike[str],
+    data: Any,
+    *,
+    layers: bool = False,
+    tolerance: float | None = None,
+    samples: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compares a .tflite file with its Keras model, on the same samples.
+
+    The file runs twice: on LiteRT's reference kernels, whose integers are the same on every
+    machine, and on the default kernels (XNNPACK). Where the reference lacks an operator, LiteRT's
+    optimized kernels stand in for it, which `Verification.notes` tells. Values for integer inputs
+    are quantized by the file's own scales, and integer outputs dequantized.
+
+    Args:
+        model: the `keras.Model` that was converted, from `quantize_aware` or plain, or the path
+            of a .keras, .h5 or SavedModel.
+        path: the .tflite file.
+        data: samples of the inputs, as real values: a NumPy array, a list or dict of arrays, a
+            generator or a `tf.data.Dataset`, as for `convert`.
+        layers: also find the error of each layer, over at most 16 samples.
+        tolerance: how many LSB an output may differ from Keras (the kernels may differ from one
+            another by as much, and by 1). None asks for 1 LSB, or a mean of 0.5 LSB with an SQNR
+            of 30 dB and an argmax agreement of 99%, if the model simulates the file's quantization
+            or the file is float; of a file quantized after training, where the difference is the
+            price of quantization, it asks for 10 dB and 90%. Outputs of whole numbers are judged
+            by 90% in both cases.
+        samples: at most so many samples; all by default.
+        progress: called as `progress("verify", done, total)`.
+
+    Returns:
+        A `Verification`; `.passed` tells the verdict.
+
+    Raises:
+        ValueError: the file or the data cannot be read, do not belong to the model, the data is
+            empty, or Keras itself gives NaN.
+
+    Example:
+        >>> verify(qat, "model.tflite", x_test).passed  # doctest: +SKIP
+        True
+    """
+    if tolerance is not None and not (isinstance(tolerance, int | float) and tolerance >= 0):
+        raise ValueError(f"tolerance must be 0 LSB or more; received {tolerance!r}. Try 1.")
+    where, content = flatbuffer.describe(path), flatbuffer.load(path)
+    file = flatbuffer.read(content, name=where)
+    reference = Reference(model)
+    runners = [Runner(file, content, where, reference=kind) for kind in (True, False)]
+    match = _Match(reference, runners[0], where)
+    tallies = [(Tally(), Tally()) for _ in match.outputs]
+    first: list[dict[str, np.ndarray]] = []
+    done = 0
+    batches = samples_of.batches(data, reference.inputs, limit=samples)
+    for count, chunk in _chunks(batches, match.batch_size):
+        parts = match.split(chunk, count)
+        first += parts[: max(0, math.ceil(LAYER_SAMPLES / match.batch_size) - len(first))]
+        _compare(reference(chunk), runners, match, parts, count, tallies)
+        done += count
+        if progress is not None:
+            progress("verify", done, samples)
+    rule = _Rule.of(tolerance, reference, file)
+    checks = tuple(
+        _check(file, entry, pair, rule) for entry, pair in zip(match.outputs, tallies, strict=True)
+    )
+    errors = layer_errors(reference.model, file, content, first) if layers else ()
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else where
+    notes = tuple(runner.note for runner in runners if runner.note)
+    return Verification(name, done, rule.tolerance, rule.strict, checks, errors, notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """What is asked: a tolerance in LSB, or (None) a least SQNR and agreement."""
+
+    tolerance: float | None
+    strict: bool
+
+    @classmethod
+    def of(cls, tolerance: float | None, reference: Reference, file: Any) -> _Rule:
+        if tolerance is not None:
+            return cls(tolerance, True)
+        return cls(DEFAULT_TOLERANCE if is_simulated(reference.model, file) else None, False)
+
+    def holds(self, found: Difference, least: float, whole: bool) -> bool:
+        """Whether a difference is small enough; `least` is a tolerance that is always granted."""
+        agreement = 1.0 if found.agreement is None else found.agreement
+        if whole and not self.strict:
+            return agreement >= LEAST_AGREEMENT
+        if self.tolerance is None:
+            return found.sqnr_db >= LEAST_SQNR_DB and agreement >= LEAST_AGREEMENT
+        if found.max_lsb <= max(self.tolerance, least) + _SLACK:
+            return True
+        good = found.sqnr_db >= GOOD_SQNR_DB and agreement >= GOOD_AGREEMENT
+        return good and found.mean_lsb <= GOOD_MEAN_LSB and not self.strict
+
+
+class _Match:
+    """Which input and output of the file is which of the model's.
+
+    By name where the file has the model's names, else by position.
+    """
+
+    def __init__(self, reference: Reference, runner: Runner, where: str):
+        self.inputs = _pair([e.name for e in reference.inputs], runner.inputs, "input", where)
+        self.outputs = _pair(reference.outputs, runner.outputs, "output", where)
+        self.order = [runner.outputs.index(entry) for entry in self.outputs]
+        for wanted, entry in zip(reference.inputs, self.inputs, strict=True):
+            fits = len(wanted.shape) == len(entry.shape) and all(
+                a in (None, b) for a, b in zip(wanted.shape[1:], entry.shape[1:], strict=True)
+            )
+            if not fits or not entry.shape:
+                raise ValueError(
+                    f"input '{entry.name}' of {where} has shape {entry.shape}, the model's "
+                    f"{tuple(wanted.shape)}; expected a file that was made from this model. "
+                    "Convert the model again, or name the model that the file came from."
+                )
+        self.names = [e.name for e in reference.inputs]
+        self.batch_size = self.inputs[0].shape[0]
+
+    def split(self, chunk: dict[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+        """A chunk as batches for the file, by the file's input names."""
+        pairs = list(zip(self.names, self.inputs, strict=True))
+        return [
+            {entry.name: chunk[name][i : i + self.batch_size] for name, entry in pairs}
+            for i in range(0, count, self.batch_size)
+        ]
+
+
+def _pair(names: list[str], entries: list[Port], what: str, where: str) -> list[Port]:
+    if len(names) != len(entries):
+        raise ValueError(
+            f"{where} has {len(entries)} {what}(s), the model {len(names)}; expected a file that "
+            "was made from this model. Convert the model again, or name the model that the file "
+            "came from."
+        )
+    by_name = {entry.name: entry for entry in entries}
+    return [by_name[n] for n in names] if set(names) == set(by_name) else entries
+
+
+def _chunks(
+    samples: Iterator[dict[str, np.ndarray]], batch_size: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yields (samples, arrays by name), filled up by the last sample to a whole number of batches.
+
+    All chunks have one size, so that the Keras model is traced once.
+    """
+    size = batch_size * max(1, _CHUNK // batch_size)
+    while rows := list(itertools.islice(samples, size)):
+        count = len(rows)
+        rows += [rows[-1]] * (size - count)
+        yield count, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _compare(
+    expected: list[np.ndarray],
+    runners: list[Runner],
+    match: _Match,
+    parts: list[dict[str, np.ndarray]],
+    count: int,
+    tallies: list[tuple[Tally, Tally]],
+) -> None:
+    found = [list(zip(*(runner.run(part) for part in parts), strict=True)) for runner in runners]
+    for position, wanted, tally in zip(match.order, expected, tallies, strict=True):
+        golden, fast = (np.concatenate(outputs[position])[:count] for outputs in found)
+        if golden.shape != wanted[:count].shape:
+            name = match.outputs[tallies.index(tally)].name
+            raise ValueError(
+                f"output '{name}' of the file has shape {golden.shape[1:]} for a sample, the "
+                f"model's {wanted.shape[1:]}; expected a file that was made from this model. "
+                "Convert the model again, or name the model that the file came from."
+            )
+        tally[0].add(wanted[:count], golden)
+        tally[1].add(golden, fast)
+
+
+def _check(file: Any, entry: Port, tallies: tuple[Tally, Tally], rule: _Rule) -> OutputCheck:
+    scale, whole = _scale(file, entry), entry.scale is None and entry.dtype[:1] in "iub"
+    width = tallies[0].high - tallies[0].low
+    lsb = scale or (1.0 if whole else width / 255 if width > 0 else 1 / 255)
+    keras, xnnpack = (tally.result(lsb) for tally in tallies)
+    passed = rule.holds(keras, 0.0, whole) and rule.holds(xnnpack, 1.0, whole)
+    return OutputCheck(entry.name, entry.dtype, lsb, scale is not None, keras, xnnpack, passed)
+
+
+def _scale(file: Any, entry: Port) -> float | None:
+    """The scale of an output's integers: its own, or that of what the last op dequantizes."""
+    if entry.scale is not None:
+        return entry.scale
+    for op in file.subgraphs[0].operators:
+        if entry.index in op.outputs and flatbuffer.op_name(file, op) == "DEQUANTIZE":
+            return port(file, op.inputs[0]).scale
+    return None
+
+
+class Reference:
+    """A Keras model or SavedModel in inference, with the names that its .tflite uses.
+
+    Args:
+        model: a `keras.Model`, or the path of a .keras, .h5 or SavedModel.
+
+    Attributes:
+        model: the `keras.Model`; None for a SavedModel.
+        inputs: descriptions with `name`, `shape` (batch first) and `dtype`.
+        outputs: names.
+    """
+
+    def __init__(self, model: Any):
+        if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
+            model = models.load_model(model)
+        if isinstance(model, models.SavedModel):
+            self.model = None
+            self._load(model.path)
+        elif isinstance(model, keras.Model):
+            self.model = model
+            require_advanced(model)
+            self._trace(model)
+        else:
+            raise TypeError(
+                "model must be a keras.Model or the path of a .keras, .h5 or SavedModel; received "
+                f"{type(model).__module__}.{type(model).__name__}."
+            )
+
+    def _trace(self, model: keras.Model) -> None:
+        flat = flatten(model)
+        self.inputs: list[Any] = tree.flatten(flat._inputs_struct)
+        self.outputs = lower.output_names(flat)
+        struct = flat._inputs_struct
+
+        @tf.function(jit_compile=False)
+        def call(values):
+            packed = tree.pack_sequence_as(struct, values)
+            return tree.flatten(model(packed, training=False))
+
+        self._call = call
+
+    def _load(self, path) -> None:
+        loaded = tf.saved_model.load(str(path))
+        key = next((k for k in ("serve", "serving_default") if k in loaded.signatures), None)
+        key = key or next(iter(loaded.signatures), None)
+        if key is None:
+            raise ValueError(
+                f"the SavedModel at '{path}' must have a signature; received one without. Save it "
+                "with model.export(path) of Keras 3."
+            )
+        function = loaded.signatures[key]
+        specs = sorted(function.structured_input_signature[1].items())
+        self.inputs = [
+            signature.Input(name, (None, *spec.shape.as_list()[1:]), spec.dtype.name)
+            for name, spec in specs
+        ]
+        self.outputs = sorted(function.structured_outputs)
+
+        def call(values):
+            given = function(**{e.name: v for e, v in zip(self.inputs, values, strict=True)})
+            return [given[name] for name in self.outputs]
+
+        self._call = call
+        self._loaded = loaded  # a signature does not keep its variables alive
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Runs the model."""
+        values = self._call([tf.convert_to_tensor(batch[entry.name]) for entry in self.inputs])
+        results = []
+        for name, value in zip(self.outputs, values, strict=True):
+            array = np.asarray(value)
+            results.append(array if array.dtype.kind in "iub" else array.astype(np.float32))
+            bad = int(array.size - np.isfinite(results[-1]).sum())
+            if bad:
+                raise ValueError(
+                    f"the Keras model gives {bad} value(s) that are NaN or infinite at output "
+                    f"'{name}'; expected finite numbers. Look for a division by 0, or for a "
+                    "training that diverged."
+                )
+        return results
+
+
+def is_simulated(model: keras.Model | None, file: Any) -> bool:
+    """Whether a file should give what the model gives, up to rounding.
+
+    True for float files of plain models, and for integer files of models that were trained to
+    round as the file does. Else the difference holds the price of quantization.
+    """
+    activations: set[str] = set()
+    constants: set[str] = set()
+    for tensor in (t for graph in file.subgraphs for t in graph.tensors):
+        quantized = tensor.quantization is not None and tensor.quantization.scale is not None
+        if quantized and len(tensor.quantization.scale):
+            kind = constants if flatbuffer.is_constant(file, tensor) else activations
+            kind.add(flatbuffer.dtype_name(tensor))
+    simulated = model is not None and is_compressed(model)
+    layers = list(model._flatten_layers()) if simulated and model is not None else []
+    bits = {layer.bits for layer in layers if isinstance(layer, FakeQuant)}
+    if not bits:
+        return not activations and not constants
+    techniques = [t for layer in layers if isinstance(layer, Compressed) for t in layer.techniques]
+    widths = [t.bits for t in techniques if isinstance(t, Quantize)]
+    if "int4" in constants and min(widths, default=8) > 4:
+        return False
+    # 16-bit steps are too fine for the float32 that simulates them.
+    return bits == {8} and bool(activations) and "int16" not in activations
+
+
+# What is asked of a file whose quantization the Keras model did not simulate.
+LEAST_SQNR_DB, LEAST_AGREEMENT = 10.0, 0.9
+
+# Enough where it did, even if single values are off by more than the default tolerance: roundings
+# that fall to the other side add up in deep models, and softmax makes several LSB of one.
+GOOD_MEAN_LSB, GOOD_SQNR_DB, GOOD_AGREEMENT = 0.5, 30.0, 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputCheck:
+    """One output: how the file's values differ from the Keras model's.
+
+    Attributes:
+        name: of the output in the signature.
+        dtype: of the output in the file.
+        lsb: the real difference that counts as one LSB: the scale of the output's integers; 1 for
+            whole numbers; 1/255 of the range of the Keras model's outputs where there are none.
+        has_scale: whether `lsb` is a scale of the file.
+        keras: Keras against LiteRT's reference kernels (BUILTIN_REF).
+        xnnpack: the reference kernels against the default ones, XNNPACK where it can.
+        passed: whether both are within the tolerance.
+    """
+
+    name: str
+    dtype: str
+    lsb: float
+    has_scale: bool
+    keras: Difference
+    xnnpack: Difference
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        path: the file.
+        samples: how many samples were run.
+        tolerance: the most LSB that are let pass; None if SQNR and agreement alone decide.
+        strict: whether the tolerance was asked for, and alone decides.
+        outputs: in the order of the Keras model's outputs.
+        layers: the error of each layer, worst first, if it was asked for.
+        notes: other things worth knowing, such as kernels that the reference lacks.
+    """
+
+    path: str
+    samples: int
+    tolerance: float | None
+    strict: bool
+    outputs: tuple[OutputCheck, ...]
+    layers: tuple[LayerError, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within the tolerance."""
+        return all(output.passed for output in self.outputs)
+
+    @property
+    def rule(self) -> str:
+        """What was asked of the outputs, in words."""
+        enough = "SQNR of {:g} dB and argmax agreement of {:.0%}"
+        if self.tolerance is None:
+            return f"at least an {enough.format(LEAST_SQNR_DB, LEAST_AGREEMENT)}"
+        within = f"at most {self.tolerance:g} LSB"
+        if self.strict:
+            return within
+        good = enough.format(GOOD_SQNR_DB, GOOD_AGREEMENT)
+        return f"{within}, or a mean of {GOOD_MEAN_LSB:g} LSB, an {good}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`; NaN and infinity (no error at all) become None."""
+        return {"passed": self.passed, "rule": self.rule, **_plain(dataclasses.asdict(self))}
+
+    def render(self, console: Console | None = None) -> None:
+        """Prints the verdict and a table.
+
+        Args:
+            console: a rich console; standard output if None.
+        """
+        from rich.console import Console
+
+        console = console or Console()
+        rows: list[tuple[Any, ...]] = []
+        for output in self.outputs:
+            for pair, found in (("Keras, REF", output.keras), ("REF, XNNPACK", output.xnnpack)):
+                agreement = "" if found.agreement is None else f"{found.agreement:.2%}"
+                numbers = (f"{found.max_lsb:.2f}", f"{found.mean_lsb:.4f}", f"{found.max_abs:.3g}")
+                rows.append((output.name, pair, *numbers, agreement, f"{found.sqnr_db:.1f}"))
+        columns = "output,compared,max LSB >,mean LSB >,max diff >,argmax equal >,SQNR dB >"
+        print_table(console, f"{self.path}: {self.samples} samples", columns, rows)
+        if self.layers:
+            columns = "layer,operator,SQNR dB >,of its inputs >"
+            rows = [
+                (e.layer or e.tensor[:60], e.op, f"{e.sqnr_db:.1f}", f"{e.input_sqnr_db:.1f}")
+                for e in self.layers
+            ]
+            print_table(console, "Error by layer, worst first", columns, rows)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+        verdict = "[green]passed[/]" if self.passed else "[red]failed[/]"
+        console.print(f"{verdict}: {self.rule}")
+
+    def __str__(self) -> str:
+        return as_text(self.render)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

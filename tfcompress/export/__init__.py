@@ -1,0 +1,1 @@
+"""What ships around a file: an Android project, C++ for microcontrollers."""

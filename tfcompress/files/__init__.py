@@ -1,0 +1,1 @@
+"""Whole-or-nothing files, models, arrays and samples from untrusted input."""

@@ -1,0 +1,183 @@
+"""Keras models and SavedModels read from files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfcompress.files.writing import _CUSTOM, _HDF5, PathLike
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """A TensorFlow SavedModel folder: a finished graph, which holds no Keras layers.
+
+    Args:
+        path: the folder that holds `saved_model.pb`.
+    """
+
+    path: Path
+
+
+def load_model(path: PathLike) -> keras.Model | SavedModel:
+    """Load a model from disk, uncompiled, with Keras's safe mode on: no code in it is run.
+
+    Only a program that calls `keras.config.enable_unsafe_deserialization()` itself lifts that.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"expected the path of a model (.keras, .h5, SavedModel); received "
+            f"{type(path).__name__}."
+        )
+    file = Path(path)
+    version = _check_model_folder(file) if file.is_dir() else check_model_file(file)
+    if (file / "saved_model.pb").is_file():
+        return SavedModel(file)
+    import keras
+
+    try:
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(_explain(error, path, version)) from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"'{path}' holds a {type(model).__name__}; expected a model. "
+            "Put it into a keras.Sequential and save that."
+        )
+    return model
+
+
+def _check_model_folder(folder: Path) -> str | None:
+    if (folder / "saved_model.pb").is_file() or (folder / "config.json").is_file():
+        return None
+    raise ValueError(
+        f"'{folder}' is a folder without saved_model.pb; expected a .keras or .h5 file or a "
+        "SavedModel folder. Name the model itself."
+    )
+
+
+def check_model_file(file: Path) -> str | None:
+    """Return the version of Keras that wrote the file, if it says so."""
+    expected = "expected a .keras or .h5 file or a SavedModel folder"
+    if not file.exists():
+        raise ValueError(f"no file at '{file}'; {expected}. Check the path.")
+    if not file.is_file():
+        raise ValueError(f"'{file}' is not a regular file; {expected}. Name the model itself.")
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+    except OSError as error:
+        raise ValueError(
+            f"cannot read '{file}': {error.strerror}; {expected}. Check its permissions."
+        ) from error
+    if start[4:8] == b"TFL3":
+        raise ValueError(
+            f"'{file}' is a .tflite file already; {expected}. Name the Keras model it came from."
+        )
+    kind = ".keras" if start[:2] == b"PK" else ".h5" if start == _HDF5 else None
+    if file.suffix not in (".keras", ".h5", ".hdf5"):
+        mend = f"It looks like a {kind} file: rename it." if kind else "Name a Keras model."
+        raise ValueError(f"'{file}' has the ending '{file.suffix}'; {expected}. {mend}")
+    if not start:
+        raise ValueError(f"'{file}' is empty; {expected}. Save the model again.")
+    if kind is None:
+        raise ValueError(
+            f"'{file}' is damaged or not a Keras file: it starts with {start!r}; {expected}. "
+            "Save the model again with model.save('model.keras')."
+        )
+    if (kind == ".keras") != (file.suffix == ".keras"):
+        raise ValueError(f"'{file}' is a {kind} file by its content; rename it to end in {kind}.")
+    return _zip_version(file) if kind == ".keras" else _hdf5_version(file)
+
+
+def _zip_version(file: Path) -> str | None:
+    again = "Save the model again with model.save('model.keras'), or copy it again in full."
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+            if broken is not None:
+                raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
+            missing = {"config.json", "metadata.json"} - set(archive.namelist())
+            if missing:
+                raise ValueError(
+                    f"'{file}' is a zip file without {sorted(missing)[0]}; expected a .keras file. "
+                    "Save the model with model.save('model.keras')."
+                )
+            metadata = json.loads(archive.read("metadata.json"))
+            json.loads(archive.read("config.json"))
+    except (MemoryError, ValueError) as error:
+        if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+            raise ValueError(f"'{file}' is damaged: its JSON cannot be read. {again}") from error
+        raise
+    except Exception as error:  # zipfile raises many kinds for damaged files.
+        raise ValueError(f"'{file}' is damaged or cut off: {reason_of(error)}. {again}") from error
+    return str(metadata.get("keras_version")) if isinstance(metadata, dict) else None
+
+
+def _hdf5_version(file: Path) -> str | None:
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as content:
+            version = content.attrs.get("keras_version")
+            if "model_config" not in content.attrs:
+                weights = file.name.endswith(".weights.h5") or "layers" in content
+                raise ValueError(
+                    f"'{file}' holds {'only weights' if weights else 'no model'}; expected a whole "
+                    "model. Build it in Python, call load_weights, and save that with "
+                    "model.save('model.keras')."
+                )
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"'{file}' is damaged or cut off: {reason_of(error)}. Save the model again, or copy it "
+            "again in full."
+        ) from error
+    return version.decode(errors="replace") if isinstance(version, bytes) else version
+
+
+def _explain(error: Exception, path: PathLike, version: str | None) -> str:
+    """Say in one line why Keras could not load a model, and what helps."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    text = " ".join(str(link) for link in chain)
+    # The config of the whole model is in the message, and may name anything.
+    custom = next((m for m in (_CUSTOM.search(str(e)) for e in reversed(chain)) if m), None)
+    if "safe_mode" in text or "arbitrary code" in text:
+        return (
+            f"'{path}' holds Python code (a Lambda layer), which is not run; expected layers only. "
+            "Replace it by keras.ops calls or a layer class of your own, or load the model in "
+            "Python, if you trust it, and pass it to tfcompress.convert."
+        )
+    if version and version.startswith(("1.", "2.")):
+        return (
+            f"'{path}' was written by Keras {version} (tf_keras) and cannot be loaded in Keras 3: "
+            f"{reason_of(chain[-1])}. Bring it over: `tfcompress migrate {path} new.keras`."
+        )
+    if custom:
+        return (
+            f"'{path}' needs the class or function '{custom[1]}', which is not known here. In "
+            "Python, import it, load the model and pass it to tfcompress.convert; or register it "
+            "with keras.saving.register_keras_serializable."
+        )
+    return (
+        f"'{path}' cannot be loaded as a Keras model: {reason_of(chain[-1])}. Expected a whole, "
+        "undamaged model; save it again with model.save('model.keras')."
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first sentence of a message, in one line."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line.split(". ")[0].rstrip(".")[:200]

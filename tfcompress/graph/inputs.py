@@ -1,0 +1,147 @@
+"""What models and layers are called with, and what models call their outputs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+from keras import KerasTensor, ops, tree
+
+from tfcompress.graph.nodes import Node, tensors_in
+
+
+def require_model(model) -> None:
+    """Raises a TypeError unless this is a Keras 3 model."""
+    if isinstance(model, keras.Model):
+        if hasattr(model, "students") and hasattr(model, "frozen_models"):
+            name = "student" if hasattr(model, "student") else "students[0]"
+            raise TypeError(
+                f"model must be one to ship; received a {type(model).__name__}, which trains one. "
+                f"Pass what it trains: its .{name}."
+            )
+        return
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    if "keras" in type(model).__module__.split(".")[0]:
+        hint = (
+            "It is a model of tf_keras (Keras 2): save it with model.save('old.h5'), then bring it "
+            "over with `tfcompress migrate old.h5 new.keras`."
+        )
+    elif isinstance(model, str) or hasattr(model, "__fspath__"):
+        hint = f"Load it first: keras.saving.load_model({str(model)!r})."
+    else:
+        hint = "Pass a keras.Model, or load one with keras.saving.load_model(path)."
+    raise TypeError(f"model must be a keras.Model of Keras 3; received {kind}. {hint}")
+
+
+def inputs_of(model, inputs=None) -> tuple[Any, tuple, dict]:
+    """The symbolic inputs of a subclassed model.
+
+    Args:
+        inputs: structure of `keras.Input`s to use; by default those of the shapes that the model
+            was built with, in float32. A tuple stands for several arguments of `call`.
+
+    Returns (structure of inputs for a Functional model, args of `call`, kwargs of `call`).
+    """
+    if not model.built:
+        raise not_built(model)
+    if inputs is None:  # a Functional class with a `call` of its own has them
+        inputs = getattr(model, "_inputs_struct", None)
+    if inputs is not None:
+        return _spread(model, inputs)
+    config = model.get_build_config() or {}
+    if config.get("shapes_dict"):
+        names = {key: key.removesuffix("_shape") for key in config["shapes_dict"]}
+        made = {names[key]: _input(x, names[key]) for key, x in config["shapes_dict"].items()}
+        return list(made.values()), (), made
+    if not config.get("input_shape"):
+        raise not_built(model)
+    if len(wanted := _required(model)) > 1:
+        raise ValueError(
+            f"call() of model '{model.name}' ({type(model).__name__}) takes {', '.join(wanted)}, "
+            "but Keras knows the shape of the first alone. Pass "
+            f"inputs=({', '.join(f'keras.Input(shape, name={x!r})' for x in wanted)})."
+        )
+    made = _input(config["input_shape"], "inputs")
+    return made, (made,), {}
+
+
+def _spread(model, inputs) -> tuple[Any, tuple, dict]:
+    """Inputs given by the user, as one argument of `call` or as several."""
+    wanted = _required(model)
+    if isinstance(inputs, tuple) and len(wanted) > 1:
+        return list(inputs), inputs, {}
+    if isinstance(inputs, dict) and len(wanted) > 1 and set(wanted) <= set(inputs):
+        return inputs, (), dict(inputs)
+    return inputs, (inputs,), {}
+
+
+def _required(model) -> list[str]:
+    """The arguments of `call` that have no default."""
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(model.call).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is plain]
+    return [name for name in required if name not in ("training", "mask")]
+
+
+def _input(shape, name: str):
+    if isinstance(shape, dict):
+        return {key: _input(part, key) for key, part in shape.items()}
+    if shape and isinstance(shape[0], list | tuple | dict):
+        return [_input(part, f"{name}_{i}") for i, part in enumerate(shape)]
+    return keras.Input(batch_shape=(None, *shape[1:]), name=name)
+
+
+def not_built(model) -> ValueError:
+    """The error for a model without weights yet."""
+    return ValueError(
+        f"model '{model.name}' ({type(model).__name__}) is not built, so its inputs and weights "
+        "are not known. Call it once on a batch of data, model(x), or model.build(shape)."
+    )
+
+
+def with_mask(layer, args, kwargs) -> dict:
+    """The mask that `Layer.__call__` would hand to `call`."""
+    if "mask" not in inspect.signature(layer.call).parameters or kwargs.get("mask") is not None:
+        return kwargs
+    if not args or len(tensors_in((args, kwargs))) != len(tensors_in(args[0])):
+        return kwargs
+    masks = tree.map_structure(lambda x: getattr(x, "_keras_mask", None), args[0])
+    return {**kwargs, "mask": masks} if tensors_in(masks) else kwargs
+
+
+def nested_inputs(functional, node: Node, args, kwargs) -> list:
+    """The tensors that a nested Functional model is called with, as it would convert them."""
+    mask = node.kwargs.get("mask")
+    if mask is not None and node.args:
+        own = [getattr(x, "_keras_mask", None) for x in tree.flatten(node.args[0])]
+        if any(a is not b for a, b in zip(tree.flatten(mask), own, strict=False)):
+            raise ValueError(
+                f"model '{functional.name}' is called with a mask= of its own, which a flat model "
+                f"cannot keep. Ways out: a Masking layer, or keep=['{functional.name}']."
+            )
+    given = args[0] if args else kwargs.get("inputs")
+    expected = functional._inputs_struct
+    if isinstance(given, dict) and not isinstance(expected, dict):
+        given = [given[t.name] for t in tree.flatten(expected)]
+    pairs = zip(tree.flatten(given), functional.inputs, strict=True)
+    return [_converted(x, like) for x, like in pairs]
+
+
+def _converted(x, like):
+    if not isinstance(x, KerasTensor):
+        return x
+    if x.dtype != like.dtype:
+        x = ops.cast(x, like.dtype)
+    if len(x.shape) == len(like.shape) + 1:
+        return ops.squeeze(x, axis=-1)
+    return ops.expand_dims(x, axis=-1) if len(x.shape) == len(like.shape) - 1 else x
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """The names by which losses and labels refer to a model's outputs, none if it has none."""
+    struct = getattr(model, "_outputs_struct", None)
+    if isinstance(struct, dict) and not any(tree.is_nested(x) for x in struct.values()):
+        return sorted(struct)  # as they are flattened
+    functional = getattr(model, "_functional", None) or model
+    return list(getattr(functional, "output_names", None) or [])

@@ -1,0 +1,248 @@
+"""The nodes of a flat Functional model: look-ups of neighbours, and rebuilding."""
+
+import contextlib
+import dataclasses
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+from keras import KerasTensor, layers, tree
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """One call of one operation.
+
+    Attributes:
+        operation: a Keras layer or a `keras.ops` operation.
+        args, kwargs: what it was called with; the `KerasTensor`s in them are `inputs`.
+        outputs: list of the `KerasTensor`s it gave.
+        training: True or False if a subclassed model's `call` fixed it; None if it follows `fit`.
+    """
+
+    operation: Any
+    args: tuple
+    kwargs: dict
+    outputs: list
+    training: bool | None = None
+
+    @property
+    def name(self) -> str:
+        return self.operation.name
+
+    @property
+    def inputs(self) -> list:
+        return tensors_in((self.args, self.kwargs))
+
+    @property
+    def is_input(self) -> bool:
+        return isinstance(self.operation, layers.InputLayer)
+
+
+class Graph:
+    """The nodes of a Functional model in topological order, with neighbour look-ups.
+
+    Args:
+        inputs: structure of `KerasTensor`s that the graph starts from.
+        outputs: structure of `KerasTensor`s that the graph computes.
+        name: name of the model that `rebuild` makes.
+        model_class: class of the model that `rebuild` makes, called with (inputs, outputs, name=).
+    """
+
+    def __init__(self, inputs, outputs, name: str | None = None, model_class=keras.Model):
+        self.inputs, self.outputs, self.name = inputs, outputs, name
+        self.model_class = model_class
+        self.nodes = [_to_node(node) for node in _sorted_nodes(inputs, outputs)]
+        self._producer = {id(t): node for node in self.nodes for t in node.outputs}
+        self._consumers: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for key in {id(tensor) for tensor in node.inputs}:
+                self._consumers.setdefault(key, []).append(node)
+        self._outputs = {id(tensor) for tensor in tree.flatten(outputs)}
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "Graph":
+        """The graph of a Functional model (`flatten` makes one of any other).
+
+        A class of the user's own, with its own `train_step` say, is kept by `rebuild` if it can be
+        made from (inputs, outputs, name), as `keras.models.clone_model` does.
+        """
+        model_class = type(model) if is_functional_class(type(model)) else keras.Model
+        return cls(model._inputs_struct, model._outputs_struct, model.name, model_class)
+
+    def producer(self, tensor) -> Node | None:
+        """The node that computes `tensor`."""
+        return self._producer.get(id(tensor))
+
+    def consumers(self, tensor) -> list[Node]:
+        """The nodes that read `tensor`, in topological order."""
+        return self._consumers.get(id(tensor), [])
+
+    def is_output(self, tensor) -> bool:
+        """Whether `tensor` is an output of the whole graph."""
+        return id(tensor) in self._outputs
+
+    def only_consumer(self, tensor) -> Node | None:
+        """The node that alone reads `tensor`; None if several do or it leaves the graph."""
+        consumers = self.consumers(tensor)
+        return consumers[0] if len(consumers) == 1 and not self.is_output(tensor) else None
+
+    def run(self, inputs: Iterable, call: Callable) -> Any:
+        """Carries the graph out on new tensors."""
+        values = {id(t): new for t, new in zip(tree.flatten(self.inputs), inputs, strict=True)}
+        for node in self.nodes:
+            if node.is_input:
+                new = call(node, values[id(node.outputs[0])])
+                values[id(node.outputs[0])] = new
+                continue
+            args, kwargs = tree.map_structure(
+                lambda x: values[id(x)] if isinstance(x, KerasTensor) else x,
+                (node.args, node.kwargs),
+            )
+            new = call(node, *args, **kwargs)
+            for tensor, value in zip(node.outputs, tree.flatten(new), strict=True):
+                values.setdefault(id(tensor), value)
+        return tree.map_structure(lambda x: values[id(x)], self.outputs)
+
+    def rebuild(self, call: Callable | None = None, batch_size: int | None = None) -> keras.Model:
+        """A new Functional model of this graph, with nodes replaced or inserted by `call`."""
+        new_inputs = tree.map_structure(lambda t: new_input(t, batch_size), self.inputs)
+        outputs = self.run(tree.flatten(new_inputs), call or call_node)
+        nodes = _sorted_nodes(new_inputs, outputs)
+        _make_names_unique([node.operation for node in nodes])
+        with _deep_recursion(len(nodes)):
+            if self.model_class is not keras.Model:
+                try:
+                    return self.model_class(new_inputs, outputs, name=self.name)
+                except TypeError as error:
+                    warnings.warn(
+                        f"class {self.model_class.__name__} cannot be made from (inputs, outputs, "
+                        f"name): {error}. The new model is a plain keras.Model, without the "
+                        "class's own train_step.",
+                        stacklevel=3,
+                    )
+            return keras.Model(new_inputs, outputs, name=self.name)
+
+
+def call_node(node: Node, *args, **kwargs):
+    """Calls the node's own operation on new tensors; an input stays what it is."""
+    return args[0] if node.is_input else node.operation(*args, **kwargs)
+
+
+def tensors_in(structure) -> list:
+    """The `KerasTensor`s of a structure, in order, as often as they occur."""
+    return [x for x in tree.flatten(structure) if isinstance(x, KerasTensor)]
+
+
+def unique(tensors: Iterable) -> list:
+    """Tensors without repetitions, in order."""
+    return list({id(t): t for t in tensors}.values())
+
+
+def new_input(tensor, batch_size: int | None = None):
+    """A `keras.Input` of a tensor's shape, dtype and name, with another batch size if given."""
+    shape = tuple(tensor.shape)
+    if batch_size is not None:
+        shape = (batch_size, *shape[1:])
+    node = _node_of(tensor)
+    optional = node is not None and getattr(node.operation, "optional", False)
+    return keras.Input(
+        batch_shape=shape,
+        dtype=tensor.dtype,
+        name=tensor.name,
+        sparse=bool(tensor.sparse),
+        optional=optional,
+    )
+
+
+def is_functional_class(model_class: Any) -> bool:
+    """Whether models of a class can be made from (inputs, outputs, name)."""
+    if not issubclass(model_class, _FUNCTIONAL) or has_own_call(model_class):
+        return False
+    spec = inspect.getfullargspec(model_class.__init__)
+    plain = spec.args[1:] == inspect.getfullargspec(_FUNCTIONAL.__init__).args[1:]
+    return plain or (spec.varargs is not None and spec.varkw is not None)
+
+
+def has_own_call(layer_class: Any) -> bool:
+    """Whether a class has a `call` written outside of Keras (and of this package).
+
+    The layers of keras.applications are written as users write theirs, with operations inside.
+    """
+    home = layer_class.call.__module__
+    return home.startswith("keras.src.applications.") or not home.startswith(
+        ("keras.", "tfcompress.")
+    )
+
+
+def _functional_class() -> type:
+    x = keras.Input((1,))
+    return type(keras.Model(x, keras.layers.Identity()(x)))
+
+
+_FUNCTIONAL: Any = _functional_class()  # Keras has no public name for it.
+
+
+def _to_node(node) -> Node:
+    return Node(node.operation, node.arguments.args, dict(node.arguments.kwargs), node.outputs)
+
+
+def _sorted_nodes(inputs, outputs) -> list:
+    """Keras nodes between inputs and outputs, every node after those it depends on."""
+    starts = {id(t) for t in tree.flatten(inputs)}
+
+    def node_before(tensor):
+        node = _node_of(tensor)
+        given = node is None or (id(tensor) in starts and node.input_tensors)
+        return None if given else node
+
+    done: set[int] = set()
+    ordered = []
+    stack = [(node_before(t), False) for t in reversed(tree.flatten([inputs, outputs]))]
+    while stack:
+        node, ready = stack.pop()
+        if node is None or id(node) in done:
+            continue
+        if ready:
+            done.add(id(node))
+            ordered.append(node)
+            continue
+        stack.append((node, True))
+        stack.extend((node_before(t), False) for t in reversed(node.input_tensors))
+    return ordered
+
+
+def _node_of(tensor):
+    history = getattr(tensor, "_keras_history", None)
+    if history is None or history.operation is None:
+        return None
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def _make_names_unique(operations: list) -> None:
+    """Numbers names that occur twice: those of operations are given anew in every process."""
+    different = list({id(operation): operation for operation in operations}.values())
+    different.sort(key=lambda operation: not isinstance(operation, keras.Layer))
+    taken = {operation.name for operation in different}
+    if len(taken) == len(different):
+        return
+    seen: set[str] = set()
+    for operation in different:
+        number, base = 1, operation.name
+        while operation.name in seen or (number > 1 and operation.name in taken):
+            operation.name, number = f"{base}_{number}", number + 1
+        seen.add(operation.name)
+
+
+@contextlib.contextmanager
+def _deep_recursion(nodes: int):
+    """Keras walks a new Functional model recursively, one frame per node of its longest path."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + 2 * nodes)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)

@@ -1,0 +1,1 @@
+"""The layers that training wraps around those of the user."""

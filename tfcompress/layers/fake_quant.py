@@ -1,0 +1,207 @@
+"""FakeQuant: the layer that rounds activations while a model trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfcompress.backend import as_tensor
+from tfcompress.techniques.quantize import (
+    moving_range,
+    quantize_activation,
+    round_activation,
+    ties_away,
+)
+from tfcompress.techniques.technique import first_step
+
+_LOWEST, _HIGHEST = float("-inf"), float("inf")
+
+# Activations that a range starting at zero carries out, with where they clip from above.
+_CLIPS = {"relu": _HIGHEST, "relu6": 6.0}
+
+
+@keras.saving.register_keras_serializable("tfcompress")
+class FakeQuant(keras.layers.Layer):
+    """Rounds activations to the integer grid that the converted model will use.
+
+    The range is a moving average in training and frozen in inference; until the first batch has
+    been seen, inference passes through. Tensors that must share one scale on the device (the
+    inputs of a Concatenate, say) share one layer, each with a row of its own in `range`, and are
+    quantized by the union of the rows.
+
+    Args:
+        bits: 8 or 16.
+        momentum: of the moving average, in [0, 1).
+        activation: name of an activation ("relu", "relu6") that comes before rounding, as LiteRT
+            fuses it; None for none.
+        sources: how many tensors share the range; an average of them on the way (called with
+            source=None) is rounded by it too, halves away from code 0 as LiteRT does.
+        fixed: (minimum, maximum) where the device fixes the range (softmax, sigmoid, tanh).
+        delay, freeze: see `Quantize`.
+        float_source: which of the sources come from operations that are to stay float: a list of
+            rows, or True for all of them.
+    """
+
+    def __init__(
+        self,
+        bits=8,
+        momentum=0.99,
+        activation=None,
+        sources=1,
+        fixed=None,
+        delay=0,
+        freeze=None,
+        float_source=False,
+        **kwargs,
+    ):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(autocast=False, **kwargs)  # gives the dtype that it is given
+        self.bits, self.momentum, self.activation = bits, momentum, activation
+        self.sources, self.delay, self.freeze = sources, delay, freeze
+        self.fixed = tuple(fixed) if fixed is not None else None
+        self.float_source = float_source
+        self.supports_masking = True
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether `UpdateCompression` must advance this layer during `fit`."""
+        return self.fixed is None and (self.delay > 0 or self.freeze is not None)
+
+    def build(self, input_shape=None):
+        if self.fixed is None:
+            self.range = self.add_weight(
+                name="range",
+                shape=(self.sources, 2),
+                dtype="float32",
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+                aggregation="mean",
+            )
+        if self.scheduled:
+            # phase 0: observe only; 1: observe and quantize; 2: quantize by frozen ranges
+            self.phase = self._integer("phase", 0 if self.delay else 1)
+            self.last_step = self._integer("last_step", -1)
+
+    def _integer(self, name: str, value: int):
+        return self.add_weight(
+            name=name,
+            shape=(),
+            dtype="int32",
+            initializer=keras.initializers.Constant(value),
+            trainable=False,
+        )
+
+    def next_step(self, step: int) -> int | None:
+        """The first optimizer step after `step` at which `advance` changes something."""
+        return first_step(at for at in (self.delay, self.freeze) if at is not None and at > step)
+
+    def advance(self, step) -> None:
+        """Enters the phase that belongs to the optimizer step `step`."""
+        if not self.scheduled:
+            return
+        frozen = self.freeze is not None and step >= self.freeze
+        self.phase.assign(2 if frozen else int(step >= self.delay))
+        self.last_step.assign(step)
+
+    def call(self, x, source=0, training=False):
+        if self.fixed is not None:
+            return quantize_activation(self._activate(x), *self.fixed, self.bits)
+        if not training:
+            return self._infer(x, source)
+        clips = self.activation in _CLIPS and self.sources == 1
+        y = x if clips else self._activate(x)
+        low, high = self._union(self._observe(y, source, clips))
+        if clips:  # a range from 0 clips as the activation would: one op instead of two
+            low = 0.0
+        if source is None:
+            y = ties_away(y, low, high, self.bits)
+        if self.delay == 0:
+            return quantize_activation(y, low, high, self.bits)
+        return ops.cond(
+            as_tensor(self.phase) > 0,
+            lambda: quantize_activation(y, low, high, self.bits),
+            lambda: self._activate(x),
+        )
+
+    def _infer(self, x, source):
+        low, high = self.limits()
+        y = self._activate(x)
+        seen = high > low
+        top = ops.where(seen, high, 1.0)
+        tied = y if source is not None else ties_away(y, low, top, self.bits)
+        rounded = round_activation(tied, low, top, self.bits)
+        if self.delay:
+            seen = ops.logical_and(seen, as_tensor(self.phase) > 0)
+        return ops.where(seen, rounded, y)
+
+    def _observe(self, x, source, clips: bool):
+        """Moves the range towards that of `x`, if it is a source; returns the range."""
+        old = as_tensor(self.range)
+        if source is None:
+            return old
+        x = ops.stop_gradient(x)
+        high = ops.max(x)
+        low = ops.zeros_like(high) if clips else ops.min(x)
+        batch = ops.cast(ops.stack([low, high]), "float32")
+        top = _CLIPS[self.activation] if clips else _HIGHEST
+        batch = ops.clip(batch, ops.array([_LOWEST, 0.0]), ops.array([0.0, top]))
+        if self.sources == 1:
+            new = moving_range(old, batch[None], self.momentum)
+        else:
+            new = ops.where(
+                ops.arange(self.sources)[:, None] == source,
+                moving_range(old, batch, self.momentum),
+                old,
+            )
+        if self.freeze is not None:
+            new = ops.where(as_tensor(self.phase) < 2, new, old)
+        self.range.assign(new)
+        return new
+
+    def limits(self):
+        """The range in use: scalars (minimum, maximum), the union over all sources."""
+        if self.fixed is not None:
+            return self.fixed
+        return self._union(as_tensor(self.range))
+
+    def _union(self, rows):
+        if self.sources == 1:
+            return rows[0, 0], rows[0, 1]
+        return ops.min(rows[:, 0]), ops.max(rows[:, 1])
+
+    def _activate(self, x):
+        return keras.activations.get(self.activation)(x) if self.activation else x
+
+    def compute_output_spec(self, x, *args, **kwargs):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def get_config(self):
+        names = "bits momentum activation sources fixed delay freeze float_source".split()
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def call_with(layer, values: dict[int, Any], *args, **kwargs):
+    """Calls a layer with other values in some of its variables."""
+    mapping = [(v, values[id(v)] if id(v) in values else as_tensor(v)) for v in layer.variables]
+    with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+        before = [scope.get_current_value(v) for v, _ in mapping]
+        outputs = layer(*args, **kwargs)
+    after = [scope.get_current_value(v) for v, _ in mapping]
+    updates = [
+        (v, new) for (v, _), old, new in zip(mapping, before, after, strict=True) if new is not old
+    ]
+    return outputs, updates, scope.losses
+
+
+def add_last_step(layer):
+    """Adds the weight that keeps the optimizer step a scheduled layer was last told."""
+    make = {"shape": (), "dtype": "int32", "initializer": constant(-1), "trainable": False}
+    return layer.add_weight(name="last_step", **make)
+
+
+def constant(value):
+    """An initializer that gives one value, which may be a tensor."""
+    return lambda shape, dtype=None: ops.broadcast_to(ops.cast(value, dtype or "float32"), shape)

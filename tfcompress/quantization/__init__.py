@@ -1,0 +1,1 @@
+"""Layers opened into operations with integer kernels, and where ranges are taken."""

@@ -1,0 +1,363 @@
+"""Layers opened into primitive operations, each of which LiteRT runs as one quantizable op.
+
+Each function takes a built layer and the tensors it is called with, and computes the same with
+smaller pieces that carry the layer's weights. The results are equal up to float rounding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import keras
+from keras import layers, ops, tree
+
+from tfcompress.graph.copying import copy_operation, copy_weights
+from tfcompress.graph.nodes import has_own_call, tensors_in, unique
+from tfcompress.graph.tracing import parameter_of, trace
+from tfcompress.quantization.attention import (
+    is_matrix_einsum,
+    is_plain_attention,
+    open_attention,
+    open_einsum,
+)
+from tfcompress.quantization.pieces import activate, constant, fill, with_weights
+
+__all__ = ["Rsqrt", "constant", "opener", "with_weights"]
+_register = keras.saving.register_keras_serializable("tfcompress")
+
+
+@_register
+class Rsqrt(layers.Layer):
+    """1 / sqrt(x), where x = 0 gives the largest result of the tensor, as LiteRT's int8 kernel."""
+
+    def call(self, x):
+        positive = x > 0
+        y = ops.rsqrt(ops.where(positive, x, ops.ones_like(x)))
+        zero = ops.zeros_like(y)
+        return ops.where(positive, y, ops.max(ops.where(positive, y, zero)))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):  # Keras writes one of its own only where dtype is a string
+        return {**super().get_config()}
+
+
+def opener(layer) -> Callable | None:
+    """The function that opens a layer, `f(layer, *args, **kwargs)`; None if it is a primitive.
+
+    Returns a function that computes what the layer does, up to float rounding, with primitives that
+    carry copies of its weights; or None. The function calls the layer itself if it is called in a
+    way that has no primitives (with masks, say).
+    """
+    for predicate, function in _OPENERS:
+        if predicate(layer):
+            return function
+    return None
+
+
+_ACTIVATING = (
+    layers.Dense,
+    layers.EinsumDense,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Conv3DTranspose,
+)
+
+
+def has_activation(layer) -> bool:
+    """Whether the layer applies an activation of its own after its weights."""
+    if type(layer) not in _ACTIVATING or layer.quantization_mode is not None:
+        return False
+    return layer.activation not in (None, keras.activations.linear)
+
+
+def split_activation(layer, x, **_):
+    """Dense(relu) -> Dense, relu."""
+    plain = copy_operation(layer)
+    plain.activation = keras.activations.linear
+    y = plain(x)
+    copy_weights([(layer, plain)])
+    return activate(layer.activation, y, f"{layer.name}_activation", layer.dtype_policy)
+
+
+def is_opened_activation(layer) -> bool:
+    """Whether an Activation has no integer kernel, but its parts have."""
+    known = (keras.activations.silu, keras.activations.hard_sigmoid)
+    return type(layer) is layers.Activation and layer.activation in known
+
+
+def open_activation(layer, x):
+    """silu -> sigmoid, multiply; hard_sigmoid -> add, relu6, multiply."""
+    return activate(layer.activation, x, layer.name, layer.dtype_policy)
+
+
+def open_separable(layer, x):
+    """SeparableConv -> DepthwiseConv, pointwise Conv, activation."""
+    config = layer.get_config()
+    shared = {key: config[key] for key in ("data_format", "trainable", "dtype")}
+    depthwise = (layers.DepthwiseConv1D if layer.rank == 1 else layers.DepthwiseConv2D)(
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=layer.padding,
+        depth_multiplier=layer.depth_multiplier,
+        dilation_rate=layer.dilation_rate,
+        use_bias=False,
+        name=f"{layer.name}_depthwise",
+        **shared,
+    )
+    pointwise = (layers.Conv1D if layer.rank == 1 else layers.Conv2D)(
+        layer.filters, 1, use_bias=layer.use_bias, name=f"{layer.name}_pointwise", **shared
+    )
+    y = with_weights(depthwise, x, kernel=layer.depthwise_kernel)
+    y = with_weights(pointwise, y, kernel=layer.pointwise_kernel, bias=layer.bias)
+    return activate(layer.activation, y, f"{layer.name}_activation", layer.dtype_policy)
+
+
+def is_layer_norm(layer) -> bool:
+    """Whether a layer is a LayerNormalization in float32 that subtracts the mean."""
+    return _is_float32(layer, layers.LayerNormalization) and not layer.rms_scaling
+
+
+def open_layer_norm(layer, x):
+    """LayerNormalization -> mean, subtract, multiply, mean, add, rsqrt, multiply, add."""
+    axes = _axes(layer, x)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    centered = ops.subtract(x, ops.mean(x, axis=axes, keepdims=True))
+    y = _normalize(layer, centered, axes)
+    return _scale_and_shift(layer, y, shape)
+
+
+def open_rms_norm(layer, x):
+    """RMSNormalization -> multiply, mean, add, rsqrt, multiply, multiply."""
+    axes = _axes(layer, x)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    return _times(layer, _normalize(layer, x, axes), layer.scale, shape)
+
+
+def is_group_norm(layer) -> bool:
+    """Whether a layer is a GroupNormalization over the last axis, in float32."""
+    return _is_float32(layer, layers.GroupNormalization) and layer.axis == -1
+
+
+def open_group_norm(layer, x):
+    """GroupNormalization over the last axis -> reshape, the steps of a layer norm, reshape."""
+    shape = tuple(x.shape)
+    if None in shape[1:]:
+        return layer(x)
+    groups = layer.groups if layer.groups > 0 else shape[-1]
+    grouped = ops.reshape(x, (-1, math.prod(shape[1:-1]), groups, shape[-1] // groups))
+    centered = ops.subtract(grouped, ops.mean(grouped, axis=[1, 3], keepdims=True))
+    y = ops.reshape(_normalize(layer, centered, [1, 3]), (-1, *shape[1:]))
+    return _scale_and_shift(layer, y, [1] * (len(shape) - 1) + [shape[-1]])
+
+
+def _is_float32(layer, *kinds) -> bool:
+    """Whether a layer is of a kind, and casts nothing on the way as half precision does."""
+    return type(layer) in kinds and layer.compute_dtype == "float32"
+
+
+def _axes(layer, x) -> list[int]:
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    return sorted(axis % len(x.shape) for axis in axes)
+
+
+def _normalize(layer, centered, axes):
+    variance = ops.mean(ops.multiply(centered, centered), axis=axes, keepdims=True)
+    rsqrt = Rsqrt(name=f"{layer.name}_rsqrt", dtype=layer.dtype_policy)
+    return ops.multiply(centered, rsqrt(ops.add(variance, layer.epsilon)))
+
+
+def _scale_and_shift(layer, y, shape):
+    if layer.scale and layer.gamma is not None:
+        y = _times(layer, y, layer.gamma, shape)
+    if layer.center and layer.beta is not None:
+        name = f"{layer.name}_beta"
+        beta = constant(layer.beta, y, name, layer.trainable, shape, layer.dtype_policy)
+        y = ops.add(y, beta)
+    return y
+
+
+def _times(layer, y, gamma, shape):
+    name = f"{layer.name}_gamma"
+    scale = constant(gamma, y, name, layer.trainable, shape, layer.dtype_policy)
+    return ops.multiply(y, scale)
+
+
+def open_average(layer, inputs):
+    """Average -> adds, multiply."""
+    total = inputs[0]
+    for x in inputs[1:]:
+        total = ops.add(total, x)
+    return ops.multiply(total, 1.0 / len(inputs))
+
+
+def open_square(operation, x):
+    """Square -> multiply."""
+    return ops.multiply(x, x)
+
+
+def open_negative(operation, x):
+    """Negative -> multiply."""
+    return ops.multiply(x, -1.0)
+
+
+def open_sum(operation, x):
+    """Sum -> mean, multiply: LiteRT's reference kernel of SUM is wrong in int8."""
+    axes = operation.axis if operation.axis is not None else range(len(x.shape))
+    axes = [axes] if isinstance(axes, int) else list(axes)
+    sizes = [x.shape[axis] for axis in axes]
+    if None in sizes:
+        return operation(x)
+    mean = ops.mean(x, axis=axes, keepdims=operation.keepdims)
+    return ops.multiply(mean, float(math.prod(sizes)))
+
+
+def _is_operation(name: str) -> Callable[[object], bool]:
+    return lambda x: type(x).__name__ == name and not isinstance(x, keras.Layer)
+
+
+def is_simple_user_layer(layer) -> bool:
+    """Whether a user's leaf layer can be opened without losing what it does in training."""
+    if not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model) or layer._layers:
+        return False
+    if not has_own_call(type(layer)) or layer.activity_regularizer is not None:
+        return False
+    random = len(layer.variables) != len(layer.weights)
+    return not random and "training" not in inspect.signature(layer.call).parameters
+
+
+def open_user_layer(layer, *args, **kwargs):
+    """A user's layer written in `keras.ops` -> its operations; as it is if it cannot be traced."""
+    try:
+        inner = trace(layer, args, kwargs)
+    except ValueError:
+        return layer(*args, **kwargs)
+    tensors = unique(tensors_in((args, kwargs)))
+    made: dict[int, object] = {}
+
+    def as_tensor(value):
+        if not isinstance(value, keras.Variable):
+            return value
+        if id(value) not in made:
+            made[id(value)] = parameter_of(value, layer)(tensors[0])
+        return made[id(value)]
+
+    def call(node, *a, **k):
+        if node.is_input:
+            return a[0]
+        a, k = tree.map_structure(as_tensor, (a, k))
+        return node.operation(*a, **k)
+
+    return inner.run(tensors, call)
+
+
+def open_lstm(layer, x, initial_state=None, mask=None, **kwargs):
+    """An unrolled LSTM -> Dense layers shared by all time steps, and gates."""
+    if not _is_plain_call(x, initial_state, mask):
+        return layer(x, initial_state=initial_state, mask=mask, **kwargs)
+    cell = layer.cell
+    inputs = _dense(layer, "inputs", cell.kernel, cell.bias)
+    recurrent = _dense(layer, "recurrent", cell.recurrent_kernel, None)
+    h = c = None
+    outputs = []
+    for step in _time_steps(layer, x):
+        z = inputs(step) if h is None else ops.add(inputs(step), recurrent(h))
+        i, f, g, o = ops.split(z, 4, axis=-1)
+        c_new = ops.multiply(ops.sigmoid(i), ops.tanh(g))
+        c = c_new if c is None else ops.add(ops.multiply(ops.sigmoid(f), c), c_new)
+        h = ops.multiply(ops.sigmoid(o), ops.tanh(c))
+        outputs.append(h)
+    return _sequence(layer, outputs)
+
+
+def open_gru(layer, x, initial_state=None, mask=None, **kwargs):
+    """An unrolled GRU (reset_after) -> Dense layers shared by all time steps, and gates."""
+    if not _is_plain_call(x, initial_state, mask):
+        return layer(x, initial_state=initial_state, mask=mask, **kwargs)
+    cell = layer.cell
+    biases = (cell.bias[0], cell.bias[1]) if cell.use_bias else (None, None)
+    inputs = _dense(layer, "inputs", cell.kernel, biases[0])
+    recurrent = _dense(layer, "recurrent", cell.recurrent_kernel, biases[1])
+    if cell.use_bias:  # an indexed variable does not hand on whether it trains
+        inputs.bias.trainable = recurrent.bias.trainable = bool(cell.bias.trainable)
+    h = ops.multiply(x[:, 0, :1], ops.zeros((1, layer.units), x.dtype))
+    outputs = []
+    for step in _time_steps(layer, x):
+        z_x, r_x, n_x = ops.split(inputs(step), 3, axis=-1)
+        z_h, r_h, n_h = ops.split(recurrent(h), 3, axis=-1)
+        z, r = ops.sigmoid(ops.add(z_x, z_h)), ops.sigmoid(ops.add(r_x, r_h))
+        n = ops.tanh(ops.add(n_x, ops.multiply(r, n_h)))
+        h = ops.add(n, ops.multiply(z, ops.subtract(h, n)))
+        outputs.append(h)
+    return _sequence(layer, outputs)
+
+
+# The first that fits opens the layer.
+_OPENERS: list[tuple[Callable, Callable]] = [
+    (lambda x: type(x) in (layers.SeparableConv1D, layers.SeparableConv2D), open_separable),
+    (is_matrix_einsum, open_einsum),
+    (has_activation, split_activation),
+    (is_opened_activation, open_activation),
+    (is_layer_norm, open_layer_norm),
+    (lambda x: _is_float32(x, layers.RMSNormalization), open_rms_norm),
+    (is_group_norm, open_group_norm),
+    (is_plain_attention, open_attention),
+    (lambda x: is_plain_rnn(x) and type(x) is layers.LSTM, open_lstm),
+    (lambda x: is_plain_rnn(x) and type(x) is layers.GRU, open_gru),
+    (lambda x: type(x) is layers.Average, open_average),
+    (_is_operation("Square"), open_square),
+    (_is_operation("Negative"), open_negative),
+    (_is_operation("Sum"), open_sum),
+    (is_simple_user_layer, open_user_layer),
+]
+
+
+def is_plain_rnn(layer) -> bool:
+    """Whether an unrolled LSTM or GRU has the gates that `open_lstm`, `open_gru` know."""
+    known = type(layer) is layers.LSTM or (type(layer) is layers.GRU and layer.reset_after)
+    return (
+        known
+        and layer.unroll
+        and not (layer.stateful or layer.return_state)
+        and not (layer.dropout or layer.recurrent_dropout)
+        and layer.activation is keras.activations.tanh
+        and layer.recurrent_activation is keras.activations.sigmoid
+    )
+
+
+def _is_plain_call(x, initial_state, mask) -> bool:
+    masked = mask is not None or getattr(x, "_keras_mask", None) is not None
+    return not masked and initial_state is None and None not in x.shape[1:]
+
+
+def _dense(layer, name: str, kernel, bias):
+    """The input or the recurrent projection of an RNN cell, as a built Dense layer."""
+    dense = layers.Dense(
+        kernel.shape[1],
+        use_bias=bias is not None,
+        name=f"{layer.name}_{name}",
+        trainable=layer.trainable,
+        dtype=layer.dtype_policy,
+    )
+    dense.build((None, kernel.shape[0]))
+    fill(dense.kernel, kernel)
+    if bias is not None:
+        fill(dense.bias, bias)
+    return dense
+
+
+def _time_steps(layer, x) -> list:
+    steps = [x[:, t] for t in range(x.shape[1])]
+    return steps[::-1] if layer.go_backwards else steps
+
+
+def _sequence(layer, outputs: list):
+    return ops.stack(outputs, axis=1) if layer.return_sequences else outputs[-1]

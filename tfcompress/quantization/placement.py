@@ -1,0 +1,300 @@
+"""Where fake-quantization goes: after each group of operations that LiteRT runs as one.
+
+LiteRT fuses Conv + BatchNormalization + ReLU into one op, gives pooling, reshaping and
+concatenation the scale of their inputs, and fixes the ranges of softmax, sigmoid and tanh
+(quantization specification: https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+from keras import layers, tree
+
+from tfcompress.graph.layers import FixedTraining, Parameter, RepeatBatch
+from tfcompress.graph.nodes import Graph, Node
+from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.techniques.quantize import Quantize
+
+# Roles of operations, by the name of their class (layers and keras.ops operations alike).
+SAME_SCALE = set(
+    "Flatten Reshape Permute ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D "
+    "Cropping3D MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
+    "RepeatVector Concatenate Maximum Minimum Transpose Pad Squeeze ExpandDims GetItem Stack Split "
+    "Unstack Take Repeat Tile Flip BroadcastTo SwapAxes Swapaxes Moveaxis Ravel Max Amax MaxPool "
+    "Slice Copy ConvertToTensor RepeatBatch DepthToSpace SpaceToDepth".split()
+)
+
+ROUNDING = set("AveragePooling1D AveragePooling2D AveragePool Resizing Resize".split())
+
+TRANSPARENT = set(
+    "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout "
+    "AlphaDropout ActivityRegularization Identity StochasticDepth RandomBrightness RandomContrast "
+    "RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom RandomErasing Masking "
+    "StopGradient".split()
+)
+
+# Operations that keep the scale of their inputs, and may put constants among their values.
+FILLING = set("Maximum Minimum Concatenate Stack Pad".split())
+FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
+_FIXED_16 = (-1.0, 32767 / 32768)
+LINEAR = set(
+    "Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose Conv2DTranspose Dense".split()
+)
+FUSES_RELU = LINEAR | set("BatchNormalization Add Subtract Multiply".split())
+
+QUANTIZABLE = FUSES_RELU | set(
+    "Embedding Normalization Rescaling Divide TrueDivide Mean Sum GlobalAveragePooling1D "
+    "GlobalAveragePooling2D Softmax Sigmoid Tanh Relu Relu6 ReLU LeakyReLU LeakyRelu PReLU Gelu "
+    "HardSilu HardSwish Elu ELU Sqrt Rsqrt Abs Absolute Matmul Dot Exp SquaredDifference Where "
+    "Minimum Maximum Silu Parameter InputLayer".split()
+)
+
+_ACTIVATIONS = set("relu relu6 leaky_relu gelu hard_silu elu softmax sigmoid tanh linear".split())
+
+
+@dataclasses.dataclass
+class Placement:
+    """What `compress` inserts.
+
+    Attributes:
+        quantizers: id of a tensor of the graph -> (FakeQuant, row of its range or None).
+        absorbed: ids of activation nodes that a FakeQuant carries out.
+        per_channel: ids of Dense nodes whose BatchNormalization makes scales per channel.
+        left_float: (name, kind) of the operations that stay float because LiteRT has no kernel.
+    """
+
+    quantizers: dict[int, tuple[FakeQuant, int | None]]
+    absorbed: set[int]
+    per_channel: set[int]
+    left_float: list[tuple[str, str]]
+
+
+def place(graph: Graph, technique_of: Callable[[Node], Quantize | None]) -> Placement:
+    """Decides where fake-quantization of activations goes."""
+    return _Placer(graph, technique_of).run()
+
+
+def kind_of(operation) -> str:
+    """The name of an operation's kind: its class, or its activation for an Activation layer."""
+    if isinstance(operation, FixedTraining):
+        operation = operation.layer
+    if isinstance(operation, layers.BatchNormalization):
+        return "BatchNormalization"
+    if isinstance(operation, layers.Activation):
+        name = keras.activations.serialize(operation.activation)
+        return f"Activation:{name}"
+    return type(operation).__name__
+
+
+def fixed_range(operation, bits: int = 8) -> tuple[float, float] | None:
+    """The output range that LiteRT fixes for an operation, if it does."""
+    name = kind_of(operation).removeprefix("Activation:").lower()
+    return _FIXED_16 if bits == 16 and name in FIXED else FIXED.get(name)
+
+
+def relu_name(operation) -> str | None:
+    """'relu' or 'relu6' if the operation is that, None otherwise."""
+    kind = kind_of(operation).removeprefix("Activation:").lower()
+    if isinstance(operation, layers.ReLU):
+        plain = operation.negative_slope == 0 and operation.threshold == 0
+        known = {None: "relu", 6.0: "relu6"}
+        return known.get(operation.max_value) if plain else None
+    return kind if kind in ("relu", "relu6") else None
+
+
+def has_kernel(operation) -> bool:
+    """Whether LiteRT has an integer kernel for what the operation is lowered to."""
+    kind = kind_of(operation)
+    if kind.startswith("Activation:"):
+        return kind.removeprefix("Activation:") in _ACTIVATIONS
+    if isinstance(operation, layers.ReLU):
+        leaky = operation.negative_slope != 0 and operation.max_value is not None
+        return operation.threshold == 0 and operation.max_value in (None, 6.0) and not leaky
+    return kind in QUANTIZABLE or kind in SAME_SCALE or kind in ROUNDING or kind in TRANSPARENT
+
+
+def passes_through(operation) -> bool:
+    """Whether an operation's output keeps the scale of its input."""
+    kind = kind_of(operation)
+    if isinstance(operation, layers.UpSampling2D | layers.UpSampling1D):
+        return True
+    return (
+        kind in SAME_SCALE or kind in ROUNDING or kind in TRANSPARENT or kind == "Activation:linear"
+    )
+
+
+def rounds(operation) -> bool:
+    """Whether an operation keeps the scale but gives values between the steps of the grid."""
+    if isinstance(operation, layers.UpSampling2D):
+        return operation.interpolation != "nearest"
+    return kind_of(operation) in ROUNDING
+
+
+def fills(node: Node) -> bool:
+    """Whether a node that keeps the scale of its inputs puts constants among their values."""
+    leaves = tree.flatten((node.args, node.kwargs))
+    known = (keras.KerasTensor, str, bool, type(None))
+    return kind_of(node.operation) in FILLING and not all(isinstance(x, known) for x in leaves)
+
+
+class _Placer:
+    def __init__(self, graph: Graph, technique_of):
+        self.graph, self.technique_of = graph, technique_of
+        self.placement = Placement({}, set(), set(), [])
+        self.parent: dict[int, int] = {}
+        self.names: dict[str, int] = {}
+        # id of a tensor -> (technique, None if its operation stays float; activation; node)
+        self.sources: dict[int, tuple[Quantize | None, str | None, Node]] = {}
+
+    def run(self) -> Placement:
+        self.wanted = self._find_wanted()
+        done: set[int] = set()
+        for node in self.graph.nodes:
+            if id(node) in done or not _is_float(node.outputs[0]):
+                continue
+            if not node.is_input and passes_through(node.operation):
+                self._tie(node)
+                if fills(node) and (technique := self._quantized(node)) is not None:
+                    self.sources[id(node.outputs[0])] = (technique, None, node)
+            else:
+                self._add_unit(node, done)
+        self._make_quantizers()
+        return self.placement
+
+    def _find_wanted(self) -> set[int]:
+        """Tensors that some quantized operation reads, if need be through reshapes."""
+        wanted: set[int] = set()
+        for node in reversed(self.graph.nodes):
+            if node.is_input:
+                continue
+            if passes_through(node.operation):
+                reads = any(id(t) in wanted for t in node.outputs)
+            else:
+                reads = self._quantized(node) is not None
+            if reads:
+                wanted.update(id(t) for t in node.inputs)
+        return wanted
+
+    def _quantized(self, node: Node) -> Quantize | None:
+        technique = self.technique_of(node)
+        quantizes = technique is not None and technique.activation_bits is not None
+        return technique if quantizes and has_kernel(node.operation) else None
+
+    def _tie(self, node: Node) -> None:
+        # RepeatBatch reads its second input only for the size of the batch.
+        inputs = node.inputs[:1] if isinstance(node.operation, RepeatBatch) else node.inputs
+        tensors = [t for t in (*inputs, *node.outputs) if _is_float(t)]
+        for tensor in tensors[1:]:
+            self.parent[self._root(id(tensor))] = self._root(id(tensors[0]))
+
+    def _root(self, key: int) -> int:
+        while self.parent.setdefault(key, key) != key:
+            self.parent[key] = self.parent[self.parent[key]]
+            key = self.parent[key]
+        return key
+
+    def _add_unit(self, node: Node, done: set[int]) -> None:
+        """Makes the last tensor of node (+ BatchNormalization) (+ ReLU) a source of values."""
+        technique = self._quantized(node)
+        kind = kind_of(node.operation)
+        asked = self.technique_of(node)
+        if technique is None and asked is not None and asked.activation_bits is not None:
+            self.placement.left_float.append((node.name, kind))
+        unit, activation = [node], None
+        if technique is not None and kind in LINEAR:
+            follower = self.graph.only_consumer(node.outputs[0])
+            if follower is not None and _is_foldable(follower):
+                unit.append(follower)
+                self.placement.per_channel.add(id(node))
+        if technique is not None and kind in FUSES_RELU:
+            follower = self.graph.only_consumer(unit[-1].outputs[0])
+            if follower is not None and relu_name(follower.operation):
+                activation = relu_name(follower.operation)
+                unit.append(follower)
+                self.placement.absorbed.add(id(follower))
+        done.update(id(part) for part in unit)
+        for tensor in unit[-1].outputs:
+            if _is_float(tensor):
+                self.sources[id(tensor)] = (technique, activation, unit[-1])
+
+    def _make_quantizers(self) -> None:
+        groups: dict[int, list[int]] = {}
+        for key in self.sources:
+            groups.setdefault(self._root(key), []).append(key)
+        # What no quantized operation gives or reads stays float.
+        groups = {
+            root: keys
+            for root, keys in groups.items()
+            if any(self.sources[key][0] is not None or key in self.wanted for key in keys)
+        }
+        own = [technique for technique, _, _ in self.sources.values() if technique is not None]
+        shared: dict[int, FakeQuant] = {}
+        rounded = {self._root(id(t)) for n in self._rounding() for t in n.outputs}
+        for root, keys in groups.items():
+            technique, _, node = self.sources[keys[0]]
+            embedded = kind_of(node.operation) == "Embedding" and technique is not None
+            if embedded and len(keys) == 1 and root not in rounded:
+                continue  # its rows lie on the grid of its weights already
+            # A float operation's output takes the settings of those that read it.
+            techniques = [self.sources[key][0] for key in keys] + own + [Quantize()]
+            technique = next(t for t in techniques if t is not None)
+            shared[root] = self._make(keys, technique)
+            for row, key in enumerate(keys):
+                self.placement.quantizers[key] = (shared[root], row)
+        self._round_again(shared)
+
+    def _make(self, keys: list[int], technique: Quantize) -> FakeQuant:
+        _, activation, node = self.sources[keys[0]]
+        alone = len(keys) == 1
+        if not alone:  # a shared range need not start at 0, so that each ReLU does its own work
+            self.placement.absorbed -= {id(self.sources[key][2]) for key in keys}
+        floats = [row for row, key in enumerate(keys) if self._stays_float(*self.sources[key])]
+        bits = technique.activation_bits or 8
+        fixed = {fixed_range(self.sources[key][2].operation, bits) for key in keys}
+        return FakeQuant(
+            bits=bits,
+            # A weight's range is what it is now.
+            momentum=0.0 if isinstance(node.operation, Parameter) else technique.momentum,
+            activation=activation if alone else None,
+            sources=len(keys),
+            fixed=fixed.pop() if len(fixed) == 1 and not floats else None,
+            delay=technique.delay,
+            freeze=technique.freeze,
+            float_source=floats or False,
+            name=self._unique_name(f"{node.name}_range"),
+        )
+
+    @staticmethod
+    def _stays_float(technique: Quantize | None, activation: str | None, node: Node) -> bool:
+        given = isinstance(node.operation, layers.InputLayer | Parameter)
+        return technique is None and not given
+
+    def _unique_name(self, name: str) -> str:
+        """A layer that is called several times has a quantizer for each call."""
+        count = self.names[name] = self.names.get(name, 0) + 1
+        return name if count == 1 else f"{name}_{count}"
+
+    def _round_again(self, shared: dict[int, FakeQuant]) -> None:
+        """Averages of values on a grid lie between its steps: round them by the same range."""
+        for node in self._rounding():
+            for tensor in node.outputs:
+                layer = shared.get(self._root(id(tensor)))
+                if layer is not None:
+                    self.placement.quantizers[id(tensor)] = (layer, None)
+
+    def _rounding(self) -> list[Node]:
+        return [n for n in self.graph.nodes if not n.is_input and rounds(n.operation)]
+
+
+def _is_foldable(node: Node) -> bool:
+    """Whether a node is a BatchNormalization over the last axis, as the converter folds it."""
+    operation = node.operation
+    if not isinstance(operation, layers.BatchNormalization):
+        return False
+    rank = len(node.outputs[0].shape)
+    return operation.axis in (-1, rank - 1)
+
+
+def _is_float(tensor) -> bool:
+    return "float" in str(tensor.dtype)

@@ -1,0 +1,1 @@
+"""Which layers get which techniques, in Python and as YAML."""

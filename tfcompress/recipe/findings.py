@@ -1,0 +1,212 @@
+"""What `sensitivity` found: rows, a table, a plot and a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+from rich.console import Console
+
+from tfcompress.files import writing
+from tfcompress.results import Rows, print_table
+from tfcompress.techniques import Prune
+
+Kind = Literal["sparsity", "bits"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A layer compressed in one way, all others as they were.
+
+    Attributes:
+        layer: its name in the flat model, as rules name it.
+        weights, size: the names of the weights that were compressed, and how many numbers they are.
+        kind, value: "sparsity" and the fraction of zeros, or "bits" and their number.
+        measured: the loss and the metrics, or what `evaluate` returned.
+        drop: how much worse than the baseline: growth of the loss or fall of the user's measure;
+            infinite where that is no finite number.
+    """
+
+    layer: str
+    weights: tuple[str, ...]
+    size: int
+    kind: Kind
+    value: float
+    measured: dict[str, float]
+    drop: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What each layer of a model loses by pruning and quantization.
+
+    Attributes:
+        model: its name.
+        measure: "loss" or "evaluate": what drops are told in.
+        baseline: what was measured of the model as it is.
+        prune: the settings of pruning that were tried; its sparsity says nothing.
+        rows: one `Row` for each layer and setting, in the order of the layers.
+    """
+
+    model: str
+    measure: str
+    baseline: dict[str, float]
+    prune: Prune
+    rows: tuple[Row, ...]
+
+    def drops(self, kind: Kind = "sparsity") -> dict[str, dict[float, float]]:
+        """The drops by layer and value: {layer: {sparsity or bits: drop}}."""
+        found: dict[str, dict[float, float]] = {}
+        for row in self.rows:
+            if row.kind == kind:
+                found.setdefault(row.layer, {})[row.value] = row.drop
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as JSON-ready data; None where a number is not finite."""
+        plain = {**dataclasses.asdict(self), "prune": None}
+        return {**_finite(plain), "prune": keras.saving.serialize_keras_object(self.prune)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Sensitivity:
+        """The findings that `to_dict` told."""
+        rows = [
+            Row(
+                **{
+                    **row,
+                    "weights": tuple(row["weights"]),
+                    "measured": _or(row["measured"], math.nan),
+                    "drop": math.inf if row["drop"] is None else row["drop"],
+                }
+            )
+            for row in data["rows"]
+        ]
+        prune = keras.saving.deserialize_keras_object(data["prune"])
+        baseline = _or(data["baseline"], math.nan)
+        return cls(data["model"], data["measure"], baseline, prune, tuple(rows))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the findings to a JSON file, whole or not at all."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        writing.atomic_write(path, f"{text}\n".encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
+        """The findings in a file that `save` wrote.
+
+        Raises:
+            ValueError: if the file is another one.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} must be a file that Sensitivity.save wrote; it is not: "
+                f"{error!r}."
+            ) from error
+
+    def render(self, console: Console | None = None) -> None:
+        """Prints the drop of each layer as one table of sparsities and one of bits."""
+        console = console or Console()
+        what = "growth of the loss" if self.measure == "loss" else "drop of evaluate"
+        known = ", ".join(f"{name} {value:.4g}" for name, value in self.baseline.items())
+        for kind, unit in (("sparsity", "{:.4g}"), ("bits", "{} bits")):
+            drops = self.drops(kind)  # type: ignore[arg-type]
+            values = sorted({v for layer in drops.values() for v in layer})
+            if not values:
+                continue
+            columns = ",".join(["layer", *(unit.format(v) + ">" for v in values)])
+            rows: Rows = [
+                (layer, *(_short(found[v]) if v in found else "" for v in values))
+                for layer, found in drops.items()
+            ]
+            title = f"{self.model}: {what} by {kind} of each layer (baseline: {known})"
+            print_table(console, title, columns, rows)
+
+    def plot(self, path: str | os.PathLike[str] | None = None):
+        """Draws the drop of each layer over sparsity and over bits.
+
+        Args:
+            path: the image file to write (.png, .svg, .pdf); None writes none.
+
+        Returns:
+            The matplotlib `Figure`.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+
+        return draw(self, path)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _or(numbers: dict[str, float | None], missing: float) -> dict[str, float]:
+    return {name: missing if value is None else value for name, value in numbers.items()}
+
+
+def _short(value: float) -> str:
+    """A number in five characters, so that nine columns fit on a narrow screen."""
+    return (
+        f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
+    )
+
+
+# Colours that stay apart, also for those who see fewer of them.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#332288")
+_REST = "#b0b0b0"
+
+
+def draw(found: Sensitivity, path: str | os.PathLike[str] | None = None) -> Any:
+    """See `Sensitivity.plot`: one line per layer, the most sensitive ones named."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "the plot needs matplotlib, which is not installed. Run: pip install matplotlib"
+        ) from error
+    every: tuple[Kind, ...] = ("sparsity", "bits")
+    kinds = [kind for kind in every if found.drops(kind)]
+    figure = Figure(figsize=(6.4 * len(kinds), 4.8), layout="constrained")
+    figure.suptitle(f"{found.model}: sensitivity of each layer")
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        _panel(axes, found, kind)
+    if path is not None:
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
+        writing.atomic_write(path, drawn.getvalue())
+    return figure
+
+
+def _panel(axes, found: Sensitivity, kind: Kind) -> None:
+    drops = found.drops(kind)
+    worst = sorted(drops, key=lambda name: -max(drops[name].values()))[: len(_COLOURS)]
+    lines = {}
+    for name in sorted(drops, key=worst.__contains__):  # the named ones on top
+        values = sorted(drops[name])
+        colour = _COLOURS[worst.index(name)] if name in worst else _REST
+        style = {"color": colour, "linewidth": 1.6 if name in worst else 0.8}
+        (lines[name],) = axes.plot(values, [drops[name][v] for v in values], marker=".", **style)
+    rest = [name for name in drops if name not in worst]
+    shown = {name: lines[name] for name in worst}
+    if rest:
+        shown[f"{len(rest)} less sensitive"] = lines[rest[0]]
+    axes.legend(shown.values(), shown, fontsize="small", title="most sensitive first")
+    axes.set_xlabel("sparsity" if kind == "sparsity" else "bits of the weights")
+    if kind == "bits":
+        axes.set_xticks(sorted({v for each in drops.values() for v in each}))
+        axes.invert_xaxis()  # more compression to the right, as in the other panel
+    axes.set_ylabel("growth of the loss" if found.measure == "loss" else "drop of evaluate")
+    axes.grid(alpha=0.3)

@@ -1,0 +1,310 @@
+"""What a target says about a .tflite file as a whole: inputs and outputs, memory, good habits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfcompress.targets.measures import Value, measure, output_channels
+from tfcompress.targets.operators import Op, tensors
+from tfcompress.targets.result import Finding
+from tfcompress.targets.targets import IO_DTYPES, Target
+from tfcompress.tflite import arena
+from tfcompress.tflite.inspect import TensorInfo
+from tfcompress.tflite.metadata import Metadata, TensorMetadata, metadata_of
+
+_PRECISIONS = {"int16": "int16x8", "dynamic_int8": "dynamic_int8", "int8": "int8"}
+
+
+def findings(model: Any, ops: list[Op], data: bytes, target: Target) -> tuple[Finding, ...]:
+    """Return what is to be said of a whole file, fatal things first.
+
+    Args:
+        data: the bytes of the file.
+    """
+    found = [
+        *_refused(model, target),
+        *_io_dtypes(model, ops, target),
+        *_batch(model, target),
+        *shapes(model, target),
+        *metadata(model, data, target),
+        *_memory(model, len(data), target),
+        *_advice(ops, target),
+        *_channels(ops, target),
+        *_precision(ops, target),
+    ]
+    return tuple(sorted(found, key=lambda finding: not finding.fatal))
+
+
+def constant_bytes(model: Any) -> int:
+    """Return the bytes of all constants that tensors refer to, each buffer once."""
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    data = (model.buffers[i].data for i in used)
+    return sum(len(stored) for stored in data if stored is not None)
+
+
+def _refused(model: Any, target: Target) -> list[Finding]:
+    """Inputs and outputs over which the target's compiler fails."""
+    if target.refused_io is None:
+        return []
+    found = []
+    for kind, tensor in edges(model):
+        if tensor.dtype in target.refused_io.dtypes:
+            text = f"{kind} '{tensor.name}' is {tensor.dtype}"
+            mend = f"Leave what gives or takes {tensor.dtype} at the edge to the program around it."
+            rule = target.refused_io.rule
+            found.append(finding(target, "refused", True, text, mend, rule=rule))
+    return found
+
+
+def _io_dtypes(model: Any, ops: list[Op], target: Target) -> list[Finding]:
+    expected = ", ".join(target.io_dtypes)
+    fitting = [dtype for dtype in target.io_dtypes if dtype in IO_DTYPES[_computed(ops)]]
+    mend = io_mend((fitting or target.io_dtypes)[0])
+    found = []
+    for kind, tensor in misfitting_edges(model, target):
+        text = f"{kind} '{tensor.name}' is {tensor.dtype}; {target.title} takes {expected}"
+        found.append(finding(target, "io_dtype", True, text, mend, rule=target.io_rule))
+    return found
+
+
+def _batch(model: Any, target: Target) -> list[Finding]:
+    expected, fatal = target.shapes.batch, target.shapes.batch_required
+    known = tensors(model, 0)
+    found = []
+    for tensor in (known[i] for i in model.subgraphs[0].inputs):
+        batch = tensor.shape_signature[0] if len(tensor.shape_signature) > 1 else expected
+        if expected is not None and batch != expected:
+            size = "of any size" if batch < 0 else str(batch)
+            mend = f"Convert with batch_size={expected} (--batch-size {expected})."
+            text = f"input '{tensor.name}' has a batch {size}; {expected} is "
+            text += "required here" if fatal else f"better here. {mend}"
+            given = mend if fatal else None
+            found.append(finding(target, "batch", fatal, text, given, rule=target.shapes.rule))
+    return found
+
+
+def _memory(model: Any, file_bytes: int, target: Target) -> list[Finding]:
+    memory = target.memory
+    found = []
+    for key, used, what, mend in (
+        (
+            *("sram_bytes", arena.activation_bytes(model), "activations take at least"),
+            "Make the model's inputs or its first layers smaller.",
+        ),
+        (
+            *("weight_bytes", constant_bytes(model), "constants take"),
+            "Compress the weights, or take a smaller model.",
+        ),
+        ("flash_bytes", file_bytes, "the file takes", "Compress the weights of the model."),
+    ):
+        limit = memory[key]
+        if limit is not None and used > limit:
+            fatal = key in memory.fatal
+            effect = "it does not fit" if fatal else "what is beyond makes it slower"
+            text = f"{what} {used:,} bytes, of {limit:,} there are: {effect}"
+            found.append(
+                finding(target, "memory", fatal, text, mend if fatal else None, rule=memory.rule)
+            )
+    return found
+
+
+def _advice(ops: list[Op], target: Target) -> list[Finding]:
+    """Limits that keep no operator from being mapped."""
+    found: dict[str, list[Op]] = {}
+    for op in ops:
+        entry = target.operators.get(op.info.name) if op.is_builtin else None
+        for name in (*target.common_limits, *entry.limits) if entry else ():
+            if target.limits[name].get("advice") and is_kept(op, target.limits[name]) is False:
+                found.setdefault(name, []).append(op)
+    made = []
+    for name, several in found.items():
+        limit, first = target.limits[name], several[0]
+        many = f" and {len(several) - 1} more" if len(several) > 1 else ""
+        mend = limit.get("mend")
+        text = f"{first.info.layer.split(';')[0] or first.info.name}{many}: {limit.text}"
+        text = f"{text} ({measured(first, limit)}){'. ' + mend if mend else ''}"
+        made.append(finding(target, "advice", False, text, rule=limit.rule))
+    return made
+
+
+def _channels(ops: list[Op], target: Target) -> list[Finding]:
+    multiple = target.channels.multiple
+    if multiple is None:
+        return []
+    widths = [(op.info.layer.split(";")[0], output_channels(op)) for op in ops]
+    odd = [(layer, width) for layer, width in widths if width and width % multiple]
+    if not odd:
+        return []
+    listed = ", ".join(f"{layer} ({width})" for layer, width in odd[:3])
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    text = (
+        f"channels are handled {multiple} at a time; not so many: {listed}{more}. The next "
+        f"multiple of {multiple} costs about the same time"
+    )
+    return [finding(target, "channels", False, text, rule=target.channels.rule)]
+
+
+def _precision(ops: list[Op], target: Target) -> list[Finding]:
+    if not ops or _computed(ops) == target.precision:
+        return []
+    text = f"the file computes in {_computed(ops)}; {target.precision} is recommended here"
+    return [finding(target, "precision", False, text)]
+
+
+def _computed(ops: list[Op]) -> str:
+    """The precision, as of `convert`, that the operators' dtypes come closest to."""
+    dtypes = {op.info.dtype for op in ops}
+    computed = next((p for dtype, p in _PRECISIONS.items() if dtype in dtypes), None)
+    return computed or ("float16" if "float16" in dtypes else "float32")
+
+
+# Indices and truth values are taken as they are; these stand for real numbers.
+_REAL = ("float32", "float16", "bfloat16", "int8", "uint8", "int16", "int4")
+
+
+def finding(
+    target: Target,
+    kind: str,
+    fatal: bool,
+    text: str,
+    mend: str | None = None,
+    *,
+    rule: str | None = None,
+) -> Finding:
+    """Return a `Finding` with the source and date of its rule."""
+    known = next((r for r in target.rules if r.id == rule), None)
+    return Finding(
+        kind, fatal, text, mend, known.source if known else None, known.date if known else None
+    )
+
+
+def input_shapes(model: Any) -> list[tuple[int, ...]]:
+    """Return the shape of each input of a file, -1 for a dimension of any size."""
+    known = tensors(model, 0)
+    return [tuple(known[i].shape_signature) for i in model.subgraphs[0].inputs]
+
+
+def edges(model: Any) -> list[tuple[str, TensorInfo]]:
+    """Return the inputs and outputs of a file, each with "input" or "output"."""
+    graph, known = model.subgraphs[0], tensors(model, 0)
+    both = (("input", graph.inputs), ("output", graph.outputs))
+    return [(kind, known[i]) for kind, indices in both for i in indices]
+
+
+def misfitting_edges(model: Any, target: Target) -> list[tuple[str, TensorInfo]]:
+    """Return the inputs and outputs whose dtype, of real numbers, a target does not take."""
+    return [
+        (kind, tensor)
+        for kind, tensor in edges(model)
+        if tensor.dtype in _REAL and tensor.dtype not in target.io_dtypes
+    ]
+
+
+def io_mend(dtype: str) -> str:
+    """Return the advice to convert with other inputs and outputs."""
+    return f"Convert with io_dtype='{dtype}' (--io-dtype {dtype})."
+
+
+def shapes(model: Any, target: Target) -> list[Finding]:
+    """Return what is wrong with the shapes of a file's inputs."""
+    if target.inputs is None:
+        return []
+    expected, known = target.inputs.shape, tensors(model, 0)
+    found = []
+    for index, shape in zip(model.subgraphs[0].inputs, input_shapes(model), strict=True):
+        fits = len(shape) == len(expected) and all(
+            isinstance(wanted, str) or size == wanted
+            for size, wanted in zip(shape, expected, strict=True)
+        )
+        if not fits:
+            text = (
+                f"input '{known[index].name}' has the shape {_listed(shape)}; {target.title} takes "
+                f"{_listed(expected)}"
+            )
+            rule = target.inputs.rule
+            found.append(finding(target, "shape", True, text, target.inputs.mend, rule=rule))
+    return found
+
+
+def metadata(model: Any, data: bytes, target: Target) -> list[Finding]:
+    """Return what the metadata of a file do not say although the target reads it there.
+
+    Args:
+        data: the bytes of the file.
+    """
+    rules = target.metadata
+    if rules is None:
+        return []
+    try:
+        said = metadata_of(model, data, "the file") or Metadata()
+    except ValueError as error:
+        return [finding(target, "metadata", True, str(error), rules.mend, rule=rules.rule)]
+    found = []
+    known = tensors(model, 0)
+    for position, index in enumerate(model.subgraphs[0].inputs):
+        tensor = known[index]
+        entry = said.inputs[position] if position < len(said.inputs) else TensorMetadata()
+        if tensor.dtype in rules.normalization and not entry.mean:
+            text = (
+                f"input '{tensor.name}' is {tensor.dtype}, and the file's metadata give no mean "
+                "and std of it"
+            )
+            found.append(finding(target, "metadata", True, text, rules.mend, rule=rules.rule))
+    if rules.labels and not any(entry.labels for entry in said.outputs):
+        text = (
+            "the file's metadata hold no labels, so that classes have no names. Give them with "
+            "metadata= (--metadata)"
+        )
+        found.append(finding(target, "metadata", False, text, rule=rules.rule))
+    return found
+
+
+def _listed(shape: tuple[Any, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+COMPARISONS = ("equals", "min", "max", "multiple_of", "in", "includes", "excludes")
+
+
+def is_kept(op: Op, limit: Mapping[str, Any]) -> bool | None:
+    """Tells whether an operator keeps a limit.
+
+    Returns none if what the limit looks at cannot be known.
+    """
+    condition = limit.get("when")
+    if condition is not None:
+        applies = is_kept(op, condition)
+        if not applies:
+            return None if applies is None else True
+    value = measure(op, limit["value"])
+    if value is None:
+        return None
+    name = next(name for name in COMPARISONS if name in limit)
+    return compare(value, name, limit[name])
+
+
+def compare(value: Value, comparison: str, expected: Any) -> bool:
+    """Compares what was measured; of several values, each must hold."""
+    values = value if isinstance(value, tuple) else (value,)
+    if comparison in ("includes", "excludes"):
+        return any(v in expected for v in values) == (comparison == "includes")
+    if comparison == "equals":
+        return all(v == expected for v in values)
+    if comparison == "in":
+        return all(v in expected for v in values)
+    if any(isinstance(v, str) for v in values):
+        return False
+    if comparison == "multiple_of":
+        return all(v % expected == 0 for v in values)
+    return all(v >= expected if comparison == "min" else v <= expected for v in values)
+
+
+def measured(op: Op, limit: Mapping[str, Any]) -> str:
+    """Says what was measured, in a few words."""
+    value = measure(op, limit["value"])
+    name = limit["value"].replace("_", " ")
+    if value is None:
+        return f"{name} is not known"
+    shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"{name} {shown if shown != '' else 'none'}"

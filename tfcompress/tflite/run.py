@@ -1,0 +1,218 @@
+"""A .tflite file as a function from real numbers to real numbers, whatever types it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+
+from tfcompress.tflite import flatbuffer
+
+INTEGERS = ("int8", "uint8", "int16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An input or output of a file: name in the signature, tensor index, type and grid.
+
+    `scale` is None where the values stand for themselves.
+    """
+
+    name: str
+    index: int
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float | None
+    zero_point: int
+
+    def quantize(self, values: np.ndarray) -> np.ndarray:
+        """Real values as the codes that the file takes, rounded as fake-quantization rounds."""
+        if self.scale is None:
+            return values.astype(self.dtype)
+        limits = np.iinfo(self.dtype)
+        codes = np.floor(values.astype(np.float32) / np.float32(self.scale) + np.float32(0.5))
+        return np.clip(codes + self.zero_point, limits.min, limits.max).astype(self.dtype)
+
+    def dequantize(self, codes: np.ndarray) -> np.ndarray:
+        """Codes that the file gave as real values; integers without a scale as they are."""
+        if self.scale is None:
+            return codes
+        return (codes.astype(np.float32) - self.zero_point) * np.float32(self.scale)
+
+
+def port(model: Any, index: int, name: str | None = None) -> Port:
+    """Describes a tensor of a file's first graph."""
+    tensor = model.subgraphs[0].tensors[index]
+    dtype, quantization = flatbuffer.dtype_name(tensor), tensor.quantization
+    scale, zero_point = None, 0
+    scales: Any = None if quantization is None else quantization.scale
+    if dtype in INTEGERS and scales is not None and len(scales) == 1:
+        scale = float(scales[0])
+        points = quantization.zeroPoint
+        zero_point = 0 if points is None or len(points) == 0 else int(points[0])
+    own = flatbuffer.text(tensor.name)
+    return Port(own if name is None else name, index, tuple(tensor.shape), dtype, scale, zero_point)
+
+
+def ports(model: Any) -> tuple[list[Port], list[Port]]:
+    """The inputs and outputs of a file's first graph, by their names in its signature.
+
+    Returns (inputs, outputs); in the order of the signature, or of the graph if it has none.
+    """
+    graph = model.subgraphs[0]
+    signature = next((s for s in model.signatureDefs if s.subgraphIndex == 0), None)
+    if signature is None:
+        return [port(model, i) for i in graph.inputs], [port(model, i) for i in graph.outputs]
+    taken, given = (
+        [port(model, entry.tensorIndex, flatbuffer.text(entry.name)) for entry in entries]
+        for entries in (signature.inputs, signature.outputs)
+    )
+    return taken, given
+
+
+class Runner:
+    """A file loaded into LiteRT.
+
+    Args:
+        model: the `ModelT` of the file.
+        content: its bytes.
+        name: what error messages call it.
+        reference: use the plain reference kernels, which give the same bits everywhere; else
+            LiteRT's default, XNNPACK where it can.
+        keep: keep intermediate tensors for `tensor`.
+
+    Attributes:
+        note: what is to be told if other kernels had to be taken, see `kernels.load`; else empty.
+    """
+
+    def __init__(
+        self, model: Any, content: bytes, name: str, *, reference: bool, keep: bool = False
+    ):
+        self.name = name
+        self.inputs, self.outputs = ports(model)
+        kind = REFERENCE if reference else DEFAULT
+        # LiteRT tells on standard error which delegate it made.
+        with quiet():
+            try:
+                self._interpreter, self.note = load(content, kind, keep=keep)
+            except Exception as error:  # Damaged files fail in many ways.
+                raise cannot_run(name, error) from error
+
+    def run(self, values: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Runs one batch.
+
+        Args:
+            values: real values by input name, of the inputs' shapes.
+        """
+        for entry in self.inputs:
+            self._interpreter.set_tensor(entry.index, entry.quantize(values[entry.name]))
+        try:
+            self._interpreter.invoke()
+        except Exception as error:  # As above.
+            raise ValueError(
+                f"LiteRT failed on {self.name}: {line(error)}. Expected inputs "
+                "that the model takes; check the values of the data, indices above all."
+            ) from error
+        return [self.tensor(entry) for entry in self.outputs]
+
+    def tensor(self, entry: Port) -> np.ndarray:
+        """The real values of a tensor after the last run."""
+        return entry.dequantize(self._interpreter.get_tensor(entry.index))
+
+
+# Names of `OpResolverType`s.
+REFERENCE = "BUILTIN_REF"
+_OPTIMIZED = "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
+DEFAULT = "AUTO"
+
+# By the names that people know; XNNPACK is what LiteRT takes if it is told nothing.
+OTHERS = {"XNNPACK": DEFAULT, "optimized": _OPTIMIZED}
+_LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
+_NOT_BUILTIN = re.compile(r"unresolved custom op|(Select|Regular) TensorFlow op")
+
+
+def load(content: bytes, kernels: str = REFERENCE, *, keep: bool = False) -> tuple[Any, str]:
+    """Load a file into LiteRT.
+
+    The reference kernels lack a few operators (ELU, CEIL, ROUND, SEGMENT_SUM and others) that the
+    optimized ones have: a file with one of these takes the optimized kernels, without XNNPACK.
+
+    Args:
+        content: the bytes of the file.
+
+    Returns (the interpreter with its tensors allocated, a note if it has not the kernels asked
+    for).
+    """
+    try:
+        return _interpreter(content, kernels, keep), ""
+    except ValueError as error:
+        lacking = _LACKING.search(str(error))
+        if lacking is None or kernels != REFERENCE:
+            raise
+    note = f"LiteRT's reference kernels lack {lacking[1]}: its optimized ones instead"
+    return _interpreter(content, _OPTIMIZED, keep), note
+
+
+def _interpreter(content: bytes, kernels: str, keep: bool) -> Any:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of its own deprecation.
+        interpreter = Interpreter(
+            model_content=content,
+            experimental_op_resolver_type=getattr(OpResolverType, kernels),
+            experimental_preserve_all_tensors=keep,
+        )
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def line(error: Exception) -> str:
+    """What LiteRT says, as one line without a full stop; the type if it says nothing."""
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+def cannot_run(name: str, error: Exception) -> ValueError:
+    """The error that tells that LiteRT cannot run a file, with what can be done."""
+    said = line(error)
+    lacking = _LACKING.search(said)
+    if lacking is not None:
+        advice = (
+            f"This LiteRT has no kernel for {lacking[1]} in that version: replace the layer that "
+            "it comes from, or install a newer ai-edge-litert."
+        )
+    elif _NOT_BUILTIN.search(said):
+        advice = (
+            "Expected built-in operators only; convert again without SELECT_TF_OPS and custom "
+            "operators."
+        )
+    else:
+        advice = "It is damaged, or was made wrong: expected a file that LiteRT runs; convert the "
+        advice += "model again."
+    return ValueError(f"LiteRT cannot run {name}: {said}. {advice}")
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keeps back what TensorFlow and LiteRT write to file descriptor 2, from Python and C++."""
+    loggers = [logging.getLogger("tensorflow"), logging.getLogger("absl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

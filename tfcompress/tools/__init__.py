@@ -1,0 +1,3 @@
+"""Acceptance: what other tools that take .tflite files say of one."""
+
+from __future__ import annotations

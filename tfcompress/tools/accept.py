@@ -1,0 +1,248 @@
+"""accept: ask the real tools that take .tflite files whether they take this one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tfcompress.errors import expected_one_of
+from tfcompress.results import as_text, print_table
+from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Status
+from tfcompress.tools.environments import Unavailable
+from tfcompress.tools.subject import Subject, read_subject
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Progress = Callable[[str, int, int | None], Any]
+
+# name -> the module that runs the tool, imported when it is asked
+TOOLS = {
+    "apk": "tfcompress.export.android.apk_tool",
+    "arm64": "tfcompress.tools.arm64",
+    "kotlin": "tfcompress.export.android.kotlin_tool",
+    "litertjs": "tfcompress.tools.litertjs",
+    "mediapipe": "tfcompress.tools.mediapipe",
+    "onnxruntime": "tfcompress.tools.onnxruntime",
+    "openvino": "tfcompress.tools.openvino",
+    "tflite_support": "tfcompress.tools.tflite_support",
+    "tflm": "tfcompress.tools.tflm",
+    "vela": "tfcompress.tools.vela",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolResult:
+    """What one tool said.
+
+    Attributes:
+        tool: its name.
+        title: with its version.
+        status, reason, figures: see `Outcome`.
+        seconds: that it took, at first use with its installation.
+    """
+
+    tool: str
+    title: str
+    status: Status
+    reason: str
+    figures: dict[str, Figure]
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Acceptance:
+    """What the tools said of a file.
+
+    Attributes:
+        path: of the file.
+        results: one for each tool.
+        notes: other things worth knowing, such as kernels that the reference lacks.
+    """
+
+    path: str
+    results: tuple[ToolResult, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """True if no tool failed, none that was asked was not run, and at least one passed.
+
+        A tool that the file is not meant for ("not applicable") does not count.
+        """
+        found = {result.status for result in self.results}
+        return "passed" in found and found <= {"passed", "not applicable"}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tools came to which status."""
+        return dict(Counter(result.status for result in self.results))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        results = [dataclasses.asdict(result) for result in self.results]
+        return {
+            "path": self.path,
+            "passed": self.passed,
+            "counts": self.counts,
+            "results": results,
+            "notes": list(self.notes),
+        }
+
+    def render(self, console: Console | None = None) -> None:
+        """Print a table of the tools, then the reasons of those that did not pass.
+
+        Args:
+            console: a rich console; standard output if None.
+        """
+        from rich.console import Console
+
+        console = console or Console()
+        rows: list[tuple[Any, ...]] = [
+            (result.tool, result.status, told(result.figures), f"{result.seconds:.1f}")
+            for result in self.results
+        ]
+        print_table(console, f"{self.path}: what tools say", "tool,status,figures,seconds >", rows)
+        for result in self.results:
+            if result.reason:
+                line = f"{result.tool} ({result.title}): {result.status}: {result.reason}"
+                console.print(line, markup=False, highlight=False)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False, highlight=False)
+        verdict = "accepted" if self.passed else "NOT accepted"
+        counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
+        console.print(f"{verdict}: {counts}", markup=False, highlight=False)
+
+    def __str__(self) -> str:
+        return as_text(self.render)
+
+
+def accept(
+    path: str | os.PathLike[str],
+    tools: Iterable[str] | str | None = None,
+    *,
+    data: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Acceptance:
+    """Run real third-party tools on a .tflite file.
+
+    Each tool lives in an environment of its own in the user's cache, made at first use. Tools that
+    run the file all get the same samples, and are compared with LiteRT's reference kernels.
+
+    Args:
+        path: of the .tflite file.
+        tools: their names, also in one string with commas between: apk, arm64, kotlin, litertjs,
+            mediapipe, onnxruntime, openvino, tflite_support, tflm, vela; all if None.
+        data: inputs that are typical of the model, in real numbers and in any form that `convert`
+            takes for calibration; random ones if None.
+        progress: called as `progress(tool, done, total)`.
+        **options: of the tools, such as `accelerator="ethos-u55-128"` for vela.
+
+    Returns:
+        An `Acceptance`. A tool that cannot be had is in it as "not run", never as "passed".
+
+    Raises:
+        TypeError: the file is no path.
+        ValueError: the file is damaged or LiteRT cannot run it, a tool or an option is unknown,
+            the data does not fit the file.
+
+    Example:
+        >>> accept("model.tflite", ["vela", "tflm"]).passed  # doctest: +SKIP
+        True
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path must be the path of a .tflite file; received {type(path).__name__}. Write the "
+            "file first, then name it."
+        )
+    names = check_tools(tools)
+    modules = {name: _module(name) for name in names}
+    _check_options(modules, options)
+    file = read_subject(path, options, data)
+    results = []
+    for number, (name, module) in enumerate(modules.items()):
+        if progress is not None:
+            progress(name, number, len(modules))
+        start = time.perf_counter()
+        outcome = ask(module, file)
+        seconds = round(time.perf_counter() - start, 2)
+        results.append(
+            ToolResult(name, module.TITLE, outcome.status, outcome.reason, outcome.figures, seconds)
+        )
+    return Acceptance(str(Path(path)), tuple(results), (file.note,) if file.note else ())
+
+
+def list_tools() -> list[str]:
+    """The names of the tools that `accept` knows.
+
+    Example:
+        >>> "vela" in list_tools()
+        True
+    """
+    return sorted(TOOLS)
+
+
+def check_tools(tools: Iterable[str] | str | None) -> list[str]:
+    """Return the names of tools without repetitions, all if None."""
+    known = list_tools()
+    if tools is None:
+        return known
+    if isinstance(tools, str):
+        tools = [name for part in tools.split(",") if (name := part.strip())]
+    if not isinstance(tools, Iterable):
+        raise TypeError(
+            f"tools must be names in a list, or in one string with commas between; received "
+            f"{type(tools).__name__}. Try 'vela,tflm', or None for all."
+        )
+    names = list(dict.fromkeys(tools))
+    if not names:
+        raise ValueError(f"no tool was named; {expected_one_of('', known)}")
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown tool {name!r}; {expected_one_of(str(name), known)}")
+    return names
+
+
+def ask(module: ModuleType, file: Subject) -> Outcome:
+    """Run one tool."""
+    try:
+        return module.run(file)
+    except Refused as refusal:
+        return Outcome("failed", str(refusal))
+    except NotApplicable as reason:
+        return Outcome("not applicable", str(reason))
+    except Unavailable as reason:
+        return Outcome("not run", str(reason))
+
+
+def told(figures: dict[str, Figure]) -> str:
+    """Figures in one line."""
+    return ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
+        for name, value in figures.items()
+    )
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(TOOLS[name])
+
+
+def _check_options(modules: dict[str, ModuleType], options: dict[str, Any]) -> None:
+    known = {
+        name: check
+        for module in modules.values()
+        for name, check in getattr(module, "OPTIONS", {}).items()
+    }
+    for name, value in options.items():
+        if name not in known:
+            expected = expected_one_of(name, known) if known else "these tools take none."
+            raise ValueError(f"unknown option {name!r} of {', '.join(modules)}; {expected}")
+        known[name](value)

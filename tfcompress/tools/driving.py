@@ -1,0 +1,112 @@
+"""Other tools, driven by scripts that run in environments of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from tfcompress.tools.environments import Unavailable, run_tool
+
+DRIVERS = Path(__file__).parent / "drivers"
+_SECONDS = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a driver brought back.
+
+    Attributes:
+        outputs: for each sample the outputs, in the file's order.
+        figures: what it measured.
+        files: the content of the files that were asked for, by name.
+    """
+
+    outputs: list[list[np.ndarray]]
+    figures: dict[str, Figure]
+    files: dict[str, bytes]
+
+
+def drive(
+    command: Sequence[str | Path],
+    driver: str,
+    data: bytes,
+    inputs: Sequence[Mapping[str, np.ndarray]] = (),
+    *,
+    what: str,
+    settings: Mapping[str, Any] | None = None,
+    files: Sequence[str] = (),
+    seconds: float = _SECONDS,
+) -> Answer:
+    """Run a tool on a file.
+
+    The driver runs in a folder that holds `model.tflite`, `inputs.npz` (arrays named
+    "sample/input" by their numbers) and `settings.json`; it writes `outputs.npz` likewise and
+    `answer.json`, see `drivers/answering.py`.
+
+    Args:
+        data: the bytes of the .tflite file.
+        seconds: after which it is killed.
+    """
+    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+        folder = Path(name)
+        (folder / "model.tflite").write_bytes(data)
+        (folder / "settings.json").write_text(json.dumps(dict(settings or {})))
+        arrays = {
+            f"{number}/{place}": value
+            for number, sample in enumerate(inputs)
+            for place, value in enumerate(sample.values())
+        }
+        np.savez(folder / "inputs.npz", **arrays)  # type: ignore[arg-type]
+        try:
+            run_tool([*command, DRIVERS / driver], what=what, seconds=seconds, folder=folder)
+        except Unavailable as error:  # It is there; so it is the file that it fails on.
+            raise Refused(str(error)) from error
+        return _read(folder, len(inputs), files, what)
+
+
+def _read(folder: Path, samples: int, files: Sequence[str], what: str) -> Answer:
+    answer = json.loads((folder / "answer.json").read_text())
+    if "missing" in answer:
+        raise Unavailable(f"{what} cannot be imported: {answer['missing']}")
+    if "refused" in answer:
+        raise Refused(answer["refused"])
+    outputs: list[list[np.ndarray]] = [[] for _ in range(samples)]
+    with np.load(folder / "outputs.npz", allow_pickle=False) as arrays:
+        for key in sorted(arrays.files, key=lambda key: [int(part) for part in key.split("/")]):
+            outputs[int(key.split("/")[0])].append(arrays[key])
+    made = {name: (folder / name).read_bytes() for name in files}
+    return Answer(outputs, answer["figures"], made)
+
+
+Status = Literal["passed", "failed", "not run", "not applicable"]
+Figure = int | float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a tool said of a file.
+
+    Attributes:
+        status: "passed"; "failed", also if the tool refuses the file; "not run", the tool cannot
+            be had here; "not applicable", the tool is not meant for such a file.
+        reason: why, in words; a remark if it passed, mostly empty.
+        figures: what it measured, by name with the unit.
+    """
+
+    status: Status
+    reason: str = ""
+    figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
+
+
+class Refused(Exception):
+    """A tool ran and said no to the file; the message is the tool's own."""
+
+
+class NotApplicable(Exception):
+    """A tool is not meant for such a file; the message says why."""
