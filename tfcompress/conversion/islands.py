@@ -1,4 +1,4 @@
-"""Integer kernels that LiteRT has and ai-edge-quantizer does not use yet.
+"""Integer kernels that LiteRT has and litert-quantizer does not use yet.
 
 What it leaves as DEQUANTIZE -> float op -> QUANTIZE becomes the op itself on integers.
 """

@@ -1,4 +1,4 @@
-"""A float .tflite with known ranges -> an integer one, through ai-edge-quantizer.
+"""A float .tflite with known ranges -> an integer one, through litert-quantizer.
 
 Every operation is told by a tag in the names of its outputs how it is to be quantized, so that one
 short recipe serves a model of any size; the names are given back afterwards.
@@ -12,9 +12,9 @@ import warnings
 from typing import Any
 
 import numpy as np
-from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
-from ai_edge_quantizer.algorithm_manager import AlgorithmName
-from ai_edge_quantizer.utils import qsv_utils
+from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
+from litert_quantizer.algorithm_manager import AlgorithmName
+from litert_quantizer.utils import qsv_utils
 
 from tfcompress.conversion import grids, islands
 from tfcompress.conversion.grids import find_grid, is_float_constant, stored_range
@@ -109,7 +109,7 @@ def weight_only(model, bits: int, trained: set[int] | None = None) -> bytes:
 def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, float]]:
     """Ranges of all activations over calibration samples: the least and the greatest value.
 
-    A moving average, ai-edge-quantizer's default, would clip what only some samples reach.
+    A moving average, litert-quantizer's default, would clip what only some samples reach.
 
     Args:
         data: bytes of a float .tflite.
@@ -162,7 +162,7 @@ def _tag(model, op, ranges, weight_bits, int4, dense, floats, qsv_of_weight) -> 
 
 @contextlib.contextmanager
 def _hushed():
-    """Keeps back ai-edge-quantizer's reports, progress bars and warnings."""
+    """Keeps back litert-quantizer's reports, progress bars and warnings."""
     text = io.StringIO()
     with (
         quiet(),
@@ -184,7 +184,7 @@ def _run(data: bytes, recipe: list[dict[str, Any]], qsv) -> bytes:
 def _statistics(
     model, ranges: dict[int, Range], of_weight: dict[int, dict[str, np.ndarray]]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What ai-edge-quantizer would find by calibration: least and greatest values by name."""
+    """What litert-quantizer would find by calibration: least and greatest values by name."""
     tensors = model.subgraphs[0].tensors
     found = {i: _qsv(known, len(tensors[i].shape)) for i, known in ranges.items()}
     found.update(of_weight)

@@ -219,7 +219,7 @@ def _move_outputs(model, alias: dict[int, Any]) -> None:
 def part_outputs(model, ranges: dict[int, Range]) -> None:
     """Gives every output a tensor that nothing else reads or is. Changes both arguments.
 
-    ai-edge-quantizer makes a file that does not run where an output is an input, is read by an
+    litert-quantizer makes a file that does not run where an output is an input, is read by an
     operation too, or is given twice: there a RESHAPE to its own shape stands between.
     """
     graph = model.subgraphs[0]

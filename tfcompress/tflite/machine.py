@@ -18,7 +18,7 @@ PACKAGES = (
     "tf_keras",
     "tensorflow-model-optimization",
     "ai-edge-litert",
-    "ai-edge-quantizer",
+    "litert-quantizer",
     "numpy",
 )
 

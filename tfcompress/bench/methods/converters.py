@@ -1,4 +1,4 @@
-"""Post-training quantization by TFLiteConverter and by ai-edge-quantizer."""
+"""Post-training quantization by TFLiteConverter and by litert-quantizer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ptq_int8(run: Run) -> None:
 
 
 def aeq_int8(run: Run) -> None:
-    """The static recipe of ai-edge-quantizer: int8 weights and activations."""
+    """The static recipe of litert-quantizer: int8 weights and activations."""
     twin, samples = run.twin, run.calibration
     run.write(lambda: by_quantizer(twin, samples, weight_bits=8), kept=twin)
 
@@ -67,9 +67,9 @@ def int8_by_converter(model: Any, samples: np.ndarray | None) -> bytes:
 
 
 def by_quantizer(model: Any, samples: np.ndarray, weight_bits: int) -> bytes:
-    """A file by ai-edge-quantizer from the float file of a tf_keras model."""
+    """A file by litert-quantizer from the float file of a tf_keras model."""
     import tensorflow as tf
-    from ai_edge_quantizer import qtyping, quantizer, recipe
+    from litert_quantizer import qtyping, quantizer, recipe
 
     float_file = _quietly(tf.lite.TFLiteConverter.from_keras_model(model))
     maker = quantizer.Quantizer(float_file, recipe.static_wi8_ai8())

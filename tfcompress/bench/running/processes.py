@@ -14,7 +14,7 @@ from typing import Any
 # it starts TensorFlow, whose threads no fork would have.
 PRELOADED = (
     *("tensorflow", "keras", "tf_keras", "tensorflow_model_optimization", "sklearn.metrics"),
-    *("ai_edge_litert.interpreter", "ai_edge_quantizer", "tfcompress.cli.app"),
+    *("ai_edge_litert.interpreter", "litert_quantizer", "tfcompress.cli.app"),
     *("tfcompress.bench.running.child", "tfcompress.bench.running.child"),
     *(
         "tfcompress.bench.methods.run",
