@@ -78,8 +78,7 @@ def assert_sparse(model, sparsity=0.6):
 
 
 def run_python(code, *arguments, fails=False):
-    folder = os.path.dirname(os.path.abspath(__file__))
-    path = os.pathsep.join([folder, os.path.dirname(folder), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(map(os.path.abspath, sys.path))  # with the folders of tests
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=500

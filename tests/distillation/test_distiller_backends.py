@@ -1,7 +1,5 @@
 """Distiller in mixed precision, compiled by XLA, on two devices and on JAX."""
 
-import importlib.util
-
 import distiller_fits
 import keras
 import numpy as np
@@ -144,7 +142,6 @@ JAX = """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 def test_jax(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     run_python(JAX, tmp_path / "distiller.keras")
