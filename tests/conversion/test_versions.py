@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from tflite_by_hand import OPS, TYPES, build, code, fully_connected, graph, operator, tensor
 
-from tfcompress.conversion.versions import least_version, lower_versions
+from tfcompress.conversion import versions as versions_module
+from tfcompress.conversion.versions import least_version
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect
 
@@ -41,44 +42,43 @@ def versions(data):
     return [(op.name, op.version) for op in inspect(data).operators]
 
 
+def lowered(data):
+    model = flatbuffer.read(data)
+    versions_module.lower_versions(model)
+    return flatbuffer.write(model)
+
+
 def test_a_version_is_lowered_and_nothing_else_changes():
-    lowered = lower_versions(leaky_relu(2))
-    assert versions(lowered) == [("LEAKY_RELU", 1)]
-    assert lowered == flatbuffer.write(flatbuffer.read(leaky_relu(1)))
+    result = lowered(leaky_relu(2))
+    assert versions(result) == [("LEAKY_RELU", 1)]
+    assert result == flatbuffer.write(flatbuffer.read(leaky_relu(1)))
 
 
 def test_ops_of_one_kind_get_what_each_needs():
-    lowered = lower_versions(two_dense(9))
-    assert versions(lowered) == [("FULLY_CONNECTED", 5), ("FULLY_CONNECTED", 4)]
+    assert versions(lowered(two_dense(9))) == [("FULLY_CONNECTED", 5), ("FULLY_CONNECTED", 4)]
 
 
-def test_versions_are_never_raised():
-    data = two_dense(1)
-    assert lower_versions(data) is data
-
-
-def test_ops_of_other_types_keep_theirs():
-    data = leaky_relu(2, TYPES.INT16)
-    assert lower_versions(data) is data
+@pytest.mark.parametrize("data", [two_dense(1), leaky_relu(2, TYPES.INT16)])
+def test_versions_are_never_raised_and_ops_of_other_types_keep_theirs(data):
+    assert lowered(data) == flatbuffer.write(flatbuffer.read(data))
 
 
 def test_a_file_that_computes_something_else_is_refused(monkeypatch):
-    from tfcompress.conversion import versions as module
-
     answers = iter([[b"a"], [b"b"]])
-    monkeypatch.setattr(module, "_outputs", lambda data, kind: next(answers))
+    monkeypatch.setattr(versions_module, "_outputs", lambda model, data, kind: next(answers))
     with pytest.raises(ValueError, match="LiteRT computes other outputs"):
-        lower_versions(leaky_relu(2))
+        lowered(leaky_relu(2))
 
 
 def test_outputs_are_really_compared():
-    from tfcompress.conversion import versions as module
-
-    same = module._outputs(two_dense(9), "BUILTIN_REF")
-    assert same == module._outputs(lower_versions(two_dense(9)), "BUILTIN_REF")
-    other = flatbuffer.read(two_dense(9))
+    data = two_dense(9)
+    other = flatbuffer.read(data)
     other.buffers[2].data = np.frombuffer(np.int32([10, 20]).tobytes(), np.uint8)
-    assert same != module._outputs(flatbuffer.write(other), "BUILTIN_REF")
+    same, lower, changed = (
+        versions_module._outputs(flatbuffer.read(content), content, "BUILTIN_REF")
+        for content in (data, lowered(data), flatbuffer.write(other))
+    )
+    assert same == lower != changed
 
 
 LAYERS = {

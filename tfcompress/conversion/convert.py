@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.conversion import grids, lower, quantize, ranges, report
-from tfcompress.conversion.report import FloatOp, Report, float_reasons, require_no_loops
+from tfcompress.conversion import exchange, grids, lower, quantize, ranges
+from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
     require_ranges,
@@ -31,9 +32,11 @@ from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import require_model
 from tfcompress.layers.compressed import is_compressed, require_advanced
 from tfcompress.quantization.opening import open_layers
+from tfcompress.targets.check import check_parsed
 from tfcompress.targets.targets import Target
 from tfcompress.tflite import flatbuffer, signature
-from tfcompress.tflite.inspect import inspect
+from tfcompress.tflite.inspect import inspect_parsed
+from tfcompress.tflite.metadata import described, load_metadata
 
 STATIC = ("int8", "int16x8", "int4")
 
@@ -43,16 +46,17 @@ def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integ
 
     Returns (a `ModelT` without markers, ranges by tensor index, indices of tensors of float ops).
     """
-    prepared = _prepare(model) if integer else model
-    names = lower.io_names(prepared)
-    converter = lower.to_float(
-        prepared,
-        batch_size=batch_size,
-        marked=integer,
-        integer=integer,
-        select_tf_ops=select_tf_ops,
-    )
-    return _read_marked(converter, names)
+    # A compressed model was opened into what has integer kernels when it was wrapped.
+    prepared = open_layers(model) if integer and not is_compressed(model) else model
+    return _read_marked(*lower.to_float(prepared, batch_size, select_tf_ops, integer=integer))
+
+
+def _read_marked(converter, names):
+    """What a converter writes: the named file without its markers, and what they said."""
+    parsed = flatbuffer.read(lower.run_converter(converter))
+    known, floats = ranges.take_markers(parsed)
+    signature.name_inputs_and_outputs(parsed, *names)
+    return parsed, known, floats
 
 
 class Job:
@@ -76,16 +80,12 @@ class Job:
         self.progress(stage, 1, 1)
         return result
 
-    def run(self, model, calibration, samples) -> bytes:
-        """The bytes of the file."""
+    def run(self, model, calibration, samples) -> Any:
+        """The file as a `ModelT`."""
         if is_legacy(model):
             return legacy("convert")(self, model, calibration, samples)
+        lower.require_convertible(model)
         is_keras = isinstance(model, keras.Model)
-        if not is_keras and not isinstance(model, models.SavedModel):
-            raise TypeError(
-                "model must be a keras.Model or the path of a .keras, .h5 or SavedModel; received "
-                f"{type(model).__module__}.{type(model).__name__}."
-            )
         if is_keras:
             require_model(model)
             require_advanced(model)
@@ -111,7 +111,7 @@ class Job:
             "samples of the training inputs, or train tfcompress.quantize_aware(model) first."
         )
 
-    def _by_converter(self, model) -> bytes:
+    def _by_converter(self, model) -> Any:
         """float32, float16 and dynamic_int8 are TFLiteConverter's own modes."""
         converter, names = self.timed("lower", self._converter, model)
         if self.precision != "float32":
@@ -121,15 +121,13 @@ class Job:
         data = self.timed("convert", lower.run_converter, converter)
         parsed = flatbuffer.read(data)
         signature.name_inputs_and_outputs(parsed, *names)
-        return flatbuffer.write(parsed)
+        return parsed
 
     def _converter(self, model):
         if isinstance(model, models.SavedModel):
-            return lower.converter(model.path, self.batch_size, self.select_tf_ops)
-        options = {"batch_size": self.batch_size, "select_tf_ops": self.select_tf_ops}
+            return lower.from_saved_model(model.path, self.batch_size, self.select_tf_ops)
         flat = flatten(model)
-        converter = lower.to_float(flat, marked=False, integer=False, **options)
-        return converter, lower.io_names(flat)
+        return lower.to_float(flat, self.batch_size, self.select_tf_ops, integer=False)
 
     def _float_file(self, model, integer: bool = True):
         if isinstance(model, models.SavedModel):
@@ -138,7 +136,7 @@ class Job:
             model, batch_size=self.batch_size, select_tf_ops=self.select_tf_ops, integer=integer
         )
 
-    def _integer(self, model, calibration, samples) -> bytes:
+    def _integer(self, model, calibration, samples) -> Any:
         parsed, known, floats = self.timed("lower", self._float_file, model)
         require_no_loops(parsed, model, self.io_dtype)
         is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
@@ -178,9 +176,8 @@ class Job:
     def _calibrate(self, parsed, calibration, samples) -> dict[int, ranges.Range]:
         inputs = signature.inputs(parsed)
         data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
-        if self.batch_size != 1:
-            data = _stacked(data, self.batch_size)
-        found = quantize.calibrate(flatbuffer.write(parsed), data, "serve")
+        batches = (batch for _, batch in filled(data, self.batch_size))
+        found = quantize.calibrate(flatbuffer.write(parsed), batches, "serve")
         known = {}
         for index, tensor in enumerate(parsed.subgraphs[0].tensors):
             name = tensor.name.decode()
@@ -194,29 +191,30 @@ class Job:
             self.progress("calibrate", number, None)
             yield batch
 
-    def finish(self, data: bytes, metadata) -> bytes:
-        """The file as it ships: with versions that the target's compiler knows, and metadata."""
+    def finish(self, file, metadata) -> bytes:
+        """The bytes as they ship: with versions that the target's compiler knows, and metadata.
+
+        Changes `file`, which then is the `ModelT` of these bytes.
+        """
         target = self.settings.target
         if target is not None and target.lower_versions:
-            data = self.timed("lower versions", lower_versions, data)
-        if metadata is None:
-            return data
-        from tfcompress.tflite.metadata import add_metadata
-
-        return add_metadata(data, metadata)
+            self.timed("lower versions", lower_versions, file)
+        return flatbuffer.write(file) if metadata is None else described(file, metadata)
 
     def rounded_seconds(self) -> dict[str, float]:
         """What each stage took so far."""
         return {name: round(value, 3) for name, value in self.seconds.items()}
 
-    def report(self, path, data: bytes) -> Report:
+    def report(self, path, file, data: bytes) -> Report:
         """What came out; raises if it is not what `strict` demands."""
-        found = inspect(data)
-        remaining = self._float_ops(found)
+        found = inspect_parsed(file, data, path)
+        # Operations that stayed float although integers were asked for.
+        asked = self.precision in STATIC and not self.weights_only
+        remaining = listed(found, self.reasons) if asked else []
         if remaining and self.strict:
-            listed = "; ".join(f"{f.op} at '{f.tensor[:60]}' ({f.reason})" for f in remaining[:5])
+            named = "; ".join(f"{f.op} at '{f.tensor[:60]}' ({f.reason})" for f in remaining[:5])
             raise ValueError(
-                f"strict=True and {len(remaining)} operations would stay float: {listed}. Replace "
+                f"strict=True and {len(remaining)} operations would stay float: {named}. Replace "
                 "those layers, or convert without strict. Nothing was written."
             )
         if any(op.name == "HARD_SWISH" and op.dtype == "int8" for op in found.operators):
@@ -224,60 +222,31 @@ class Job:
                 "HARD_SWISH in int8 splits XNNPACK's delegation, which is slow on phones' CPUs: "
                 "relu6 is faster"
             )
+        target = self.settings.target
         return Report(
             path=str(path),
             precision=self.precision,
             io_dtype=self.io_dtype,
             file_bytes=len(data),
             zipped_bytes=found.zipped_bytes,
-            check=self._check(data, path),
+            check=target and self.timed("check", check_parsed, file, data, target, path),
             ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
             float_ops=remaining,
             notes=self.notes,
             seconds=self.rounded_seconds(),
         )
 
-    def _check(self, data: bytes, path):
-        if self.settings.target is None:
-            return None
-        from tfcompress.targets.check import check
 
-        found = self.timed("check", check, data, self.settings.target)
-        return dataclasses.replace(found, path=str(path))
-
-    def _float_ops(self, found) -> list[FloatOp]:
-        """The operations that stayed float although integers were asked for."""
-        if self.precision not in STATIC or self.weights_only:
-            return []
-        return report.listed(found, self.reasons)
-
-
-def _read_marked(converter, names):
-    """What a converter writes: the named file without its markers, and what they said."""
-    parsed = flatbuffer.read(lower.run_converter(converter))
-    known, floats = ranges.take_markers(parsed)
-    signature.name_inputs_and_outputs(parsed, *names)
-    return parsed, known, floats
-
-
-def _prepare(model: keras.Model) -> keras.Model:
-    """A plain float model with its layers opened into what has integer kernels."""
-    if is_compressed(model):
-        return model
-    return open_layers(model)
-
-
-def _stacked(samples: Iterable[dict], size: int):
-    """Batches of `size` samples; the last one is filled up by repeating its last sample."""
-    kept: list[dict] = []
-    for sample in samples:
-        kept.append(sample)
-        if len(kept) == size:
-            yield {name: np.concatenate([k[name] for k in kept]) for name in sample}
-            kept = []
-    if kept:
-        kept += [kept[-1]] * (size - len(kept))
-        yield {name: np.concatenate([k[name] for k in kept]) for name in kept[0]}
+def filled(
+    samples: Iterator[dict[str, np.ndarray]], size: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yields (samples, arrays by name) of batches of one size; the last is filled up by its last
+    sample.
+    """
+    while rows := list(itertools.islice(samples, size)):
+        count = len(rows)
+        rows += [rows[-1]] * (size - count)
+        yield count, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 Progress = Callable[[str, int, int | None], Any]
@@ -343,18 +312,17 @@ def convert(
     """
     settings = settle(precision, io_dtype, batch_size, dense, target)
     format = settle_format(settings, format, path, metadata)
-    described = _metadata(metadata)
+    known = None if metadata is None else load_metadata(metadata)
     writing.check_writable(path)
     job = Job(settings, strict, select_tf_ops, progress)
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", models.load_model, model)
-    data = job.finish(job.run(model, calibration, samples), described)
-    report = job.report(path, data)
+    file = job.run(model, calibration, samples)
+    data = job.finish(file, known)
+    report = job.report(path, file, data)
     if format == "tflite":
         writing.atomic_write(path, data)
         return report
-    from tfcompress.conversion import exchange
-
     write = {"onnx": exchange.to_onnx, "openvino": exchange.to_openvino}[format]
     # An iterator is used up by now.
     kept = None if isinstance(calibration, Iterator) else calibration
@@ -362,11 +330,3 @@ def convert(
     return dataclasses.replace(
         report, format=format, exchanged=exchanged, seconds=job.rounded_seconds()
     )
-
-
-def _metadata(given: Any) -> Any:
-    if given is None:
-        return None
-    from tfcompress.tflite.metadata import load_metadata
-
-    return load_metadata(given)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.conversion.ranges import Range, constant, is_constant
-from tfcompress.tflite.flatbuffer import op_name
+from tfcompress.tflite.flatbuffer import add_buffer, changed, op_name
 
 # In steps. Values that a float32 factor was folded into are off by a ten-thousandth of one.
 _TOLERANCE = 1e-3
@@ -147,12 +146,6 @@ def _replace_constant(model, index: int, values: np.ndarray) -> int:
     if readers == holders == 1:
         model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
         return index
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    tensor = schema.TensorT()
-    tensor.__dict__.update(graph.tensors[index].__dict__)
-    tensor.buffer = len(model.buffers) - 1
-    tensor.name = bytes(tensor.name) + f"_{len(graph.tensors)}".encode()
-    graph.tensors.append(tensor)
+    name = bytes(tensor.name) + f"_{len(graph.tensors)}".encode()
+    graph.tensors.append(changed(tensor, buffer=add_buffer(model, values.tobytes()), name=name))
     return len(graph.tensors) - 1

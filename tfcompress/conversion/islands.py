@@ -7,7 +7,14 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.conversion.ranges import Range
-from tfcompress.tflite.flatbuffer import op_name
+from tfcompress.tflite.flatbuffer import (
+    add_buffer,
+    changed,
+    is_constant,
+    op_code,
+    op_name,
+    tensor_values,
+)
 
 # Ops with int8 kernels (and the version from which they have them).
 KERNELS = {
@@ -68,7 +75,7 @@ class _Folder:
 
     def _is_foldable(self, op, name: str) -> bool:
         inputs = self._floats(op.inputs)
-        constants = [i for i in inputs if _is_constant(self.model, self.graph.tensors[i])]
+        constants = [i for i in inputs if is_constant(self.model, self.graph.tensors[i])]
         activations = [i for i in inputs if i not in constants]
         if not activations or (constants and name not in ("PRELU", "MINIMUM")):
             return False
@@ -133,8 +140,8 @@ class _Folder:
                 self.gone.add(id(op))
         if found is None:
             name = bytes(tensors[output].name) + b"_quantized"
-            tensors.append(_copy(tensors[output], name=name, type=_INT8))
-            tensors[-1].quantization = _quantization(*grid)
+            made = {"name": name, "type": _INT8, "quantization": _quantization(*grid)}
+            tensors.append(changed(tensors[output], **made))
             found = len(tensors) - 1
         for op in self.quantizes.get(output, []):
             op.inputs = [found]
@@ -143,28 +150,20 @@ class _Folder:
     def _constant(self, index: int, like: int, name: str) -> int:
         """An int8 twin of a constant: on its own symmetric grid, or on that of another tensor."""
         tensor = self.graph.tensors[index]
-        raw = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8).tobytes()
-        values = np.frombuffer(raw, np.float32)
+        values = tensor_values(self.model, tensor)
         scale, zero = max(float(np.abs(values).max(initial=0.0)), 1e-9) / 127, 0
         if name in SAME_SCALE:
             scale, zero = _grid(self.graph.tensors[like])
         codes = np.clip(np.rint(values / scale) + zero, -128, 127).astype(np.int8)
-        self.model.buffers.append(_copy(schema.BufferT(), data=codes.view(np.uint8)))
-        self.graph.tensors.append(
-            _copy(
-                tensor,
-                name=bytes(tensor.name) + b"_quantized",
-                type=_INT8,
-                buffer=len(self.model.buffers) - 1,
-                quantization=_quantization(scale, zero),
-            )
+        made = changed(
+            tensor,
+            name=bytes(tensor.name) + b"_quantized",
+            type=_INT8,
+            buffer=add_buffer(self.model, codes.tobytes()),
+            quantization=_quantization(scale, zero),
         )
+        self.graph.tensors.append(made)
         return len(self.graph.tensors) - 1
-
-
-def _is_constant(model, tensor) -> bool:
-    data = model.buffers[tensor.buffer].data
-    return data is not None and len(data) > 0
 
 
 def _grid(tensor) -> tuple[float, int]:
@@ -173,25 +172,14 @@ def _grid(tensor) -> tuple[float, int]:
 
 
 def _quantization(scale: float, zero: int):
-    return _copy(schema.QuantizationParametersT(), scale=[scale], zeroPoint=[zero])
-
-
-def _copy(table, **changes):
-    """A copy of a table of the schema with some of its fields changed."""
-    twin = type(table)()
-    twin.__dict__.update({**table.__dict__, **changes})
-    return twin
+    # As the file stores it: what is told of the file is told of this.
+    return schema.QuantizationParametersT(scale=[float(np.float32(scale))], zeroPoint=[zero])
 
 
 def _conversion(model, name: str, source: int, target: int):
     """A new QUANTIZE or DEQUANTIZE."""
-    builtin = getattr(schema.BuiltinOperator, name)
-    codes = [i for i, c in enumerate(model.operatorCodes) if c.builtinCode == builtin]
-    if not codes:
-        made = {"builtinCode": builtin, "deprecatedBuiltinCode": builtin, "version": 2}
-        model.operatorCodes.append(_copy(schema.OperatorCodeT(), **made))
-        codes = [len(model.operatorCodes) - 1]
-    return _copy(schema.OperatorT(), opcodeIndex=codes[0], inputs=[source], outputs=[target])
+    code = op_code(model, getattr(schema.BuiltinOperator, name), version=2)
+    return schema.OperatorT(code, [source], [target])
 
 
 def _raise_version(model, op) -> None:
@@ -199,7 +187,7 @@ def _raise_version(model, op) -> None:
     code = model.operatorCodes[op.opcodeIndex]
     needed = KERNELS[op_name(model, op)]
     if code.version < needed:
-        model.operatorCodes.append(_copy(code, version=needed))
+        model.operatorCodes.append(changed(code, version=needed))
         op.opcodeIndex = len(model.operatorCodes) - 1
 
 
@@ -220,17 +208,9 @@ def _drop_idle_quantizes(model, graph) -> None:
 def _same_grid(a, b) -> bool:
     if a.type != b.type or a.quantization is None or b.quantization is None:
         return False
-    pairs = (
-        (a.quantization.scale, b.quantization.scale),
-        (a.quantization.zeroPoint, b.quantization.zeroPoint),
-    )
-    return all(
-        x is not None
-        and y is not None
-        and len(x) == len(y)
-        and all(x[i] == y[i] for i in range(len(x)))
-        for x, y in pairs
-    )
+    one, other = ((t.quantization.scale, t.quantization.zeroPoint) for t in (a, b))
+    known = all(values is not None for values in (*one, *other))
+    return known and all(map(np.array_equal, one, other))
 
 
 def _drop_unread(model, graph) -> None:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import layers, tree
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from tfcompress.files import models
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import Graph, Node, has_own_call
@@ -25,7 +26,14 @@ from tfcompress.tflite import run
 from tfcompress.tflite.signature import INPUT, OUTPUT
 
 
-class Marker(layers.Layer):
+class _SameShape(layers.Layer):
+    """A layer whose output has the shape of its input."""
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class Marker(_SameShape):
     """A fake-quantization op of constant range, which tells the range to the file's reader."""
 
     def __init__(self, quantizer: FakeQuant, low: float, high: float):
@@ -41,11 +49,8 @@ class Marker(layers.Layer):
         # Two in a row, the second one wider, say: what gives this tensor is to stay float.
         return _fake_quant(marked, 2 * self.low, 2 * self.high, self.quantizer.bits)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
-
-class Affine(layers.Layer):
+class Affine(_SameShape):
     """scale * x + offset by channel, as a 1x1 depthwise convolution: one exactly quantizable op."""
 
     def __init__(self, scale, offset, **kwargs):
@@ -63,18 +68,12 @@ class Affine(layers.Layer):
         y = tf.nn.bias_add(tf.nn.depthwise_conv2d(image, kernel, (1, 1, 1, 1), "SAME"), offset)
         return y if len(shape) == 4 else tf.reshape(y, shape)
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
-
-class PlainRsqrt(layers.Layer):
+class PlainRsqrt(_SameShape):
     """1 / sqrt(x): the kernel itself gives its largest value at 0."""
 
     def call(self, x):
         return tf.math.rsqrt(x)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
 
 class Nearest(layers.Layer):
@@ -92,19 +91,40 @@ class Nearest(layers.Layer):
         return (shape[0], shape[1] * self.factors[0], shape[2] * self.factors[1], shape[3])
 
 
+Names = tuple[list[str], list[str]]  # of inputs and outputs
+
+
+def require_convertible(model: Any) -> None:
+    """Raises a TypeError unless this is a Keras model or a SavedModel."""
+    if not isinstance(model, keras.Model | models.SavedModel):
+        raise TypeError(
+            "model must be a keras.Model or the path of a .keras, .h5 or SavedModel; received "
+            f"{type(model).__module__}.{type(model).__name__}."
+        )
+
+
 def to_float(
-    model: keras.Model, *, batch_size: int, marked: bool, integer: bool, select_tf_ops: bool
-) -> tf.lite.TFLiteConverter:
-    """A TFLiteConverter set up for a model; `run_converter` on it gives the float file."""
+    model: keras.Model, batch_size: int, select_tf_ops: bool, *, integer: bool
+) -> tuple[tf.lite.TFLiteConverter, Names]:
+    """A TFLiteConverter set up for a model, and its names; `run_converter` gives the float file.
+
+    Args:
+        integer: whether integers will be made of the file: mark the ranges of activations, and
+            take the forms that have integer kernels.
+    """
     flat = model if _is_flat(model) else flatten(model)
     check_shapes(flat)
-    exported = _plain_copy(flat, batch_size, marked, integer)
+    exported = _plain_copy(flat, batch_size, integer)
     with run.quiet():
         converter = converter_of(exported, batch_size)
+    _allow(converter, select_tf_ops)
+    return converter, io_names(flat)
+
+
+def _allow(converter: tf.lite.TFLiteConverter, select_tf_ops: bool) -> None:
     if select_tf_ops:
         ops = tf.lite.OpsSet
         converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
-    return converter
 
 
 def run_converter(converter) -> bytes:
@@ -148,7 +168,7 @@ def output_names(model: keras.Model) -> list[str]:
     return names
 
 
-def io_names(model: keras.Model) -> tuple[list[str], list[str]]:
+def io_names(model: keras.Model) -> Names:
     """The names of a model's inputs and outputs."""
     flat = model if _is_flat(model) else flatten(model)
     return [t.name for t in tree.flatten(flat._inputs_struct)], output_names(flat)
@@ -159,7 +179,7 @@ def _is_flat(model) -> bool:
     return functional and not any(isinstance(layer, keras.Model) for layer in model.layers)
 
 
-def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool) -> keras.Model:
+def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Model:
     """The flat model with every layer of ours, and what LiteRT has no good form for, exchanged."""
     graph = Graph.of(flat)
     copies: dict[int, Any] = {}
@@ -171,7 +191,7 @@ def _plain_copy(flat: keras.Model, batch_size: int, marked: bool, integer: bool)
             if node.is_input:
                 return args[0]
             if isinstance(operation, FakeQuant):
-                return _mark(operation, marked, copies)(*args, **(kwargs if marked else {}))
+                return _mark(operation, integer, copies)(*args, **(kwargs if integer else {}))
             special = _canonical(graph, node) if integer else None
             if special is not None:  # not kept: a shared layer may be folded elsewhere
                 return special(args[0])
@@ -296,7 +316,11 @@ def converter_of(model: keras.Model, batch_size: int) -> tf.lite.TFLiteConverter
         for i, t in enumerate(inputs)
     ]
     function = tf.function(serve, input_signature=specs, autograph=False, jit_compile=False)
-    return _from_saved_model(model, function) if large else from_constants(function)
+    if not large:
+        return from_constants(function)
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    return _by_saved_model(module, function)
 
 
 def from_constants(function):
@@ -307,9 +331,7 @@ def from_constants(function):
     return tf.lite.TFLiteConverter.from_concrete_functions([frozen])
 
 
-def _from_saved_model(model, function):
-    module = tf.Module()
-    module.weights = [variable.value for variable in model.variables]
+def _by_saved_model(module: tf.Module, function) -> tf.lite.TFLiteConverter:
     folder = tempfile.TemporaryDirectory(prefix="tfcompress_")
     tf.saved_model.save(module, folder.name, signatures={"serve": function})
     converter = tf.lite.TFLiteConverter.from_saved_model(folder.name, signature_keys=["serve"])
@@ -317,8 +339,8 @@ def _from_saved_model(model, function):
     return converter
 
 
-def converter(path, batch_size: int, select_tf_ops: bool):
-    """A TFLiteConverter for a SavedModel's first signature, at a fixed batch size."""
+def load_signature(path) -> tuple[Any, Any]:
+    """A SavedModel, and the function of its first signature."""
     loaded = tf.saved_model.load(str(path))
     key = next((k for k in ("serve", "serving_default") if k in loaded.signatures), None)
     key = key or next(iter(loaded.signatures), None)
@@ -327,7 +349,14 @@ def converter(path, batch_size: int, select_tf_ops: bool):
             f"the SavedModel at '{path}' must have a signature; received one without. Save it with "
             "model.export(path) of Keras 3."
         )
-    function = loaded.signatures[key]
+    return loaded, loaded.signatures[key]
+
+
+def from_saved_model(
+    path, batch_size: int, select_tf_ops: bool
+) -> tuple[tf.lite.TFLiteConverter, Names]:
+    """A TFLiteConverter for a SavedModel's first signature at a fixed batch size, and its names."""
+    loaded, function = load_signature(path)
     specs = []
     for name, spec in sorted(function.structured_input_signature[1].items()):
         shape = spec.shape.as_list() if spec.shape.rank is not None else [None, None]
@@ -345,11 +374,6 @@ def converter(path, batch_size: int, select_tf_ops: bool):
 
     module = tf.Module()
     module.loaded, module.serve = loaded, serve
-    folder = tempfile.TemporaryDirectory(prefix="tfcompress_")
-    tf.saved_model.save(module, folder.name, signatures={"serve": serve})
-    made = tf.lite.TFLiteConverter.from_saved_model(folder.name, signature_keys=["serve"])
-    made._tfcompress_folder = folder  # lives as long as the converter
-    if select_tf_ops:
-        ops = tf.lite.OpsSet
-        made.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
+    made = _by_saved_model(module, serve)
+    _allow(made, select_tf_ops)
     return made, (names, sorted(function.structured_outputs))

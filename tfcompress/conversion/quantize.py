@@ -54,11 +54,14 @@ def static(
     int4: bool = False,
     dense: str = "per_channel",
     floats: set[int] | frozenset[int] = frozenset(),
-) -> bytes:
+) -> Any:
     """Quantizes weights and activations of a float model.
 
     Args:
+        model: its `ModelT`, which is changed.
         io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs.
+
+    Returns the `ModelT` of the integer file.
     """
     graph = model.subgraphs[0]
     ranges = dict(ranges)
@@ -74,17 +77,16 @@ def static(
         tag_of.update((index, tag) for index in op.outputs)
     original = _rename(model, tag_of)
     qsv = _statistics(model, ranges, qsv_of_weight)
-    data = _run(flatbuffer.write(model), static_recipe(tags, io_dtype), qsv)
-    quantized = flatbuffer.read(data)
-    named = {n.decode(): r for n, r in _by_name(graph, ranges).items()}
+    quantized = _run(model, static_recipe(tags, io_dtype), qsv)
+    named = {graph.tensors[i].name.decode(): known for i, known in ranges.items()}
     type_unread_outputs(quantized)
     islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)})
     _restore(quantized, original)
-    return flatbuffer.write(quantized)
+    return quantized
 
 
-def weight_only(model, bits: int, trained: set[int] | None = None) -> bytes:
-    """Stores weights as integers; the arithmetic stays float."""
+def weight_only(model, bits: int, trained: set[int] | None = None) -> Any:
+    """Stores weights as integers; the arithmetic stays float. Takes and returns a `ModelT`."""
     original = _rename(model)
     config = [entry(".*", op_config(None, 8, "c"))]
     if bits == 4:
@@ -101,9 +103,9 @@ def weight_only(model, bits: int, trained: set[int] | None = None) -> bytes:
                 stored = 4 if grid.bits <= 4 and bits == 4 and name in INT4_OPS else 8
                 rule = entry("", op_config(None, stored, grid.kind), name)
             config.append({**rule, "regex": f"^{tensors[op.outputs[0]].name.decode()};?$"})
-    quantized = flatbuffer.read(_run(flatbuffer.write(model), config, None))
+    quantized = _run(model, config, None)
     _restore(quantized, original)
-    return flatbuffer.write(quantized)
+    return quantized
 
 
 def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, float]]:
@@ -174,11 +176,11 @@ def _hushed():
         yield
 
 
-def _run(data: bytes, recipe: list[dict[str, Any]], qsv) -> bytes:
-    tool = quantizer.Quantizer(data, recipe)
+def _run(model, recipe: list[dict[str, Any]], qsv) -> Any:
+    tool = quantizer.Quantizer(flatbuffer.write(model), recipe)
     with _hushed():
         result = tool.quantize(qsv, enable_progress_report=False, enable_progress_bar=False)
-    return bytes(result.quantized_model)
+    return flatbuffer.read(bytes(result.quantized_model))
 
 
 def _statistics(
@@ -233,25 +235,17 @@ def _restore(model, original: dict[bytes, bytes]) -> None:
     used: set[bytes] = set()
     for graph in model.subgraphs:
         for tensor in graph.tensors:
-            name = bytes(tensor.name)
-            base = (
-                name
-                if name in original
-                else max(
-                    (key for key in original if name.startswith(key + b"_")), key=len, default=None
-                )
-            )
-            new = original[base] + name[len(base) :] if base is not None else name
+            new = name = bytes(tensor.name)
+            made_of = [key for key in original if name == key or name.startswith(key + b"_")]
+            if made_of:
+                base = max(made_of, key=len)
+                new = original[base] + name[len(base) :]
             while new in used:
                 new += b"_"
             used.add(new)
             tensor.name = new
     # A QUANTIZE or DEQUANTIZE at the edge has put another tensor outermost.
     signature.name_inputs_and_outputs(model, [], [])
-
-
-def _by_name(graph, ranges: dict[int, Range]) -> dict[bytes, Range]:
-    return {bytes(graph.tensors[index].name): known for index, known in ranges.items()}
 
 
 _GRANULARITY = {

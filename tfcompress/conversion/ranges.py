@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfcompress.tflite.flatbuffer import op_name
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code, op_name
 
 # Ops whose outputs have the scale of their (first) input, and which tensors of them take part.
 SAME_SCALE = set(
@@ -28,6 +29,8 @@ FIXED = {
     "LOGISTIC": (0.0, 255 / 256),
     "TANH": (-1.0, 127 / 128),
 }
+
+_INT32 = schema.TensorType.INT32
 
 # LiteRT's softmax ends the process at scales below, which it takes for multipliers of 1 and more.
 _SOFTMAX_SCALE = 1.001 * 2.0**-26
@@ -144,16 +147,12 @@ def floats_of(model, op) -> list[int]:
 
 def is_constant(model, index: int) -> bool:
     """Whether a tensor holds data in the file."""
-    data = model.buffers[model.subgraphs[0].tensors[index].buffer].data
-    return data is not None and len(data) > 0
+    return flatbuffer.is_constant(model, model.subgraphs[0].tensors[index])
 
 
 def constant(model, index: int) -> np.ndarray:
-    """A float32 constant of the file as an array."""
-    tensor = model.subgraphs[0].tensors[index]
-    raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8).tobytes()
-    shape = tuple(tensor.shape if tensor.shape is not None else ())
-    return np.frombuffer(raw, np.float32).reshape(shape)
+    """A constant of the file as an array."""
+    return flatbuffer.tensor_values(model, model.subgraphs[0].tensors[index])
 
 
 def _same_scale(model, op) -> list[int]:
@@ -182,10 +181,8 @@ def _fold_reshapes(model, ranges: dict[int, Range]) -> None:
             continue
         # A buffer of its own: the converter lets equal constants share one, and each of them may
         # be quantized in another way.
-        buffer = schema.BufferT()
-        buffer.data = model.buffers[graph.tensors[source].buffer].data
-        model.buffers.append(buffer)
-        graph.tensors[target].buffer = len(model.buffers) - 1
+        data = flatbuffer.tensor_bytes(model, graph.tensors[source])
+        graph.tensors[target].buffer = add_buffer(model, data)
         if source in ranges:
             ranges[target] = ranges[source]
     graph.operators = kept
@@ -202,8 +199,8 @@ def _drop_unused_tensors(model) -> dict[int, int]:
     for op in graph.operators:
         op.inputs, op.outputs = [new[i] for i in op.inputs], [new[i] for i in op.outputs]
     graph.inputs, graph.outputs = [new[i] for i in graph.inputs], [new[i] for i in graph.outputs]
-    for signature in model.signatureDefs or []:
-        for entry in (*(signature.inputs or []), *(signature.outputs or [])):
+    for signature in model.signatureDefs:
+        for entry in (*signature.inputs, *signature.outputs):
             entry.tensorIndex = new[entry.tensorIndex]
     return new
 
@@ -211,8 +208,8 @@ def _drop_unused_tensors(model) -> dict[int, int]:
 def _move_outputs(model, alias: dict[int, Any]) -> None:
     graph = model.subgraphs[0]
     graph.outputs = [alias.get(i, i) for i in graph.outputs]
-    for signature in model.signatureDefs or []:
-        for entry in signature.outputs or []:
+    for signature in model.signatureDefs:
+        for entry in signature.outputs:
             entry.tensorIndex = alias.get(entry.tensorIndex, entry.tensorIndex)
 
 
@@ -227,9 +224,9 @@ def part_outputs(model, ranges: dict[int, Range]) -> None:
     shared = {i for op in graph.operators for i in op.inputs} | set(graph.inputs)
     shared |= {index for index in old if old.count(index) > 1}
     new = [_reshaped(model, graph, i, ranges) if i in shared else i for i in old]
-    for signature in model.signatureDefs or []:
+    for signature in model.signatureDefs:
         remaining = list(zip(old, new, strict=True))
-        for entry in signature.outputs or []:
+        for entry in signature.outputs:
             pair = next(pair for pair in remaining if pair[0] == entry.tensorIndex)
             remaining.remove(pair)
             entry.tensorIndex = pair[1]
@@ -253,38 +250,22 @@ def require_ranges(model, ranges: dict[int, Range], io_dtype: str) -> None:
 def _reshaped(model, graph, index: int, ranges: dict[int, Range]) -> int:
     """A new tensor that a RESHAPE makes of another one."""
     source = graph.tensors[index]
-    shape = np.asarray(source.shape, np.int32)
-    buffer = schema.BufferT()
-    buffer.data = shape.view(np.uint8)
-    model.buffers.append(buffer)
-    sizes = schema.TensorT()
-    sizes.name, sizes.type, sizes.shape = bytes(source.name) + b"_shape", 2, [len(shape)]
-    sizes.buffer = len(model.buffers) - 1
-    copied = schema.TensorT()
-    copied.__dict__.update(source.__dict__)
-    copied.name, copied.buffer = bytes(source.name) + b"_output", 0
-    graph.tensors += [sizes, copied]
-    op = schema.OperatorT()
-    op.opcodeIndex = _opcode(model, schema.BuiltinOperator.RESHAPE)
-    op.inputs, op.outputs = [index, len(graph.tensors) - 2], [len(graph.tensors) - 1]
-    op.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
-    op.builtinOptions = schema.ReshapeOptionsT()
-    op.builtinOptions.newShape = shape.tolist()
+    shape, name = np.asarray(source.shape, np.int32), bytes(source.name)
+    buffer = add_buffer(model, shape.tobytes())
+    sizes = schema.TensorT([len(shape)], _INT32, buffer, name + b"_shape")
+    graph.tensors += [sizes, changed(source, name=name + b"_output", buffer=0)]
+    made = len(graph.tensors) - 1
+    op = schema.OperatorT(
+        op_code(model, schema.BuiltinOperator.RESHAPE),
+        [index, made - 1],
+        [made],
+        schema.BuiltinOptions.ReshapeOptions,
+        schema.ReshapeOptionsT(shape.tolist()),
+    )
     graph.operators.append(op)
     if index in ranges:
-        ranges[op.outputs[0]] = ranges[index]
-    return op.outputs[0]
-
-
-def _opcode(model, builtin: int) -> int:
-    for number, code in enumerate(model.operatorCodes):
-        if code.builtinCode == builtin:
-            return number
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = builtin
-    code.version = 1
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
+        ranges[made] = ranges[index]
+    return made
 
 
 def type_unread_outputs(model) -> None:

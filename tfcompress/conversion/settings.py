@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from tfcompress.conversion.exchange import check_exchange
 from tfcompress.errors import expected_one_of
 from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.fake_quant import FakeQuant
@@ -135,8 +136,6 @@ def settle_format(
             f"target and metadata are for .tflite files; received them with format='{format}'. "
             "Leave them out."
         )
-    from tfcompress.conversion.exchange import check_exchange
-
     check_exchange(format, path, settings.precision)
     return format
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -15,6 +14,7 @@ import tensorflow as tf
 from keras import tree
 
 from tfcompress.conversion import lower
+from tfcompress.conversion.convert import filled
 from tfcompress.conversion.layer_errors import Difference, LayerError, Tally, layer_errors
 from tfcompress.files import models
 from tfcompress.files import samples as samples_of
@@ -93,7 +93,9 @@ def verify(
     first: list[dict[str, np.ndarray]] = []
     done = 0
     batches = samples_of.batches(data, reference.inputs, limit=samples)
-    for count, chunk in _chunks(batches, match.batch_size):
+    # All of one size, so that the Keras model is traced once.
+    size = match.batch_size * max(1, _CHUNK // match.batch_size)
+    for count, chunk in filled(batches, size):
         parts = match.split(chunk, count)
         first += parts[: max(0, math.ceil(LAYER_SAMPLES / match.batch_size) - len(first))]
         _compare(reference(chunk), runners, match, parts, count, tallies)
@@ -179,20 +181,6 @@ def _pair(names: list[str], entries: list[Port], what: str, where: str) -> list[
     return [by_name[n] for n in names] if set(names) == set(by_name) else entries
 
 
-def _chunks(
-    samples: Iterator[dict[str, np.ndarray]], batch_size: int
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yields (samples, arrays by name), filled up by the last sample to a whole number of batches.
-
-    All chunks have one size, so that the Keras model is traced once.
-    """
-    size = batch_size * max(1, _CHUNK // batch_size)
-    while rows := list(itertools.islice(samples, size)):
-        count = len(rows)
-        rows += [rows[-1]] * (size - count)
-        yield count, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
 def _compare(
     expected: list[np.ndarray],
     runners: list[Runner],
@@ -249,18 +237,14 @@ class Reference:
     def __init__(self, model: Any):
         if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
             model = models.load_model(model)
+        lower.require_convertible(model)
         if isinstance(model, models.SavedModel):
             self.model = None
             self._load(model.path)
-        elif isinstance(model, keras.Model):
+        else:
             self.model = model
             require_advanced(model)
             self._trace(model)
-        else:
-            raise TypeError(
-                "model must be a keras.Model or the path of a .keras, .h5 or SavedModel; received "
-                f"{type(model).__module__}.{type(model).__name__}."
-            )
 
     def _trace(self, model: keras.Model) -> None:
         flat = flatten(model)
@@ -276,15 +260,8 @@ class Reference:
         self._call = call
 
     def _load(self, path) -> None:
-        loaded = tf.saved_model.load(str(path))
-        key = next((k for k in ("serve", "serving_default") if k in loaded.signatures), None)
-        key = key or next(iter(loaded.signatures), None)
-        if key is None:
-            raise ValueError(
-                f"the SavedModel at '{path}' must have a signature; received one without. Save it "
-                "with model.export(path) of Keras 3."
-            )
-        function = loaded.signatures[key]
+        # A signature does not keep its variables alive.
+        self._loaded, function = lower.load_signature(path)
         specs = sorted(function.structured_input_signature[1].items())
         self.inputs = [
             signature.Input(name, (None, *spec.shape.as_list()[1:]), spec.dtype.name)
@@ -297,7 +274,6 @@ class Reference:
             return [given[name] for name in self.outputs]
 
         self._call = call
-        self._loaded = loaded  # a signature does not keep its variables alive
 
     def __call__(self, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Runs the model."""

@@ -7,52 +7,58 @@ kind needs, sometimes more. The least versions are those of TensorFlow's
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 from tfcompress.tflite import flatbuffer, run
+from tfcompress.tflite.flatbuffer import changed
+from tfcompress.tools.subject import drawn_inputs, tensors_of
 
-_SINCE_2 = """
-    ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION DEPTH_TO_SPACE EQUAL EXP GREATER
-    GREATER_EQUAL L2_NORMALIZATION LESS LESS_EQUAL LOG LOGISTIC LOG_SOFTMAX MAX_POOL_2D MEAN
-    MIRROR_PAD NOT_EQUAL PACK REDUCE_MAX REDUCE_MIN RELU6 RSQRT SOFTMAX SPACE_TO_DEPTH SPLIT SPLIT_V
-    SQRT SQUARED_DIFFERENCE SUM TANH TOPK_V2
-"""
-
-_SINCE_1 = "EXPAND_DIMS HARD_SWISH LEAKY_RELU PRELU RELU_N1_TO_1 RESHAPE SQUEEZE"
-
-# The least version by the type of an op's activations, where nothing else counts.
+# The least version by the type of an op's activations, where its features ask for no more.
 _BY_TYPE: dict[str, dict[str, int]] = {
-    **{name: {"int8": 2} for name in _SINCE_2.split()},
-    **{name: {"int8": 2, "uint8": 2} for name in ("ABS", "GELU", "RELU", "UNPACK")},
-    **{name: {"int8": 3} for name in ("REVERSE_V2", "TILE")},
-    **{name: {} for name in _SINCE_1.split()},
+    name: versions
+    for names, versions in (
+        (
+            "ADD ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND CONCATENATION "
+            "DEPTH_TO_SPACE EQUAL EXP GREATER GREATER_EQUAL L2_NORMALIZATION LESS LESS_EQUAL LOG "
+            "LOGISTIC LOG_SOFTMAX MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD NOT_EQUAL PACK PAD "
+            "PADV2 REDUCE_MAX REDUCE_MIN RELU6 RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SLICE "
+            "SOFTMAX SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARED_DIFFERENCE "
+            "STRIDED_SLICE SUB SUM TANH TOPK_V2 TRANSPOSE TRANSPOSE_CONV",
+            {"int8": 2},
+        ),
+        ("ABS GELU RELU UNPACK", {"int8": 2, "uint8": 2}),
+        ("CONV_2D DEPTHWISE_CONV_2D REVERSE_V2 TILE", {"int8": 3}),
+        ("FULLY_CONNECTED", {"int8": 4}),
+        ("EXPAND_DIMS HARD_SWISH LEAKY_RELU PRELU RELU_N1_TO_1 RESHAPE SQUEEZE", {}),
+    )
+    for name in names.split()
 }
 
 
-def lower_versions(data: bytes) -> bytes:
+def lower_versions(model: Any) -> None:
     """Lower the versions of 8-bit ops to the least that their features need.
 
-    Nothing else changes. Before the new file is given out, LiteRT runs both on the same random
+    Nothing else changes. LiteRT then runs the file of before and the new one on the same random
     inputs with its reference kernels and with its default ones: every byte of every output has to
     be equal.
 
     Args:
-        data: the bytes of a .tflite file. Versions are never raised, ops of other types and of
-            other subgraphs than the first keep theirs.
+        model: the `ModelT` of a file, which is changed. Versions are never raised, ops of other
+            types and of other subgraphs than the first keep theirs.
     """
-    model = flatbuffer.read(data)
-    if not _lower(model):
-        return data
+    needed = _needed(model)
+    if all(version == model.operatorCodes[op.opcodeIndex].version for op, version in needed):
+        return
+    before = flatbuffer.write(model)
+    _give_versions(model, needed)
     lowered = flatbuffer.write(model)
     for kind in (run.REFERENCE, run.DEFAULT):
-        if _outputs(data, kind) != _outputs(lowered, kind):
+        if _outputs(model, before, kind) != _outputs(model, lowered, kind):
             raise ValueError(
                 "op versions cannot be lowered: with lower ones LiteRT computes other outputs. "
                 "Please report this model; convert it without target= meanwhile."
             )
-    return lowered
 
 
 def least_version(model: Any, graph: Any, op: Any) -> int | None:
@@ -67,13 +73,10 @@ def least_version(model: Any, graph: Any, op: Any) -> int | None:
     try:
         if name in ("MUL", "QUANTIZE", "DEQUANTIZE"):
             return _by_scales(name, inputs, outputs)
-        if not dtype:
+        if not dtype or name not in _BY_TYPE:
             return None
-        if name in _BY_TYPE:
-            return _BY_TYPE[name].get(dtype, 1)
-        return (
-            _BY_FEATURES[name](op.builtinOptions, inputs, dtype) if name in _BY_FEATURES else None
-        )
+        needed = _FEATURES[name](op.builtinOptions, inputs) if name in _FEATURES else 1
+        return max(needed, _BY_TYPE[name].get(dtype, 1))
     except (AttributeError, IndexError, TypeError):  # Options or operands that are not there.
         return None
 
@@ -85,82 +88,42 @@ def _dtype(inputs: list[Any], outputs: list[Any]) -> str:
     return narrow.pop() if len(narrow) == 1 and not types - narrow - {"int32", "bool"} else ""
 
 
-def _convolution(options: Any, inputs: list[Any], dtype: str) -> int:
-    if inputs[0].shape[3] != inputs[1].shape[3]:
-        return 6  # grouped
-    return 3 if dtype == "int8" else 1
-
-
-def _depthwise(options: Any, inputs: list[Any], dtype: str) -> int:
-    if dtype == "int8":
-        return 3
-    return 2 if (options.dilationWFactor, options.dilationHFactor) != (1, 1) else 1
-
-
-def _fully_connected(options: Any, inputs: list[Any], dtype: str) -> int:
+def _fully_connected(options: Any, inputs: list[Any]) -> int:
     if inputs[1].sparsity is not None:
         return 8
     if len(inputs) == 2:
         return 6
     if options.keepNumDims:
         return 5
-    if dtype == "int8":
-        return 4
     return 2 if options.weightsFormat else 1
 
 
-def _transpose_conv(options: Any, inputs: list[Any], dtype: str) -> int:
+def _transpose_conv(options: Any, inputs: list[Any]) -> int:
     if options.fusedActivationFunction:
         return 4
-    if inputs[3:4] not in ([], [None]):
-        return 3
-    return 2 if dtype == "int8" else 1
+    return 1 if inputs[3:4] in ([], [None]) else 3
 
 
-def _resize(options: Any, inputs: list[Any], dtype: str) -> int:
-    if options.halfPixelCenters:
-        return 3
-    return 2 if dtype == "int8" else 1
-
-
-def _resize_nearest(options: Any, inputs: list[Any], dtype: str) -> int:
-    return 3 if options.alignCorners else _resize(options, inputs, dtype)
-
-
-def _strided_slice(options: Any, inputs: list[Any], dtype: str) -> int:
+def _strided_slice(options: Any, inputs: list[Any]) -> int:
     if options.offset:
         return 8
     if options.ellipsisMask or options.newAxisMask:
         return 6
-    return _above_rank_4(4)(options, inputs, dtype)
+    return 4 if _rank(inputs) > 4 else 1
 
 
-def _transpose(options: Any, inputs: list[Any], dtype: str) -> int:
-    rank = len(inputs[0].shape)
-    wide = next((v for least, v in ((7, 8), (6, 6), (5, 4)) if rank >= least), 1)
-    return max(wide, 2 if dtype == "int8" else 1)
+def _transpose(options: Any, inputs: list[Any]) -> int:
+    rank = _rank(inputs)
+    return next((v for least, v in ((7, 8), (6, 6), (5, 4)) if rank >= least), 1)
 
 
-def _space_batch(options: Any, inputs: list[Any], dtype: str) -> int:
-    if len(inputs[0].shape) != 4:
-        return 3
-    return 2 if dtype == "int8" else 1
+def _broadcast(options: Any, inputs: list[Any]) -> int:
+    one, other = (list(t.shape) for t in inputs[:2])
+    return 3 if one != other and max(len(one), len(other)) > 4 else 1
 
 
-def _above_rank_4(version: int) -> Callable[[Any, list[Any], str], int]:
-    def least(options: Any, inputs: list[Any], dtype: str) -> int:
-        if len(inputs[0].shape) > 4:
-            return version
-        return 2 if dtype == "int8" else 1
-
-    return least
-
-
-def _broadcast(options: Any, inputs: list[Any], dtype: str) -> int:
-    shapes = [list(t.shape) for t in inputs[:2]]
-    if shapes[0] != shapes[1] and max(map(len, shapes)) > 4:
-        return 3
-    return 2 if dtype == "int8" else 1
+def _rank(inputs: list[Any]) -> int:
+    return len(inputs[0].shape)
 
 
 def _by_scales(name: str, inputs: list[Any], outputs: list[Any]) -> int | None:
@@ -179,57 +142,55 @@ def _by_scales(name: str, inputs: list[Any], outputs: list[Any]) -> int | None:
     return 2 if types[0] == "int8" else 1
 
 
-_BY_FEATURES: dict[str, Callable[[Any, list[Any], str], int]] = {
-    "CONV_2D": _convolution,
-    "DEPTHWISE_CONV_2D": _depthwise,
+# The least version for an op's options and inputs, where they count.
+_FEATURES: dict[str, Callable[[Any, list[Any]], int]] = {
+    # 6 is grouped.
+    "CONV_2D": lambda options, inputs: 6 if inputs[0].shape[3] != inputs[1].shape[3] else 1,
+    "DEPTHWISE_CONV_2D": lambda options, inputs: (
+        2 if (options.dilationWFactor, options.dilationHFactor) != (1, 1) else 1
+    ),
     "FULLY_CONNECTED": _fully_connected,
     "TRANSPOSE_CONV": _transpose_conv,
-    "RESIZE_BILINEAR": _resize,
-    "RESIZE_NEAREST_NEIGHBOR": _resize_nearest,
+    "RESIZE_BILINEAR": lambda options, inputs: 3 if options.halfPixelCenters else 1,
+    "RESIZE_NEAREST_NEIGHBOR": lambda options, inputs: (
+        3 if options.alignCorners or options.halfPixelCenters else 1
+    ),
     "STRIDED_SLICE": _strided_slice,
     "TRANSPOSE": _transpose,
-    "SPACE_TO_BATCH_ND": _space_batch,
-    "BATCH_TO_SPACE_ND": _space_batch,
-    "SLICE": _above_rank_4(5),
-    "PAD": _above_rank_4(4),
-    "PADV2": _above_rank_4(4),
-    "MAXIMUM": _broadcast,
-    "MINIMUM": _broadcast,
-    "SUB": _broadcast,
+    **dict.fromkeys(
+        ("SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND"),
+        lambda options, inputs: 3 if _rank(inputs) != 4 else 1,
+    ),
+    "SLICE": lambda options, inputs: 5 if _rank(inputs) > 4 else 1,
+    **dict.fromkeys(("PAD", "PADV2"), lambda options, inputs: 4 if _rank(inputs) > 4 else 1),
+    **dict.fromkeys(("MAXIMUM", "MINIMUM", "SUB"), _broadcast),
 }
 
 
-def _lower(model: Any) -> bool:
-    """Give each op a code of the version that it needs; tells whether anything changed."""
-    first = model.subgraphs[0]
-    old = model.operatorCodes
-    codes: list[Any] = []
-    index_of: dict[tuple[int, int], int] = {}
+def _needed(model: Any) -> list[tuple[Any, int]]:
+    """Each op of a model, and the version that it needs, or has if that is not known."""
     found = []
     for graph in model.subgraphs:
         for op in graph.operators:
-            version = old[op.opcodeIndex].version
-            if graph is first:
+            version = model.operatorCodes[op.opcodeIndex].version
+            if graph is model.subgraphs[0]:
                 version = min(version, least_version(model, graph, op) or version)
             found.append((op, version))
-    changed = any(version != old[op.opcodeIndex].version for op, version in found)
-    # Ops of one kind may need different versions, so a code may become several.
-    for op, version in found:
+    return found
+
+
+def _give_versions(model: Any, needed: list[tuple[Any, int]]) -> None:
+    """Give each op a code of its version; one that several versions share becomes several."""
+    codes: dict[tuple[int, int], Any] = {}
+    for op, version in needed:
         key = (op.opcodeIndex, version)
-        if key not in index_of:
-            index_of[key] = len(codes)
-            codes.append(copy.copy(old[op.opcodeIndex]))
-            codes[-1].version = version
-        op.opcodeIndex = index_of[key]
-    model.operatorCodes = codes
-    return changed
+        codes.setdefault(key, changed(model.operatorCodes[op.opcodeIndex], version=version))
+        op.opcodeIndex = list(codes).index(key)
+    model.operatorCodes = list(codes.values())
 
 
-def _outputs(data: bytes, kind: str) -> list[bytes]:
-    """The bytes of all outputs for a few random inputs."""
-    from tfcompress.tools.subject import drawn_inputs, tensors_of
-
-    model = flatbuffer.read(data)
+def _outputs(model: Any, data: bytes, kind: str) -> list[bytes]:
+    """The bytes of all outputs of a file for a few random inputs."""
     inputs, outputs = drawn_inputs(model, "the file"), model.subgraphs[0].outputs
     found = tensors_of(data, inputs, outputs, kind)
     return [sample[index].tobytes() for sample in found for index in outputs]

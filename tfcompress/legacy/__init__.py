@@ -86,7 +86,7 @@ def hand_over(callback: Any, model: Any) -> None:
 
 
 @register_legacy
-def convert(job: Any, model: Any, calibration: Any, samples: int | None) -> bytes:
+def convert(job: Any, model: Any, calibration: Any, samples: int | None) -> Any:
     """See `tfcompress.convert`."""
     from tfcompress.legacy import conversion
 

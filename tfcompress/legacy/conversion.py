@@ -17,8 +17,8 @@ from tfcompress.legacy.rebuild import wrappers_of
 from tfcompress.tflite import flatbuffer, signature
 
 
-def run_legacy(job: Job, model: Any, calibration: Any, samples: int | None) -> bytes:
-    """The bytes of the .tflite file of a tf_keras model."""
+def run_legacy(job: Job, model: Any, calibration: Any, samples: int | None) -> Any:
+    """The .tflite file of a tf_keras model, as a `ModelT`."""
     require_graph(model)
     if wrappers_of(model).quantized:
         return _trained(model, job)
@@ -30,7 +30,7 @@ def run_legacy(job: Job, model: Any, calibration: Any, samples: int | None) -> b
         return job.run(models.SavedModel(Path(folder)), calibration, samples)
 
 
-def _trained(model, job: Job) -> bytes:
+def _trained(model, job: Job) -> Any:
     """The file of a model that TFMOT trained for quantization, with the ranges it found."""
     if job.precision != "int8":
         raise ValueError(
@@ -54,7 +54,7 @@ def _trained(model, job: Job) -> bytes:
     inner = {layer.name: getattr(layer, "layer", layer).name for layer in model.layers}
     outputs = [inner[name] for name in model.output_names]
     signature.name_inputs_and_outputs(parsed, model.input_names, outputs)
-    return flatbuffer.write(parsed)
+    return parsed
 
 
 def _serve(model, batch_size: int | None, *, named: bool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from typing import Any
 
 from tfcompress.targets.measures import measure
 from tfcompress.targets.operators import Op, operators
@@ -46,6 +47,13 @@ def check(path: str | os.PathLike[str] | bytes, target: str | os.PathLike[str] |
     target = target if isinstance(target, Target) else load_target(target)
     data = flatbuffer.load(path)
     model = flatbuffer.read(data, name=flatbuffer.describe(path))
+    return check_parsed(model, data, target, path)
+
+
+def check_parsed(
+    model: Any, data: bytes, target: Target, path: str | os.PathLike[str] | bytes
+) -> Check:
+    """Check a file that is unpacked already; see `check`."""
     ops = operators(model)
     judged = _split_off([judge(op, target) for op in ops], ops, target)
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""

@@ -17,11 +17,14 @@ from ai_edge_litert import schema_py_generated as schema
 
 __all__ = [
     "BITS",
+    "add_buffer",
+    "changed",
     "decode",
     "describe",
     "dtype_name",
     "is_constant",
     "load",
+    "op_code",
     "op_name",
     "read",
     "stored_size",
@@ -150,6 +153,28 @@ class _AlignedBuffer:
         if data is not None:
             schema.BufferAddData(builder, vector)
         return schema.BufferEnd(builder)
+
+
+def changed(table: Any, **fields: Any) -> Any:
+    """A copy of a table with some of its fields changed; what it holds is shared."""
+    twin = copy.copy(table)
+    vars(twin).update(fields)
+    return twin
+
+
+def add_buffer(model: Any, data: bytes) -> int:
+    """Put data into a new buffer of a model, and return the buffer's number."""
+    model.buffers.append(schema.BufferT(np.frombuffer(data, np.uint8)))
+    return len(model.buffers) - 1
+
+
+def op_code(model: Any, builtin: int, version: int = 1) -> int:
+    """Return the number of a model's code for an operator; adds one if there is none."""
+    codes = [code.builtinCode for code in model.operatorCodes]
+    if builtin not in codes:
+        model.operatorCodes.append(schema.OperatorCodeT(builtin, None, version, builtin))
+        return len(codes)
+    return codes.index(builtin)
 
 
 def zipped_size(data: bytes) -> int:

@@ -55,6 +55,11 @@ def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
     """
     data = flatbuffer.load(path)
     model = flatbuffer.read(data, name=flatbuffer.describe(path))
+    return inspect_parsed(model, data, path)
+
+
+def inspect_parsed(model: Any, data: bytes, path: str | os.PathLike[str] | bytes) -> Inspection:
+    """Describe a file that is unpacked already; see `inspect`."""
     known: dict[tuple, Statistics] = {}
     graphs = [_tensors(model, g, known) for g in range(len(model.subgraphs))]
     tensors = tuple(t for graph in graphs for t in graph)

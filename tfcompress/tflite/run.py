@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.signature import first_signature
 
 INTEGERS = ("int8", "uint8", "int16")
 
@@ -65,8 +66,7 @@ def ports(model: Any) -> tuple[list[Port], list[Port]]:
 
     Returns (inputs, outputs); in the order of the signature, or of the graph if it has none.
     """
-    graph = model.subgraphs[0]
-    signature = next((s for s in model.signatureDefs if s.subgraphIndex == 0), None)
+    graph, signature = model.subgraphs[0], first_signature(model)
     if signature is None:
         return [port(model, i) for i in graph.inputs], [port(model, i) for i in graph.outputs]
     taken, given = (

@@ -27,13 +27,17 @@ def inputs(model) -> list[Input]:
     ]
 
 
+def first_signature(model: Any) -> Any:
+    """The first signature of a file's main graph; None if it has none."""
+    return next((s for s in model.signatureDefs if s.subgraphIndex == 0), None)
+
+
 def io_names(model: Any) -> tuple[list[str], list[str]]:
     """The names of a file's inputs and outputs, in the order of its graph.
 
     Returns (inputs, outputs): names in the first signature, else of the tensors; each only once.
     """
-    graph = model.subgraphs[0]
-    signature = next((s for s in model.signatureDefs or [] if s.subgraphIndex == 0), None)
+    graph, signature = model.subgraphs[0], first_signature(model)
     found = []
     for indices, entries in (
         (graph.inputs, getattr(signature, "inputs", None)),
@@ -52,7 +56,7 @@ INPUT, OUTPUT = "tfcompress_input_", "tfcompress_output_"
 
 def in_order(model) -> None:
     """Brings inputs and outputs into the order that `INPUT` and `OUTPUT` names tell, if they do."""
-    signatures = model.signatureDefs or []
+    signatures = model.signatureDefs
     entries = [*signatures[0].inputs, *signatures[0].outputs] if signatures else []
     if not entries or not all(e.name.startswith(b"tfcompress_") for e in entries):
         return
@@ -68,13 +72,10 @@ def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> Non
     in_order(model)
     graph = model.subgraphs[0]
     if not model.signatureDefs:
-        signature = schema.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = b"serve", 0
-        signature.inputs = _tensor_maps(inputs, graph.inputs)
-        signature.outputs = _tensor_maps(outputs, graph.outputs)
-        model.signatureDefs = [signature]
+        maps = (_tensor_maps(inputs, graph.inputs), _tensor_maps(outputs, graph.outputs))
+        model.signatureDefs = [schema.SignatureDefT(*maps, b"serve", 0)]
     signature = model.signatureDefs[0]
-    for entry in (*(signature.outputs or []), *(signature.inputs or [])):
+    for entry in (*signature.outputs, *signature.inputs):
         graph.tensors[entry.tensorIndex].name = entry.name
     kept = {*graph.inputs, *graph.outputs}
     taken = {bytes(graph.tensors[index].name) for index in kept}
@@ -86,9 +87,5 @@ def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> Non
 
 
 def _tensor_maps(names: list[str], indices) -> list:
-    maps = []
-    for name, index in zip(names, indices, strict=True):
-        entry = schema.TensorMapT()
-        entry.name, entry.tensorIndex = name.encode(), int(index)
-        maps.append(entry)
-    return maps
+    pairs = zip(names, indices, strict=True)
+    return [schema.TensorMapT(name.encode(), int(index)) for name, index in pairs]

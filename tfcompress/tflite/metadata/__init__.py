@@ -4,13 +4,19 @@ It is a flatbuffer of its own in the buffer that the file's entry TFLITE_METADAT
 in a zip archive behind the model.
 """
 
-from tfcompress.tflite.metadata.editing import add_metadata, metadata_of, read_metadata
+from tfcompress.tflite.metadata.editing import (
+    add_metadata,
+    described,
+    metadata_of,
+    read_metadata,
+)
 from tfcompress.tflite.metadata.types import Metadata, TensorMetadata, load_metadata, split_labels
 
 __all__ = [
     "Metadata",
     "TensorMetadata",
     "add_metadata",
+    "described",
     "load_metadata",
     "metadata_of",
     "read_metadata",

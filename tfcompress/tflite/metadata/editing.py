@@ -32,7 +32,11 @@ def add_metadata(data: bytes, metadata: Metadata) -> bytes:
     Args:
         data: the bytes of the file.
     """
-    model = flatbuffer.read(data)
+    return described(flatbuffer.read(data), metadata)
+
+
+def described(model: Any, metadata: Metadata) -> bytes:
+    """The bytes of a file that is unpacked already, with metadata; see `add_metadata`."""
     graph = model.subgraphs[0]
     taken, given = io_names(model)
     full = dataclasses.replace(
