@@ -81,6 +81,29 @@ def qat_cnn(float_cnn, images):
     return model
 
 
+@pytest.fixture(scope="session")
+def converted(float_cnn, qat_cnn, images, tmp_path_factory):
+    """The small model's files, each made once: `converted("qat", io_dtype="int8")`.
+
+    Returns (path, report); the float model is calibrated for the precisions that ask for it.
+    """
+    import tfcompress as tfc
+
+    folder, made = tmp_path_factory.mktemp("converted"), {}
+
+    def file_of(kind, **options):
+        key = (kind, *sorted(options.items()))
+        if key not in made:
+            path = folder / f"{len(made)}.tflite"
+            asks = kind == "float" and options.get("precision", "int8") in ("int8", "int16x8")
+            calibration = images[0][:100] if asks else None
+            model = {"float": float_cnn, "qat": qat_cnn}[kind]
+            made[key] = path, tfc.convert(model, path, calibration=calibration, **options)
+        return made[key]
+
+    return file_of
+
+
 def run_tflite(path, x, reference: bool = True):
     """Runs a .tflite of one input and one output sample by sample; outputs in real units."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType

@@ -23,9 +23,8 @@ def constants(path, op: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("io_dtype", ["float32", "int8", "uint8"])
-def test_int8_of_a_qat_model_is_the_model(qat_cnn, images, tmp_path, io_dtype):
-    path = tmp_path / "model.tflite"
-    report = tfc.convert(qat_cnn, path, precision="int8", io_dtype=io_dtype)
+def test_int8_of_a_qat_model_is_the_model(qat_cnn, images, converted, io_dtype):
+    path, report = converted("qat", io_dtype=io_dtype)
     assert report.float_ops == []
     edges = sum(count for op, _, count in report.ops if op in ("QUANTIZE", "DEQUANTIZE"))
     assert edges == {"float32": 2, "int8": 0, "uint8": 2}[io_dtype]
@@ -38,11 +37,9 @@ def test_int8_of_a_qat_model_is_the_model(qat_cnn, images, tmp_path, io_dtype):
     assert [t.dtype for t in (*details.inputs, *details.outputs)] == [io_dtype] * 2
 
 
-def test_names_and_shapes_come_from_the_keras_model(qat_cnn, float_cnn, tmp_path):
-    for model in (qat_cnn, float_cnn):
-        path = tmp_path / "model.tflite"
-        tfc.convert(model, path, precision="float32")
-        found = tfc.inspect(path)
+def test_names_and_shapes_come_from_the_keras_model(converted):
+    for kind in ("qat", "float"):
+        found = tfc.inspect(converted(kind, precision="float32")[0])
         assert [t.name for t in found.inputs] == ["image"]
         assert [t.name for t in found.outputs] == ["kind"]
         assert [list(t.shape) for t in found.inputs] == [[1, 12, 12, 3]]
@@ -51,40 +48,32 @@ def test_names_and_shapes_come_from_the_keras_model(qat_cnn, float_cnn, tmp_path
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "dynamic_int8"])
-def test_modes_of_the_converter(float_cnn, images, tmp_path, precision):
-    path = tmp_path / "model.tflite"
-    tfc.convert(float_cnn, path, precision=precision)
+def test_modes_of_the_converter(float_cnn, images, converted, precision):
+    path, _ = converted("float", precision=precision)
     result = run_tflite(path, images[0][:32], reference=False)
     expected = float_cnn.predict(images[0][:32], verbose=0)
     assert np.abs(result - expected).max() < {"float32": 1e-5}.get(precision, 2e-2)
 
 
-def test_float16_of_a_qat_model_leaves_activations_float(qat_cnn, images, tmp_path):
-    path = tmp_path / "model.tflite"
-    tfc.convert(qat_cnn, path, precision="float16")
+def test_float16_of_a_qat_model_leaves_activations_float(qat_cnn, images, converted):
+    path, _ = converted("qat", precision="float16")
     assert {"float16", "float32"} >= {t.dtype for t in tfc.inspect(path).tensors} - {"int32"}
     result = run_tflite(path, images[0][:32], reference=False)
     assert np.abs(result - qat_cnn.predict(images[0][:32], verbose=0)).max() < 0.05
 
 
 @pytest.mark.parametrize("io_dtype", ["float32", "int16"])
-def test_int16_activations(float_cnn, qat_cnn, images, tmp_path, io_dtype):
-    for model, calibration in ((float_cnn, images[0][:100]), (qat_cnn, None)):
-        path = tmp_path / "model.tflite"
-        report = tfc.convert(
-            model, path, precision="int16x8", io_dtype=io_dtype, calibration=calibration
-        )
+def test_int16_activations(float_cnn, qat_cnn, images, converted, io_dtype):
+    for kind, model in (("float", float_cnn), ("qat", qat_cnn)):
+        path, report = converted(kind, precision="int16x8", io_dtype=io_dtype)
         assert report.float_ops == []
         result = run_tflite(path, images[0][:32])
         assert np.abs(result - model.predict(images[0][:32], verbose=0)).max() < 0.02
         assert [t.dtype for t in tfc.inspect(path).inputs] == [io_dtype]
 
 
-def test_post_training_quantization(float_cnn, images, tmp_path):
-    path = tmp_path / "model.tflite"
-    report = tfc.convert(
-        float_cnn, path, precision="int8", io_dtype="int8", calibration=images[0][:100]
-    )
+def test_post_training_quantization(float_cnn, images, converted):
+    path, report = converted("float", io_dtype="int8")
     assert report.float_ops == []
     result = run_tflite(path, images[0])
     expected = float_cnn.predict(images[0], verbose=0)
@@ -124,9 +113,8 @@ def test_int4_of_weights_trained_for_it(float_cnn, images, tmp_path):
         assert np.abs(result - expected).max() <= 4 * LSB, precision
 
 
-def test_int4_without_ranges_keeps_activations_float(float_cnn, images, tmp_path):
-    path = tmp_path / "model.tflite"
-    report = tfc.convert(float_cnn, path, precision="int4")
+def test_int4_without_ranges_keeps_activations_float(converted):
+    path, report = converted("float", precision="int4")
     assert any("calibration=" in note for note in report.notes)
     assert "int4" in {t.dtype for t in tfc.inspect(path).tensors}
     assert [t.dtype for t in tfc.inspect(path).inputs] == ["float32"]
@@ -187,13 +175,12 @@ def test_models_from_files(float_cnn, images, tmp_path, suffix):
         assert list(tfc.inspect(path).inputs[0].shape) == [1, 12, 12, 3]
 
 
-def test_a_qat_model_saved_and_loaded_converts_to_the_same_bytes(qat_cnn, tmp_path):
+def test_a_qat_model_saved_and_loaded_converts_to_the_same_bytes(qat_cnn, converted, tmp_path):
     qat_cnn.save(tmp_path / "qat.keras")
-    tfc.convert(qat_cnn, tmp_path / "a.tflite", precision="int8")
-    tfc.convert(tmp_path / "qat.keras", tmp_path / "b.tflite", precision="int8")
-    tfc.convert(tfc.finalize(qat_cnn), tmp_path / "c.tflite", precision="int8")
-    files = [(tmp_path / f"{name}.tflite").read_bytes() for name in "abc"]
-    assert files[0] == files[1] == files[2]
+    wanted = converted("qat", io_dtype="float32")[0].read_bytes()
+    for model in (tmp_path / "qat.keras", tfc.finalize(qat_cnn)):
+        tfc.convert(model, tmp_path / "model.tflite", precision="int8")
+        assert (tmp_path / "model.tflite").read_bytes() == wanted
 
 
 def test_several_outputs_keep_order_and_names(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from acceptance_files import two_layers
 from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
-from tfcompress.conversion.exchange import PRECISIONS, check_exchange, to_onnx, to_openvino
+from tfcompress.conversion.exchange import PRECISIONS, check_exchange, exchange
 from tfcompress.files.writing import write_together
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.signature import io_names
@@ -65,7 +65,7 @@ def answering(file_names, shift):
 def test_report_and_files(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "onnx", answering(["model.onnx"], 1))
     target = tmp_path / "small.onnx"
-    assert to_onnx(two_layers(), target) == {
+    assert exchange("onnx", two_layers(), target) == {
         "format": "onnx",
         "files": {str(target): 10},
         "compared": {"max LSB": 1},
@@ -83,7 +83,7 @@ def test_what_is_written_is_the_whole_not_its_operators_alone(tmp_path, monkeypa
         return Answer(answer.outputs, answer.figures, {"model.onnx": b"no" if alone else b"yes"})
 
     monkeypatch.setattr(onnxruntime, "onnx", run)
-    report = to_onnx(two_layers(), tmp_path / "m.onnx")
+    report = exchange("onnx", two_layers(), tmp_path / "m.onnx")
     assert report["compared"] == {"max LSB": 2, "max LSB of an op": 1}
     assert "adds up to 2 LSB" in report["remark"]
     assert (tmp_path / "m.onnx").read_bytes() == b"yes"
@@ -92,7 +92,7 @@ def test_what_is_written_is_the_whole_not_its_operators_alone(tmp_path, monkeypa
 def test_files_that_compute_something_else_are_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(openvino, "openvino", answering(["model.xml", "model.bin"], 9))
     with pytest.raises(ValueError, match=r"computes something else: .*differ.* by 9 LSB"):
-        to_openvino(two_layers(), tmp_path / "m.xml")
+        exchange("openvino", two_layers(), tmp_path / "m.xml")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,7 +103,7 @@ def test_refusal_names_the_precisions(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "onnx", refuse)
     said = r"cannot be made of this file: KeyError: 17\. Expected .* float32, float16, dynamic"
     with pytest.raises(ValueError, match=said):
-        to_onnx(two_layers(), tmp_path / "m.onnx")
+        exchange("onnx", two_layers(), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,24 +154,24 @@ def test_note_of_the_kernels_is_told(tmp_path, monkeypatch):
         return Answer(outputs, {"ops": 1, "weights": ""}, {"model.onnx": b"made"})
 
     monkeypatch.setattr(onnxruntime, "onnx", run)
-    report = to_onnx(data, tmp_path / "m.onnx")
+    report = exchange("onnx", data, tmp_path / "m.onnx")
     assert report["compared"]["max relative"] < 1e-5
     assert report["remark"] == "LiteRT's reference kernels lack ELU: its optimized ones instead"
 
 
 @pytest.mark.parametrize(
-    ("tool", "convert", "name", "said"),
+    ("tool", "format", "name", "said"),
     [
         (
             (onnxruntime, "onnx"),
-            to_onnx,
+            "onnx",
             "m.onnx",
             "ValidationError: No Op registered for TFL_GELU with domain_version of 18 ==> Context: "
             "Bad node spec for node. Name: model/dense/Gelu/mul_2;model/dense/Gelu/m",
         ),
         (
             (openvino, "openvino"),
-            to_openvino,
+            "openvino",
             "m.xml",
             "RuntimeError: FrontEnd API failed with OpConversionFailure: No translator found for "
             "GELU node.",
@@ -179,14 +179,14 @@ def test_note_of_the_kernels_is_told(tmp_path, monkeypatch):
     ],
 )
 def test_operators_that_a_converter_does_not_know_are_named(
-    tool, convert, name, said, tmp_path, monkeypatch
+    tool, format, name, said, tmp_path, monkeypatch
 ):
     def refuse(data, inputs, **kwargs):
         raise Refused(said)
 
     monkeypatch.setattr(*tool, refuse)
     with pytest.raises(ValueError, match="its converter does not know GELU") as raised:
-        convert(two_layers(), tmp_path / name)
+        exchange(format, two_layers(), tmp_path / name)
     assert "replace the layer" in str(raised.value)
     assert "precision" not in str(raised.value)
     assert "Name:" not in str(raised.value)
@@ -198,4 +198,4 @@ def test_long_refusals_end_with_a_word(tmp_path, monkeypatch):
 
     monkeypatch.setattr(onnxruntime, "onnx", refuse)
     with pytest.raises(ValueError, match=r"first/long/name \.\.\.\. Expected a file of precision"):
-        to_onnx(two_layers(), tmp_path / "m.onnx")
+        exchange("onnx", two_layers(), tmp_path / "m.onnx")

@@ -8,7 +8,7 @@ import pytest
 from conftest import run_tflite
 
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.exchange import PRECISIONS, to_onnx, to_openvino
+from tfcompress.conversion.exchange import PRECISIONS, exchange
 from tfcompress.tools import onnxruntime, openvino
 from tfcompress.tools.environments import Unavailable, python_environment
 
@@ -70,7 +70,7 @@ def made(float_cnn, qat_cnn, images, tmp_path_factory):
 def test_onnx_int8_is_qdq_and_equal(made, images, tmp_path):
     interpreter = python("onnx", onnxruntime.PACKAGES)
     file, x = made("int8")
-    report = to_onnx(file.read_bytes(), tmp_path / "m.onnx", samples=images[0][:20])
+    report = exchange("onnx", file.read_bytes(), tmp_path / "m.onnx", samples=images[0][:20])
     assert report["files"] == {str(tmp_path / "m.onnx"): (tmp_path / "m.onnx").stat().st_size}
     values, kinds, stored = asked(interpreter, RUN_ONNX, tmp_path / "m.onnx", x)
     assert kinds["QuantizeLinear"] > 5
@@ -86,7 +86,7 @@ def test_onnx_int8_is_qdq_and_equal(made, images, tmp_path):
 def test_onnx_of_float_precisions(made, images, tmp_path, precision):
     interpreter = python("onnx", onnxruntime.PACKAGES)
     file, x = made(precision)
-    to_onnx(file.read_bytes(), tmp_path / "m.onnx")
+    exchange("onnx", file.read_bytes(), tmp_path / "m.onnx")
     values, _, stored = asked(interpreter, RUN_ONNX, tmp_path / "m.onnx", x)
     if precision == "float16":
         assert set(stored) == {"FLOAT16"}
@@ -99,7 +99,7 @@ def test_onnx_of_float_precisions(made, images, tmp_path, precision):
 def test_openvino(made, images, tmp_path, precision):
     interpreter = python("openvino", openvino.PACKAGES)
     file, x = made(precision)
-    report = to_openvino(file.read_bytes(), tmp_path / "m.xml", samples=images[0][:20])
+    report = exchange("openvino", file.read_bytes(), tmp_path / "m.xml", samples=images[0][:20])
     assert {p.name for p in tmp_path.iterdir()} == {"m.xml", "m.bin"}
     weights = {"float32": "f32", "float16": "f16", "int8": "i8", "int16x8": "i8"}
     if precision in weights:
@@ -110,11 +110,11 @@ def test_openvino(made, images, tmp_path, precision):
     assert gap <= near.get(precision, 0.005)
 
 
-@pytest.mark.parametrize(("write", "name"), [(to_onnx, "m.onnx"), (to_openvino, "m.xml")])
-def test_int4_is_refused(made, tmp_path, write, name):
+@pytest.mark.parametrize(("format", "name"), [("onnx", "m.onnx"), ("openvino", "m.xml")])
+def test_int4_is_refused(made, tmp_path, format, name):
     python("onnx", onnxruntime.PACKAGES)
     python("openvino", openvino.PACKAGES)
     file, _ = made("int4")
     with pytest.raises(ValueError, match=r"cannot be made of this file.*Expected a file of"):
-        write(file.read_bytes(), tmp_path / name)
+        exchange(format, file.read_bytes(), tmp_path / name)
     assert list(tmp_path.iterdir()) == []

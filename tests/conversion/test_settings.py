@@ -172,15 +172,15 @@ def test_other_formats_are_compared_on_the_calibration_if_it_is_still_there(
 
     received = {}
 
-    def to_onnx(data, path, *, samples):
-        received.update(samples=samples, data=data)
+    def write(format, data, path, *, samples):
+        received.update(samples=samples, data=data, format=format)
         return {"files": {"m.onnx": 3}, "compared": {"max LSB": 0}, "remark": ""}
 
-    monkeypatch.setattr(exchange, "to_onnx", to_onnx)
+    monkeypatch.setattr(exchange, "exchange", write)
     x = images[0][:4]
     given = iter([sample[None] for sample in x]) if as_iterator else x
     report = tfc.convert(float_cnn, tmp_path / "m.onnx", calibration=given)
     assert received["samples"] is (None if as_iterator else x)
-    assert received["data"][4:8] == b"TFL3"
+    assert (received["data"][4:8], received["format"]) == (b"TFL3", "onnx")
     assert (report.format, report.exchanged["files"]) == ("onnx", {"m.onnx": 3})
     assert "onnx" in report.seconds

@@ -48,10 +48,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def int8_file(qat_cnn, folder):
-    path = folder / "int8.tflite"
-    convert(qat_cnn, path)
-    return path
+def int8_file(converted):
+    return converted("qat", io_dtype="float32")[0]
 
 
 def test_differences_are_those_worked_out_by_hand():
@@ -125,10 +123,8 @@ def test_float_file_is_measured_by_the_range_of_the_outputs(identity, tmp_path):
 
 
 @pytest.mark.parametrize("io_dtype", ["float32", "int8", "uint8"])
-def test_int8_file_of_a_trained_model_passes(qat_cnn, images, tmp_path, io_dtype):
-    path = tmp_path / "model.tflite"
-    convert(qat_cnn, path, io_dtype=io_dtype)
-    found = verify(qat_cnn, path, images[0], samples=100)
+def test_int8_file_of_a_trained_model_passes(qat_cnn, images, converted, io_dtype):
+    found = verify(qat_cnn, converted("qat", io_dtype=io_dtype)[0], images[0], samples=100)
     (output,) = found.outputs
     assert found.samples == 100
     assert found.passed
@@ -179,9 +175,8 @@ def test_a_layer_of_little_weight_is_found(qat_cnn, images, int8_file, tmp_path)
     assert found.layers[0].sqnr_db < 3
 
 
-def test_quantization_after_training_is_judged_by_sqnr(float_cnn, images, tmp_path):
-    path = tmp_path / "ptq.tflite"
-    convert(float_cnn, path, calibration=images[0][:64])
+def test_quantization_after_training_is_judged_by_sqnr(float_cnn, images, converted, tmp_path):
+    path, _ = converted("float", io_dtype="float32")
     found = verify(float_cnn, path, images[0][:64], layers=True)
     assert found.passed
     assert found.tolerance is None
@@ -191,9 +186,8 @@ def test_quantization_after_training_is_judged_by_sqnr(float_cnn, images, tmp_pa
     assert not verify(float_cnn, bad, images[0][:64]).passed
 
 
-def test_layers_of_a_float_file_are_exact(float_cnn, images, tmp_path):
-    path = tmp_path / "half.tflite"
-    convert(float_cnn, path, precision="float16")
+def test_layers_of_a_float_file_are_exact(float_cnn, images, converted):
+    path, _ = converted("float", precision="float16")
     found = verify(float_cnn, path, images[0], samples=8, layers=True)
     assert found.passed
     assert len(found.layers) >= 6

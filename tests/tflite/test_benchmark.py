@@ -1,7 +1,6 @@
 """Latency, size and memory of files built by hand, against values worked out by hand."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,18 +95,13 @@ def test_statistics_are_paired_by_round(files, monkeypatch):
     # Round 1 is ten times slower than round 0 and 2: the ratio must not see it.
     turns = []
     latencies = {"small": [1, 3, 10, 30, 1, 3], "large": [2, 6, 20, 60, 8, 8]}
+    values = {name: iter([99.0, *times]) for name, times in latencies.items()}
 
-    def runner(path, content, threads, data):
-        name = "small" if "small" in path else "large"
-        values = iter([99.0, *latencies[name]])
+    def run(self):
+        turns.append("small" if "small" in self.path else "large")
+        return next(values[turns[-1]])
 
-        def run():
-            turns.append(name)
-            return next(values)
-
-        return SimpleNamespace(run=run, path=path)
-
-    monkeypatch.setattr(module, "_Runner", runner)
+    monkeypatch.setattr(module._Runner, "run", run)
     calls = []
     found = benchmark(files, runs=2, rounds=3, warmup=1, progress=lambda *a: calls.append(a))
     assert turns == ["small", "large"] * 7
@@ -176,22 +170,23 @@ def test_the_bound_lies_below_the_arena_of_the_interpreter(model):
     assert bound <= arena(model) <= bound + 64 * 6 + 4 * 64
 
 
-def test_data_is_fitted_to_each_file():
+def test_data_is_fitted_to_each_file(tmp_path):
     model = build(["TANH"], [[1, 3], [1, 3]], [(0, [0], [1])], [0], [1], dtype=TYPES.INT8)
     for tensor in model.subgraphs[0].tensors:
         tensor.quantization = schema.QuantizationParametersT(
             scale=np.float32([1 / 128]), zeroPoint=np.int64([0])
         )
-    content = flatbuffer.write(model)
+    path = tmp_path / "m.tflite"
+    path.write_bytes(flatbuffer.write(model))
     # More rows than the model takes; beyond the range; rounded to even.
     data = np.float32([[0.5, -2.0, 3.5 / 128], [0, 0, 0]])
     expected = [[64, -128, 4]]
     for given in (data, [data], {"t0": data}):
-        ((index, value),) = module._Runner("m", content, 1, given).inputs
+        ((index, value),) = module._Runner(path, 1, given).inputs
         assert (index, value.dtype) == (0, np.int8)
         np.testing.assert_array_equal(value, expected)
-    ((_, drawn),) = module._Runner("m", content, 1, None).inputs
-    ((_, again),) = module._Runner("m", content, 1, None).inputs
+    ((_, drawn),) = module._Runner(path, 1, None).inputs
+    ((_, again),) = module._Runner(path, 1, None).inputs
     np.testing.assert_array_equal(drawn, again)
     assert drawn.shape == (1, 3)
 

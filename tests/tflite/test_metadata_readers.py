@@ -140,11 +140,10 @@ def test_metadata_of_tflite_support_is_read(tflite_support, tmp_path):
     assert len(flatbuffer.read(again).metadata) == len(flatbuffer.read(data).metadata)
 
 
-def test_our_own_commands_take_files_with_metadata(float_cnn, images, tmp_path):
+def test_our_own_commands_take_files_with_metadata(float_cnn, images, converted, tmp_path):
     import tfcompress as tfc
 
-    plain, path = tmp_path / "plain.tflite", tmp_path / "m.tflite"
-    tfc.convert(float_cnn, plain, precision="int8", calibration=images[0][:64])
+    (plain, _), path = converted("float", io_dtype="float32"), tmp_path / "m.tflite"
     metadata = Metadata(outputs=(TensorMetadata(labels=("a", "b", "c", "d")),))
     path.write_bytes(add_metadata(plain.read_bytes(), metadata))
     data = images[0][:16]

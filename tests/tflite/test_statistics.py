@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from tfcompress.tflite import inspect
-from tfcompress.tflite.inspect import entropy_bits, pattern_counts, unique_per_channel
+from tfcompress.tflite import statistics
+from tfcompress.tflite.statistics import entropy_bits, pattern_counts, unique_per_channel
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_entropy(counts, bits):
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("zeros", [0, 3])
 def test_counts_of_every_type(dtype, zeros, monkeypatch):
-    monkeypatch.setattr(inspect, "_CHUNK", 7)  # also across chunks
+    monkeypatch.setattr(statistics, "_CHUNK", 7)  # also across chunks
     values = np.array([5, 1, 1, 0, 5, 5, 2, 1, 5, 1, 1, 0, 7], dtype)
     # Patterns of positive numbers are in the order of the numbers.
     assert pattern_counts(values, zeros).tolist() == [2 + zeros, 5, 1, 4, 1]

@@ -229,7 +229,9 @@ class Job:
             io_dtype=self.io_dtype,
             file_bytes=len(data),
             zipped_bytes=found.zipped_bytes,
-            check=target and self.timed("check", check_parsed, file, data, target, path),
+            check=None
+            if target is None
+            else self.timed("check", check_parsed, file, data, target, path),
             ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
             float_ops=remaining,
             notes=self.notes,
@@ -323,10 +325,9 @@ def convert(
     if format == "tflite":
         writing.atomic_write(path, data)
         return report
-    write = {"onnx": exchange.to_onnx, "openvino": exchange.to_openvino}[format]
     # An iterator is used up by now.
     kept = None if isinstance(calibration, Iterator) else calibration
-    exchanged = job.timed(format, write, data, path, samples=kept)
+    exchanged = job.timed(format, exchange.exchange, format, data, path, samples=kept)
     return dataclasses.replace(
         report, format=format, exchanged=exchanged, seconds=job.rounded_seconds()
     )

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tfcompress.files import writing
-from tfcompress.files.writing import write_together
 from tfcompress.tools import onnxruntime, openvino
 from tfcompress.tools.comparison import compare
-from tfcompress.tools.driving import Answer, Outcome, Refused
+from tfcompress.tools.driving import Answer, Refused
 from tfcompress.tools.subject import Subject, read_subject
 
-# What these converters can bring over, of the precisions of `convert`.
-PRECISIONS = {
-    "onnx": ("float32", "float16", "dynamic_int8", "int8"),
-    "openvino": ("float32", "float16", "dynamic_int8", "int8", "int16x8"),
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    """A format: how it is called, how its files end, what of `convert` it takes, and who writes."""
+
+    title: str
+    ending: str
+    precisions: tuple[str, ...]
+    write: Callable[[Subject], Answer]
+
+
+_FORMATS = {
+    # Opset 18; int8 as QuantizeLinear and DequantizeLinear (QDQ).
+    "onnx": _Format(
+        "ONNX",
+        ".onnx",
+        ("float32", "float16", "dynamic_int8", "int8"),
+        lambda file: onnxruntime.onnx(file.data, file.inputs),
+    ),
+    # A .xml, and a .bin of its weights beside it; int8 as FakeQuantize with int8 weights.
+    "openvino": _Format(
+        "OpenVINO IR",
+        ".xml",
+        ("float32", "float16", "dynamic_int8", "int8", "int16x8"),
+        lambda file: openvino.openvino(file.data, file.inputs, save=True),
+    ),
 }
-_TITLES = {"onnx": "ONNX", "openvino": "OpenVINO IR"}
-_ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
+PRECISIONS = {name: format.precisions for name, format in _FORMATS.items()}
 
 # How tf2onnx and OpenVINO name an operator that they do not know.
 _UNKNOWN_OPS = [
@@ -32,101 +54,77 @@ _UNKNOWN_OPS = [
 
 def check_exchange(format: str, path: str | os.PathLike[str], precision: str | None = None) -> None:
     """Raise unless a file of a precision can be written in a format, before the work is done."""
-    if precision is not None and precision not in PRECISIONS[format]:
+    known = _FORMATS[format]
+    if precision is not None and precision not in known.precisions:
         raise ValueError(
-            f"received precision '{precision}' for {_TITLES[format]}; expected one of "
-            f"{', '.join(PRECISIONS[format])}. Its converter knows no other: take one of these, "
+            f"received precision '{precision}' for {known.title}; expected one of "
+            f"{', '.join(known.precisions)}. Its converter knows no other: take one of these, "
             "or stay with .tflite."
         )
-    if Path(path).suffix != _ENDINGS[format]:
+    if Path(path).suffix != known.ending:
         raise ValueError(
-            f"received '{path}' for {_TITLES[format]}; expected a name that ends in "
-            f"{_ENDINGS[format]}."
+            f"received '{path}' for {known.title}; expected a name that ends in {known.ending}."
         )
     writing.check_writable(path)
     if format == "openvino":
         writing.check_writable(Path(path).with_suffix(".bin"))
 
 
-def to_onnx(data: bytes, path: str | os.PathLike[str], *, samples: Any = None) -> dict[str, Any]:
-    """Write a .tflite file as ONNX (opset 18), int8 as QuantizeLinear and DequantizeLinear (QDQ).
-
-    tf2onnx converts; ONNX Runtime then runs what it made, and the outputs are compared with those
-    of LiteRT's reference kernels before anything is written.
-
-    Args:
-        data: the bytes of the .tflite file.
-    """
-    check_exchange("onnx", path)
-    return _exchange("onnx", data, path, samples, lambda f: onnxruntime.onnx(f.data, f.inputs))
-
-
-def to_openvino(
-    data: bytes, path: str | os.PathLike[str], *, samples: Any = None
+def exchange(
+    format: str, data: bytes, path: str | os.PathLike[str], *, samples: Any = None
 ) -> dict[str, Any]:
-    """Write a .tflite file as OpenVINO IR: a .xml, and a .bin of its weights beside it.
+    """Write a .tflite file in another format.
 
-    OpenVINO reads the file, int8 as FakeQuantize operations with int8 weights, and runs what it
-    wrote; the outputs are compared with those of LiteRT's reference kernels.
+    A tool converts and runs what it made; the outputs are compared with those of LiteRT's
+    reference kernels before anything is written.
 
     Args:
+        format: "onnx" or "openvino".
         data: the bytes of the .tflite file.
     """
-    check_exchange("openvino", path)
-    return _exchange(
-        "openvino", data, path, samples, lambda f: openvino.openvino(f.data, f.inputs, save=True)
-    )
-
-
-def _exchange(format: str, data: bytes, path, samples, run) -> dict[str, Any]:
+    check_exchange(format, path)
+    title = _FORMATS[format].title
     file = read_subject(data, {}, samples)
     answers: list[Answer] = []
 
     def kept(subject: Subject) -> Answer:
-        answers.append(run(subject))
+        answers.append(_FORMATS[format].write(subject))
         return answers[-1]
 
     try:
         found = compare(file, kept, lsb=1)
     except Refused as refusal:
-        raise ValueError(_refused(format, str(refusal))) from refusal
+        raise ValueError(_refused(_FORMATS[format], str(refusal))) from refusal
     if found.status != "passed":
         raise ValueError(
-            f"{_TITLES[format]} made of this file computes something else: {found.reason}. "
+            f"{title} made of this file computes something else: {found.reason}. "
             "Nothing was written; convert with another precision, or stay with .tflite."
         )
     target, made = Path(path), answers[0]  # What follows are its operators alone.
     contents = {target.with_suffix(Path(name).suffix): made.files[name] for name in made.files}
-    write_together(contents)
-    return _report(format, contents, found, made, file.note)
-
-
-def _refused(format: str, said: str) -> str:
-    """Why a file could not be brought over, in words."""
-    title = _TITLES[format]
-    unknown = next((found[1] for rule in _UNKNOWN_OPS if (found := rule.search(said))), None)
-    if unknown is not None:
-        return (
-            f"{title} cannot be made of this file: its converter does not know {unknown}. Expected "
-            "operators that it knows; replace the layer that this one comes from (for an "
-            "activation: take another, such as relu), or stay with .tflite."
-        )
-    return (
-        f"{title} cannot be made of this file: {textwrap.shorten(said, 300, placeholder=' ...')}. "
-        "Expected a file of precision "
-        f"{', '.join(PRECISIONS[format])}, of operators that its converter knows: take one of "
-        "these precisions, replace the layer that is named, or stay with .tflite."
-    )
-
-
-def _report(
-    format: str, contents: dict[Path, bytes], found: Outcome, made: Answer, note: str
-) -> dict[str, Any]:
+    writing.write_together(contents)
     return {
         "format": format,
-        "files": {str(target): len(content) for target, content in contents.items()},
+        "files": {str(name): len(content) for name, content in contents.items()},
         "compared": found.figures,
-        "remark": ". ".join(text for text in (found.reason, note) if text),
+        "remark": ". ".join(text for text in (found.reason, file.note) if text),
         "ops": made.figures["ops"],
         "weights": made.figures["weights"],
     }
+
+
+def _refused(format: _Format, said: str) -> str:
+    """Why a file could not be brought over, in words."""
+    unknown = next((found[1] for rule in _UNKNOWN_OPS if (found := rule.search(said))), None)
+    if unknown is not None:
+        return (
+            f"{format.title} cannot be made of this file: its converter does not know {unknown}. "
+            "Expected operators that it knows; replace the layer that this one comes from (for an "
+            "activation: take another, such as relu), or stay with .tflite."
+        )
+    return (
+        f"{format.title} cannot be made of this file: "
+        f"{textwrap.shorten(said, 300, placeholder=' ...')}. Expected a file of precision "
+        f"{', '.join(format.precisions)}, of operators that its converter knows: take one of "
+        "these precisions, replace the layer that is named, or stay with .tflite."
+    )

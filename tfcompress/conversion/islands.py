@@ -3,6 +3,8 @@
 What it leaves as DEQUANTIZE -> float op -> QUANTIZE becomes the op itself on integers.
 """
 
+from typing import Any
+
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -13,6 +15,7 @@ from tfcompress.tflite.flatbuffer import (
     is_constant,
     op_code,
     op_name,
+    scales_of,
     tensor_values,
 )
 
@@ -150,7 +153,7 @@ class _Folder:
     def _constant(self, index: int, like: int, name: str) -> int:
         """An int8 twin of a constant: on its own symmetric grid, or on that of another tensor."""
         tensor = self.graph.tensors[index]
-        values = tensor_values(self.model, tensor)
+        values: Any = tensor_values(self.model, tensor)
         scale, zero = max(float(np.abs(values).max(initial=0.0)), 1e-9) / 127, 0
         if name in SAME_SCALE:
             scale, zero = _grid(self.graph.tensors[like])
@@ -167,8 +170,8 @@ class _Folder:
 
 
 def _grid(tensor) -> tuple[float, int]:
-    zero = tensor.quantization.zeroPoint
-    return float(np.float32(tensor.quantization.scale[0])), 0 if zero is None else int(zero[0])
+    scales, points = scales_of(tensor)
+    return scales[0], points[0] if points else 0
 
 
 def _quantization(scale: float, zero: int):
@@ -206,11 +209,8 @@ def _drop_idle_quantizes(model, graph) -> None:
 
 
 def _same_grid(a, b) -> bool:
-    if a.type != b.type or a.quantization is None or b.quantization is None:
-        return False
-    one, other = ((t.quantization.scale, t.quantization.zeroPoint) for t in (a, b))
-    known = all(values is not None for values in (*one, *other))
-    return known and all(map(np.array_equal, one, other))
+    one, other = scales_of(a), scales_of(b)
+    return a.type == b.type and all(one) and one == other
 
 
 def _drop_unread(model, graph) -> None:

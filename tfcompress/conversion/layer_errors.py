@@ -63,12 +63,11 @@ def layer_errors(
     names, tensors = LayerNames(model), file.subgraphs[0].tensors
     found = []
     for op in file.subgraphs[0].operators:
-        if op.outputs and op.outputs[0] in ratios and flatbuffer.op_name(file, op) not in _EDGES:
+        kind = flatbuffer.op_name(file, op)
+        if op.outputs and op.outputs[0] in ratios and kind not in _EDGES:
             index = op.outputs[0]
-            before = [ratios.get(i, math.inf) for i in op.inputs]
+            worst = min((ratios.get(i, math.inf) for i in op.inputs), default=math.inf)
             name = flatbuffer.text(tensors[index].name)
-            worst = min(before, default=math.inf)
-            kind = flatbuffer.op_name(file, op)
             found.append(LayerError(names.of(name), kind, name, ratios[index], worst))
     # NaN is worse than anything.
     return tuple(sorted(found, key=lambda e: -math.inf if math.isnan(e.sqnr_db) else e.sqnr_db))

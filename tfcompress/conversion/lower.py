@@ -145,12 +145,16 @@ def run_converter(converter) -> bytes:
 def check_shapes(model: keras.Model) -> None:
     """Raises if an input has a dynamic dimension other than the batch."""
     for tensor in tree.flatten(model._inputs_struct):
-        if any(size is None for size in tensor.shape[1:]):
-            raise ValueError(
-                f"input '{tensor.name}' must have fixed sizes but for the batch; received shape "
-                f"{tuple(tensor.shape)}. Rebuild the model with keras.Input of the size it will "
-                "run at and load the weights into it."
-            )
+        mend = "Rebuild the model with keras.Input of the size it will run at and load the weights "
+        _require_fixed(tensor.name, tensor.shape, f"{mend}into it.")
+
+
+def _require_fixed(name: str, shape: Any, mend: str) -> None:
+    if any(size is None for size in shape[1:]):
+        raise ValueError(
+            f"input '{name}' must have fixed sizes but for the batch; received shape "
+            f"{tuple(shape)}. {mend}"
+        )
 
 
 def output_names(model: keras.Model) -> list[str]:
@@ -169,9 +173,8 @@ def output_names(model: keras.Model) -> list[str]:
 
 
 def io_names(model: keras.Model) -> Names:
-    """The names of a model's inputs and outputs."""
-    flat = model if _is_flat(model) else flatten(model)
-    return [t.name for t in tree.flatten(flat._inputs_struct)], output_names(flat)
+    """The names of a flat model's inputs and outputs."""
+    return [t.name for t in tree.flatten(model._inputs_struct)], output_names(model)
 
 
 def _is_flat(model) -> bool:
@@ -190,13 +193,13 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
             operation = node.operation
             if node.is_input:
                 return args[0]
-            if isinstance(operation, FakeQuant):
-                return _mark(operation, integer, copies)(*args, **(kwargs if integer else {}))
+            if isinstance(operation, FakeQuant) and not integer:
+                kwargs = {}  # what only markers take
             special = _canonical(graph, node) if integer else None
             if special is not None:  # not kept: a shared layer may be folded elsewhere
                 return special(args[0])
             if id(operation) not in copies:
-                twin, source = _plain_layer(operation)
+                twin, source = _plain_layer(operation, integer)
                 copies[id(operation)] = twin
                 if source is not None:
                     fill.append((source, twin))
@@ -214,28 +217,18 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
     return exported
 
 
-def _plain_layer(operation):
+def _plain_layer(operation, integer: bool):
     """A float32 copy of an operation without our wrappers, and where its weights come from."""
-    source = operation
-    if isinstance(operation, FusedBatchNorm):
-        source = operation.layer
-    inner = operation.layer if isinstance(operation, Compressed) else source
-    twin = copy_operation(inner)
-    if isinstance(twin, keras.Layer):
-        twin.dtype_policy = "float32"
-        return twin, source
-    return twin, None
-
-
-def _mark(quantizer: FakeQuant, marked: bool, copies: dict):
-    if id(quantizer) not in copies:
-        if marked:
-            low, high = (float(limit) for limit in quantizer.limits())
-            copies[id(quantizer)] = Marker(quantizer, low, high)
-        else:
-            name = quantizer.activation or "linear"
-            copies[id(quantizer)] = layers.Activation(name, name=quantizer.name)
-    return copies[id(quantizer)]
+    if isinstance(operation, FakeQuant):
+        if integer:
+            return Marker(operation, *(float(limit) for limit in operation.limits())), None
+        return layers.Activation(operation.activation or "linear", name=operation.name), None
+    source = operation.layer if isinstance(operation, FusedBatchNorm) else operation
+    twin = copy_operation(source.layer if isinstance(source, Compressed) else source)
+    if not isinstance(twin, keras.Layer):
+        return twin, None
+    twin.dtype_policy = "float32"
+    return twin, source
 
 
 def _canonical(graph: Graph, node: Node):
@@ -360,11 +353,7 @@ def from_saved_model(
     specs = []
     for name, spec in sorted(function.structured_input_signature[1].items()):
         shape = spec.shape.as_list() if spec.shape.rank is not None else [None, None]
-        if any(size is None for size in shape[1:]):
-            raise ValueError(
-                f"input '{name}' must have fixed sizes but for the batch; received shape "
-                f"{tuple(shape)}. Export the model with fixed sizes."
-            )
+        _require_fixed(name, shape, "Export the model with fixed sizes.")
         specs.append(tf.TensorSpec([batch_size, *shape[1:]], spec.dtype, name=name))
     names = [spec.name for spec in specs]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from typing import Any
 
@@ -218,6 +219,9 @@ def _constant_qsv(values: np.ndarray) -> dict[str, np.ndarray]:
     return _qsv(Range(low, high if high > low else low + 1.0), values.ndim)
 
 
+_RENAMED = re.compile(rb"[a-z0-9]+_\d+x\d+(?=_|$)")
+
+
 def _rename(model, tag_of: dict[int, str] | None = None) -> dict[bytes, bytes]:
     """Gives every tensor a short unique name, its tag in front; returns new -> original."""
     original, tag_of = {}, tag_of or {}
@@ -236,10 +240,9 @@ def _restore(model, original: dict[bytes, bytes]) -> None:
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             new = name = bytes(tensor.name)
-            made_of = [key for key in original if name == key or name.startswith(key + b"_")]
-            if made_of:
-                base = max(made_of, key=len)
-                new = original[base] + name[len(base) :]
+            base = _RENAMED.match(name)
+            if base is not None and base[0] in original:
+                new = original[base[0]] + name[base.end() :]
             while new in used:
                 new += b"_"
             used.add(new)

@@ -150,7 +150,7 @@ def is_constant(model, index: int) -> bool:
     return flatbuffer.is_constant(model, model.subgraphs[0].tensors[index])
 
 
-def constant(model, index: int) -> np.ndarray:
+def constant(model, index: int) -> Any:
     """A constant of the file as an array."""
     return flatbuffer.tensor_values(model, model.subgraphs[0].tensors[index])
 
@@ -164,8 +164,8 @@ def _same_scale(model, op) -> list[int]:
 
 
 def _range_of(tensor) -> Range:
-    scale = float(tensor.quantization.scale[0])
-    zero = int(tensor.quantization.zeroPoint[0]) if tensor.quantization.zeroPoint is not None else 0
+    (scale,), points = flatbuffer.scales_of(tensor)
+    zero = points[0] if points else 0
     bits, signed = {3: (8, False), 9: (8, True), 7: (16, True), 16: (16, False)}[tensor.type]
     lowest = -(2 ** (bits - 1)) if signed else 0
     return Range((lowest - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
@@ -181,7 +181,7 @@ def _fold_reshapes(model, ranges: dict[int, Range]) -> None:
             continue
         # A buffer of its own: the converter lets equal constants share one, and each of them may
         # be quantized in another way.
-        data = flatbuffer.tensor_bytes(model, graph.tensors[source])
+        data: Any = flatbuffer.tensor_bytes(model, graph.tensors[source])
         graph.tensors[target].buffer = add_buffer(model, data)
         if source in ranges:
             ranges[target] = ranges[source]

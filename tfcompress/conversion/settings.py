@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tfcompress.conversion.exchange import check_exchange
-from tfcompress.errors import expected_one_of
+from tfcompress.errors import check, expected_one_of
 from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.targets.targets import IO_DTYPES, Target, load_target
@@ -31,6 +32,19 @@ class Settings:
     dense: str
     target: Target | None = None
 
+    def __post_init__(self) -> None:
+        precision, batch = self.precision, self.batch_size
+        _check_choice("precision", precision, PRECISIONS)
+        with_it = f" with precision '{precision}'"
+        _check_choice("io_dtype", self.io_dtype, IO_DTYPES[precision], with_it)
+        whole = isinstance(batch, int) and not isinstance(batch, bool)
+        check(whole and batch >= 1, "batch_size", "an integer of 1 or more", batch)
+        _check_choice("dense", self.dense, GRANULARITIES)
+
+
+def _check_choice(name: str, received: Any, known: Sequence[str], why: str = "") -> None:
+    check(received in known, name, f"one of {', '.join(known)}{why}", received)
+
 
 def settle(
     precision: str | None = None,
@@ -44,33 +58,25 @@ def settle(
     Args:
         precision, io_dtype, batch_size, dense: as of `convert`; None where nothing was said.
     """
-    if target is None:
-        settings = Settings(
-            "int8" if precision is None else precision,
-            "float32" if io_dtype is None else io_dtype,
-            1 if batch_size is None else batch_size,
-            "per_channel" if dense is None else dense,
-        )
-        check_settings(settings)
-        return settings
-    found = target if isinstance(target, Target) else load_target(target)
-    _agree(found, "precision", precision, found.precisions)
-    _agree(found, "io_dtype", io_dtype, found.io_dtypes)
-    if found.shapes.batch_required:
-        _agree(found, "batch_size", batch_size, [found.shapes.batch])
-    granularity = (found.weights.granularity.dense or "").replace("-", "_")
-    if granularity:
-        _agree(found, "dense", dense, [granularity])
-    chosen = found.precision if precision is None else precision
-    settings = Settings(
-        chosen,
-        _io_dtype(found, chosen) if io_dtype is None else io_dtype,
-        found.shapes.batch or 1 if batch_size is None else batch_size,
-        granularity or "per_channel" if dense is None else dense,
-        found,
-    )
-    check_settings(settings)
-    return settings
+    found, usual = None, ("int8", "float32", 1, "per_channel")
+    if target is not None:
+        found = target if isinstance(target, Target) else load_target(target)
+        _agree(found, "precision", precision, found.precisions)
+        _agree(found, "io_dtype", io_dtype, found.io_dtypes)
+        if found.shapes.batch_required:
+            _agree(found, "batch_size", batch_size, [found.shapes.batch])
+        granularity = (found.weights.granularity.dense or "").replace("-", "_")
+        if granularity:
+            _agree(found, "dense", dense, [granularity])
+        chosen = found.precision if precision is None else precision
+        fitting = _io_dtype(found, chosen) if io_dtype is None else io_dtype
+        usual = (chosen, fitting, found.shapes.batch or 1, granularity or "per_channel")
+    names = ("precision", "io_dtype", "batch_size", "dense")
+    said = zip(names, (precision, io_dtype, batch_size, dense), usual, strict=True)
+    settled: dict[str, Any] = {
+        name: otherwise if value is None else value for name, value, otherwise in said
+    }
+    return Settings(**settled, target=found)
 
 
 def _io_dtype(target: Target, precision: str) -> str:
@@ -93,26 +99,6 @@ def _agree(target: Target, name: str, said: Any, asked: Any) -> None:
         f"target '{target.name}' takes {name} {known}; received {said!r}. Leave {name} out, or "
         "name another target."
     )
-
-
-def check_settings(settings: Settings) -> None:
-    """Raise unless `convert` takes these together."""
-    precision, io_dtype, batch = settings.precision, settings.io_dtype, settings.batch_size
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision must be one of {', '.join(PRECISIONS)}; received {precision!r}."
-        )
-    if io_dtype not in IO_DTYPES[precision]:
-        raise ValueError(
-            f"io_dtype must be one of {', '.join(IO_DTYPES[precision])} with precision "
-            f"'{precision}'; received {io_dtype!r}."
-        )
-    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        raise ValueError(f"batch_size must be an integer of 1 or more; received {batch!r}.")
-    if settings.dense not in GRANULARITIES:
-        raise ValueError(
-            f"dense must be one of {', '.join(GRANULARITIES)}; received {settings.dense!r}."
-        )
 
 
 def settle_format(

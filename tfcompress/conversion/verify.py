@@ -102,40 +102,15 @@ def verify(
         done += count
         if progress is not None:
             progress("verify", done, samples)
-    rule = _Rule.of(tolerance, reference, file)
-    checks = tuple(
-        _check(file, entry, pair, rule) for entry, pair in zip(match.outputs, tallies, strict=True)
-    )
+    strict = tolerance is not None
+    if not strict and is_simulated(reference.model, file):
+        tolerance = DEFAULT_TOLERANCE
+    pairs = zip(match.outputs, tallies, strict=True)
+    checks = tuple(_check(file, entry, pair, tolerance, strict) for entry, pair in pairs)
     errors = layer_errors(reference.model, file, content, first) if layers else ()
     name = os.fspath(path) if isinstance(path, str | os.PathLike) else where
     notes = tuple(runner.note for runner in runners if runner.note)
-    return Verification(name, done, rule.tolerance, rule.strict, checks, errors, notes)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rule:
-    """What is asked: a tolerance in LSB, or (None) a least SQNR and agreement."""
-
-    tolerance: float | None
-    strict: bool
-
-    @classmethod
-    def of(cls, tolerance: float | None, reference: Reference, file: Any) -> _Rule:
-        if tolerance is not None:
-            return cls(tolerance, True)
-        return cls(DEFAULT_TOLERANCE if is_simulated(reference.model, file) else None, False)
-
-    def holds(self, found: Difference, least: float, whole: bool) -> bool:
-        """Whether a difference is small enough; `least` is a tolerance that is always granted."""
-        agreement = 1.0 if found.agreement is None else found.agreement
-        if whole and not self.strict:
-            return agreement >= LEAST_AGREEMENT
-        if self.tolerance is None:
-            return found.sqnr_db >= LEAST_SQNR_DB and agreement >= LEAST_AGREEMENT
-        if found.max_lsb <= max(self.tolerance, least) + _SLACK:
-            return True
-        good = found.sqnr_db >= GOOD_SQNR_DB and agreement >= GOOD_AGREEMENT
-        return good and found.mean_lsb <= GOOD_MEAN_LSB and not self.strict
+    return Verification(name, done, tolerance, strict, checks, errors, notes)
 
 
 class _Match:
@@ -203,13 +178,33 @@ def _compare(
         tally[1].add(golden, fast)
 
 
-def _check(file: Any, entry: Port, tallies: tuple[Tally, Tally], rule: _Rule) -> OutputCheck:
+def _check(
+    file: Any, entry: Port, tallies: tuple[Tally, Tally], tolerance: float | None, strict: bool
+) -> OutputCheck:
     scale, whole = _scale(file, entry), entry.scale is None and entry.dtype[:1] in "iub"
     width = tallies[0].high - tallies[0].low
     lsb = scale or (1.0 if whole else width / 255 if width > 0 else 1 / 255)
     keras, xnnpack = (tally.result(lsb) for tally in tallies)
-    passed = rule.holds(keras, 0.0, whole) and rule.holds(xnnpack, 1.0, whole)
+    passed = all(
+        _holds(found, tolerance, strict, least, whole)
+        for found, least in ((keras, 0.0), (xnnpack, 1.0))
+    )
     return OutputCheck(entry.name, entry.dtype, lsb, scale is not None, keras, xnnpack, passed)
+
+
+def _holds(
+    found: Difference, tolerance: float | None, strict: bool, least: float, whole: bool
+) -> bool:
+    """Whether a difference is small enough; `least` is a tolerance that is always granted."""
+    agreement = 1.0 if found.agreement is None else found.agreement
+    if whole and not strict:
+        return agreement >= LEAST_AGREEMENT
+    if tolerance is None:
+        return found.sqnr_db >= LEAST_SQNR_DB and agreement >= LEAST_AGREEMENT
+    if found.max_lsb <= max(tolerance, least) + _SLACK:
+        return True
+    good = found.sqnr_db >= GOOD_SQNR_DB and agreement >= GOOD_AGREEMENT
+    return good and found.mean_lsb <= GOOD_MEAN_LSB and not strict
 
 
 def _scale(file: Any, entry: Port) -> float | None:
@@ -301,8 +296,7 @@ def is_simulated(model: keras.Model | None, file: Any) -> bool:
     activations: set[str] = set()
     constants: set[str] = set()
     for tensor in (t for graph in file.subgraphs for t in graph.tensors):
-        quantized = tensor.quantization is not None and tensor.quantization.scale is not None
-        if quantized and len(tensor.quantization.scale):
+        if flatbuffer.scales_of(tensor)[0]:
             kind = constants if flatbuffer.is_constant(file, tensor) else activations
             kind.add(flatbuffer.dtype_name(tensor))
     simulated = model is not None and is_compressed(model)

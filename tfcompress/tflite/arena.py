@@ -88,10 +88,9 @@ def _peak(model: Any, subgraph: int, peaks: dict[int, int]) -> int:
     live = list(itertools.accumulate(changes))
     peak = 0 if graph.operators else live[0]
     for step, op in enumerate(graph.operators):
-        if flatbuffer.op_name(model, op) not in (*_NOT_IN_PLACE, *_RELABEL) and op.outputs[
-            :1
-        ] not in ([], [-1]):
-            output = sizes[owner[op.outputs[0]]]
+        made = op.outputs[0] if op.outputs else -1
+        if made != -1 and flatbuffer.op_name(model, op) not in (*_NOT_IN_PLACE, *_RELABEL):
+            output = sizes[owner[made]]
             dying = [sizes[owner[i]] for i in op.inputs if i != -1 and last[owner[i]] == step]
             live[step] -= output if output <= max(dying, default=0) else 0
         # A damaged file may call itself: what is not known yet counts as nothing.

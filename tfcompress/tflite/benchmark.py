@@ -13,7 +13,7 @@ import numpy as np
 from tfcompress.results import as_text, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
-from tfcompress.tflite.run import cannot_run
+from tfcompress.tflite.run import cannot_run, ports
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,30 +115,22 @@ def benchmark(
     for name, value in (("runs", runs), ("rounds", rounds), ("threads", threads)):
         _check_count(name, value, 1)
     _check_count("warmup", warmup, 0)
-    contents = [flatbuffer.load(file) for file in files]
-    models = [
-        flatbuffer.read(content, name=flatbuffer.describe(file))
-        for file, content in zip(files, contents, strict=True)
-    ]
-    runners = [
-        _Runner(os.fspath(file), content, threads, data)
-        for file, content in zip(files, contents, strict=True)
-    ]
+    runners = [_Runner(file, threads, data) for file in files]
     times = _measure(runners, runs, warmup, rounds, progress)
     medians = np.median(times, axis=2)  # (files, rounds)
     ratios = np.median(medians / medians[:1], axis=1)
     results = tuple(
         FileBenchmark(
-            path=os.fspath(file),
+            path=runner.path,
             median_ms=float(np.median(times[i])),
             p90_ms=float(np.percentile(times[i], 90)),
             min_ms=float(times[i].min()),
             ratio=float(ratios[i]),
-            file_bytes=len(contents[i]),
-            zipped_bytes=flatbuffer.zipped_size(contents[i]),
-            activation_bytes=activation_bytes(models[i]),
+            file_bytes=len(runner.content),
+            zipped_bytes=flatbuffer.zipped_size(runner.content),
+            activation_bytes=activation_bytes(runner.model),
         )
-        for i, file in enumerate(files)
+        for i, runner in enumerate(runners)
     )
     return Benchmark(results, runs, warmup, threads, rounds)
 
@@ -154,19 +146,20 @@ def _check_count(name: str, value: Any, least: int) -> None:
 class _Runner:
     """A file that is loaded and has its inputs at hand."""
 
-    def __init__(self, path: str, content: bytes, threads: int, data: Any):
+    def __init__(self, file: str | os.PathLike[str], threads: int, data: Any):
         from ai_edge_litert.interpreter import Interpreter
 
+        self.path, self.content = os.fspath(file), flatbuffer.load(file)
+        self.model = flatbuffer.read(self.content, name=flatbuffer.describe(file))
         try:
-            self.interpreter = Interpreter(model_content=content, num_threads=threads)
+            self.interpreter = Interpreter(model_content=self.content, num_threads=threads)
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise cannot_run(f"'{path}'", error) from error
-        self.path = path
+            raise cannot_run(f"'{self.path}'", error) from error
         details = self.interpreter.get_input_details()
-        names = _signature_names(self.interpreter)
+        names = {entry.index: entry.name for entry in ports(self.model)[0]}
         self.inputs = [
-            (d["index"], _input(path, d, names.get(d["name"]), i, len(details), data))
+            (d["index"], _input(self.path, d, names.get(d["index"]), i, len(details), data))
             for i, d in enumerate(details)
         ]
 
@@ -204,16 +197,6 @@ def _measure(
         if progress is not None:
             progress(turn + 1, total)
     return times
-
-
-def _signature_names(interpreter: Any) -> dict[str, str]:
-    """Return tensor name -> input name, if the file has one signature that tells."""
-    signatures = interpreter.get_signature_list()
-    if len(signatures) != 1:
-        return {}
-    (key,) = signatures
-    found = interpreter.get_signature_runner(key).get_input_details()
-    return {detail["name"]: name for name, detail in found.items()}
 
 
 def _input(

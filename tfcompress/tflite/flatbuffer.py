@@ -15,26 +15,6 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-__all__ = [
-    "BITS",
-    "add_buffer",
-    "changed",
-    "decode",
-    "describe",
-    "dtype_name",
-    "is_constant",
-    "load",
-    "op_code",
-    "op_name",
-    "read",
-    "stored_size",
-    "tensor_bytes",
-    "tensor_values",
-    "text",
-    "write",
-    "zipped_size",
-]
-
 IDENTIFIER = b"TFL3"
 MEND = "Make it again with tfcompress.convert, or copy it again in full."
 
@@ -56,7 +36,7 @@ def read(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> 
             "A .keras, .h5 or SavedModel must go through tfcompress.convert first."
         )
     try:
-        check_tables(data)
+        Verifier(data, _TABLES).root("Model")
         model = schema.ModelT.InitFromPackedBuf(data, 0)
         check_model(model)
         _resolve_offsets(model, data)
@@ -245,6 +225,16 @@ def dtype_name(tensor: Any) -> str:
     return _DTYPES.get(tensor.type, f"type_{tensor.type}")
 
 
+def scales_of(tensor: Any) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Return the scales and the zero points of a tensor; empty where the file tells none."""
+    told = tensor.quantization
+    scales, points = (None, None) if told is None else (told.scale, told.zeroPoint)
+    return (
+        () if scales is None else tuple(map(float, scales)),
+        () if points is None else tuple(map(int, points)),
+    )
+
+
 def is_constant(model: Any, tensor: Any) -> bool:
     """Tell whether the file holds the tensor's values."""
     data = model.buffers[tensor.buffer].data
@@ -322,21 +312,28 @@ _TABLES: dict[str, dict[int, Any]] = {
 }
 
 
-class _Verifier:
+class Verifier:
     """Walks the tables before they are unpacked, so that a bad offset costs nothing.
 
     The generated unpacking code trusts every length: a flipped byte could make it loop over
     millions of overlapping tables. No byte of a sound file belongs to two tables, so the file's
     own size is a budget for what may be visited, and time is linear in it.
+
+    Args:
+        tables: what the slots of each table refer to, see `_TABLES`.
     """
 
-    def __init__(self, data: bytes):
-        self.data = data
+    def __init__(self, data: bytes, tables: dict[str, dict[int, Any]]):
+        self.data, self.tables = data, tables
         self.tables_left = len(data) // 4
         # Writers may share equal tables, texts and vectors, but never gain this much by it.
         self.seen: set[int] = set()
         self.repeats_left = 10_000
         self.bytes_left = 16 * len(data)
+
+    def root(self, name: str) -> None:
+        """Raise a ValueError or a struct.error if a table, a list or a text does not fit."""
+        self.table(self.number("<I", 0), name)
 
     def number(self, code: str, position: int) -> int:
         if position < 0:
@@ -354,7 +351,7 @@ class _Verifier:
         end = max(vtable + vtable_size, position + table_size)
         if vtable_size < 4 or end > len(self.data):
             raise ValueError(f"a table ({name}) does not fit in the file")
-        kinds = _TABLES[name]
+        kinds = self.tables[name]
         for slot in range((vtable_size - 4) // 2):
             entry = self.number("<H", vtable + 4 + 2 * slot)
             if entry >= max(table_size, 1):
@@ -375,12 +372,6 @@ class _Verifier:
             for i in range(length):
                 item = position + 4 + 4 * i
                 self.table(item + self.number("<I", item), kind[0])
-
-
-def check_tables(data: bytes) -> None:
-    """Raise a ValueError or a struct.error if a table, a list or a text does not fit in a file."""
-    verifier = _Verifier(data)
-    verifier.table(verifier.number("<I", 0), "Model")
 
 
 def check_model(model: Any) -> None:

@@ -11,27 +11,14 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tfcompress.results import Rows, as_text, print_table
 from tfcompress.tflite import flatbuffer
-from tfcompress.tflite.flatbuffer import BITS, decode, dtype_name, tensor_bytes, tensor_values
 from tfcompress.tflite.metadata import metadata_of
 from tfcompress.tflite.metadata.types import Metadata, print_metadata
+from tfcompress.tflite.statistics import Statistics, measure
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = [
-    "Inspection",
-    "LayerBytes",
-    "MetadataInfo",
-    "OpCount",
-    "OperatorInfo",
-    "SignatureInfo",
-    "TensorInfo",
-    "inspect",
-]
 
 CONTROL_FLOW = ("WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_COMPOSITE")
 _ACTIVATIONS = ("RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
@@ -60,7 +47,7 @@ def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
 
 def inspect_parsed(model: Any, data: bytes, path: str | os.PathLike[str] | bytes) -> Inspection:
     """Describe a file that is unpacked already; see `inspect`."""
-    known: dict[tuple, Statistics] = {}
+    known: dict[tuple, Statistics] = {}  # Tied weights are one buffer behind many tensors.
     graphs = [_tensors(model, g, known) for g in range(len(model.subgraphs))]
     tensors = tuple(t for graph in graphs for t in graph)
     operators = tuple(op for g in range(len(graphs)) for op in operators_of(model, g, graphs[g]))
@@ -106,10 +93,18 @@ def _tensors(model: Any, subgraph: int, known: dict[tuple, Statistics]) -> list[
     found = []
     for i, tensor in enumerate(graph.tensors):
         t = tensor_of(model, subgraph, i, tensor)
-        if t.is_constant:
-            statistics = _statistics(model, tensor, t, known, is_scale=i in scales)
-            t = dataclasses.replace(t, **dataclasses.asdict(statistics))
         found.append(t)
+        if not t.is_constant:
+            continue
+        is_weight = len(t.shape) > 1 and (t.dtype in FLOATS or t.is_quantized) and i not in scales
+        axis = t.quantized_dimension if t.is_quantized else None
+        if axis is not None and t.shape[axis : axis + 1] != (t.scale_count,):
+            axis = None
+        points = t.zero_points if t.dtype in QUANTIZED else ()
+        key = (tensor.buffer, t.dtype, t.shape, points, axis, is_weight, id(tensor.sparsity))
+        if key not in known:
+            known[key] = measure(model, tensor, points, axis, is_weight)
+        found[-1] = dataclasses.replace(t, **vars(known[key]))
     return found
 
 
@@ -118,7 +113,12 @@ def tensor_of(model: Any, subgraph: int, index: int, tensor: Any) -> TensorInfo:
     dtype, quantization = flatbuffer.dtype_name(tensor), tensor.quantization
     stored = model.buffers[tensor.buffer].data
     size = 0 if stored is None else len(stored)
-    scales, zero_points, block = _scales(model, model.subgraphs[subgraph], quantization)
+    scales, zero_points = flatbuffer.scales_of(tensor)
+    side, block = _side_tensors(model.subgraphs[subgraph], quantization), None
+    if side:  # Blockwise: the scales are a constant of their own.
+        values = flatbuffer.tensor_values(model, model.subgraphs[subgraph].tensors[side[0]])
+        scales = () if values is None else tuple(map(float, values.ravel()))
+        block = quantization.details.blockSize
     return TensorInfo(
         subgraph=subgraph,
         index=index,
@@ -133,37 +133,6 @@ def tensor_of(model: Any, subgraph: int, index: int, tensor: Any) -> TensorInfo:
         quantized_dimension=quantization.quantizedDimension if len(scales) > 1 else None,
         block_size=block,
     )
-
-
-def _statistics(
-    model: Any, tensor: Any, t: TensorInfo, known: dict[tuple, Statistics], is_scale: bool
-) -> Statistics:
-    is_weight = len(t.shape) > 1 and (t.dtype in FLOATS or t.is_quantized) and not is_scale
-    axis = t.quantized_dimension if t.is_quantized else None
-    if axis is not None and t.shape[axis : axis + 1] != (t.scale_count,):
-        axis = None
-    points = t.zero_points if t.dtype in QUANTIZED else ()
-    key = (tensor.buffer, t.dtype, t.shape, points, axis, is_weight, id(tensor.sparsity))
-    # Tied weights are one buffer behind many tensors.
-    if key not in known:
-        known[key] = measure(model, tensor, points, axis, is_weight)
-    return known[key]
-
-
-def _scales(
-    model: Any, graph: Any, quantization: Any
-) -> tuple[tuple[float, ...], tuple[int, ...], int | None]:
-    if quantization is None:
-        return (), (), None
-    scales = () if quantization.scale is None else tuple(map(float, quantization.scale))
-    points = () if quantization.zeroPoint is None else tuple(map(int, quantization.zeroPoint))
-    side = _side_tensors(graph, quantization)
-    if not side:
-        return scales, points, None
-    # Blockwise: the scales are a constant of their own.
-    values = flatbuffer.tensor_values(model, graph.tensors[side[0]])
-    scales = () if values is None else tuple(map(float, values.ravel()))
-    return scales, points, quantization.details.blockSize
 
 
 def _side_tensors(graph: Any, quantization: Any) -> list[int]:
@@ -579,98 +548,3 @@ def _scale_text(t: TensorInfo) -> str:
     if t.block_size:
         return f"{t.scale_count} scales, blocks of {t.block_size}"
     return f"{t.scale_count} scales, dimension {t.quantized_dimension}" if t.scales else ""
-
-
-_CHUNK = 1 << 20  # bincount widens what it is given to 64 bits
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """What was counted in a constant; all but `sparsity` is None unless it is a weight."""
-
-    sparsity: float | None = None  # fraction of zeros, or of the zero point if quantized
-    unique: int | None = None  # bit patterns, as a file stores them: -0.0 is not 0.0
-    unique_per_channel: int | None = None  # the most in one channel, if it has a scale of its own
-    entropy_bytes: int | None = None  # elements times Shannon entropy of the patterns
-    coded_bytes: int | None = None  # with the table of patterns; no more than is stored
-
-
-def measure(
-    model: Any, tensor: Any, zero_points: tuple[int, ...], axis: int | None, is_weight: bool
-) -> Statistics:
-    """Count the values of a constant."""
-    if tensor.sparsity is not None:
-        return _measure_sparse(model, tensor, is_weight)
-    values = tensor_values(model, tensor)
-    if values is None or values.size == 0:
-        return Statistics()
-    axis = axis if axis is not None and 0 <= axis < values.ndim else None
-    zero: Any = zero_points[0] if zero_points else 0
-    if axis is not None and len(zero_points) == values.shape[axis]:
-        zero = np.reshape(zero_points, [-1 if d == axis else 1 for d in range(values.ndim)])
-    sparsity = float(np.mean(values == zero))
-    if not is_weight:
-        return Statistics(sparsity)
-    channels = None if axis is None else unique_per_channel(values, axis)
-    return _summary(model, tensor, sparsity, pattern_counts(values), channels)
-
-
-def _measure_sparse(model: Any, tensor: Any, is_weight: bool) -> Statistics:
-    """Count a constant of which only some values are stored; the others are zeros."""
-    elements, dtype = math.prod(tensor.shape), dtype_name(tensor)
-    # More elements than a float counts can only be damage.
-    if dtype not in ("float16", "float32", "int8") or not 0 < elements < 2**53:
-        return Statistics()
-    raw = tensor_bytes(model, tensor) or b""
-    # Nothing says how many values a sparse constant stores: ignore an incomplete last one.
-    whole = len(raw) * 8 // BITS[dtype] * BITS[dtype] // 8
-    stored = decode(raw[:whole], dtype)[:elements]
-    sparsity = 1.0 - np.count_nonzero(stored) / elements
-    if not is_weight:
-        return Statistics(sparsity)
-    counts = pattern_counts(stored, zeros=elements - stored.size)
-    return _summary(model, tensor, sparsity, counts, None)
-
-
-def _summary(
-    model: Any, tensor: Any, sparsity: float, counts: np.ndarray, channels: int | None
-) -> Statistics:
-    bits = entropy_bits(counts)
-    coded = math.ceil((bits + counts.size * BITS[dtype_name(tensor)]) / 8)
-    stored = len(model.buffers[tensor.buffer].data)
-    return Statistics(sparsity, counts.size, channels, math.ceil(bits / 8), min(coded, stored))
-
-
-def pattern_counts(values: np.ndarray, zeros: int = 0) -> np.ndarray:
-    """Count how often each bit pattern occurs, in the order of the patterns as unsigned numbers."""
-    patterns = _patterns(values).ravel()
-    bits = 8 * patterns.itemsize
-    if bits <= 16:
-        counts = np.zeros(2**bits, np.int64)
-        for start in range(0, patterns.size, _CHUNK):
-            counts += np.bincount(patterns[start : start + _CHUNK], minlength=2**bits)
-        counts[0] += zeros
-        return counts[counts > 0]
-    if not zeros:
-        return np.unique(patterns, return_counts=True)[1]
-    # One zero more puts pattern 0 first.
-    counts = np.unique(np.append(patterns, patterns.dtype.type(0)), return_counts=True)[1]
-    counts[0] += zeros - 1
-    return counts
-
-
-def _patterns(values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values).view(f"u{values.itemsize}")
-
-
-def entropy_bits(counts: np.ndarray) -> float:
-    """Return the bits that an ideal coder of single values needs for all of them together."""
-    return float(np.sum(counts * np.log2(counts.sum() / counts)))
-
-
-def unique_per_channel(values: np.ndarray, axis: int) -> int:
-    """Return how many bit patterns the channel with the most of them has."""
-    rows = np.moveaxis(_patterns(values), axis, 0).reshape(values.shape[axis], -1)
-    # A stable sort counts bytes, which takes a tenth of the time of any other.
-    rows = np.sort(rows, axis=1, kind="stable")
-    return int(np.count_nonzero(rows[:, 1:] != rows[:, :-1], axis=1).max()) + 1

@@ -50,13 +50,10 @@ class Port:
 def port(model: Any, index: int, name: str | None = None) -> Port:
     """Describes a tensor of a file's first graph."""
     tensor = model.subgraphs[0].tensors[index]
-    dtype, quantization = flatbuffer.dtype_name(tensor), tensor.quantization
+    dtype, (scales, points) = flatbuffer.dtype_name(tensor), flatbuffer.scales_of(tensor)
     scale, zero_point = None, 0
-    scales: Any = None if quantization is None else quantization.scale
-    if dtype in INTEGERS and scales is not None and len(scales) == 1:
-        scale = float(scales[0])
-        points = quantization.zeroPoint
-        zero_point = 0 if points is None or len(points) == 0 else int(points[0])
+    if dtype in INTEGERS and len(scales) == 1:
+        scale, zero_point = scales[0], points[0] if points else 0
     own = flatbuffer.text(tensor.name)
     return Port(own if name is None else name, index, tuple(tensor.shape), dtype, scale, zero_point)
 

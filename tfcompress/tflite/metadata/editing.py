@@ -44,12 +44,10 @@ def described(model: Any, metadata: Metadata) -> bytes:
         inputs=_matched("inputs", metadata.inputs, taken),
         outputs=_matched("outputs", metadata.outputs, given),
     )
-    for kind, entries, indices in (
-        ("inputs", full.inputs, graph.inputs),
-        ("outputs", full.outputs, graph.outputs),
-    ):
+    for kind, entries in full.sides.items():
         for i, entry in enumerate(entries):
-            _check_sizes(f"{kind}[{i}] '{entry.name}'", entry, graph.tensors[indices[i]])
+            tensor = graph.tensors[getattr(graph, kind)[i]]
+            _check_sizes(f"{kind}[{i}] '{entry.name}'", entry, tensor)
     labels = _label_files(full)
     shapes = [graph.tensors[i].shape for i in graph.inputs]
     names = {place: name for name, (place, _) in labels.items()}
@@ -154,11 +152,11 @@ def _check_sizes(where: str, entry: TensorMetadata, tensor: Any) -> None:
 def _label_files(metadata: Metadata) -> dict[str, tuple[tuple[str, int], bytes]]:
     """The label files: by name, the place of their tensor and their content."""
     files = {}
-    sides = (("inputs", metadata.inputs), ("outputs", metadata.outputs))
-    places = [(kind, i, e) for kind, entries in sides for i, e in enumerate(entries) if e.labels]
-    for number, (kind, i, entry) in enumerate(places, 1):
-        name = "labels.txt" if len(places) == 1 else f"labels_{number}.txt"
-        files[name] = (kind, i), "\n".join(entry.labels).encode()
+    sides = metadata.sides.items()
+    labels = {(kind, i): e.labels for kind, side in sides for i, e in enumerate(side) if e.labels}
+    for number, (place, lines) in enumerate(labels.items(), 1):
+        name = "labels.txt" if len(labels) == 1 else f"labels_{number}.txt"
+        files[name] = place, "\n".join(lines).encode()
     return files
 
 

@@ -2,92 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flatbuffers
 import numpy as np
+from flatbuffers import number_types
 
+from tfcompress.tflite.flatbuffer import Verifier
 from tfcompress.tflite.metadata.types import Metadata, TensorMetadata, short
 
+# What the slots of each table refer to, as in `flatbuffer`; of a unit, what fits its type is read.
+_TABLES: dict[str, dict[int, Any]] = {
+    "Model": {0: str, 1: str, 2: str, 3: ["SubGraph"], 4: str, 5: str},
+    "SubGraph": {2: ["Tensor"], 3: ["Tensor"]},
+    "Tensor": {0: str, 1: str, 4: ["ProcessUnit"], 5: "Stats", 6: ["AssociatedFile"]},
+    "ProcessUnit": {1: "Options"},
+    "Normalization": {0: 4, 1: 4},
+    "Stats": {0: 4, 1: 4},
+    "AssociatedFile": {0: str},
+    "Options": {},
+}
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of a flatbuffer; `field` finds what a slot holds, None if it is left out."""
 
-    reader: Reader
-    position: int
+class _Table(flatbuffers.table.Table):
+    """A table that was verified; a slot that is left out is empty."""
 
-    def field(self, slot: int, size: int = 4) -> int | None:
-        """The position of a slot's value."""
-        vtable = self.position - self.reader.number("<i", self.position)
-        if 4 + 2 * slot >= self.reader.number("<H", vtable):
-            return None
-        offset = self.reader.number("<H", vtable + 4 + 2 * slot)
-        if offset + size > self.reader.number("<H", vtable + 2):
-            raise ValueError("a field lies outside of its table")
-        return self.position + offset if offset else None
+    def _at(self, slot: int) -> int:
+        return self.Offset(4 + 2 * slot)
 
-    def number(self, slot: int) -> int:
-        field = self.field(slot, 1)
-        return 0 if field is None else self.reader.number("<B", field)
+    def byte(self, slot: int) -> int:
+        return self.GetSlot(4 + 2 * slot, 0, number_types.Uint8Flags)
 
-    def _target(self, slot: int) -> int | None:
-        field = self.field(slot)
-        return None if field is None else field + self.reader.number("<I", field)
+    def table(self, slot: int) -> _Table | None:
+        at = self._at(slot)
+        return _Table(self.Bytes, self.Indirect(self.Pos + at)) if at else None
 
-    def table(self, slot: int) -> Table | None:
-        target = self._target(slot)
-        return None if target is None else Table(self.reader, target)
-
-    def tables(self, slot: int) -> Iterator[Table]:
-        target = self._target(slot)
-        for i in range(0 if target is None else self.reader.number("<I", target)):
-            item = (target or 0) + 4 + 4 * i
-            yield Table(self.reader, item + self.reader.number("<I", item))
+    def tables(self, slot: int) -> Iterator[_Table]:
+        at = self._at(slot)
+        for i in range(self.VectorLen(at) if at else 0):
+            yield _Table(self.Bytes, self.Indirect(self.Vector(at) + 4 * i))
 
     def text(self, slot: int) -> str:
-        target = self._target(slot)
+        at = self._at(slot)
+        content = self.String(self.Pos + at) if at else b""
         # Other tools may write zeros at the end.
-        return (
-            ""
-            if target is None
-            else self.reader.vector(target, 1).decode("utf-8", "replace").replace("\0", "")
-        )
+        return content.decode("utf-8", "replace").replace("\0", "")
 
     def floats(self, slot: int) -> tuple[float, ...]:
-        target = self._target(slot)
-        content = b"" if target is None else self.reader.vector(target, 4)
-        return tuple(short(value) for (value,) in struct.iter_unpack("<f", content))
-
-
-class Reader:
-    """Bytes that are read within bounds, and not much more often than there are."""
-
-    def __init__(self, data: bytes):
-        self.data = data
-        # A sound table is read once; one that refers to itself would be read for ever.
-        self.bytes_left = 100_000 + 16 * len(data)
-
-    def number(self, code: str, position: int) -> int:
-        self._spend(8)
-        if position < 0:
-            raise ValueError("an offset points before the start")
-        return struct.unpack_from(code, self.data, position)[0]
-
-    def vector(self, position: int, size: int) -> bytes:
-        length = size * self.number("<I", position)
-        self._spend(length)
-        if position + 4 + length > len(self.data):
-            raise ValueError("a list or a text does not fit")
-        return self.data[position + 4 : position + 4 + length]
-
-    def _spend(self, size: int) -> None:
-        self.bytes_left -= size
-        if self.bytes_left < 0:
-            raise ValueError("tables lie on top of one another")
+        at = self._at(slot)
+        values = self.GetVectorAsNumpy(number_types.Float32Flags, at) if at else ()
+        return tuple(short(value) for value in values)
 
 
 def unpack(data: bytes) -> tuple[dict, list[dict], list[dict]]:
@@ -102,33 +68,32 @@ def unpack(data: bytes) -> tuple[dict, list[dict], list[dict]]:
     if len(data) < 8 or data[4:8] != IDENTIFIER:
         raise ValueError(f"the identifier is {data[4:8]!r} instead of {IDENTIFIER!r}")
     try:
-        reader = Reader(data)
-        root = Table(reader, reader.number("<I", 0))
+        verifier = Verifier(data, _TABLES)
+        verifier.root("Model")
+        root = _Table(data, verifier.number("<I", 0))
         texts = {0: "name", 1: "description", 2: "version", 4: "author", 5: "license"}
         model = {name: root.text(slot) for slot, name in texts.items()}
         # The first subgraph is the main one; no tool writes others.
         graph = next(root.tables(3), None)
         if graph is None:
             return model, [], []
-        return (
-            model,
-            [_read_tensor(t) for t in graph.tables(2)],
-            [_read_tensor(t) for t in graph.tables(3)],
-        )
+        taken, given = ([_read_tensor(t, verifier) for t in graph.tables(slot)] for slot in (2, 3))
+        return model, taken, given
     except struct.error as error:
         raise ValueError("an offset points outside of it") from error
 
 
-def _read_tensor(entry: Table) -> dict:
+def _read_tensor(entry: _Table, verifier: Verifier) -> dict:
     found: dict = {"name": entry.text(0), "description": entry.text(1), "labels": ""}
-    options = (unit.table(1) for unit in entry.tables(4) if unit.number(0) == NORMALIZATION)
+    options = (unit.table(1) for unit in entry.tables(4) if unit.byte(0) == NORMALIZATION)
     normalization = next(options, None)
     if normalization is not None:
+        verifier.table(normalization.Pos, "Normalization")
         found |= _both("mean", normalization.floats(0), "std", normalization.floats(1))
     stats = entry.table(5)
     if stats is not None:
         found |= _both("maximum", stats.floats(0), "minimum", stats.floats(1))
-    labels = [file.text(0) for file in entry.tables(6) if file.number(2) == AXIS_LABELS]
+    labels = [file.text(0) for file in entry.tables(6) if file.byte(2) == AXIS_LABELS]
     # The first is the default, others are translations.
     return found | {"labels": labels[0] if labels else ""}
 
@@ -160,24 +125,14 @@ def pack(
         shapes: of the inputs.
     """
     builder = flatbuffers.Builder(1024)
-    tensors = {"inputs": metadata.inputs, "outputs": metadata.outputs}
-    packed = {
-        kind: [
-            _tensor(
-                builder,
-                entry,
-                _content(builder, shapes[i] if kind == "inputs" else ()),
-                files.get((kind, i)),
-            )
-            for i, entry in enumerate(entries)
-        ]
-        for kind, entries in tensors.items()
-    }
-    graph = _table(
-        builder,
-        10,
-        {2: _tables(builder, packed["inputs"]), 3: _tables(builder, packed["outputs"])},
-    )
+    packed: dict[str, list[int]] = {}
+    for kind, entries in metadata.sides.items():
+        packed[kind] = []
+        for i, entry in enumerate(entries):
+            content = _content(builder, shapes[i] if kind == "inputs" else ())
+            packed[kind].append(_tensor(builder, entry, content, files.get((kind, i))))
+    sides = {2: _tables(builder, packed["inputs"]), 3: _tables(builder, packed["outputs"])}
+    graph = _table(builder, 10, sides)
     texts = {0: metadata.name, 1: metadata.description, 2: metadata.version}
     texts |= {4: metadata.author, 5: metadata.license, 7: PARSER_VERSION}
     slots = {slot: _text(builder, text) for slot, text in texts.items()}

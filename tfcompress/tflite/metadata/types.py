@@ -103,22 +103,25 @@ class Metadata:
     def __post_init__(self) -> None:
         for key in _TEXTS:
             _check_text(key, getattr(self, key))
-        for key in ("inputs", "outputs"):
-            value = getattr(self, key)
+        for key, value in self.sides.items():
             if not isinstance(value, (list, tuple)) or not all(
                 isinstance(entry, TensorMetadata) for entry in value
             ):
                 raise ValueError(f"{key}: received {value!r:.80}; expected TensorMetadata objects.")
             object.__setattr__(self, key, tuple(value))
 
+    @property
+    def sides(self) -> dict[str, tuple[TensorMetadata, ...]]:
+        """The inputs and the outputs, by these names."""
+        return {"inputs": self.inputs, "outputs": self.outputs}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain texts, numbers, lists and dicts, as `load_metadata` takes them."""
-        plain = {key: getattr(self, key) for key in _TEXTS}
-        for key in ("inputs", "outputs"):
-            entries = [dataclasses.asdict(entry) for entry in getattr(self, key)]
+        plain: dict[str, Any] = {key: getattr(self, key) for key in _TEXTS}
+        for key, side in self.sides.items():
             plain[key] = [
-                {k: list(v) if isinstance(v, tuple) else v for k, v in entry.items()}
-                for entry in entries
+                {k: list(v) if isinstance(v, tuple) else v for k, v in vars(entry).items()}
+                for entry in side
             ]
         return plain
 
@@ -294,10 +297,9 @@ def print_metadata(console: Console, metadata: Metadata | None, problem: str | N
         print_table(console, "Metadata", "what,value", [("problem", problem)])
     if metadata is None:
         return
-    texts = ("name", "description", "version", "author", "license")
-    rows: Rows = [(key, getattr(metadata, key)) for key in texts if getattr(metadata, key)]
-    for kind, entries in (("input", metadata.inputs), ("output", metadata.outputs)):
-        rows += [(f"{kind} {entry.name}", _tensor_text(entry)) for entry in entries]
+    rows: Rows = [(key, getattr(metadata, key)) for key in _TEXTS if getattr(metadata, key)]
+    for kind, entries in metadata.sides.items():
+        rows += [(f"{kind[:-1]} {entry.name}", _tensor_text(entry)) for entry in entries]
     print_table(console, "Metadata", "what,value", rows)
 
 
