@@ -11,22 +11,7 @@ from tfcompress import __version__
 from tfcompress.cli import app, options
 from tfcompress.cli.app import main
 
-COMMANDS = [
-    "compress",
-    "distill",
-    "migrate",
-    "convert",
-    "inspect",
-    "verify",
-    "benchmark",
-    "check",
-    "accept",
-    "android",
-    "c-array",
-    "report",
-    "targets",
-    "demo",
-]
+COMMANDS = [command.__name__.replace("_", "-") for command in app.COMMANDS]
 
 
 def test_options_name_what_the_library_knows():
@@ -50,13 +35,14 @@ def test_help_has_examples_that_parse(capsys, monkeypatch, tmp_path):
         assert re.search(rf"^  {command} ", listed, re.M)
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
-        examples = re.findall(r"^ +tfcompress (.+?(?:\\\n.+)?)$", text, re.M)
+        shown = text.partition("Examples:\n")[2].partition("\n\n")[0]
+        examples = re.findall(r"^ +tfcompress (.+?(?:\\\n.+)?)$", shown, re.M)
         assert examples
         for example in examples:
             words = re.split(r"[\s\\]+", example.split(">")[0].strip())
             assert words[0] == command
             # Options are known and take their values: it is the missing file that is missed.
-            if command != "demo":
+            if command not in ("bench", "demo"):  # These would go on and train.
                 assert main(words) == (0 if command == "targets" else 2)
             assert "--help" not in capsys.readouterr().err
 

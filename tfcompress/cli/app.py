@@ -1,7 +1,4 @@
-"""The command line: where it begins and ends, and `tfcompress demo`.
-
-The commands that train live in `commands`, those that make files and look into them in
-`file_commands`, those on targets in `target_commands`, those of a package in its module `command`.
+"""The command line: where it begins and ends, its commands, and `tfcompress demo`.
 
 TensorFlow is imported only by the commands that need it, so that the others answer at once.
 """
@@ -10,19 +7,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer import Option
 
-from tfcompress.cli import benchmarking as bench_command
-from tfcompress.cli import files, terminal, training
-from tfcompress.cli import files as surgery_command
-from tfcompress.cli import reports as report_command
-from tfcompress.cli import shipping as acceptance_command
-from tfcompress.cli import shipping as android_command
-from tfcompress.cli import shipping as microcontroller_command
-from tfcompress.cli.options import Json, Quiet
-from tfcompress.cli.terminal import Progress, emit
+from tfcompress.cli import benchmarking, files, reports, shipping, terminal, training
+from tfcompress.cli.command import command
+from tfcompress.cli.terminal import Progress
 from tfcompress.results import VERSION
 
 # Plain help: quick to make, and the same in a terminal, a pipe and a narrow window.
@@ -54,10 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, Option("--version", help="Print the version.")] = False,
     debug: Annotated[
-        bool,
-        typer.Option("--debug", help="Show tracebacks and logs; also after a command's name."),
+        bool, Option("--debug", help="Show tracebacks and logs; also after a command's name.")
     ] = False,
 ) -> None:
     """Compress Keras 3 models and turn them into small, verified .tflite files.
@@ -81,33 +72,13 @@ def _root(
         print(context.get_help())
 
 
-app.command()(training.compress)
-app.command()(training.distill)
-app.command()(training.shrink)
-app.command()(training.migrate)
-app.command()(files.convert)
-app.command()(files.inspect)
-app.command()(files.verify)
-app.command()(files.benchmark)
-app.command()(surgery_command.profile)
-app.command()(files.check)
-app.command()(files.targets)
-app.command()(acceptance_command.accept)
-app.command()(android_command.android)
-app.command("c-array")(microcontroller_command.c_array)
-app.command()(bench_command.bench)
-app.command()(report_command.report)
-
-
-@app.command()
+@command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("tfcompress_demo"),
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Epochs of training.", show_default=False)
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    out: Annotated[Path, Option(help="Folder for the files.")] = Path("tfcompress_demo"),
+    epochs: Annotated[int | None, Option(min=1, help="Epochs of training.")] = None,
+    *,
+    progress: Progress,
+) -> Any:
     """Train a small CNN on handwritten digits, compress, convert and verify it.
 
     \b
@@ -115,10 +86,32 @@ def demo(
       tfcompress demo
       tfcompress demo --out digits --epochs 3
     """
-    with Progress(quiet) as progress:
-        progress("load TensorFlow", 0, None)
-        from tfcompress.bench.demo import demo as run
+    progress("load TensorFlow", 0, None)
+    from tfcompress.bench.demo import demo as run
 
-        settings = {} if epochs is None else {"epochs": epochs}
-        found = run(out, progress=progress, **settings)
-    emit(found, json)
+    settings = {} if epochs is None else {"epochs": epochs}
+    return run(out, progress=progress, **settings)
+
+
+# In the order in which --help lists them, under the names of their functions.
+COMMANDS = (
+    training.compress,
+    training.distill,
+    training.shrink,
+    training.migrate,
+    files.convert,
+    files.inspect,
+    files.verify,
+    files.benchmark,
+    files.profile,
+    files.check,
+    files.targets,
+    shipping.accept,
+    shipping.android,
+    shipping.c_array,
+    benchmarking.bench,
+    reports.report,
+    demo,
+)
+for each in COMMANDS:
+    app.command()(each)

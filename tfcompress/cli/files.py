@@ -1,7 +1,4 @@
-"""The commands that make .tflite files and look into them.
-
-TensorFlow is imported only by those that need it, so that the others answer at once.
-"""
+"""The commands that make .tflite files and look into them, and those on targets."""
 
 from __future__ import annotations
 
@@ -11,83 +8,85 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from tfcompress.cli import terminal
+from tfcompress.cli.command import command, does_not_run, failed
 from tfcompress.cli.options import (
     FORMATS,
-    Calibration,
-    FileIoDtype,
+    PRECISIONS,
     ForTarget,
-    ImageSize,
+    IoDtype,
     Json,
+    KerasFile,
     Model,
-    Output,
-    Precision,
-    Quiet,
     Samples,
-    Scaling,
-    one_of,
-    parse_size,
+    TFLiteFile,
+    choice,
 )
-from tfcompress.cli.terminal import Progress, emit, exit_by_check
+from tfcompress.cli.terminal import Progress, emit, emit_json, emit_table
 
 
+@command(fails=does_not_run)
 def convert(
     model: Model,
-    output: Output,
+    output: Annotated[
+        Path,
+        Option(
+            "--output",
+            "-o",
+            help="The file to write: .tflite, or .onnx or .xml (OpenVINO).",
+            readable=False,
+        ),
+    ],
     target: ForTarget = None,
-    precision: Precision = None,
-    io_dtype: FileIoDtype = None,
-    calibration: Calibration = None,
-    image_size: ImageSize = None,
-    scaling: Scaling = "none",
-    samples: Samples = None,
+    precision: Annotated[
+        str | None,
+        choice(
+            PRECISIONS,
+            "What the file computes in; int4 means the weights. By default what the target "
+            "prefers, or int8.",
+        ),
+    ] = None,
+    io_dtype: IoDtype = None,
+    calibration: Annotated[
+        Path | None,
+        Option(
+            help="Typical inputs, for int8 and the like of a model trained without quantization: "
+            "a .npy or .npz file, or a folder of images."
+        ),
+    ] = None,
+    *,
+    reading: Samples,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Fixed batch size of the file; by default the target's, or 1.",
-            show_default=False,
-        ),
+        Option(min=1, help="Fixed batch size of the file; by default the target's, or 1."),
     ] = None,
     dense: Annotated[
         str | None,
-        typer.Option(
-            metavar="per_channel|per_tensor",
-            callback=one_of("--dense", ("per_channel", "per_tensor")),
-            help="Scales of Dense weights that were not trained for quantization; by default the "
+        choice(
+            ("per_channel", "per_tensor"),
+            "Scales of Dense weights that were not trained for quantization; by default the "
             "target's, or per_channel.",
-            show_default=False,
         ),
     ] = None,
     metadata: Annotated[
         Path | None,
-        typer.Option(
-            help="A JSON file of names, descriptions, normalization and labels for the file.",
-            show_default=False,
-        ),
+        Option(help="A JSON file of names, descriptions, normalization and labels for the file."),
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(
-            metavar="|".join(FORMATS),
-            callback=one_of("--format", FORMATS),
-            help="tflite, or made from it: onnx, or openvino (.xml and .bin); by default what the "
+        choice(
+            FORMATS,
+            "tflite, or made from it: onnx, or openvino (.xml and .bin); by default what the "
             "output's name says.",
-            show_default=False,
         ),
     ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if any operation stays float.")
-    ] = False,
+    strict: Annotated[bool, Option("--strict", help="Fail if any operation stays float.")] = False,
     select_tf_ops: Annotated[
-        bool,
-        typer.Option("--select-tf-ops", help="Allow TensorFlow operations (Flex delegate)."),
+        bool, Option("--select-tf-ops", help="Allow TensorFlow operations (Flex delegate).")
     ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    progress: Progress,
+) -> Any:
     """Convert a Keras model to a .tflite file.
 
     \b
@@ -117,35 +116,32 @@ def convert(
     writing.check_writable(output)
     if writing.is_same(output, model):
         raise ValueError(f"--output is the model itself, '{model}'. Name another file.")
-    with Progress(quiet) as progress:
-        loaded, data = _load(model, calibration, image_size, scaling, samples, progress)
-        from tfcompress.conversion.convert import convert as run
+    loaded, data = reading.load(model, calibration, progress)
+    from tfcompress.conversion.convert import convert as run
 
-        report = run(
-            loaded,
-            output,
-            precision=precision,
-            io_dtype=io_dtype,
-            calibration=data,
-            batch_size=batch_size,
-            dense=dense,
-            target=target,
-            metadata=described,
-            format=format,
-            strict=strict,
-            select_tf_ops=select_tf_ops,
-            samples=samples,
-            progress=progress,
-        )
-    emit(report, json)
-    exit_by_check(report.check)
+    return run(
+        loaded,
+        output,
+        precision=precision,
+        io_dtype=io_dtype,
+        calibration=data,
+        batch_size=batch_size,
+        dense=dense,
+        target=target,
+        metadata=described,
+        format=format,
+        strict=strict,
+        select_tf_ops=select_tf_ops,
+        samples=reading.samples,
+        progress=progress,
+    )
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    file: TFLiteFile,
     json: Json = False,
     details: Annotated[
-        bool, typer.Option("--details", help="List every operator and tensor, too.")
+        bool, Option("--details", help="List every operator and tensor, too.")
     ] = False,
 ) -> None:
     """Show what is in a .tflite file: sizes, types, operators, scales.
@@ -161,34 +157,27 @@ def inspect(
     emit(run(file), json, details=details)
 
 
+@command(fails=failed)
 def verify(
     model: Model,
-    file: Annotated[Path, typer.Argument(help="The .tflite file made of it.", show_default=False)],
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="Inputs: a .npy or .npz file, or a folder of images.", show_default=False
-        ),
-    ],
+    file: Annotated[Path, Argument(help="The .tflite file made of it.")],
+    data: Annotated[Path, Option(help="Inputs: a .npy or .npz file, or a folder of images.")],
     layers: Annotated[
-        bool, typer.Option("--layers", help="Compare layer by layer, to find a bad one.")
+        bool, Option("--layers", help="Compare layer by layer, to find a bad one.")
     ] = False,
     tolerance: Annotated[
         float | None,
-        typer.Option(
+        Option(
             min=0.0,
             metavar="LSB",
             help="Largest difference in units of an output's last bit. By default 1; of a file "
             "that was quantized after training, its SQNR and its decisions are judged.",
-            show_default=False,
         ),
     ] = None,
-    image_size: ImageSize = None,
-    scaling: Scaling = "none",
-    samples: Samples = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    *,
+    reading: Samples,
+    progress: Progress,
+) -> Any:
     """Compare a .tflite file with the Keras model on the same data.
 
     \b
@@ -201,45 +190,36 @@ def verify(
     """
     from tfcompress.tflite import flatbuffer
 
-    with Progress(quiet) as progress:
-        flatbuffer.read(file)  # Before the seconds that TensorFlow takes.
-        loaded, arrays = _load(model, data, image_size, scaling, samples, progress)
-        from tfcompress.conversion.verify import verify as run
+    flatbuffer.read(file)  # Before the seconds that TensorFlow takes.
+    loaded, arrays = reading.load(model, data, progress)
+    from tfcompress.conversion.verify import verify as run
 
-        found = run(
-            loaded,
-            file,
-            arrays,
-            layers=layers,
-            tolerance=tolerance,
-            samples=samples,
-            progress=progress,
-        )
-    emit(found, json)
-    if not found.passed:
-        raise typer.Exit(1)
+    return run(
+        loaded,
+        file,
+        arrays,
+        layers=layers,
+        tolerance=tolerance,
+        samples=reading.samples,
+        progress=progress,
+    )
 
 
+@command()
 def benchmark(
     files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="The .tflite files; the others are compared with the first.", show_default=False
-        ),
+        list[Path], Argument(help="The .tflite files; the others are compared with the first.")
     ],
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs per file and round.")] = 50,
-    rounds: Annotated[int, typer.Option(min=1, help="The files take turns in so many.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    runs: Annotated[int, Option(min=1, help="Timed runs per file and round.")] = 50,
+    rounds: Annotated[int, Option(min=1, help="The files take turns in so many.")] = 5,
+    threads: Annotated[int, Option(min=1, help="CPU threads.")] = 1,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="Inputs: a .npy or .npz file, or a folder of images; random if left out.",
-            show_default=False,
-        ),
+        Option(help="Inputs: a .npy or .npz file, or a folder of images; random if left out."),
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    *,
+    progress: Progress,
+) -> Any:
     """Measure latency, size and memory of .tflite files, side by side.
 
     \b
@@ -252,68 +232,22 @@ def benchmark(
     from tfcompress.tflite.benchmark import benchmark as run
     from tfcompress.tflite.inspect import inspect
 
-    with Progress(quiet) as progress:
-        arrays: Any = None
-        if data is not None:
-            shapes = [tensor.shape for tensor in inspect(files[0]).inputs]
-            arrays = load_inputs(data, shapes, limit=1)
-        found = run(
-            files,
-            runs=runs,
-            rounds=rounds,
-            threads=threads,
-            data=arrays,
-            progress=lambda done, total: progress("benchmark", done, total),
-        )
-    emit(found, json)
-
-
-def _load(
-    model: Path,
-    data: Path | None,
-    image_size: str | None,
-    scaling: str,
-    samples: int | None,
-    progress: Progress,
-) -> tuple[Any, Any]:
-    """Load model and data; first what is quick to be found wrong."""
-    from tfcompress.files import models
-    from tfcompress.files.arrays import load_arrays, load_inputs
-
-    images = data is not None and data.is_dir()
-    arrays: Any = None if data is None or images else load_arrays(data)
-    progress("load the model", 0, None)
-    loaded = models.load_model(model)
-    if data is not None and images:
-        # A model that is not built, or no Keras model, cannot tell its inputs.
-        shapes = [tuple(tensor.shape) for tensor in getattr(loaded, "inputs", None) or ()]
-        arrays = load_inputs(
-            data,
-            shapes,
-            size=parse_size(image_size),
-            scaling=scaling,
-            limit=samples or 500,
-            progress=lambda done, total: progress("read images", done, total),
-        )
-    return loaded, arrays
+    arrays: Any = None
+    if data is not None:
+        shapes = [tensor.shape for tensor in inspect(files[0]).inputs]
+        arrays = load_inputs(data, shapes, limit=1)
+    return run(
+        files,
+        runs=runs,
+        rounds=rounds,
+        threads=threads,
+        data=arrays,
+        progress=lambda done, total: progress("benchmark", done, total),
+    )
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]] | tuple[int, ...] | None:
-    """Parse "image=224x224x3", or "224x224x3" for the only input.
-
-    Args:
-        texts: as given, any number of them.
-
-    Returns:
-        {name of an input: its shape}, the shape of the only input, or None.
-
-    Raises:
-        ValueError: a text is something else, or one has no name although there are several.
-
-    Example:
-        >>> parse_shapes(["image=8x8x3", "words=20"])
-        {'image': (8, 8, 3), 'words': (20,)}
-    """
+    """{name of an input: its shape} out of "image=224x224x3"; of one without a name its shape."""
     found = {}
     for text in texts:
         name, _, shape = text.rpartition("=")
@@ -331,29 +265,28 @@ def _check_shapes(texts: list[str] | None) -> list[str] | None:
     return texts
 
 
+@command()
 def profile(
-    model: Annotated[Path, typer.Argument(help="A .keras or .h5 file.", show_default=False)],
+    model: KerasFile,
     shape: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="[NAME=]HxWxC",
             callback=_check_shapes,
             help="Shape of an input of which axes are not known, without the batch.",
-            show_default=False,
         ),
     ] = None,
     bytes_per_value: Annotated[
         int | None,
-        typer.Option(
+        Option(
             metavar="1|2|4|8",
             help="Bytes of an activation, such as 1 for int8; by default what the model computes "
             "in takes.",
-            show_default=False,
         ),
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    *,
+    progress: Progress,
+) -> Any:
     """Show what a Keras model costs: parameters, MACs and activation memory of every layer.
 
     \b
@@ -366,32 +299,27 @@ def profile(
         raise ValueError(
             f"--bytes-per-value must be 1, 2, 4 or 8; received {bytes_per_value}. Take 1 for int8."
         )
-    with Progress(quiet) as progress:
-        progress("load the model", 0, None)
-        from tfcompress.files import models
-        from tfcompress.surgery.profile import profile as run
+    progress("load the model", 0, None)
+    from tfcompress.files import models
+    from tfcompress.surgery.profile import profile as run
 
-        loaded = models.load_model(model)
-        if isinstance(loaded, models.SavedModel):
-            raise ValueError(
-                f"'{model}' is a SavedModel, which holds no Keras layers to count. Name the .keras "
-                "or .h5 file that it was exported from."
-            )
-        progress("profile", 0, None)
-        found = run(loaded, shapes=parse_shapes(shape or []), bytes_per_value=bytes_per_value)
-    emit(found, json)
+    loaded = models.load_model(model)
+    if isinstance(loaded, models.SavedModel):
+        raise ValueError(
+            f"'{model}' is a SavedModel, which holds no Keras layers to count. Name the .keras "
+            "or .h5 file that it was exported from."
+        )
+    progress("profile", 0, None)
+    return run(loaded, shapes=parse_shapes(shape or []), bytes_per_value=bytes_per_value)
 
 
+@command(fails=failed)
 def check(
-    model: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    model: TFLiteFile,
     target: Annotated[
-        str,
-        typer.Option(
-            help="A target's name (tfcompress targets lists them) or JSON file.", show_default=False
-        ),
+        str, Option(help="A target's name (tfcompress targets lists them) or JSON file.")
     ],
-    json: Json = False,
-) -> None:
+) -> Any:
     """Check a .tflite file against the rules of a device or runtime.
 
     \b
@@ -406,16 +334,11 @@ def check(
     from tfcompress.targets.check import check as run
     from tfcompress.targets.targets import load_target
 
-    found = run(model, load_target(target))
-    emit(found, json)
-    if not found.passed:
-        raise typer.Exit(1)
+    return run(model, load_target(target))
 
 
 def targets(
-    name: Annotated[
-        str | None, typer.Argument(help="A target's name or JSON file.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, Argument(help="A target's name or JSON file.")] = None,
     json: Json = False,
 ) -> None:
     """List the devices and runtimes that files can be made for, or show one.
@@ -433,13 +356,13 @@ def targets(
 
     if name is None:
         known = [load_target(each) for each in list_targets()]
-        terminal.emit_table(
+        emit_table(
             [{key: t[key] for key in ("name", "precision", "description")} for t in known], json
         )
     else:
         target = load_target(name)
         if json:
-            terminal.emit_json(target)
+            emit_json(target)
         else:
             print("\n".join(_in_short(target)))
 

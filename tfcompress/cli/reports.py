@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from tfcompress.cli.options import ImageSize, Json, Quiet, Samples, Scaling, parse_size
-from tfcompress.cli.terminal import Progress, emit
+from tfcompress.cli.command import command
+from tfcompress.cli.options import Samples
+from tfcompress.cli.terminal import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,42 +42,33 @@ class Written:
         (console or Console()).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+@command()
 def report(
     files: Annotated[
         list[Path],
-        typer.Argument(
+        Argument(
             help="Results of `tfcompress bench` (.jsonl), or a Keras model and the .tflite file "
-            "made of it.",
-            show_default=False,
+            "made of it."
         ),
     ],
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", help="The .html file to write.", readable=False, show_default=False
-        ),
+        Path, Option("--output", "-o", help="The .html file to write.", readable=False)
     ],
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="For a model: inputs, a .npy or .npz file, or a folder of images.",
-            show_default=False,
-        ),
+        Option(help="For a model: inputs, a .npy or .npz file, or a folder of images."),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="For a model: a device, or a target file of your own, that the file is checked "
-            "for.",
-            show_default=False,
+            "for."
         ),
     ] = None,
-    image_size: ImageSize = None,
-    scaling: Scaling = "none",
-    samples: Samples = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    *,
+    reading: Samples,
+    progress: Progress,
+) -> Any:
     """Write an HTML report: on results of the benchmark, or on one model.
 
     \b
@@ -95,7 +87,8 @@ def report(
     from tfcompress.report.page import require_extra
 
     is_model = _is_model(files)
-    given = {"--data": data, "--target": target, "--image-size": image_size, "--samples": samples}
+    given: dict[str, Any] = {"--data": data, "--target": target}
+    given |= {"--image-size": reading.image_size, "--samples": reading.samples}
     if not is_model and (unfit := [name for name, value in given.items() if value is not None]):
         raise ValueError(
             f"{', '.join(unfit)} go with a model; received results, '{files[0]}'. Leave them out."
@@ -105,18 +98,16 @@ def report(
     read = [*files, *(Path(path) for path in (data, target) if path is not None)]
     if any(is_same(output, path) for path in read):
         raise ValueError(f"--output is one of the files to read, '{output}'. Name another file.")
-    with Progress(quiet) as progress:
-        if is_model:
-            if data is None:
-                raise ValueError(
-                    "the report on a model needs --data, samples of its inputs; received none. "
-                    "Add --data x_test.npy."
-                )
-            options = {"size": parse_size(image_size), "scaling": scaling}
-            written = _on_model(files, output, data, target, options, samples, progress)
-        else:
-            written = _on_results(files[0], output)
-    emit(Written(str(output), written), json)
+    if not is_model:
+        written = _on_results(files[0], output)
+    elif data is None:
+        raise ValueError(
+            "the report on a model needs --data, samples of its inputs; received none. "
+            "Add --data x_test.npy."
+        )
+    else:
+        written = _on_model(files, output, data, target, reading, progress)
+    return Written(str(output), written)
 
 
 def _is_model(files: list[Path]) -> bool:
@@ -156,35 +147,19 @@ def _on_model(
     output: Path,
     data: Path,
     target: str | None,
-    options: dict[str, Any],
-    samples: int | None,
+    reading: Samples,
     progress: Progress,
 ) -> int:
     # First what is quick to be found wrong, before the seconds that TensorFlow takes.
-    from tfcompress.files import models as model_files
-    from tfcompress.files.arrays import load_arrays, load_inputs
     from tfcompress.targets.targets import load_target
     from tfcompress.tflite import flatbuffer
 
     rules = None if target is None else load_target(target)
-    file = flatbuffer.read(files[1])
-    if not files[0].is_dir():
-        model_files.check_model_file(files[0])
-    arrays: Any = None if data.is_dir() else load_arrays(data)
-    progress("load the model", 0, None)
-    loaded = model_files.load_model(files[0])
-    if arrays is None:
-        graph = file.subgraphs[0]
-        shapes = [tuple(graph.tensors[i].shape) for i in graph.inputs]
-        arrays = load_inputs(
-            data,
-            shapes,
-            limit=samples or 500,
-            progress=lambda done, total: progress("read images", done, total),
-            **options,
-        )
+    graph = flatbuffer.read(files[1]).subgraphs[0]
+    shapes = [tuple(graph.tensors[i].shape) for i in graph.inputs]
+    loaded, arrays = reading.load(files[0], data, progress, shapes)
     from tfcompress.report.model import write_model_report
 
     return write_model_report(
-        loaded, files[1], output, arrays, rules, samples=samples, progress=progress
+        loaded, files[1], output, arrays, rules, samples=reading.samples, progress=progress
     )

@@ -1,68 +1,58 @@
-"""`tfcompress android`."""
+"""The commands that take a .tflite file out: `accept`, `android` and `c-array`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from tfcompress.cli.options import SCALINGS, Json, Quiet, one_of
-from tfcompress.cli.terminal import Progress, emit
+from tfcompress.cli.command import command, failed
+from tfcompress.cli.options import SCALINGS, TFLiteFile, choice
+from tfcompress.cli.terminal import Progress
 
 
+@command()
 def android(
-    model: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    model: TFLiteFile,
     package: Annotated[
         str,
-        typer.Option(
-            help="Java package of the app's classes: com.example.digits.", show_default=False
-        ),
+        Option(help="Java package of the app's classes: com.example.digits."),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the project to make.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder of the project to make.")] = None,
     into: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="APP_DIR",
             help="Instead of --out: the module of an app, to which only the model and its "
             "classes are added. Its build file stays; what it needs is printed.",
-            show_default=False,
         ),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(
-            help="A text file with one class a line; by default those of the file's metadata.",
-            show_default=False,
-        ),
+        Option(help="A text file with one class a line; by default those of the file's metadata."),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Of the model, for classes, files and the app; by default that in the file's "
-            "metadata, or the file's own.",
-            show_default=False,
+            "metadata, or the file's own."
         ),
     ] = None,
     scaling: Annotated[
         str | None,
-        typer.Option(
-            metavar="|".join(SCALINGS),
-            callback=one_of("--scaling", SCALINGS),
-            help="Range of the pixels that the model was trained with: none is 0 to 255. By "
+        choice(
+            SCALINGS,
+            "Range of the pixels that the model was trained with: none is 0 to 255. By "
             "default what the file's metadata says, else 0_1.",
-            show_default=False,
         ),
     ] = None,
     force: Annotated[
-        bool,
-        typer.Option("--force", help="Replace files of the same names that are there already."),
+        bool, Option("--force", help="Replace files of the same names that are there already.")
     ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    *,
+    progress: Progress,
+) -> Any:
     """Make an Android Studio project that runs a .tflite file.
 
     \b
@@ -82,53 +72,47 @@ def android(
             f"expected either --out DIR, for a new project, or --into APP_DIR, for an app that "
             f"exists; received {received}. Give one of them."
         )
-    with Progress(quiet) as progress:
-        progress("run the model", 0, None)
-        from tfcompress.export.android.project import android_project
+    progress("run the model", 0, None)
+    from tfcompress.export.android.project import android_project
 
-        found = android_project(
-            model,
-            into or out or Path(),
-            package=package,
-            labels=labels,
-            into=into is not None,
-            name=name,
-            scaling=scaling,
-            force=force,
-        )
-    emit(found, json)
+    return android_project(
+        model,
+        into or out or Path(),
+        package=package,
+        labels=labels,
+        into=into is not None,
+        name=name,
+        scaling=scaling,
+        force=force,
+    )
 
 
+@command(fails=failed)
 def accept(
-    file: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
+    file: TFLiteFile,
     with_: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--with",
             metavar="TOOL,TOOL,...",
             help="Tools to ask, with commas between; by default all.",
-            show_default=False,
         ),
     ] = None,
     accelerator: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="NAME",
             help="For vela: ethos-u55-{32,64,128,256}, ethos-u65-{256,512} or "
             "ethos-u85-{128,256,512,1024,2048}; by default ethos-u55-128.",
-            show_default=False,
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="Typical inputs, in real numbers: a .npy or .npz file; random if left out.",
-            show_default=False,
-        ),
+        Option(help="Typical inputs, in real numbers: a .npy or .npz file; random if left out."),
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    *,
+    progress: Progress,
+) -> Any:
     """Run real third-party tools on a .tflite file: compilers, interpreters, readers.
 
     \b
@@ -156,27 +140,22 @@ def accept(
         from tfcompress.files.arrays import load_arrays
 
         arrays = load_arrays(data)
-    with Progress(quiet) as progress:
-        found = run(file, named, data=arrays, progress=progress, **options)
-    emit(found, json)
-    if not found.passed:
-        raise typer.Exit(1)
+    return run(file, named, data=arrays, progress=progress, **options)
 
 
+@command()
 def c_array(
-    file: Annotated[Path, typer.Argument(help="A .tflite file.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="The folder to write.", show_default=False)
-    ],
+    file: TFLiteFile,
+    output: Annotated[Path, Option("-o", "--output", help="The folder to write.")],
     name: Annotated[
-        str, typer.Option(help="What the files, the array and the constants are named after.")
+        str, Option(help="What the files, the array and the constants are named after.")
     ] = "model",
     force: Annotated[
-        bool, typer.Option("--force", help="Replace files of the same names in the folder.")
+        bool, Option("--force", help="Replace files of the same names in the folder.")
     ] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    *,
+    progress: Progress,
+) -> Any:
     """Write a model as C++ source for TFLite Micro: array, operators, arena size, a small main.
 
     \b
@@ -188,9 +167,7 @@ def c_array(
     The size of the arena is measured by TFLite Micro itself, which is installed into an
     environment of its own at the first use; without it, the report says "not measured".
     """
-    with Progress(quiet) as progress:
-        progress("measure the arena", 0, None)
-        from tfcompress.export.microcontroller.c_array import c_array as run
+    progress("measure the arena", 0, None)
+    from tfcompress.export.microcontroller.c_array import c_array as run
 
-        found = run(file, output, name=name, force=force)
-    emit(found, json)
+    return run(file, output, name=name, force=force)

@@ -27,15 +27,7 @@ EXPECTED = (ValueError, TypeError, OSError, MemoryError, ImportError, Unavailabl
 
 
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
-    """Run a command; print any error in one line.
-
-    Args:
-        app: the commands.
-        arguments: what follows the program's name; that of this process if None.
-
-    Returns:
-        The exit status, see `tfcompress.cli.main`.
-    """
+    """Run a command, print any error in one line, and return the exit status, see `app.main`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]
@@ -131,13 +123,6 @@ class Progress:
     """Progress on standard error: a bar in a terminal, else a line for each stage.
 
     Meanwhile, what libraries print is kept off standard output, which is for the result.
-
-    Args:
-        quiet: show nothing.
-
-    Example:
-        >>> with Progress(quiet=True) as progress:
-        ...     progress("calibrate", 1, 100)
     """
 
     def __init__(self, quiet: bool):
@@ -184,24 +169,11 @@ def _escape(text: str) -> str:
 
 
 def emit(result: Any, as_json: bool, **options: Any) -> None:
-    """Print a result that has `to_dict()` and `render(console)`.
-
-    Args:
-        result: what a command found.
-        as_json: print only JSON.
-        options: for `render`.
-    """
+    """Print a result that has `to_dict()` and `render(console, **options)`."""
     if as_json:
         emit_json(result.to_dict())
     else:
         result.render(_console(), **options)
-
-
-def exit_by_check(check: Any) -> None:
-    """Exit with status 1 if a target's check (or None) found that it does not run the file."""
-    # A delegate leaves single operators to LiteRT's own kernels, which is no failure.
-    if check is not None and not (check.passed or check.runs_in_parts):
-        raise typer.Exit(1)
 
 
 def emit_table(rows: list[dict[str, str]], as_json: bool) -> None:
