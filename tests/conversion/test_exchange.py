@@ -1,6 +1,4 @@
-"""ONNX and OpenVINO IR: what is refused at once, and files put in place together."""
-
-import os
+"""ONNX and OpenVINO IR: what is refused at once."""
 
 import numpy as np
 import pytest
@@ -8,7 +6,6 @@ from acceptance_files import two_layers
 from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
 from tfcompress.conversion.exchange import PRECISIONS, check_exchange, exchange
-from tfcompress.files.writing import write_together
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.signature import io_names
 from tfcompress.tools import onnxruntime, openvino
@@ -105,32 +102,6 @@ def test_refusal_names_the_precisions(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=said):
         exchange("onnx", two_layers(), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_files_are_written_together(tmp_path):
-    (tmp_path / "a").write_bytes(b"old")
-    write_together({tmp_path / "a": b"new", tmp_path / "b": b"more"})
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"new", "b": b"more"}
-
-
-@pytest.mark.parametrize("names", ["ab", "ba"])
-@pytest.mark.parametrize("failing", [1, 2])
-def test_if_one_fails_all_are_as_before(tmp_path, monkeypatch, failing, names):
-    (tmp_path / "a").write_bytes(b"old")
-    real, calls = os.replace, []
-
-    def replace(source, target):
-        if str(source).endswith(".new"):
-            calls.append(target)
-            if len(calls) == failing:
-                raise OSError("the disk is gone")
-        real(source, target)
-
-    monkeypatch.setattr("tfcompress.files.writing.os.replace", replace)
-    with pytest.raises(OSError, match="the disk is gone"):
-        write_together({tmp_path / name: b"new" for name in names})
-    assert len(calls) == failing
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}
 
 
 def test_codes_of_ops_are_written_for_old_readers_too():

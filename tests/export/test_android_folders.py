@@ -76,8 +76,8 @@ def test_nothing_is_left_when_writing_fails(digits, tmp_path, monkeypatch, exist
         original = Path.write_bytes
         monkeypatch.setattr(Path, "write_bytes", fail)
     else:
-        original = os.replace if existing else os.rename
-        monkeypatch.setattr(os, "replace" if existing else "rename", fail)
+        original = os.replace
+        monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match=r"cannot write '.*out' .*no space left.*Nothing was changed"):
         android_project(digits, out, package=PACKAGE, force=True)
     monkeypatch.undo()

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tfcompress.files.writing import check_new, write_into, write_new
+from tfcompress.files.writing import check_new, write_all
 
 FILES = {"a/b/c.txt": b"1", "d.txt": b"2", "z/e": b"3"}
 
@@ -17,11 +17,10 @@ def content(folder):
     }
 
 
-@pytest.mark.parametrize("write", [write_new, write_into])
-def test_files_of_the_same_names_are_replaced_and_others_stay(tmp_path, write):
+def test_files_of_the_same_names_are_replaced_and_others_stay(tmp_path):
     (tmp_path / "d.txt").write_bytes(b"old")
     (tmp_path / "mine.txt").write_bytes(b"mine")
-    write(FILES, tmp_path)
+    write_all(FILES, tmp_path)
     assert content(tmp_path) == {**FILES, "mine.txt": b"mine"}
 
 
@@ -40,7 +39,7 @@ def test_what_was_replaced_comes_back_if_the_rest_cannot_be_written(tmp_path, in
     (folder / "a/b/c.txt").symlink_to(tmp_path / "secret")
     before, tree = content(folder), sorted(folder.rglob("*"))
     with pytest.raises(OSError, match="Nothing was changed"):
-        write_into(FILES, folder)
+        write_all(FILES, folder)
     assert content(folder) == before
     assert sorted(folder.rglob("*")) == tree
     assert (tmp_path / "secret").read_bytes() == b"s"
@@ -48,8 +47,34 @@ def test_what_was_replaced_comes_back_if_the_rest_cannot_be_written(tmp_path, in
 
 def test_folders_around_a_new_one_are_made_or_taken_away_again(tmp_path):
     check_new(tmp_path / "x/y/out", force=False)
-    write_new(FILES, tmp_path / "x/y/out")
+    write_all(FILES, tmp_path / "x/y/out")
     assert content(tmp_path / "x/y/out") == FILES
     with pytest.raises(OSError, match="cannot write"):
-        write_new({"a": b"1", "a/b": b"2"}, tmp_path / "z/y/out")
+        write_all({"a": b"1", "a/b": b"2"}, tmp_path / "z/y/out")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_files_are_written_together(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    write_all({tmp_path / "a": b"new", tmp_path / "b": b"more"})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"new", "b": b"more"}
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+@pytest.mark.parametrize("failing", [1, 2])
+def test_if_one_fails_all_are_as_before(tmp_path, monkeypatch, failing, names):
+    (tmp_path / "a").write_bytes(b"old")
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        if str(source).endswith(".new"):
+            calls.append(target)
+            if len(calls) == failing:
+                raise OSError("the disk is gone")
+        real(source, target)
+
+    monkeypatch.setattr("tfcompress.files.writing.os.replace", replace)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_all({tmp_path / name: b"new" for name in names})
+    assert len(calls) == failing
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}

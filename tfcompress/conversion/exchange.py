@@ -102,7 +102,7 @@ def exchange(
         )
     target, made = Path(path), answers[0]  # What follows are its operators alone.
     contents = {target.with_suffix(Path(name).suffix): made.files[name] for name in made.files}
-    writing.write_together(contents)
+    writing.write_all(contents)
     return {
         "format": format,
         "files": {str(name): len(content) for name, content in contents.items()},

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.files.models import reason_of
+from tfcompress.files.models import reason_of, start_of
 from tfcompress.files.writing import PathLike
 
 Arrays = np.ndarray | tuple[np.ndarray, ...] | dict[str, np.ndarray]
@@ -97,21 +97,12 @@ def load_inputs(
 
 
 def _load_file(file: Path) -> Arrays:
-    if not file.exists():
-        raise ValueError(f"no file at '{file}'; {_EXPECTED}. Check the path.")
-    if not file.is_file():
-        raise ValueError(f"'{file}' is not a regular file; {_EXPECTED}. Name another path.")
+    start = start_of(file, _EXPECTED)
     try:
-        with file.open("rb") as stream:
-            start = stream.read(6)
-        if start == b"\x93NUMPY":
+        if start.startswith(b"\x93NUMPY"):
             return np.load(file, mmap_mode="r", allow_pickle=False)
         if start[:2] == b"PK":
             return _load_npz(file)
-    except PermissionError as error:
-        raise ValueError(
-            f"cannot read '{file}': {error.strerror}. Check its permissions."
-        ) from error
     except MemoryError:
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds for damaged files.
@@ -124,7 +115,7 @@ def _load_file(file: Path) -> Arrays:
             f"'{file}' is damaged or cut off: {reason_of(error)}; {_EXPECTED}. Save it again with "
             "np.save or np.savez, or copy it again in full."
         ) from error
-    what = f"starts with {start!r}" if start else "is empty"
+    what = f"starts with {start[:6]!r}" if start else "is empty"
     raise ValueError(f"'{file}' {what}; {_EXPECTED}. Save the data with np.save or np.savez.")
 
 

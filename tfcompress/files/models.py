@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfcompress.files.writing import _CUSTOM, _HDF5, PathLike
+from tfcompress.files.writing import PathLike
 
 if TYPE_CHECKING:
     import keras
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_CUSTOM = re.compile(r"(?:Could not locate \w+|Unknown [\w ]+:) '([^']+)'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +72,7 @@ def _check_model_folder(folder: Path) -> str | None:
 def check_model_file(file: Path) -> str | None:
     """Return the version of Keras that wrote the file, if it says so."""
     expected = "expected a .keras or .h5 file or a SavedModel folder"
-    if not file.exists():
-        raise ValueError(f"no file at '{file}'; {expected}. Check the path.")
-    if not file.is_file():
-        raise ValueError(f"'{file}' is not a regular file; {expected}. Name the model itself.")
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(8)
-    except OSError as error:
-        raise ValueError(
-            f"cannot read '{file}': {error.strerror}; {expected}. Check its permissions."
-        ) from error
+    start = start_of(file, expected)
     if start[4:8] == b"TFL3":
         raise ValueError(
             f"'{file}' is a .tflite file already; {expected}. Name the Keras model it came from."
@@ -175,6 +169,21 @@ def _explain(error: Exception, path: PathLike, version: str | None) -> str:
         f"'{path}' cannot be loaded as a Keras model: {reason_of(chain[-1])}. Expected a whole, "
         "undamaged model; save it again with model.save('model.keras')."
     )
+
+
+def start_of(file: Path, expected: str) -> bytes:
+    """The first bytes of a file, by which its kind is known."""
+    if not file.exists():
+        raise ValueError(f"no file at '{file}'; {expected}. Check the path.")
+    if not file.is_file():
+        raise ValueError(f"'{file}' is not a regular file; {expected}. Name another path.")
+    try:
+        with file.open("rb") as stream:
+            return stream.read(8)
+    except OSError as error:
+        raise ValueError(
+            f"cannot read '{file}': {error.strerror}; {expected}. Check its permissions."
+        ) from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,23 +1,17 @@
-"""Models read with safe mode on, and files written whole or not at all."""
+"""Files written whole or not at all, one or several."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 PathLike = str | os.PathLike[str]
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_CUSTOM = re.compile(r"(?:Could not locate \w+|Unknown [\w ]+:) '([^']+)'")
 
 _MENDS = {
     errno.ENOSPC: "Free some space, or name a path on another disk.",
@@ -91,7 +85,7 @@ def check_writable(path: PathLike) -> None:
 @contextlib.contextmanager
 def unfinished(target: Path) -> Iterator[tuple[int, Any]]:
     """Open a new file beside `target`; gives its descriptor and what puts it in place."""
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.tmp")
+    temporary = _hidden(target, "tmp")
     try:
         flags = os.O_WRONLY | os.O_TMPFILE
         descriptor, named = os.open(target.parent, flags, 0o666), False
@@ -115,6 +109,11 @@ def unfinished(target: Path) -> Iterator[tuple[int, Any]]:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _hidden(path: Path, ending: str) -> Path:
+    """A new name beside a path, which listings leave out."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.{ending}")
 
 
 def unwritable(error: OSError, path: PathLike, what: str) -> OSError:
@@ -142,30 +141,6 @@ def check_new(folder: Path, force: bool) -> None:
         raise PermissionError(f"cannot write in '{there}': it is read-only. Name another folder.")
 
 
-def write_new(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write a folder; one that exists keeps its other files, see `write_into`.
-
-    All is written to a folder beside first, so that nothing is there if that fails.
-    """
-    folder = folder.resolve()
-    if folder.is_dir():
-        write_into(files, folder)
-        return
-    beside = folder.with_name(f".{folder.name[:100]}.{secrets.token_hex(4)}.tmp")
-    made: list[Path] = []
-    try:
-        _make_folders(folder.parent, made)
-        _fill(beside, files)
-        os.rename(beside, folder)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        for path in reversed(made):
-            path.rmdir()
-        raise unwritable(error, folder, f"{len(files)} files") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
 def differing(files: Mapping[str, bytes], folder: Path) -> list[str]:
     """Return the paths that exist in a folder with other content."""
     found = []
@@ -176,43 +151,71 @@ def differing(files: Mapping[str, bytes], folder: Path) -> list[str]:
     return found
 
 
-def write_into(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write files into a folder that exists; those of the same names are replaced."""
-    inside = folder / f".tfcompress.{secrets.token_hex(4)}.tmp"
-    new, old = inside / "new", inside / "old"
-    done: list[str] = []
+def write_all(files: Mapping[Any, bytes], folder: PathLike = "") -> None:
+    """Write files so that all are in place, or all is as it was; folders that lack are made.
+
+    All are written under other names first; only then they get their own, and what they replace
+    comes back if one of them cannot. A new `folder` gets its name when all is in it. A process that
+    is killed between two renames can leave a mixture, which no file system prevents.
+
+    Args:
+        files: content by path.
+        folder: what the paths are relative to; other files in it stay.
+    """
+    base = Path(folder).resolve()
+    if base.is_dir():
+        moves = {_hidden(base / name, "new"): base / name for name in files}
+        contents = dict(zip(moves, files.values(), strict=True))
+    else:
+        new = _hidden(base, "new")
+        moves, contents = {new: base}, {new / name: data for name, data in files.items()}
+    saved = {path: _hidden(path, "old") for path in moves.values()}
     made: list[Path] = []
+    placed: list[Path] = []
     try:
-        _fill(new, files)
-        for name in files:
-            _make_folders((folder / name).parent, made)
-            _keep(folder / name, old / name)
-            os.replace(new / name, folder / name)
-            done.append(name)
-    except OSError as error:
-        for name in done:
-            if os.path.lexists(old / name):
-                os.replace(old / name, folder / name)
+        for path, data in contents.items():
+            _make_folders(path.parent, made)
+            path.write_bytes(data)
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        for path, copy in saved.items():
+            _keep(path, copy)
+        for path, target in moves.items():
+            os.replace(path, target)
+            placed.append(target)
+    except BaseException as error:
+        for path in placed:
+            if os.path.lexists(saved[path]):
+                os.replace(saved[path], path)
             else:
-                (folder / name).unlink()
+                path.unlink()
+        _remove(moves)
         for path in reversed(made):
-            path.rmdir()
-        raise unwritable(error, folder, f"{len(files)} files") from error
+            with contextlib.suppress(FileNotFoundError):  # In a new folder, which is gone already.
+                path.rmdir()
+        if isinstance(error, OSError):
+            where = folder or next(iter(files))
+            raise unwritable(error, where, f"{len(files)} files") from error
+        raise
     finally:
-        shutil.rmtree(inside, ignore_errors=True)
+        _remove(saved.values())
 
 
 def _keep(path: Path, copy: Path) -> None:
     if os.path.lexists(path):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy, follow_symlinks=False)
+        try:
+            os.link(path, copy, follow_symlinks=False)
+        except OSError:  # Not every file system knows links.
+            shutil.copy2(path, copy, follow_symlinks=False)
 
 
-def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _make_folders(folder: Path, made: list[Path]) -> None:
@@ -222,35 +225,3 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
     for path in reversed(missing):
         path.mkdir()
         made.append(path)
-
-
-def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write files so that all are in place, or all are as they were.
-
-    Each is written under another name first; only then are they renamed. If a rename fails, those
-    before it are undone. A process that is killed between two renames can leave a mixture, which
-    no file system prevents.
-    """
-    fresh = {path: path.with_name(f".{path.name[:100]}.{os.getpid()}.new") for path in contents}
-    saved = {path: path.with_name(f".{path.name[:100]}.{os.getpid()}.old") for path in contents}
-    placed: list[Path] = []
-    try:
-        for path, content in contents.items():
-            atomic_write(fresh[path], content)
-        for path in contents:
-            if path.exists():
-                os.link(path, saved[path])
-        for path in contents:
-            os.replace(fresh[path], path)
-            placed.append(path)
-    except BaseException:
-        for path in placed:
-            if saved[path].exists():
-                os.replace(saved[path], path)
-            else:
-                path.unlink()
-        raise
-    finally:
-        for path in (*fresh.values(), *saved.values()):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()

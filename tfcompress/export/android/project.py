@@ -154,10 +154,10 @@ def android_project(
         source = "kotlin" if _only_kotlin(target) else "java"
         files = module_files(app, content, source)
         _check_differing(files, target, force)
-        writing.write_into(files, target)
+        writing.write_all(files, target)
     else:
         files = project_files(app, content)
-        writing.write_new(files, target)
+        writing.write_all(files, target)
     return AndroidReport(
         folder=str(folder),
         package=package,

@@ -14,7 +14,7 @@ from tfcompress.export.microcontroller.generation import (
     resolver_methods,
 )
 from tfcompress.export.microcontroller.result import CArray, Port
-from tfcompress.files.writing import check_new, write_new
+from tfcompress.files.writing import check_new, write_all
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.inspect import TensorInfo, inspect
@@ -63,7 +63,7 @@ def c_array(
     arena, note = _measured(data, where, found)
     found = dataclasses.replace(found, folder=str(target), arena_bytes=arena, arena_note=note)
     files = {file: text.encode() for file, text in generate(found, data).items()}
-    write_new(files, target)
+    write_all(files, target)
     return found
 
 
