@@ -25,44 +25,19 @@ SCALINGS: dict[str, tuple[float, float]] = {  # name -> value = byte * factor + 
 _EXPECTED = "expected a .npy file, a .npz file or a folder of images"
 
 
-def load_arrays(
-    path: PathLike,
-    *,
-    size: tuple[int, int] | None = None,
-    scaling: str = "none",
-    channels: int = 3,
-    limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Arrays:
+def load_arrays(path: PathLike, **images: Any) -> Arrays:
     """Load the inputs of a model: a `.npy`, a `.npz`, or a folder of images.
 
     Args:
-        path: the file or folder. Images (png, jpg, bmp) are looked for in subfolders, too.
-        size: (height, width) in pixels that images are resized to, bilinearly and regardless of
-            their proportions; None keeps theirs, which must all be the same.
-        scaling: range of the pixels: "none" for 0 to 255, "0_1", or "-1_1".
-        progress: called as `progress(done, total)` after each image.
+        path: the file or folder.
+        images: see `load_images`.
 
-    Returns np.ndarray: of a `.npy`, of a `.npz` of one array, or float32 images of shape (images,
-    height, width, channels). A `.npz` of several gives a dict by name, or a tuple if `np.savez`
-    named them itself (`arr_0`, `arr_1`, ...). A `.npy` is read when it is used.
+    Returns np.ndarray: of a `.npy`, of a `.npz` of one array, or of images. A `.npz` of several
+    gives a dict by name, or a tuple if `np.savez` named them itself (`arr_0`, `arr_1`, ...). A
+    `.npy` is read when it is used.
     """
-    if scaling not in SCALINGS:
-        raise ValueError(
-            f"scaling must be one of {', '.join(SCALINGS)}; received {scaling!r}. "
-            "Take the one that the model was trained with."
-        )
-    if channels not in (1, 3):
-        raise ValueError(
-            f"images have 1 or 3 channels; the model takes {channels}. "
-            "Save its inputs as a .npy file instead."
-        )
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1; received {limit}. Leave it out for all.")
     file = Path(path)
-    if file.is_dir():
-        return _load_images(file, size, scaling, channels, limit, progress)
-    return _load_file(file)
+    return load_images(file, **images) if file.is_dir() else _load_file(file)
 
 
 def load_inputs(
@@ -70,15 +45,14 @@ def load_inputs(
     shapes: Sequence[tuple[int | None, ...]],
     *,
     size: tuple[int, int] | None = None,
-    scaling: str = "none",
-    limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    **images: Any,
 ) -> Arrays:
     """Load the inputs of a model, images with the size and channels that it takes.
 
     Args:
         shapes: of the model's inputs, batch first; empty if they are not known.
         size: (height, width) in pixels instead of the model's.
+        images: see `load_images`.
     """
     if not Path(path).is_dir():
         return load_arrays(path)
@@ -90,10 +64,7 @@ def load_inputs(
     _, height, width, channels = shapes[0] if shapes else (None, None, None, 3)
     if size is None and height and width:
         size = (height, width)
-    channels = channels or 3
-    return load_arrays(
-        path, size=size, scaling=scaling, channels=channels, limit=limit, progress=progress
-    )
+    return load_images(Path(path), size=size, channels=channels or 3, **images)
 
 
 def _load_file(file: Path) -> Arrays:
@@ -135,14 +106,38 @@ def _load_npz(file: Path) -> Arrays:
     return tuple(arrays[name] for name in counted) if set(arrays) == set(counted) else arrays
 
 
-def _load_images(
+def load_images(
     folder: Path,
-    size: tuple[int, int] | None,
-    scaling: str,
-    channels: int,
-    limit: int | None,
-    progress: Callable[[int, int], None] | None,
+    *,
+    size: tuple[int, int] | None = None,
+    scaling: str = "none",
+    channels: int = 3,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
+    """Load the images (png, jpg, bmp) of a folder and its subfolders.
+
+    Args:
+        size: (height, width) in pixels that images are resized to, bilinearly and regardless of
+            their proportions; None keeps theirs, which must all be the same.
+        scaling: range of the pixels: "none" for 0 to 255, "0_1", or "-1_1".
+        limit: how many to take at the most, evenly from all.
+        progress: called as `progress(done, total)` after each image.
+
+    Returns float32 array of shape (images, height, width, channels).
+    """
+    if scaling not in SCALINGS:
+        raise ValueError(
+            f"scaling must be one of {', '.join(SCALINGS)}; received {scaling!r}. "
+            "Take the one that the model was trained with."
+        )
+    if channels not in (1, 3):
+        raise ValueError(
+            f"images have 1 or 3 channels; the model takes {channels}. "
+            "Save its inputs as a .npy file instead."
+        )
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1; received {limit}. Leave it out for all.")
     names = sorted(
         Path(parent, name)
         for parent, _, found in os.walk(folder)

@@ -25,23 +25,10 @@ _STAGES = (
 
 
 def compress(model: Any, recipe: Rules) -> Any:
-    """A copy of a tf_keras model under TFMOT's wrappers.
+    """A copy of a tf_keras model under TFMOT's wrappers, not compiled.
 
     Steps of schedules are TFMOT's, which counts batches from 1. Pruning needs the callback
     `tfcompress.UpdateCompression()`; without it TFMOT stops the training with an error.
-
-    Args:
-        model: a Sequential or Functional `tf_keras.Model`; it is left untouched.
-        recipe: a `Recipe` with one technique for each layer.
-
-    Returns:
-        A `tf_keras.Model`, not compiled.
-
-    Raises:
-        ValueError: if TFMOT cannot do what the recipe says.
-
-    Example:
-        >>> pruned = compress(model, Rules([Rule("*", [Prune(0.5)])]))  # doctest: +SKIP
     """
     refuse_shrink(recipe)
     require_graph(model)
@@ -55,19 +42,19 @@ def compress(model: Any, recipe: Rules) -> Any:
         matches_of(rule, layers, model)
     kinds = {type(technique) for layer in layers for technique in recipe.techniques_of(layer)}
     _check_kinds(kinds)
+    tf_keras = import_tf_keras()
     # TFMOT's wrappers take layers in, so they get those of a copy.
-    twin = Rebuild(import_tf_keras(), copy_layer).run(model)
+    twin = Rebuild(tf_keras, copy_layer).run(model)
     if Quantize in kinds:
         return quantize(twin, recipe)
-    wrap = _prune if Prune in kinds else _cluster
 
     def clone(layer):
         if hasattr(layer, "layers"):
-            return import_tf_keras().models.clone_model(layer, clone_function=clone)
+            return tf_keras.models.clone_model(layer, clone_function=clone)
         techniques = recipe.techniques_of(layer)
-        return wrap(layer, techniques[0]) if techniques else layer
+        return _wrap(layer, techniques[0]) if techniques else layer
 
-    wrapped = import_tf_keras().models.clone_model(twin, clone_function=clone)
+    wrapped = clone(twin)
     if not wrappers_of(wrapped):
         raise ValueError(
             "the recipe finds no weight in the layers that it names; expected kernels of Conv, "
@@ -80,16 +67,6 @@ def finalize(model: Any) -> Any:
     """A copy of a tf_keras model without TFMOT's wrappers for pruning and clustering.
 
     Quantization is carried out by the converted file, so that its wrappers stay.
-
-    Args:
-        model: a `tf_keras.Model`, wrapped or not; it is left untouched.
-
-    Returns:
-        A `tf_keras.Model` with equal outputs.
-
-    Raises:
-        ValueError: if it is neither Sequential nor Functional, or was never trained under its
-            pruning wrappers.
     """
     require_graph(model)
     found = wrappers_of(model)
@@ -99,10 +76,10 @@ def finalize(model: Any) -> Any:
                 f"layer '{layer.layer.name}' is to be pruned, but nothing was pruned yet. Train "
                 "the model with callbacks=[tfcompress.UpdateCompression()] before finalize."
             )
+    tf_keras = import_tf_keras()
     if not found.quantized:
-        return Rebuild(import_tf_keras(), copy_layer).run(model)
-    tf_keras, tfmot = import_tf_keras(), import_tfmot()
-    with tfmot.quantization.keras.quantize_scope():
+        return Rebuild(tf_keras, copy_layer).run(model)
+    with import_tfmot().quantization.keras.quantize_scope():
         twin = tf_keras.models.clone_model(model)
     for old, new in zip(model.layers, twin.layers, strict=True):
         # Where clusters were preserved there are more variables in the old one than in the new.
@@ -124,29 +101,27 @@ def _check_kinds(kinds: set[type[Technique]]) -> None:
         raise ValueError("the recipe gives no layer a technique. Check the patterns of its rules.")
 
 
-def _prune(layer, technique: Prune):
-    """The layer under TFMOT's pruning wrapper, if it has what can be pruned."""
+def _wrap(layer, technique: Prune | Cluster):
+    """The layer under TFMOT's wrapper, if it has what can be pruned or clustered."""
     if not has_kernel(layer):
         return layer
-    registry = import_tfmot().sparsity.keras
-    arguments = pruning(layer, technique)
-    try:
-        return registry.prune_low_magnitude(layer, **arguments)
-    except ValueError as error:
-        raise cannot("prune", layer, error) from error
-
-
-def _cluster(layer, technique: Cluster):
-    """The layer under TFMOT's clustering wrapper, if it has what can be clustered."""
-    if not has_kernel(layer):
-        return layer
-    arguments = clustering(layer, technique)
+    arguments: dict[str, Any] | None
+    if isinstance(technique, Prune):
+        verb, wrap = "prune", import_tfmot().sparsity.keras.prune_low_magnitude
+        arguments = pruning(layer, technique)
+    else:
+        verb, wrap = "cluster", cluster_weights
+        arguments = clustering(layer, technique)
     if arguments is None:
         return layer
     try:
-        return cluster_weights(layer, **arguments)
+        return wrap(layer, **arguments)
     except ValueError as error:
-        raise cannot("cluster", layer, error) from error
+        kind, text = type(layer).__name__, " ".join(str(error).split()).split(". ")[0][:160]
+        raise ValueError(
+            f"TFMOT cannot {verb} layer '{layer.name}' ({kind}): {text}. Leave it out with "
+            f"Rule('{layer.name}', []). {MOVE}"
+        ) from error
 
 
 def hand_over(callback: Any, model: Any) -> None:
@@ -367,7 +342,8 @@ def clustering(layer, technique: Cluster) -> dict[str, Any] | None:
     if technique.per_channel:
         _require_channels(layer)
     keep = technique.keep_zeros
-    keep = sparsity(values) >= SPARSE if keep is None else keep
+    if keep is None:
+        keep = sparsity(values) >= SPARSE
     if keep and technique.clusters < 3:
         raise _lacks("needs 3 or more clusters to keep zeros", f"clusters={technique.clusters}")
     extra = {"cluster_per_channel": True} if technique.per_channel else {}
@@ -379,21 +355,24 @@ def clustering(layer, technique: Cluster) -> dict[str, Any] | None:
     }
 
 
+# What TFMOT calls them.
+_INITS = {
+    "kmeans++": "KMEANS_PLUS_PLUS",
+    "linear": "LINEAR",
+    "density": "DENSITY_BASED",
+    "random": "RANDOM",
+}
+_GRADIENTS = {"mean": "AVG", "sum": "SUM"}
+
+
 def _how(technique: Cluster) -> dict[str, Any]:
+    """The centroids to begin with, and what their gradients are made of."""
     from tensorflow_model_optimization.python.core.clustering.keras import cluster_config
 
-    inits = cluster_config.CentroidInitialization
-    gradients = cluster_config.GradientAggregation
+    init, gradient = _INITS[technique.init], _GRADIENTS[technique.gradient]
     return {
-        "cluster_centroids_init": {
-            "kmeans++": inits.KMEANS_PLUS_PLUS,
-            "linear": inits.LINEAR,
-            "density": inits.DENSITY_BASED,
-            "random": inits.RANDOM,
-        }[technique.init],
-        "cluster_gradient_aggregation": {"mean": gradients.AVG, "sum": gradients.SUM}[
-            technique.gradient
-        ],
+        "cluster_centroids_init": cluster_config.CentroidInitialization[init],
+        "cluster_gradient_aggregation": cluster_config.GradientAggregation[gradient],
     }
 
 
@@ -425,13 +404,3 @@ def _require_default(technique, name: str, limit: str) -> None:
 
 def _lacks(limit: str, received: str) -> ValueError:
     return ValueError(f"TFMOT {limit}; received {received}. {MOVE}")
-
-
-def cannot(verb: str, layer, error: Exception) -> ValueError:
-    """What TFMOT's refusal of a layer becomes."""
-    kind = type(layer).__name__
-    text = " ".join(str(error).split()).split(". ")[0][:160]
-    return ValueError(
-        f"TFMOT cannot {verb} layer '{layer.name}' ({kind}): {text}. Leave it out with "
-        f"Rule('{layer.name}', []). {MOVE}"
-    )

@@ -1,6 +1,5 @@
 """Files of tf_keras, looked through before anything in them is made."""
 
-import contextlib
 import json
 import tempfile
 import zipfile
@@ -36,20 +35,16 @@ def load(source: writing.PathLike) -> Any:
         cluster_wrapper as wrapper,
     )
 
-    with contextlib.ExitStack() as stack:
-        for scope in (
-            tfmot.sparsity.keras.prune_scope(),
-            tfmot.clustering.keras.cluster_scope(),
-            tfmot.quantization.keras.quantize_scope(),
-            # Missing from cluster_scope.
-            import_tf_keras().utils.custom_object_scope(
-                {
-                    kind.__name__: kind
-                    for kind in (wrapper.ClusterWeightsRNN, wrapper.ClusterWeightsMHA)
-                }
-            ),
-        ):
-            stack.enter_context(scope)
+    # Missing from cluster_scope.
+    missing = {
+        kind.__name__: kind for kind in (wrapper.ClusterWeightsRNN, wrapper.ClusterWeightsMHA)
+    }
+    with (
+        tfmot.sparsity.keras.prune_scope(),
+        tfmot.clustering.keras.cluster_scope(),
+        tfmot.quantization.keras.quantize_scope(),
+        import_tf_keras().utils.custom_object_scope(missing),
+    ):
         try:
             model = _load(Path(source))
         except MemoryError:
