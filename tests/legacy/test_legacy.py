@@ -86,21 +86,42 @@ def count_values(kernel):
     return max(len(np.unique(channel)) for channel in channels)
 
 
-def test_models_are_told_apart_without_an_import(net):
+def test_models_are_told_apart(net):
     import keras
 
     assert is_legacy(net)
     assert not is_legacy(keras.Sequential())
-    code = (
-        "import os, sys; from tfcompress.dispatch import is_legacy; "
-        "from tfcompress.legacy import import_tfmot; "
-        "assert not is_legacy(1); names = {'tf_keras', 'tensorflow'}; "
-        "assert not names & {*sys.modules}; import_tfmot(); assert names <= {*sys.modules}; "
-        "assert 'TF_USE_LEGACY_KERAS' not in os.environ"
-    )
+
+
+# Without tf_keras a model of it cannot be there, and nothing of TFMOT is needed.
+WITHOUT = """
+import os, sys
+from tfcompress.dispatch import is_legacy
+from tfcompress.legacy import import_tfmot
+assert not is_legacy(1)
+assert not {"tf_keras", "tensorflow"} & {*sys.modules}
+
+import keras
+import tfcompress as tfc
+model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+small = tfc.compress(model, tfc.Recipe([tfc.Rule("*", [tfc.Prune(0.5)])]))
+small.compile("sgd", "mse")
+zeros = keras.ops.zeros
+small.fit(zeros((4, 8)), zeros((4, 4)), verbose=0, callbacks=[tfc.UpdateCompression()])
+tfc.convert(tfc.finalize(small), sys.argv[1], precision="float32")
+assert not {"tf_keras", "tensorflow_model_optimization"} & {*sys.modules}
+
+import_tfmot()
+assert "tf_keras" in sys.modules
+assert "TF_USE_LEGACY_KERAS" not in os.environ
+"""
+
+
+def test_tf_keras_and_tfmot_are_imported_only_for_their_models(tmp_path):
     # Another test may have imported TFMOT by itself, which sets the variable for good.
     clean = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=clean)
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path / "m.tflite")]
+    subprocess.run(command, check=True, env=clean)
 
 
 def test_pruning_reaches_the_sparsity_and_leaves_the_rest(net, sparse):
