@@ -40,15 +40,7 @@ bench: $(READY)  ## compare methods of compression on the digits (short form; AR
 	$(BIN)/tfcompress bench --short $(ARGS)
 
 bench-parts: $(READY)  ## measure the cost of training and conversion, how equal files are, and what is lost
-	$(BIN)/python -m tfcompress.bench.parts.training_cost
-	$(BIN)/python -m tfcompress.bench.parts.ptq_speed
-	$(BIN)/python -m tfcompress.bench.parts.equality
-	$(BIN)/python -m tfcompress.bench.parts.mask_update
-	$(BIN)/python -m tfcompress.bench.parts.joint_quality
-	$(BIN)/python -m tfcompress.bench.parts.distillation_cost
-	$(BIN)/python -m tfcompress.bench.parts.distillation_quality
-	$(BIN)/python -m tfcompress.bench.parts.surgery_quality
-	$(BIN)/python -m tfcompress.bench.parts.channel_groups
+	$(BIN)/python -m tfcompress.bench.parts $(ARGS)
 
 demo test test-full accept bench bench-parts: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.

@@ -2,12 +2,13 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 
 from tfcompress.bench import acceptance
-from tfcompress.bench.acceptance import LEGEND, Row, main, to_markdown
-from tfcompress.bench.models import ARCHITECTURES, generated_data
+from tfcompress.bench.acceptance import ARCHITECTURES, LEGEND, Row, main, to_markdown
+from tfcompress.bench.models import generated_data
 from tfcompress.tools.accept import Acceptance, ToolResult
 
 PUBLISHED = {
@@ -28,12 +29,13 @@ SHAPES = {
 
 @pytest.fixture(scope="module", params=PUBLISHED)
 def built(request):
-    return request.param, ARCHITECTURES[request.param].build()
+    task = ARCHITECTURES[request.param]
+    return request.param, task.build(keras, task.published[0])
 
 
 def test_parameters_and_shapes_are_those_published(built):
     name, model = built
-    assert model.count_params() == ARCHITECTURES[name].parameters == PUBLISHED[name]
+    assert model.count_params() == ARCHITECTURES[name].published[1] == PUBLISHED[name]
     shape, outputs = SHAPES[name]
     assert model.input_shape == (None, *shape)
     assert model.output_shape == (None, outputs)

@@ -9,7 +9,7 @@ from bench_runs import DIGITS, dropping, rebuilding, run_of, task_of
 from conftest import run_tflite
 
 import tfcompress as tfc
-from tfcompress.bench.methods import METHODS, ours, tfmot
+from tfcompress.bench.methods import METHODS, ours, peers
 from tfcompress.bench.methods.run import OURS, train_float
 from tfcompress.bench.tasks.task import Data, Training
 
@@ -204,7 +204,7 @@ def test_ranges_of_tfmot_start_where_the_float_model_has_them(digits, checkpoint
     tfmot_.quantization.keras.quantize_model(run.twin)  # Later ones have other names.
     qat = tfmot_.quantization.keras.quantize_model(twin)
     before = {v.name: v.numpy() for v in qat.variables}
-    tfmot.start_ranges(qat, run.calibration, 32)
+    peers.start_ranges(qat, run.calibration, 32)
     after = {v.name.split(":")[0]: v.numpy() for v in qat.variables}
     inner = tf_keras.Model(twin.input, twin.get_layer("logits").output)
     # In training BatchNormalization takes the statistics of batches, not the averages.

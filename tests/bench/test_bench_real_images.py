@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from tfcompress.bench.running.child import prepare
-from tfcompress.bench.running.plan import find_sources, make_plan
-from tfcompress.bench.tasks import TASKS, real_images
-from tfcompress.bench.tasks.cache import NotThere
+from tfcompress.bench.running.turns import find_sources, make_plan
+from tfcompress.bench.tasks import TASKS, glyphs, wake_vision
+from tfcompress.bench.tasks.task import NotThere
 from tfcompress.tools.environments import Unavailable
 
 
@@ -58,29 +58,29 @@ def test_pickled_cifar10_is_not_opened(tmp_path):
     (place / "data_batch_1").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     for folder in (tmp_path, place):
         with pytest.raises(ValueError, match=r"Python version.*pickle.*cifar-10-binary\.tar\.gz"):
-            real_images.read_cifar10(folder)
+            glyphs.read_cifar10(folder)
 
 
 def test_a_binary_version_beside_a_pickled_one_is_taken(tmp_path):
     write_cifar(tmp_path / "cifar-10-batches-bin")
     (tmp_path / "a-pickled-one").mkdir()
     (tmp_path / "a-pickled-one" / "data_batch_1").write_bytes(b"")
-    assert len(real_images.read_cifar10(tmp_path).x_test) == 3
+    assert len(glyphs.read_cifar10(tmp_path).x_test) == 3
 
 
 def test_wrong_folders_say_what_was_found(tmp_path):
     with pytest.raises(NotThere, match=r"nowhere' is not there; expected .*test_batch\.bin"):
-        real_images.read_cifar10(tmp_path / "nowhere")
+        glyphs.read_cifar10(tmp_path / "nowhere")
     with pytest.raises(NotThere, match=r"holds nothing; expected .*Visual Wake Words"):
-        real_images.read_visual_wake_words(tmp_path)
+        wake_vision.read_visual_wake_words(tmp_path)
     for name in ("cats", "person"):
         (tmp_path / name).mkdir()
     with pytest.raises(NotThere, match=r"holds cats/, person/; .* non_person .*Get .*http"):
-        real_images.read_visual_wake_words(tmp_path)
+        wake_vision.read_visual_wake_words(tmp_path)
     write_cifar(tmp_path / "cifar-10-batches-bin")
     (tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
     with pytest.raises(ValueError, match=r"lacks data_batch_3\.bin; expected .*Get .*http"):
-        real_images.read_cifar10(tmp_path)
+        glyphs.read_cifar10(tmp_path)
 
 
 def test_a_damaged_cifar10_file_is_named(tmp_path):
@@ -89,13 +89,13 @@ def test_a_damaged_cifar10_file_is_named(tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match=r"data_batch_4\.bin' has 9218 bytes; .*multiple of 3073"):
-        real_images.read_cifar10(tmp_path)
+        glyphs.read_cifar10(tmp_path)
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="has 0 bytes"):
-        real_images.read_cifar10(tmp_path)
+        glyphs.read_cifar10(tmp_path)
     file.write_bytes(b"\x0a" + whole[1:])
     with pytest.raises(ValueError, match="the label 10; expected 0 to 9"):
-        real_images.read_cifar10(tmp_path)
+        glyphs.read_cifar10(tmp_path)
 
 
 def write_people(place, count=40, side=96):
@@ -125,7 +125,7 @@ def test_visual_wake_words_are_read(tmp_path, given, monkeypatch):
     assert 0 < data.y_train[:20].mean() < 1
     again = TASKS["wake_vision"].read(tmp_path)
     assert again.digest == data.digest
-    monkeypatch.setattr(real_images, "_WAKE_MOST", {"train": 10, "test": 2})
+    monkeypatch.setattr(wake_vision, "_WAKE_MOST", {"train": 10, "test": 2})
     some = TASKS["wake_vision"].read(tmp_path)
     assert (len(some.x_train), len(some.x_test)) == (10, 2)
     np.testing.assert_array_equal(some.x_train, data.x_train[:10])
@@ -140,15 +140,15 @@ def test_bad_images_are_named(tmp_path):
     for content in (whole[: len(whole) // 2], b"no image", b""):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"7\.jpg' cannot be used: .*Get .* anew"):
-            real_images.read_visual_wake_words(tmp_path)
+            wake_vision.read_visual_wake_words(tmp_path)
     Image.new("RGB", (100, 96)).save(file)
     with pytest.raises(ValueError, match=r"7\.jpg'.* 100 x 96 pixels, expected 96 x 96"):
-        real_images.read_visual_wake_words(tmp_path)
+        wake_vision.read_visual_wake_words(tmp_path)
     file.write_bytes(whole)
     for image in (place / "person").iterdir():
         image.unlink()
     with pytest.raises(ValueError, match="too few images, not one of each kind"):
-        real_images.read_visual_wake_words(tmp_path)
+        wake_vision.read_visual_wake_words(tmp_path)
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from tfcompress.bench.tasks import TASKS, cache, machines, speech_commands, toy_admos
-from tfcompress.bench.tasks.cache import NotThere
+from tfcompress.bench.tasks import TASKS, anomaly, cache, keywords
+from tfcompress.bench.tasks.keywords import SILENCE, UNKNOWN, WORDS
 from tfcompress.bench.tasks.sounds import mfcc, read_wav
-from tfcompress.bench.tasks.speech_commands import SILENCE, UNKNOWN, WORDS
+from tfcompress.bench.tasks.task import NotThere
 from tfcompress.tools.environments import Unavailable
 
 RATE = 16_000
@@ -155,7 +155,7 @@ def test_the_folder_may_be_one_that_holds_the_data_set(words, up):
 def test_what_is_read_is_kept_until_a_file_changes(words, monkeypatch):
     first = TASKS["keywords"].read(words)
     with monkeypatch.context() as patched:
-        patched.setattr(speech_commands, "read_wav", None)
+        patched.setattr(keywords, "read_wav", None)
         assert TASKS["keywords"].read(words).digest == first.digest
     write(words / "yes" / "c_nohash_0.wav", np.arange(9000))
     assert TASKS["keywords"].read(words).digest != first.digest
@@ -219,7 +219,7 @@ def test_cars_may_be_behind_a_link(cars, tmp_path, name, link):
 
 def test_without_what_they_are_scored_with_no_cars_are_read(cars, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    monkeypatch.setattr(toy_admos, "read_wav", None)
+    monkeypatch.setattr(anomaly, "read_wav", None)
     said = r"^anomaly is scored .*scikit-learn, .*pip install 'tfcompress\[bench\]'$"
     refused(said, lambda: TASKS["anomaly"].read(cars), Unavailable)
     # Where there are none, that is what is told: then another task's data may be there.
@@ -268,7 +268,7 @@ def test_the_folder_that_is_given_must_be_readable(locked):
 
 
 def bands(path):
-    return machines.vectors(machines.spectrograms(read_wav(path)[None])[:, 50:250])[0]
+    return anomaly.vectors(anomaly.spectrograms(read_wav(path)[None])[:, 50:250])[0]
 
 
 def test_vectors_of_cars_are_those_of_the_middle_of_clips(cars):
@@ -281,7 +281,7 @@ def test_vectors_of_cars_are_those_of_the_middle_of_clips(cars):
 
 
 def test_of_many_cars_only_so_many_vectors_are_kept(cars, monkeypatch):
-    monkeypatch.setattr(toy_admos, "TRAIN_VECTORS", 31)
+    monkeypatch.setattr(anomaly, "TRAIN_VECTORS", 31)
     data = TASKS["anomaly"].read(cars)
     assert data.x_train.shape == (31, 640)
     assert len(np.unique(data.x_train[:, 0])) == 31

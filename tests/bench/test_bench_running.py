@@ -16,12 +16,12 @@ import pytest
 from bench_fakes import METHODS, noted, work
 from refusals import refused
 
-from tfcompress.bench.running import latency, plan
+from tfcompress.bench.running import latency, turns
 from tfcompress.bench.running.bench import bench, report_only
-from tfcompress.bench.running.plan import make_plan
 from tfcompress.bench.running.processes import Failed, run_apart
 from tfcompress.bench.running.results import latest, read_rows
-from tfcompress.bench.tasks import Training, digits
+from tfcompress.bench.running.turns import make_plan
+from tfcompress.bench.tasks import TASKS, Training
 from tfcompress.tflite import machine
 from tfcompress.tools.environments import Unavailable
 
@@ -99,8 +99,8 @@ def test_other_data_or_steps_are_measured_anew(log, monkeypatch):
     run(log, ["qat_int8"], digests=[("digits", "new")])
     assert ran(log) == ["float32", "qat_int8"]
     assert set(of_kind("run")) == {"float32", "qat_int8"}  # ptq_int8 is of the old data.
-    other = dataclasses.replace(digits.TASK, tuning=Training(7, 8, 0.1))
-    monkeypatch.setattr(plan, "TASKS", {"digits": other})
+    other = dataclasses.replace(TASKS["digits"], tuning=Training(7, 8, 0.1))
+    monkeypatch.setattr(turns, "TASKS", {"digits": other})
     run(log, ["qat_int8"], digests=[("digits", "new")])
     assert ran(log) == ["qat_int8"]  # float32 has no fine-tuning.
     assert of_kind("run")["qat_int8"]["tuning"] == {"steps": 7, "batch": 8, "rate": 0.1}
@@ -227,9 +227,9 @@ def test_a_task_without_data_that_was_named_is_an_error_before_anything_runs(log
 @pytest.fixture
 def two_tasks(monkeypatch):
     """Digits and another task, both of which could read real data."""
-    reading = dataclasses.replace(digits.TASK, read=lambda folder: None, real="Set: a.bin")
+    reading = dataclasses.replace(TASKS["digits"], read=lambda folder: None, real="Set: a.bin")
     other = dataclasses.replace(reading, name="other", real="Other: b.bin")
-    monkeypatch.setattr(plan, "TASKS", {"digits": reading, "other": other})
+    monkeypatch.setattr(turns, "TASKS", {"digits": reading, "other": other})
 
 
 def test_real_data_are_taken_where_they_are(log, two_tasks, tmp_path):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from tfcompress.bench.tasks import acoustics, anomaly, cache, keywords, machines, sounds
-from tfcompress.bench.tasks.acoustics import Utterance
-from tfcompress.bench.tasks.keywords import TEST, TRAIN
-from tfcompress.bench.tasks.speech_commands import CLASSES, SILENCE, UNKNOWN
+from tfcompress.bench.tasks import anomaly, cache, keywords, sounds
+from tfcompress.bench.tasks.keywords import CLASSES, SILENCE, TEST, TRAIN, UNKNOWN
+from tfcompress.bench.tasks.sounds import Utterance
 from tfcompress.tools.environments import Unavailable
 
 RATE = 16_000
@@ -20,7 +19,7 @@ SECOND = np.arange(RATE) / RATE
 def spoken():
     """Needs eSpeak NG."""
     try:
-        acoustics.version()
+        sounds.version()
     except Unavailable as error:
         pytest.skip(str(error))
 
@@ -82,7 +81,7 @@ def test_mel_is_the_inverse_of_hertz():
 @pytest.mark.parametrize("frequency", [300, 1000, 5000])
 def test_a_tone_is_in_its_band(frequency):
     tone = np.sin(2 * np.pi * frequency * SECOND)
-    bands = machines.spectrograms(tone[None])[0, 5]
+    bands = anomaly.spectrograms(tone[None])[0, 5]
     middles = sounds.mel_edges(0, 8000, 128)[1:-1]
     assert abs(middles[bands.argmax()] / frequency - 1) < 0.04
     # Bands far from it have 40 dB less.
@@ -91,13 +90,13 @@ def test_a_tone_is_in_its_band(frequency):
 
 def test_vectors_are_five_frames_each():
     bands = np.random.default_rng(0).normal(size=(2, 9, 128))
-    rows = machines.vectors(bands)
+    rows = anomaly.vectors(bands)
     assert rows.shape == (2, 5, 640)
     np.testing.assert_array_equal(rows[1, 3], bands[1, 3:8].ravel())
 
 
 def test_sounds_of_the_machine_follow_from_the_seed():
-    first, again, other = (machines.machine_sounds(seed, 4, 3) for seed in (1, 1, 2))
+    first, again, other = (anomaly.machine_sounds(seed, 4, 3) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.test, again.test)
     assert not np.array_equal(first.test, other.test)
     assert first.broken.tolist() == [False] * 3 + [True] * 3
@@ -156,7 +155,7 @@ def test_words_are_kept_in_the_cache(spoken, few, monkeypatch):
     made = keywords.generate()
     assert made.x_train.shape == (3 * 11 + 5, 49, 10, 1)
     assert made.classes == made.y_test.max() + 1 == 12
-    monkeypatch.setattr(acoustics, "speak", None)  # Nothing may be spoken the second time.
+    monkeypatch.setattr(sounds, "speak", None)  # Nothing may be spoken the second time.
     assert keywords.generate().digest == made.digest
 
 
@@ -185,27 +184,27 @@ def test_without_espeak_there_are_no_words(few, monkeypatch, tmp_path):
 
 
 def test_an_espeak_that_lacks_voices_is_refused(spoken, few, monkeypatch):
-    monkeypatch.setattr(acoustics, "variants", lambda: {*TRAIN.variants, *TEST.variants} - {"zac"})
+    monkeypatch.setattr(sounds, "variants", lambda: {*TRAIN.variants, *TEST.variants} - {"zac"})
     with pytest.raises(Unavailable, match=r"lacks the voices zac: 1\.50 or later"):
         keywords.generate()
 
 
 def test_all_voices_are_there(spoken):
-    assert {*TRAIN.variants, *TEST.variants} <= acoustics.variants()
+    assert {*TRAIN.variants, *TEST.variants} <= sounds.variants()
 
 
 def test_speech_is_without_silence_around_it_and_the_same_again(spoken):
     said = [Utterance("yes", "en-us+m3", 120), Utterance("yes", "en-us+m3", 240)]
-    slow, fast = acoustics.speak(said)
+    slow, fast = sounds.speak(said)
     assert slow.dtype == np.float32
     assert RATE / 8 < len(fast) < 0.8 * len(slow) < RATE
     assert np.abs(slow[: RATE // 100]).max() > 0.005
-    np.testing.assert_array_equal(acoustics.speak(said)[1], fast)
+    np.testing.assert_array_equal(sounds.speak(said)[1], fast)
 
 
 def test_speech_has_the_pitch_that_is_asked_for(spoken):
     def spacing(pitch):
-        [sound] = acoustics.speak([Utterance("no", "en-gb+m3", 120, pitch)])
+        [sound] = sounds.speak([Utterance("no", "en-gb+m3", 120, pitch)])
         middle = sound[len(sound) // 3 : len(sound) // 3 + 2048]
         echo = np.correlate(middle, middle, "full")[2047:]
         return echo[40:250].argmax() + 40
@@ -216,13 +215,13 @@ def test_speech_has_the_pitch_that_is_asked_for(spoken):
 @pytest.mark.parametrize("each", [Utterance("yes", "xx-none"), Utterance(" ", "en-us")])
 def test_what_is_not_spoken_is_told(spoken, each):
     with pytest.raises(Unavailable, match=f"espeak-ng does not speak .*{each.voice}"):
-        acoustics.speak([each])
+        sounds.speak([each])
 
 
 def test_words_are_placed_whole_or_cut():
     random = np.random.default_rng(0)
     word, long = np.arange(1, 4001, dtype="float32"), np.arange(20_000, dtype="float32")
-    clips = acoustics.placed([word, word, long], random)
+    clips = sounds.placed([word, word, long], random)
     starts = [int(np.flatnonzero(clip)[0]) for clip in clips[:2]]
     assert starts[0] != starts[1]
     for clip, start in zip(clips[:2], starts, strict=True):
@@ -235,9 +234,9 @@ def test_noise_is_as_loud_as_asked_for():
     random = np.random.default_rng(0)
     words = np.zeros((5, RATE), "float32")
     words[:, 3200:7200] = 0.02 * np.sin(2 * np.pi * 440 * SECOND[:4000])
-    noise = acoustics.noises(random.normal(size=(5, RATE)).astype("float32"), random)
+    noise = sounds.noises(random.normal(size=(5, RATE)).astype("float32"), random)
     np.testing.assert_allclose(np.square(noise).mean(1), 1, rtol=1e-3)
-    clips = acoustics.mixed(words, noise, np.array([0, 5, 10, 20, 60.0]))
+    clips = sounds.mixed(words, noise, np.array([0, 5, 10, 20, 60.0]))
     left = np.square(clips[:, 9000:]).mean(1) / np.square(noise[:, 9000:]).mean(1)
     np.testing.assert_allclose(10 * np.log10(left), [0, -5, -10, -20, -60], atol=0.01)
     # The word itself has power 1, whatever it had.
@@ -246,7 +245,7 @@ def test_noise_is_as_loud_as_asked_for():
 
 def test_noises_are_of_many_kinds():
     random = np.random.default_rng(0)
-    noise = acoustics.noises(random.normal(size=(64, RATE)).astype("float32"), random)
+    noise = sounds.noises(random.normal(size=(64, RATE)).astype("float32"), random)
     spectra = np.abs(fft.rfft(noise)) ** 2
     low = spectra[:, :1000].sum(1) / spectra.sum(1)
     assert low.min() < 0.15
@@ -260,7 +259,7 @@ def test_noises_are_of_many_kinds():
 def test_rooms_add_echoes_behind_a_sound():
     clips = np.zeros((4, RATE), "float32")
     clips[:, 8000] = 1
-    heard = acoustics.in_rooms(clips, np.random.default_rng(0))
+    heard = sounds.in_rooms(clips, np.random.default_rng(0))
     assert np.abs(heard).argmax(1).tolist() == [8000] * 4
     power = np.square(heard)
     before, after = power[:, :7500].sum(1), power[:, 8500:].sum(1)

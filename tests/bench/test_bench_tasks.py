@@ -11,6 +11,7 @@ import pytest
 
 import tfcompress as tfc
 from tfcompress.bench.tasks import TASKS, cache, glyphs
+from tfcompress.bench.tasks.task import require
 from tfcompress.tools.environments import Unavailable
 
 
@@ -138,8 +139,8 @@ def test_files_of_the_cache_are_as_they_were(kept):
 
 
 def test_a_missing_package_is_told_with_how_to_install_it(monkeypatch):
-    cache.require("sklearn", "it takes digits of scikit-learn")
+    require("sklearn", "it takes digits of scikit-learn")
     monkeypatch.setitem(sys.modules, "sklearn", None)
     said = r"^it takes digits of scikit-learn, which cannot be imported \(.*sklearn.*\): "
     with pytest.raises(Unavailable, match=said + r"pip install 'tfcompress\[bench\]'$"):
-        cache.require("sklearn", "it takes digits of scikit-learn")
+        require("sklearn", "it takes digits of scikit-learn")

@@ -7,9 +7,9 @@ import plotly.graph_objects as graph_objects
 import pytest
 from report_rows import make_rows
 
-from tfcompress.bench.report import figures
-from tfcompress.bench.report.figures import COLUMNS, LATENCY, QUALITY, ZIPPED, known, makers
-from tfcompress.bench.summaries import Summary, summarize
+from tfcompress.bench import plots
+from tfcompress.bench.plots import makers
+from tfcompress.bench.summaries import COLUMNS, LATENCY, QUALITY, ZIPPED, Summary, known, summarize
 from tfcompress.report import page
 from tfcompress.report.layer_data import match, task_entry
 
@@ -24,7 +24,7 @@ def summary(method, quality, zipped, who="tfcompress"):
 
 
 def drawn(*summaries, column=ZIPPED):
-    return figures.pareto(summaries, column, makers(s.who for s in summaries))
+    return plots.pareto(summaries, column, makers(s.who for s in summaries))
 
 
 def test_numbers_are_written_with_thousands_apart_and_a_true_minus():
@@ -124,7 +124,7 @@ def test_methods_without_a_figure_are_named():
     ],
 )
 def test_logarithmic_axes_have_a_few_round_ticks(low, high, texts):
-    places, found = figures.ticks(low, high)
+    places, found = plots.ticks(low, high)
     assert found == texts
     assert [float(text.replace(",", "")) for text in found] == pytest.approx(places)
 
@@ -132,7 +132,7 @@ def test_logarithmic_axes_have_a_few_round_ticks(low, high, texts):
 @pytest.mark.parametrize("ratio", [1.05, 1.1, 1.5, 3, 20, 1e3, 1e7])
 def test_any_axis_has_ticks_that_lie_apart(ratio):
     for low in (0.0013, 0.7, 33.0):
-        places, _ = figures.ticks(low, low * ratio)
+        places, _ = plots.ticks(low, low * ratio)
         assert 3 <= len(places) <= 6
         assert all(low <= place <= low * ratio for place in places)
         steps = [math.log(b / a) / math.log(ratio) for a, b in itertools.pairwise(places)]
@@ -156,7 +156,7 @@ def test_figures_are_ones_that_plotly_knows(column):
 
 def test_names_are_no_markup_of_plotly():
     evil = "<b>x</b> & <a href='javascript:1'>y</a>"
-    text = figures.hover(summary(evil, [90], [10], evil))
+    text = plots.hover(summary(evil, [90], [10], evil))
     assert "<a" not in text
     assert "&lt;b&gt;x&lt;/b&gt; &amp; &lt;a" in text
 

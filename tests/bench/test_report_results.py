@@ -12,7 +12,7 @@ from report_pages import cells_of, data_of, run, without_scripts
 from report_rows import MACHINE, make_rows, write_rows
 
 from tfcompress.bench.methods import METHODS
-from tfcompress.bench.report.results import said, write_results_report
+from tfcompress.bench.report import said, write_results_report
 from tfcompress.bench.summaries import summarize
 from tfcompress.report import page
 

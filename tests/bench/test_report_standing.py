@@ -8,7 +8,7 @@ from report_rows import make_rows
 
 from tfcompress.bench import comparison
 from tfcompress.bench.comparison import contests
-from tfcompress.bench.report.results import write_results_report
+from tfcompress.bench.report import write_results_report
 from tfcompress.bench.running.results import latest, of_form
 from tfcompress.bench.summaries import Summary, summarize
 

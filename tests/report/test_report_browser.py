@@ -7,7 +7,7 @@ from report_browser import NARROW, WIDE, Browser, check_page, check_plots, in_si
 from report_rows import TASKS, make_rows
 
 from tfcompress.bench.methods import METHODS
-from tfcompress.bench.report.results import write_results_report
+from tfcompress.bench.report import write_results_report
 from tfcompress.bench.summaries import summarize
 
 EVIL = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"

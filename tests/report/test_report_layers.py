@@ -7,7 +7,7 @@ from keras import layers
 from refusals import refused
 
 import tfcompress as tfc
-from tfcompress.bench.methods.converters import int8_by_converter
+from tfcompress.bench.methods.peers import int8_by_converter
 from tfcompress.report.layers import BINS, EXACT_DB, histogram, layer_figures, layer_names
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect

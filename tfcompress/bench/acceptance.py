@@ -18,13 +18,24 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.bench.models import ARCHITECTURES, Architecture, generated_data
+from tfcompress.bench.demo import load_digits
+from tfcompress.bench.models import generated_data
+from tfcompress.bench.tasks import TASKS, Task
 from tfcompress.compression.compress import quantize_aware
 from tfcompress.conversion.convert import convert
 from tfcompress.errors import expected_one_of
 from tfcompress.files import writing
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, add_metadata
 from tfcompress.tools.accept import Acceptance, ToolResult, accept, list_tools
+
+# The task of the benchmark that has each architecture.
+ARCHITECTURES = {
+    "digits": TASKS["digits"],
+    "ds_cnn": TASKS["keywords"],
+    "mobilenet_v1": TASKS["wake_vision"],
+    "resnet8": TASKS["glyphs"],
+    "autoencoder": TASKS["anomaly"],
+}
 
 # Tools for files whose inputs and outputs are integers, as on an NPU or a microcontroller ...
 INTEGER_TOOLS = ("vela", "tflm", "openvino", "onnxruntime", "arm64", "kotlin", "apk")
@@ -54,7 +65,7 @@ class Row:
     """One file.
 
     Attributes:
-        model: its architecture.
+        model: one of the `ARCHITECTURES`.
         method: how it was quantized: QAT or PTQ.
         io_dtype: of its inputs and outputs.
         parameters: of the Keras model.
@@ -205,24 +216,22 @@ class MadeFile:
 def make_files(only: Iterable[str] | None, folder: Path) -> Iterator[MadeFile]:
     """Train, quantize and convert."""
     names = list(ARCHITECTURES if only is None else only)
-    for name in names:
-        if name not in ARCHITECTURES:
-            raise ValueError(f"unknown model {name!r}; {expected_one_of(name, ARCHITECTURES)}")
+    _check("model", names, list(ARCHITECTURES))
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         yield from _files(name, ARCHITECTURES[name], folder)
 
 
-def _files(name: str, architecture: Architecture, folder: Path) -> Iterator[MadeFile]:
+def _files(name: str, task: Task, folder: Path) -> Iterator[MadeFile]:
     keras.utils.set_random_seed(SEED)
-    model = architecture.build()
+    model = task.build(keras, task.published[0])
     (x, y), test = _data(name, model)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9  # The training is too short for 0.99.
-    _fit(model, x, y, architecture.loss, 2e-3, EPOCHS)
+    _fit(model, x, y, task.loss, 2e-3, EPOCHS)
     qat = quantize_aware(model, momentum=0.9)
-    _fit(qat, x, y, architecture.loss, 5e-4, QAT_EPOCHS)
+    _fit(qat, x, y, task.loss, 5e-4, QAT_EPOCHS)
     for method, source, io_dtype in (
         ("QAT", qat, "int8"),
         ("PTQ", model, "int8"),
@@ -252,8 +261,6 @@ def _metadata(model: keras.Model) -> Metadata:
 def _data(name: str, model: keras.Model):
     """Data to train with, as (x, y), and inputs to test with."""
     if name == "digits":
-        from tfcompress.bench.demo import load_digits
-
         train, (images, _) = load_digits()
         return train, images
     return generated_data(model, SAMPLES), generated_data(model, 32, seed=1)[0]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from tfcompress.bench.models import digits, fit
 from tfcompress.compression.compress import quantize_aware
 from tfcompress.conversion.convert import convert
 from tfcompress.conversion.verify import verify
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SEED = 0
-BATCH = 32
 CALIBRATION_SAMPLES = 200
 Progress = Callable[[str, int, int | None], Any]
 Split = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -171,41 +171,6 @@ def load_digits() -> Split:
     return (images[kept], labels[kept]), (images[tested], labels[tested])
 
 
-def make_model(kit: Any = keras) -> Any:
-    """The small CNN: convolutions, a depthwise one, a residual Add, pooling, Dense, Softmax."""
-    kit.utils.set_random_seed(SEED)
-    layers = kit.layers
-
-    def block(x, convolution):
-        return layers.ReLU()(layers.BatchNormalization()(convolution(x)))
-
-    inputs = layers.Input((8, 8, 1), name="image")
-    x = block(inputs, layers.Conv2D(24, 3, padding="same", use_bias=False, name="stem"))
-    y = block(x, layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise"))
-    y = block(y, layers.Conv2D(24, 1, use_bias=False, name="pointwise"))
-    x = layers.Add(name="residual")([x, y])
-    x = layers.MaxPooling2D(name="pool")(x)
-    x = block(x, layers.Conv2D(48, 3, padding="same", use_bias=False, name="wide"))
-    x = layers.GlobalAveragePooling2D(name="average")(x)
-    x = layers.Dense(10, name="logits")(x)
-    return kit.Model(inputs, layers.Softmax(name="digit")(x), name="digits")
-
-
-def fit(
-    model: keras.Model,
-    data: tuple[np.ndarray, np.ndarray],
-    epochs: int,
-    rate: float,
-    callbacks: list[keras.callbacks.Callback] | None = None,
-) -> None:
-    """Compiles and trains a classifier."""
-    steps = epochs * -(-len(data[0]) // BATCH)
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps))
-    # On CPUs XLA makes depthwise convolutions several times slower.
-    model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
-    model.fit(*data, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=callbacks or [])
-
-
 def _train(train, epochs: int, report: Progress) -> dict[str, keras.Model]:
     """The float model, and models trained to compute with 8-bit and with 4-bit weights."""
 
@@ -214,13 +179,16 @@ def _train(train, epochs: int, report: Progress) -> dict[str, keras.Model]:
         end = lambda epoch, logs: report(stage, epoch + 1, count)  # noqa: E731
         return [keras.callbacks.LambdaCallback(on_epoch_end=end)]
 
-    model, half = make_model(), max(1, epochs // 2)
-    fit(model, train, epochs, 5e-3, told("train the float model", epochs))
+    keras.utils.set_random_seed(SEED)
+    model, half = digits(), max(1, epochs // 2)
+    said = told("train the float model", epochs)
+    fit(model, *train, epochs=epochs, rate=5e-3, callbacks=said)
     models = {"float": model}
     for bits in (8, 4):
         name = f"qat_int{bits}"
         models[name] = quantize_aware(model, bits=bits, momentum=0.95)
-        fit(models[name], train, half, 1e-3, told(f"train with {bits}-bit weights", half))
+        said = told(f"train with {bits}-bit weights", half)
+        fit(models[name], *train, epochs=half, rate=1e-3, callbacks=said)
     return models
 
 
@@ -280,5 +248,5 @@ def accuracy(file: Path, images: np.ndarray, labels: np.ndarray) -> float:
     content = flatbuffer.load(file)
     runner = Runner(flatbuffer.read(content), content, file.name, reference=False)
     (entry,) = runner.inputs
-    digits = [int(runner.run({entry.name: image[None]})[0].argmax()) for image in images]
-    return float(np.mean(digits == labels))
+    found = [int(runner.run({entry.name: image[None]})[0].argmax()) for image in images]
+    return float(np.mean(found == labels))

@@ -1,12 +1,11 @@
-"""The published architectures that acceptance is tried on: the four of MLPerf Tiny v1, by hand.
+"""The models of the benchmark: the four of MLPerf Tiny v1, by hand, and a small CNN for digits.
 
 Source: the model definitions and the parameter counts of github.com/mlcommons/tiny.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -54,8 +53,8 @@ def mobilenet_v1(kit: Any = keras, classes: int = 2) -> keras.Model:
     return kit.Model(inputs, _classes(kit, x, classes), name="mobilenet_v1")
 
 
-def autoencoder(kit: Any = keras) -> keras.Model:
-    """The fully connected autoencoder for 5 frames of 128 mel bands, which finds anomalies."""
+def autoencoder(kit: Any = keras, classes: int = 0) -> keras.Model:
+    """The fully connected autoencoder for 5 frames of 128 mel bands; it has no classes."""
     layers = kit.layers
     x = inputs = kit.Input((640,), name="frames")
     for width in (128, 128, 128, 128, 8, 128, 128, 128, 128):
@@ -64,35 +63,23 @@ def autoencoder(kit: Any = keras) -> keras.Model:
     return kit.Model(inputs, outputs, name="autoencoder")
 
 
-def digits() -> keras.Model:
-    """The CNN of `tfcompress demo` for handwritten digits of 8 x 8 x 1, not trained."""
-    from tfcompress.bench.demo import make_model
+def digits(kit: Any = keras, classes: int = 10) -> keras.Model:
+    """The CNN of `tfcompress demo`: convolutions, a depthwise one, a residual Add, pooling."""
+    layers = kit.layers
 
-    return make_model()
+    def block(x, convolution):
+        return layers.ReLU()(layers.BatchNormalization()(convolution(x)))
 
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """A published model.
-
-    Attributes:
-        build: makes it.
-        parameters: how many it must have.
-        loss: to train it with.
-    """
-
-    build: Callable[[], keras.Model]
-    parameters: int
-    loss: str = "sparse_categorical_crossentropy"
-
-
-ARCHITECTURES = {
-    "digits": Architecture(digits, 12_346),
-    "ds_cnn": Architecture(ds_cnn, 24_908),
-    "mobilenet_v1": Architecture(mobilenet_v1, 221_794),
-    "resnet8": Architecture(resnet8, 78_666),
-    "autoencoder": Architecture(autoencoder, 269_992, "mse"),
-}
+    inputs = layers.Input((8, 8, 1), name="image")
+    x = block(inputs, layers.Conv2D(24, 3, padding="same", use_bias=False, name="stem"))
+    y = block(x, layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise"))
+    y = block(y, layers.Conv2D(24, 1, use_bias=False, name="pointwise"))
+    x = layers.Add(name="residual")([x, y])
+    x = layers.MaxPooling2D(name="pool")(x)
+    x = block(x, layers.Conv2D(48, 3, padding="same", use_bias=False, name="wide"))
+    x = layers.GlobalAveragePooling2D(name="average")(x)
+    x = layers.Dense(classes, name="logits")(x)
+    return kit.Model(inputs, layers.Softmax(name="digit")(x), name="digits")
 
 
 def generated_data(model: keras.Model, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -123,3 +110,35 @@ def _depthwise(kit: Any, x, stride: int = 1):
 
 def _classes(kit: Any, x, count: int):
     return kit.layers.Softmax(name="class")(kit.layers.Dense(count)(x))
+
+
+def compile_for(
+    model: Any,
+    steps: int,
+    rate: float,
+    loss: str = "sparse_categorical_crossentropy",
+    kit: Any = keras,
+) -> None:
+    """Compiles a model with Adam, whose learning rate falls to 0 along a cosine over the steps."""
+    # XLA makes depthwise convolutions several times slower on a CPU; tf_keras leaves it out.
+    settings = {"jit_compile": False} if kit is keras else {}
+    optimizer = kit.optimizers.Adam(kit.optimizers.schedules.CosineDecay(rate, steps))
+    model.compile(optimizer, loss, **settings)
+    # Variables that the first step makes have TensorFlow trace it twice.
+    optimizer.build(model.trainable_variables)
+
+
+def fit(
+    model: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    epochs: int,
+    rate: float,
+    batch: int = 32,
+    callbacks: Iterable[Any] = (),
+    **settings: Any,
+) -> None:
+    """Compiles a model by `compile_for`, which takes the settings, and trains it."""
+    compile_for(model, epochs * -(-len(x) // batch), rate, **settings)
+    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0, callbacks=list(callbacks))

@@ -1,4 +1,4 @@
-"""What lines of results say of each method: figures by seed, and their means."""
+"""The figures that are measured, and what lines of results say of them for each method."""
 
 from __future__ import annotations
 
@@ -9,25 +9,11 @@ from typing import Any
 
 from tfcompress.bench.methods import METHODS
 from tfcompress.bench.tasks import TASKS
+from tfcompress.report.page import MISSING, spread
 from tfcompress.results import is_number
 
 Row = dict[str, Any]
 FLOAT = "float32"
-
-# name -> where a line of results has it
-_FIGURES: dict[str, tuple[str, ...]] = {
-    **{
-        name: (name,)
-        for name in "quality quality_keras bytes zipped params macs convert_s step_cpu_ms "
-        "step_cpu_ratio keras_step_cpu_ratio peak_mb ms ratio seconds".split()
-    },
-    "threads_ratio": ("threads", "ratio"),
-    "no_amx_ratio": ("no_amx", "ratio"),
-    "cycles": ("vela", "cycles"),
-    "sram_kib": ("vela", "sram_kib"),
-    "flash_kib": ("vela", "flash_kib"),
-    "cpu_ops": ("vela", "cpu_ops"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +23,163 @@ class Mean:
     mean: float
     std: float
     count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A figure that is measured, and how tables and plots show it.
+
+    Attributes:
+        figure: its name in `Summary`, and in lines of results.
+        title, unit: for the heading.
+        about: what it is.
+        scale: what a value is multiplied by.
+        digits: behind the point.
+        more: whether more of it is better.
+        sign: whether a plus is written, too.
+        path: where lines of results have it, if not by its name.
+    """
+
+    figure: str
+    title: str
+    unit: str
+    about: str
+    scale: float = 1
+    digits: int = 2
+    more: bool = False
+    sign: bool = False
+    path: tuple[str, ...] = ()
+
+    def text(self, found: Mean | None) -> str:
+        """A mean with its standard deviation, without the unit."""
+        if found is None:
+            return MISSING
+        mean, std = found.mean * self.scale, found.std * self.scale
+        return spread(mean, std, found.count, self.digits, self.sign)
+
+    def said(self, found: Mean | None) -> str:
+        """A mean with its standard deviation and the unit."""
+        return MISSING if found is None else f"{self.text(found)} {self.unit}".rstrip()
+
+
+QUALITY = Column(
+    "quality",
+    "Quality",
+    "%",
+    "Accuracy, or area under the ROC curve, of the .tflite file on the whole test set, on LiteRT.",
+    scale=100,
+    more=True,
+)
+ZIPPED = Column(
+    "zipped",
+    "Zipped",
+    "KiB",
+    "The file in a zip archive (deflate), as apps ship it.",
+    scale=1 / 1024,
+    digits=1,
+)
+LATENCY = Column(
+    "ms",
+    "Latency",
+    "ms",
+    "Median of one sample on one thread, LiteRT with XNNPACK; all files of a task take turns.",
+    digits=4,
+)
+
+# All figures, in the order of the tables.
+COLUMNS = (
+    QUALITY,
+    Column(
+        "loss",
+        "Against float32",
+        "points",
+        "The quality minus that of the float32 file of the same seed.",
+        scale=100,
+        more=True,
+        sign=True,
+    ),
+    ZIPPED,
+    Column("bytes", "File", "KiB", "The .tflite file as it is.", scale=1 / 1024, digits=1),
+    LATENCY,
+    Column(
+        "ratio",
+        "Latency",
+        "× float32",
+        "The median of paired ratios to the latency of the float32 file.",
+    ),
+    Column(
+        "no_amx_ratio",
+        "Latency without AMX",
+        "× float32",
+        "The same with AMX refused, which the processors of phones lack.",
+        path=("no_amx", "ratio"),
+    ),
+    Column(
+        "threads_ratio",
+        "Latency on all cores",
+        "× float32",
+        "The same on all cores.",
+        path=("threads", "ratio"),
+    ),
+    Column(
+        "step_cpu_ratio",
+        "Training step",
+        "× plain",
+        "CPU time of a fine-tuning step, paired with steps of the plain float model in the same "
+        "kit.",
+    ),
+    Column(
+        "keras_step_cpu_ratio",
+        "Training step",
+        "× Keras",
+        "The same, to steps of the plain float model in Keras 3: what training costs beside it.",
+    ),
+    Column(
+        "step_cpu_ms",
+        "Training step",
+        "ms CPU",
+        "CPU time of a fine-tuning step, all threads.",
+        digits=1,
+    ),
+    Column("quality_keras", "In Keras", "%", "Quality of the Keras model.", scale=100, more=True),
+    Column("params", "Parameters", "", "Of the Keras model.", digits=0),
+    Column(
+        "macs",
+        "MACs",
+        "million",
+        "Multiplications with addition, of the Keras model.",
+        scale=1e-6,
+    ),
+    Column("convert_s", "Conversion", "s", "Time to write the file."),
+    Column(
+        "peak_mb",
+        "Peak memory",
+        "MiB",
+        "Added by the method, its conversion, and plain models beside it.",
+        digits=0,
+    ),
+    Column(
+        "cycles",
+        "Vela",
+        "k cycles",
+        "By Arm's Vela compiler for an Ethos-U55-128.",
+        scale=1e-3,
+        digits=0,
+        path=("vela", "cycles"),
+    ),
+    Column("sram_kib", "Vela SRAM", "KiB", "As above.", digits=1, path=("vela", "sram_kib")),
+    Column("flash_kib", "Vela flash", "KiB", "As above.", digits=1, path=("vela", "flash_kib")),
+    Column(
+        "cpu_ops",
+        "Vela, left to the CPU",
+        "operators",
+        "If any, nothing else is shown.",
+        digits=0,
+        path=("vela", "cpu_ops"),
+    ),
+    Column("seconds", "All in all", "s", "Training, conversion and scoring of one seed.", digits=1),
+)
+BY_FIGURE = {column.figure: column for column in COLUMNS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +228,12 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
                 told = (*summary.errors, str(row.get("error")))
                 found[key] = dataclasses.replace(summary, errors=told)
                 continue
-        for name, path in _FIGURES.items():
+        for column in COLUMNS:
             value: Any = row
-            for step in path:
+            for step in column.path or (column.figure,):
                 value = value.get(step) if isinstance(value, dict) else None
             if is_number(value) and key in found:
-                found[key].values.setdefault(name, {})[row["seed"]] = float(value)
+                found[key].values.setdefault(column.figure, {})[row["seed"]] = float(value)
     return sorted(found.values(), key=_place)
 
 
@@ -113,3 +256,8 @@ def _empty(row: Row) -> Summary:
     names = ("task", "method", "who", "family", "title")
     about = {name: row[name] for name in names}
     return Summary(**about, measure=row.get("measure") or "accuracy", values={})
+
+
+def known(columns: Sequence[Column], summaries: Sequence[Summary]) -> list[Column]:
+    """The columns that have a value in any of the rows."""
+    return [c for c in columns if any(s.mean(c.figure) is not None for s in summaries)]

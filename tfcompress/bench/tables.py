@@ -63,10 +63,6 @@ def _times(mean: Mean) -> str:
     return _spread(mean, lambda value: f"{value:.2f}") + "x"
 
 
-def _mean_times(mean: Mean) -> str:
-    return f"{mean.mean:.2f}x"
-
-
 def _whole(mean: Mean) -> str:
     return f"{mean.mean:,.0f}"
 
@@ -75,57 +71,53 @@ def _tenths(mean: Mean) -> str:
     return f"{mean.mean:.1f}"
 
 
-# heading -> figure, and how it is written; {} is the measure of quality
+# figure -> heading, where {} is the measure of quality, and how it is written
 _COLUMNS: dict[str, tuple[str, Cell]] = {
-    "{} % >": ("quality", _percent),
-    "in Keras >": ("quality_keras", _percent),
-    "zipped >": ("zipped", _whole),
-    "latency >": ("ratio", _times),
-    "no AMX >": ("no_amx_ratio", _times),
-    "step CPU >": ("step_cpu_ratio", _times),
-    "convert s >": ("convert_s", _tenths),
-    "peak MiB >": ("peak_mb", _whole),
-    "U55 cycles >": ("cycles", _whole),
+    "quality": ("{} % >", _percent),
+    "quality_keras": ("in Keras >", _percent),
+    "zipped": ("zipped >", _whole),
+    "ratio": ("latency >", _times),
+    "no_amx_ratio": ("no AMX >", _times),
+    "step_cpu_ratio": ("step CPU >", _times),
+    "convert_s": ("convert s >", _tenths),
+    "peak_mb": ("peak MiB >", _whole),
+    "cycles": ("U55 cycles >", _whole),
 }
 
-# Of a narrow terminal; the report has all.
-_NARROW: dict[str, tuple[str, Cell]] = {
-    "{} % >": ("quality", _percent),
-    "zipped >": ("zipped", _whole),
-    "latency >": ("ratio", _mean_times),
-    "no AMX >": ("no_amx_ratio", _mean_times),
-    "step CPU >": ("step_cpu_ratio", _mean_times),
-}
-
+# Of a narrow terminal, where times go without their scatter; the report has all.
+_NARROW = ("quality", "zipped", "ratio", "no_amx_ratio", "step_cpu_ratio")
 _WIDE = 150
 
-_WRITTEN: dict[str, Cell] = {
+# Of the best beside the best peer's.
+_CONTESTED: dict[str, Cell] = {
     "quality": _percent,
     "zipped": lambda mean: f"{_whole(mean)} bytes",
-    "ratio": _times,
-    "no_amx_ratio": _times,
-    "step_cpu_ratio": _times,
-    "keras_step_cpu_ratio": _times,
 }
 
 
 def task_tables(summaries: Sequence[Summary], width: int = _WIDE) -> list[Table]:
     """A table for each task, with a row for each method: means ± standard deviations over seeds."""
-    tables, columns = [], _COLUMNS if width >= _WIDE else _NARROW
+    tables, wide = [], width >= _WIDE
     for task in dict.fromkeys(each.task for each in summaries):
         here = [each for each in summaries if each.task == task]
-        kept = {
-            heading.format(here[0].measure): (figure, written)
-            for heading, (figure, written) in columns.items()
+        kept = [
+            figure
+            for figure in (_COLUMNS if wide else _NARROW)
             if any(each.mean(figure) for each in here)
-        }
-        rows = tuple(_method_row(each, kept) for each in here)
-        tables.append(Table(f"{task}{_seeds(here)}", ("method", *kept), rows))
+        ]
+        headings = (_COLUMNS[figure][0].format(here[0].measure) for figure in kept)
+        rows = tuple(_method_row(each, kept, wide) for each in here)
+        tables.append(Table(f"{task}{_seeds(here)}", ("method", *headings), rows))
     return tables
 
 
-def _method_row(one: Summary, columns: dict[str, tuple[str, Cell]]) -> tuple[str, ...]:
-    cells = [_cell(one.mean(figure), written) for figure, written in columns.values()]
+def _method_row(one: Summary, figures: Sequence[str], wide: bool) -> tuple[str, ...]:
+    cells = []
+    for figure in figures:
+        mean, written = one.mean(figure), _COLUMNS[figure][1]
+        if mean and written is _times and not wide:
+            mean = dataclasses.replace(mean, count=1)
+        cells.append(_cell(mean, written))
     if one.errors and not one.values:
         cells[0] = "failed"
     return (one.method, *cells)
@@ -179,7 +171,7 @@ def contest_table(found: Sequence[Contest]) -> Table:
 def _side(method: str | None, value: Mean | None, figure: str) -> str:
     if method is None or value is None:
         return "none"
-    return f"{method}: {_WRITTEN[figure](value)}"
+    return f"{method}: {_CONTESTED.get(figure, _times)(value)}"
 
 
 def pair_table(found: Sequence[Pair]) -> Table:

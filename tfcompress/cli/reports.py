@@ -133,7 +133,7 @@ def _is_model(files: list[Path]) -> bool:
 
 
 def _on_results(path: Path, output: Path) -> int:
-    from tfcompress.bench.report.results import write_results_report
+    from tfcompress.bench.report import write_results_report
     from tfcompress.bench.running.results import read_rows
 
     rows = read_rows(path)

@@ -40,40 +40,36 @@ def _drawn_anew(model: keras.Model, seed: int) -> keras.Model:
     return keras.models.clone_model(model)
 
 
+@dataclasses.dataclass(kw_only=True)
 class Run:
     """What a method is given, and where it leaves what it makes.
 
-    Args:
+    Attributes:
         task, data: which one.
         seed: of all that is random.
         tuning: the fine-tuning, the same for all methods.
         checkpoint: the float model, a .keras file.
         folder: for this run alone; the file goes there.
-
-    Attributes:
-        path: of the .tflite file that the method ends with.
         kept: the model of Keras or tf_keras whose outputs the file should give.
         convert_seconds: how long it took to write the file; None before.
     """
 
-    def __init__(
-        self,
-        *,
-        task: Task,
-        data: Data,
-        seed: int,
-        tuning: Training,
-        checkpoint: Path,
-        folder: Path,
-    ):
-        self.task, self.data, self.seed, self.tuning = task, data, seed, tuning
-        self.checkpoint, self.folder = Path(checkpoint), Path(folder)
-        self.path = self.folder / "model.tflite"
-        self.kept: Any = None
-        self.convert_seconds: float | None = None
-        self._costs: list[dict[str, float] | None] = []
-        self._plain: dict[str, Any] = {}
-        self._twin_is_equal = False
+    task: Task
+    data: Data
+    seed: int
+    tuning: Training
+    checkpoint: Path
+    folder: Path
+    kept: Any = None
+    convert_seconds: float | None = None
+    _costs: list[dict[str, float] | None] = dataclasses.field(default_factory=list)
+    _plain: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _twin_is_equal: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Of the .tflite file that the method ends with."""
+        return self.folder / "model.tflite"
 
     @property
     def model(self) -> keras.Model:
@@ -151,8 +147,10 @@ class Run:
         if kit.__name__ not in self._plain:
             import keras
 
-            model = self.model if kit is keras else self.twin
-            _compile(kit, model, self.task.loss, self.tuning)
+            from tfcompress.bench.models import compile_for
+
+            model, tuning = self.model if kit is keras else self.twin, self.tuning
+            compile_for(model, tuning.steps, tuning.rate, self.task.loss, kit)
             self._plain[kit.__name__] = model
         return self._plain[kit.__name__]
 
@@ -184,19 +182,10 @@ def kit_of(model: Any) -> Any:
     return import_tf_keras() if is_legacy(model) else keras
 
 
-def _compile(kit: Any, model: Any, loss: str, training: Training) -> None:
-    schedule = kit.optimizers.schedules.CosineDecay(training.rate, training.steps)
-    # XLA makes depthwise convolutions several times slower on a CPU; tf_keras leaves it out.
-    settings = {} if kit.__name__ == "tf_keras" else {"jit_compile": False}
-    optimizer = kit.optimizers.Adam(schedule)
-    model.compile(optimizer, loss, **settings)
-    # Variables that the first step makes have TensorFlow trace it twice.
-    optimizer.build(model.trainable_variables)
-
-
 def _fit(model: Any, task: Task, data: Data, training: Training, seed: int, callbacks) -> None:
-    kit = kit_of(model)
-    _compile(kit, model, task.loss, training)
+    from tfcompress.bench.models import compile_for
+
+    compile_for(model, training.steps, training.rate, task.loss, kit_of(model))
     model.fit(
         data.batches(training.batch, seed),
         steps_per_epoch=training.steps,

@@ -3,12 +3,10 @@
 ResNet-50 and MobileNetV2 of keras.applications are built in PyTorch node by node; then the groups
 of both tools, and the MACs and parameters that uniform pruning leaves, are compared:
 
-    python -m tfcompress.bench.channel_groups
+    python -m tfcompress.bench.parts channel_groups
 """
 
-import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ import keras
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.bench.parts import parser_of, show
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.surgery.base import opened
 from tfcompress.surgery.pruning.groups import Structure
@@ -104,22 +103,27 @@ def compare(name: str, model: keras.Model) -> dict[str, Any]:
     return row
 
 
-def main() -> int:
-    """Prints what both tools find; fails if they differ."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=224, help="of the images")
-    size = parser.parse_args().size
-    same = True
+def channel_groups(arguments: list[str] | None = None) -> int:
+    """Our channel groups beside those of Torch-Pruning; returns 1 if they differ."""
+    options = parser_of(channel_groups, {"size": (224, "of the images")}).parse_args(arguments)
+    shape = (options.size, options.size, 3)
+    found = []
     for name in ("ResNet50", "MobileNetV2"):
         make = getattr(keras.applications, name)
-        row = compare(name, make(weights=None, input_shape=(size, size, 3)))
-        print(f"{name}: (ours, Torch-Pruning)")
-        for key, value in row.items():
-            print(f"  {key}: {value}")
-        costs = [pair for key, pair in row.items() if key.startswith(("macs", "params"))]
-        same &= row["same_groups"] and all(a == b for a, b in costs)
-    return 0 if same else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        found.append(compare(name, make(weights=None, input_shape=shape)))
+    rows = [
+        (row["model"], key, *(value if isinstance(value, list) else (value, None)))
+        for row in found
+        for key, value in row.items()
+        if key != "model"
+    ]
+    columns = {"model": "", "what": "", "ours": "s", "Torch-Pruning": "s"}
+    texts = [[None if cell is None else str(cell) for cell in row] for row in rows]
+    show(options, found, "Groups of channels", columns, texts)
+    equal = [
+        value if key == "same_groups" else value[0] == value[1]
+        for row in found
+        for key, value in row.items()
+        if key == "same_groups" or key.startswith(("macs", "params"))
+    ]
+    return 0 if all(equal) else 1

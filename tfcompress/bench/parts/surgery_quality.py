@@ -4,7 +4,7 @@ For each seed a float model is trained; then half of its MACs (of the autoencode
 go, and what is left is trained for half of the steps. Accuracy is that of Keras models and of int8
 files; files are timed in turns under XNNPACK. Run it on an idle machine:
 
-    python -m tfcompress.bench.surgery_quality --seeds 3
+    python -m tfcompress.bench.parts surgery_quality --seeds 3
 
 Exit status 1 tells that a goal is missed: on the mean of the seeds at most 0.5 point of accuracy
 lost, in float32 and in int8, and int8 files 1.6 times as fast; at most 0.01 AUC lost.
@@ -12,12 +12,8 @@ lost, in float32 and in int8, and int8 files 1.6 times as fast; at most 0.01 AUC
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,9 +26,11 @@ from scipy import ndimage
 
 import tfcompress as tfc
 from tfcompress.bench import demo
-from tfcompress.bench.demo import load_digits
-from tfcompress.bench.models import autoencoder
-from tfcompress.bench.tasks import machines
+from tfcompress.bench.models import autoencoder, fit
+from tfcompress.bench.parts import parser_of, show_table, spread, tell
+from tfcompress.bench.running.latency import latencies
+from tfcompress.bench.tasks.anomaly import Sounds, machine_sounds
+from tfcompress.tflite import machine
 
 
 def resnet8(width: int = 48) -> keras.Model:
@@ -76,37 +74,30 @@ Row = dict[str, Any]
 
 
 def classifier_rows(task: str, seeds: int) -> Iterator[Row]:
-    """Trains, prunes, trains on and converts one classifier for each seed, then times the files."""
+    """Trains, prunes, trains on, converts and times one classifier for each seed."""
     (x, y), test = digit_images()
     build, steps = CLASSIFIERS[task]
-    rows, pairs = [], []
-
-    def fit(model: keras.Model, steps: int, seed: int) -> None:
+    settings: dict[str, Any] = {"rate": RATE, "batch": BATCH}
+    for seed in range(seeds):
         keras.utils.set_random_seed(seed)
-        loss = "sparse_categorical_crossentropy"
-        train(model, x, y, steps=steps, rate=RATE, batch=BATCH, loss=loss)
-
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in range(seeds):
-            keras.utils.set_random_seed(seed)
-            model = build()
-            fit(model, steps, seed)
-            before = accuracy(model, test)
-            whole = Path(folder, f"{seed}.tflite")
-            int8_before = int8_accuracy(model, whole, x, test)
-            for way, settings in PRUNING.items():
-                small = tfc.prune_channels(model, macs=0.5, **settings)
+        model = build()
+        train(model, x, y, seed, steps, **settings)
+        before, rows = accuracy(model, test), []
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder, "whole.tflite")]
+            int8_before = int8_accuracy(model, paths[0], x, test)
+            for way, pruning in PRUNING.items():
+                small = tfc.prune_channels(model, macs=0.5, **pruning)
                 row = told(task, seed, way, small)
                 row |= {"before": before, "after": accuracy(small, test)}
-                fit(small, steps // 2, seed)
-                path = Path(folder, f"{seed} {way}.tflite")
+                train(small, x, y, seed, steps // 2, **settings)
+                paths.append(Path(folder, f"{way}.tflite"))
                 row |= {"tuned": accuracy(small, test), "int8_before": int8_before}
-                row["int8_tuned"] = int8_accuracy(small, path, x, test)
-                print(row, file=sys.stderr, flush=True)
+                row["int8_tuned"] = int8_accuracy(small, paths[-1], x, test)
                 rows.append(row)
-                pairs.append((str(whole), str(path)))
-        for row, times in zip(rows, all_speedups(pairs), strict=True):
-            yield {**row, **times}
+            for row, times in zip(rows, speedups(paths), strict=True):
+                tell(str(row | times))
+                yield row | times
 
 
 def told(task: str, seed: int, way: str, small: keras.Model) -> Row:
@@ -129,53 +120,46 @@ def int8_accuracy(model: keras.Model, path: Path, x: Any, test: Split) -> float:
     return 100 * demo.accuracy(path, *test)
 
 
-def all_speedups(pairs: Sequence[tuple[str, str]]) -> list[Row]:
-    """How many times as fast the second file of each pair is.
+def speedups(paths: Sequence[Path]) -> list[Row]:
+    """How many times as fast each file is as the first one.
 
     With AMX, XNNPACK takes 64 channels at a time whatever there are, and small models gain little
-    by having fewer. Phones and most computers have no AMX; so files are timed without it, and once
-    more with it where there is AMX.
+    by having fewer. Phones and most computers have no AMX; so what counts is measured without it.
 
-    Returns for each pair {"speedup": without AMX, "speedup_amx": with it, or None}.
+    Returns for each but the first {"speedup": without AMX, "speedup_amx": with it}, or None where
+    that cannot be told.
     """
-    cpu = Path("/proc/cpuinfo")
-    has_amx = cpu.exists() and "amx_int8" in cpu.read_text()
-    plain = _speedups(pairs, ["--no-amx"] if has_amx else [])
-    with_amx = _speedups(pairs, []) if has_amx else [None] * len(pairs)
-    each = zip(plain, with_amx, strict=True)
-    return [{"speedup": first, "speedup_amx": second} for first, second in each]
-
-
-def _speedups(pairs: Sequence[tuple[str, str]], options: list[str]) -> list[float]:
-    script = str(Path(__file__).with_name("surgery_latency.py"))
-    command = [sys.executable, script, *options, *itertools.chain(*pairs)]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(answer.splitlines()[-1])
+    found = []
+    for times in latencies(paths)[1:]:
+        with_amx = times if machine.has_amx() else None
+        without = times["no_amx"] if with_amx else times
+        each = {"speedup": without, "speedup_amx": with_amx}
+        found.append({name: 1 / pair["ratio"] if pair else None for name, pair in each.items()})
+    return found
 
 
 def autoencoder_rows(task: str, seeds: int) -> Iterator[Row]:
     """Trains, factorizes and trains on the autoencoder of MLPerf Tiny for each seed."""
     for seed in range(seeds):
-        sounds = machines.machine_sounds(seed)
+        sounds = machine_sounds(seed)
         x = sounds.train.reshape(-1, sounds.train.shape[-1])
         settings: dict[str, Any] = {"rate": SOUND_RATE, "batch": SOUND_BATCH, "loss": "mse"}
         keras.utils.set_random_seed(seed)
         model = autoencoder()
-        train(model, x, x, steps=SOUND_STEPS, **settings)
+        train(model, x, x, seed, SOUND_STEPS, **settings)
         before = auc(model, sounds)
         for way, with_data in FACTORIZING.items():
             data = x if with_data else None
             small = tfc.factorize(model, "svd", params=0.5, data=data)
             row = told(task, seed, way, small)
             row |= {"before": before, "after": auc(small, sounds)}
-            keras.utils.set_random_seed(seed)
-            train(small, x, x, steps=SOUND_STEPS // 2, **settings)
+            train(small, x, x, seed, SOUND_STEPS // 2, **settings)
             row["tuned"] = auc(small, sounds)
-            print(row, file=sys.stderr, flush=True)
+            tell(str(row))
             yield row
 
 
-def auc(model: keras.Model, sounds: machines.Sounds) -> float:
+def auc(model: keras.Model, sounds: Sounds) -> float:
     """Area under the ROC curve of the mean squared error of clips."""
     from sklearn.metrics import roc_auc_score
 
@@ -195,7 +179,8 @@ def missed(rows: Sequence[Row]) -> list[str]:
         if lost > limit:
             found.append(f"{kind}quality: {lost:.4g} lost, goal at most {limit}")
     if not auc_task:
-        speedup = statistics.mean(row["speedup"] for row in rows)
+        known = [row["speedup"] for row in rows if row["speedup"] is not None]
+        speedup = statistics.mean(known) if known else 0.0
         if speedup < SPEEDUP:
             found.append(f"latency: {speedup:.2f} times as fast, goal {SPEEDUP}")
     return found
@@ -208,33 +193,12 @@ COLUMNS = {
 }
 
 
-def table(groups: dict[tuple[str, str], list[Row]]) -> Iterator[str]:
-    """Lines of means and standard deviations over the seeds."""
-    yield f"{'task':12s}{'way':15s}" + "".join(f"{name:>17s}" for name in COLUMNS.values())
-    for (task, way), rows in groups.items():
-        cells = []
-        for key in COLUMNS:
-            values = [row[key] for row in rows if row.get(key) is not None]
-            if not values:
-                cells.append(f"{'-':>17s}")
-                continue
-            digits = 4 if task == "autoencoder" else 2
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):8.{digits}f} ±{spread:7.{digits}f}")
-        yield f"{task:12s}{way:15s}" + "".join(cells)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Measures, prints a table and the goals that are missed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tfcompress.bench.parts.surgery_quality", description=__doc__.split("\n")[0]
-    )
+def surgery_quality(arguments: list[str] | None = None) -> int:
+    """What surgery costs and saves: half of the MACs or parameters gone, quality and latency."""
+    parser = parser_of(surgery_quality, {"seeds": (3, "trainings of each model")}, json=False)
     parser.add_argument("--task", choices=TASKS, help="only one (all)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each model (3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a line for each model")
     options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error("--seeds must be at least 1")
     rows: list[Row] = []
     for task in [options.task] if options.task else TASKS:
         measure = classifier_rows if task in CLASSIFIERS else autoencoder_rows
@@ -244,7 +208,13 @@ def main(arguments: list[str] | None = None) -> int:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["way"]), []).append(row)
-    print(*table(groups), sep="\n")
+    cells = []
+    for (task, way), each in groups.items():
+        known = ([r[key] for r in each if r.get(key) is not None] for key in COLUMNS)
+        digits = 4 if task == "autoencoder" else 2
+        cells.append((task, way, *(spread(values, digits) for values in known)))
+    columns = {"task": "", "way": "", **dict.fromkeys(COLUMNS.values(), "s")}
+    show_table("Means and standard deviations over the seeds", columns, cells)
     judged = (next(iter(PRUNING)), next(iter(FACTORIZING)))
     failures = []
     for (task, way), each in groups.items():
@@ -266,7 +236,7 @@ def digit_images() -> tuple[Split, Split]:
     digits: float32 of shape (count, 32, 32, 3) around [0, 1], and integers 0 to 9.
     """
     random = np.random.default_rng(0)
-    (train, train_labels), (test, test_labels) = load_digits()
+    (train, train_labels), (test, test_labels) = demo.load_digits()
 
     def rendered(digits: np.ndarray, labels: np.ndarray, copies: int) -> Split:
         images = [_rendered(digit[..., 0], random) for digit in np.tile(digits, (copies, 1, 1, 1))]
@@ -307,14 +277,8 @@ def _classes(x):
 
 
 def train(
-    model: keras.Model, x: Any, y: Any, *, steps: int, rate: float, batch: int, loss: str
+    model: keras.Model, x: Any, y: Any, seed: int, steps: int, batch: int, **settings: Any
 ) -> None:
-    """Trains with Adam for a number of steps; the learning rate falls to 0 along a cosine."""
-    epochs = -(-steps // -(-len(x) // batch))
-    schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // batch))
-    model.compile(keras.optimizers.Adam(schedule), loss, jit_compile=False)
-    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    """Trains for a number of steps, in whole epochs; see `fit`."""
+    keras.utils.set_random_seed(seed)
+    fit(model, x, y, epochs=-(-steps // -(-len(x) // batch)), batch=batch, **settings)

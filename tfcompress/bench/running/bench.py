@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfcompress.bench import tables
 from tfcompress.bench.comparison import contests, pairs
-from tfcompress.bench.running.plan import check_data_dir, make_plan
 from tfcompress.bench.running.results import ResultsFile, Row, latest, machines, of_form, read_rows
-from tfcompress.bench.running.turns import Progress, Running, Work
+from tfcompress.bench.running.turns import Progress, Running, Work, check_data_dir, make_plan
 from tfcompress.bench.summaries import summarize
 from tfcompress.files import writing
 
@@ -143,7 +142,7 @@ def _page(results: PathLike, report: PathLike | None) -> Path | None:
 
 def _drawn(rows: list[Row], results: PathLike, page: Path | None, failed: int = 0) -> BenchResult:
     if page is not None:
-        from tfcompress.bench.report.results import write_results_report
+        from tfcompress.bench.report import write_results_report
 
         write_results_report(rows, page)
     return BenchResult(tuple(rows), os.fspath(results), str(page) if page else None, failed)

@@ -19,7 +19,7 @@ import numpy as np
 
 from tfcompress.bench.methods import METHODS, cost
 from tfcompress.bench.tasks import TASKS
-from tfcompress.bench.tasks.cache import NotThere
+from tfcompress.bench.tasks.task import NotThere
 from tfcompress.files import models
 from tfcompress.results import VERSION
 from tfcompress.tflite import flatbuffer, machine
@@ -29,7 +29,7 @@ from tfcompress.tools.environments import Unavailable, cache_folder
 
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
-    from tfcompress.bench.tasks import Data, Task, Training
+    from tfcompress.bench.tasks import Data, Task
 
 # A method's file in its folder.
 FILE = "model.tflite"
@@ -57,11 +57,6 @@ class Job:
     folder: Path
     checkpoint: Path
     layers: bool = False
-
-
-def trainings(task: Task, short: bool) -> tuple[Training, Training]:
-    """Of the float model, and of what every method gets."""
-    return task.short if short else (task.training, task.tuning)
 
 
 def load(task: Task, data_dir: Path | None) -> Data:
@@ -97,7 +92,7 @@ def train(name: str, seed: int, short: bool, data_dir: Path | None) -> Path:
 
     task = TASKS[name]
     data = load(task, data_dir)
-    training, _ = trainings(task, short)
+    training, _ = task.trainings(short)
     built = task.build(keras, data.classes).to_json()
     said = [VERSION, keras.__version__, built, data.digest, dataclasses.asdict(training)]
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:10]
@@ -133,7 +128,7 @@ def measure(job: Job) -> dict[str, Any]:
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     keras.utils.set_random_seed(job.seed)
-    _, tuning = trainings(task, job.short)
+    _, tuning = task.trainings(job.short)
     with tempfile.TemporaryDirectory(dir=job.folder) as scratch:
         run = Run(
             task=task,
@@ -165,11 +160,13 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _extras(job: Job, run: Run, data: Data) -> dict[str, Any]:
     """What the layers tell; a note instead where that fails, as the method did not."""
+    from tfcompress.report.layers import layer_figures
 
     found: dict[str, Any] = {"layers": None, "notes": []}
     if job.layers:
+        samples = data.calibration(64)
         try:
-            found["layers"] = layers(run.path, run.kept, data.calibration(64))
+            found["layers"] = layer_figures(run.path, keras_model=run.kept, data=samples)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1].name
             found["notes"].append(f"layers: {type(error).__name__} in {place}: {error}"[:300])
@@ -221,17 +218,6 @@ def counts(model: Any, plain: Any) -> dict[str, int | None]:
     # Ranges of activations are none of the model's own parameters.
     params = sum(row.params for row in found.rows if row.kind != "FakeQuant")
     return {"params": params, "macs": None if unknown else found.macs}
-
-
-def layers(path: str | os.PathLike[str], model: Any, samples: np.ndarray) -> list[dict[str, Any]]:
-    """Figures of each layer of a file, see `tfcompress.report.layers.layer_figures`.
-
-    Args:
-        samples: float32 (count, *input shape), for signal-to-noise ratios.
-    """
-    from tfcompress.report.layers import layer_figures
-
-    return layer_figures(path, keras_model=model, data=samples)
 
 
 Predict = Callable[[np.ndarray], np.ndarray]

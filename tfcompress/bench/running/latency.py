@@ -9,6 +9,7 @@ It prints a JSON list for each number of threads: for each file [milliseconds, r
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -18,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfcompress.bench.parts.surgery_latency import refuse_amx
 from tfcompress.bench.running.processes import Failed
 from tfcompress.tflite import machine
 from tfcompress.tools import environments, vela
@@ -102,6 +102,31 @@ def interleaved(paths: Sequence[str], threads: int) -> Pairs:
     times = np.array([timed(random.permutation(len(paths)), runs) for _ in range(_ROUNDS)])
     ratios = np.median(times / times[:, :1], axis=0)
     return list(zip(np.median(times, axis=0).tolist(), ratios.tolist(), strict=True))
+
+
+# Linux: arch_prctl, its request for a feature of the CPU, and the tiles of AMX.
+_ARCH_PRCTL, _REQUEST, _TILES = 158, 0x1023, 18
+# Of bytes: less than the tiles take.
+_SMALL = 2048
+
+
+class _Stack(ctypes.Structure):
+    """stack_t of sigaltstack."""
+
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def refuse_amx() -> ctypes.Array:
+    """Makes Linux refuse AMX to this process, so that XNNPACK takes its other kernels.
+
+    It does so for as long as there is a stack for signals that could not hold the tiles.
+    """
+    libc = ctypes.CDLL(None)
+    memory = ctypes.create_string_buffer(_SMALL)
+    libc.sigaltstack(ctypes.byref(_Stack(ctypes.addressof(memory), 0, _SMALL)), None)
+    if libc.syscall(_ARCH_PRCTL, _REQUEST, _TILES) == 0:
+        raise RuntimeError("expected Linux to refuse AMX to this process; it has it")
+    return memory
 
 
 _NAME = "vela"

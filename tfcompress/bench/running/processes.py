@@ -15,13 +15,9 @@ from typing import Any
 PRELOADED = (
     *("tensorflow", "keras", "tf_keras", "tensorflow_model_optimization", "sklearn.metrics"),
     *("ai_edge_litert.interpreter", "litert_quantizer", "tfcompress.cli.app"),
-    *("tfcompress.bench.running.child", "tfcompress.bench.running.child"),
-    *(
-        "tfcompress.bench.methods.run",
-        "tfcompress.compression.compress",
-        "tfcompress.surgery.profile",
-    ),
-    *("tfcompress.conversion.convert", "tfcompress.report.layers"),
+    *("tfcompress.bench.running.child", "tfcompress.bench.models", "tfcompress.report.layers"),
+    *("tfcompress.compression.compress", "tfcompress.conversion.convert"),
+    "tfcompress.surgery.profile",
 )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfcompress.report.page import finite
 from tfcompress.results import is_number
 
 Row = dict[str, Any]
@@ -150,23 +150,12 @@ class ResultsFile:
 
     def append(self, row: Row) -> None:
         """Writes one line; it is on the disk when this returns."""
-        row = _finite(row)
+        row = finite(row)
         _check(row, "a new line")
         self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows.append(row)
-
-
-def _finite(value: Any) -> Any:
-    """A value without what JSON does not know: NaN and infinities become None."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse(content: bytes, path: str) -> tuple[list[Row], int]:

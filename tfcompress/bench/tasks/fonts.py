@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress.bench.tasks.cache import require
+from tfcompress.bench.tasks.task import require
 from tfcompress.tools.environments import Unavailable
 
 if TYPE_CHECKING:

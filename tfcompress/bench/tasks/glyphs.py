@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tfcompress.bench.tasks import cache, fonts, real_images
-from tfcompress.bench.tasks.task import Data, Task, Training
+from tfcompress.bench.tasks import cache, fonts
+from tfcompress.bench.tasks.task import Data, DataSet, NotThere, Task, Training, architecture
 
 _SIDE = 32
 _COUNTS = {"train": 20_000, "test": 3_600}
@@ -29,7 +28,7 @@ def generate() -> Data:
     files = fonts.font_files()
     settings = {**_SETTINGS, **fonts.listing(files)}
     arrays = cache.cached("glyphs", settings, lambda: _make(files))
-    return real_images.image_data(arrays, len(fonts.CHARACTERS), "generated")
+    return Data.of(arrays, len(fonts.CHARACTERS), scale=1 / 255)
 
 
 def _make(files: Sequence[Path]) -> cache.Arrays:
@@ -85,24 +84,79 @@ def _background(random: np.random.Generator, colour: np.ndarray, hard: float) ->
     return (colour * (1 - ramp) + other * ramp + np.asarray(soft)[..., None]).astype(np.float32)
 
 
-def build(kit: Any, classes: int) -> Any:
-    """The model of `tfcompress.bench.models`."""
-    # Here, as it imports Keras, for which those who ask for names do not wait.
-    from tfcompress.bench.models import resnet8
+CIFAR10 = DataSet(
+    "CIFAR-10",
+    "the files of CIFAR-10's binary version, data_batch_1.bin to _5.bin and test_batch.bin",
+    "Get cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html and unpack it",
+)
+_CIFAR10_PARTS = {
+    "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
+    "test": ["test_batch.bin"],
+}
+_RECORD = 1 + 32 * 32 * 3
 
-    return resnet8(kit, classes)
+
+def read_cifar10(folder: Path) -> Data:
+    """CIFAR-10: 50,000 images of 32 x 32 to train with and 10,000 to test with."""
+    names = [name for part in _CIFAR10_PARTS.values() for name in part]
+    place = _cifar10_folder(folder, names)
+    CIFAR10.require(place, (name for name in names if not (place / name).is_file()))
+    arrays = {}
+    for part, files in _CIFAR10_PARTS.items():
+        records = np.concatenate([_records(place / name) for name in files])
+        pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        arrays[f"x_{part}"] = np.ascontiguousarray(pixels)
+        arrays[f"y_{part}"] = records[:, 0].astype(np.int64)
+    return Data.of(arrays, 10, CIFAR10.name, scale=1 / 255)
+
+
+def _cifar10_folder(folder: Path, names: list[str]) -> Path:
+    """The folder of the files."""
+    pickled = []
+
+    def holds(own: Path) -> bool:
+        if (own / "data_batch_1").is_file():
+            pickled.append(own)
+        return any((own / name).is_file() for name in names)
+
+    try:
+        return CIFAR10.find(folder, holds)
+    except NotThere as error:
+        if not pickled:
+            raise
+        what = (
+            f"'{pickled[0]}' is the Python version of CIFAR-10, whose pickled files are not "
+            "opened, since unpickling runs code"
+        )
+        raise ValueError(CIFAR10.told(what)) from error
+
+
+def _records(path: Path) -> np.ndarray:
+    """Labels and pixels of one file of CIFAR-10, uint8 (images, 3073)."""
+    values = np.fromfile(path, np.uint8)
+    if not values.size or values.size % _RECORD:
+        raise ValueError(
+            f"'{path}' has {values.size} bytes; expected a multiple of {_RECORD}, a label and an "
+            f"image each. {CIFAR10.source} anew"
+        )
+    records = values.reshape(-1, _RECORD)
+    if (highest := records[:, 0].max()) > 9:
+        raise ValueError(
+            f"'{path}' has the label {highest}; expected 0 to 9. {CIFAR10.source} anew"
+        )
+    return records
 
 
 TASK = Task(
     name="glyphs",
     title="Characters in colour",
-    build=build,
+    build=architecture("resnet8"),
     published=(10, 78_666, 12_501_632),
     generated=(36, 80_356, 12_503_296),
     generate=generate,
     training=Training(steps=2000, batch=32, rate=4e-3),
     tuning=Training(steps=160, batch=32, rate=1e-3),
     short=(Training(800, 32, 4e-3), Training(80, 32, 1e-3)),
-    read=real_images.read_cifar10,
-    real=real_images.CIFAR10,
+    read=read_cifar10,
+    real=CIFAR10.expected,
 )

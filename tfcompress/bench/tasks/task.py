@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import hashlib
+import importlib
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tfcompress.bench.tasks.cache import Arrays, digest
+from tfcompress.tools.environments import Unavailable
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -39,6 +46,14 @@ class Data:
     source: str
     digest: str
     scale: float = 1.0
+
+    @classmethod
+    def of(
+        cls, arrays: Arrays, classes: int, source: str = "generated", scale: float = 1.0
+    ) -> Data:
+        """Of arrays by the names of the attributes; what is to be rebuilt has no `y_train`."""
+        named: dict[str, Any] = {"y_train": None, **arrays}
+        return cls(**named, classes=classes, source=source, digest=digest(arrays), scale=scale)
 
     def batches(self, batch: int, seed: int) -> tf.data.Dataset:
         """Endless batches to train with: float32 inputs and their labels, or the inputs twice."""
@@ -106,6 +121,10 @@ class Task:
     loss: str = "sparse_categorical_crossentropy"
     generated: tuple[int, int, int] | None = None
 
+    def trainings(self, short: bool) -> tuple[Training, Training]:
+        """Of the float model, and of what every method gets."""
+        return self.short if short else (self.training, self.tuning)
+
     @property
     def measure(self) -> str:
         """What quality is: "accuracy" or "AUC"."""
@@ -132,3 +151,96 @@ class Task:
             squares = np.square(predict(x) - x).mean(tuple(range(1, x.ndim)))
             errors.append(squares.reshape(-1, data.x_test.shape[1]).mean(1))
         return float(roc_auc_score(data.y_test, np.concatenate(errors)))
+
+
+def architecture(name: str) -> Callable[[Any, int], Any]:
+    """What builds a model of `tfcompress.bench.models`."""
+
+    def build(kit: Any, classes: int) -> Any:
+        # Here, as it imports Keras, for which those who ask for names do not wait.
+        from tfcompress.bench import models
+
+        return getattr(models, name)(kit, classes)
+
+    return build
+
+
+class NotThere(ValueError):
+    """A folder has nothing of a data set: another one may be in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """A real data set.
+
+    Attributes:
+        name: of it.
+        expected: what its folder holds.
+        source: where to get it, a sentence.
+    """
+
+    name: str
+    expected: str
+    source: str
+
+    def find(self, folder: Path, holds: Callable[[Path], bool]) -> Path:
+        """Its own folder: the one given, or one in it, or one in such a one."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "is not there"
+            raise NotThere(
+                f"'{folder}' {what}; expected a folder that holds {self.expected}. {self.source}"
+            )
+        entries = sorted(folder.iterdir())
+        near = _folders(entries)
+        for each in (folder, *near, *_folders(_entries(near))):
+            # One that may be listed need not be one that may be looked into.
+            with contextlib.suppress(OSError):
+                if holds(each):
+                    return each
+        names = [path.name + "/" * os.path.isdir(path) for path in entries]
+        found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise NotThere(self.told(f"'{folder}' holds {found or 'nothing'}"))
+
+    def require(self, root: Path, missing: Iterable[str]) -> None:
+        """Raises a ValueError if its folder lacks something."""
+        if lacks := ", ".join(missing):
+            raise ValueError(self.told(f"'{root}' lacks {lacks}"))
+
+    def told(self, what: str) -> str:
+        """What is wrong, what was expected, and where to get that."""
+        return f"{what}; expected {self.expected}. {self.source}"
+
+
+def fingerprint(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over the names, sizes and dates of files, hexadecimal; nothing is read."""
+    found = hashlib.sha256()
+    for path in files:
+        stat = path.stat()
+        line = f"{path.relative_to(root).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n"
+        found.update(line.encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def _entries(folders: Iterable[Path]) -> list[Path]:
+    """What is in folders, without those that cannot be read: lost+found of a disk, say."""
+    found: list[Path] = []
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            found += sorted(folder.iterdir())
+    return found
+
+
+def _folders(paths: Iterable[Path]) -> list[Path]:
+    # Unlike `Path.is_dir`, which raises an error for what may not be looked at.
+    return [path for path in paths if os.path.isdir(path)]
+
+
+def require(module: str, use: str) -> None:
+    """Refuses to go on without a package of the extra `bench`."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise Unavailable(
+            f"{use}, which cannot be imported ({error}): pip install 'tfcompress[bench]'"
+        ) from error

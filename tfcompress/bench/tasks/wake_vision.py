@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tfcompress.bench.tasks import cache, fonts, real_images
-from tfcompress.bench.tasks.cache import require
-from tfcompress.bench.tasks.task import Data, Task, Training
+from tfcompress.bench.tasks import cache, fonts
+from tfcompress.bench.tasks.task import (
+    Data,
+    DataSet,
+    Task,
+    Training,
+    architecture,
+    fingerprint,
+    require,
+)
 
 _SIDE = 96
 _COUNTS = {"train": 8_000, "test": 2_400}
@@ -26,7 +33,7 @@ def generate() -> Data:
     files = fonts.font_files()
     settings = {**_SETTINGS, **fonts.listing(files)}
     arrays = cache.cached("wake_vision", settings, lambda: _make(files))
-    return real_images.image_data(arrays, 2, "generated")
+    return Data.of(arrays, 2, scale=1 / 255)
 
 
 def _make(files: Sequence[Path]) -> cache.Arrays:
@@ -103,27 +110,6 @@ def _colour(
             return colour
 
 
-def build(kit: Any, classes: int) -> Any:
-    """The model of `tfcompress.bench.models`."""
-    # Here, as it imports Keras, for which those who ask for names do not wait.
-    from tfcompress.bench.models import mobilenet_v1
-
-    return mobilenet_v1(kit, classes)
-
-
-TASK = Task(
-    name="wake_vision",
-    title="A character in a photograph",
-    build=build,
-    published=(2, 221_794, 7_489_664),
-    generate=generate,
-    training=Training(steps=1500, batch=16, rate=4e-3),
-    tuning=Training(steps=180, batch=16, rate=5e-4),
-    short=(Training(800, 16, 4e-3), Training(60, 16, 5e-4)),
-    read=real_images.read_visual_wake_words,
-    real=real_images.VISUAL_WAKE_WORDS,
-)
-
 # What lies left of this share of a photograph's width is for tests.
 _TEST_SHARE = 0.3
 
@@ -155,3 +141,91 @@ def draw_crop(random: np.random.Generator, parts: list[np.ndarray], side: int) -
     if random.uniform() < 0.5:
         image = image[:, ::-1]
     return image * random.uniform(0.75, 1.25, 3).astype(np.float32) + random.uniform(-0.1, 0.1)
+
+
+VISUAL_WAKE_WORDS = DataSet(
+    "Visual Wake Words",
+    "the folders person and non_person of Visual Wake Words, with JPEGs of 96 x 96",
+    "Get vw_coco2014_96.tar.gz, which training/visual_wake_words of "
+    "https://github.com/mlcommons/tiny downloads, and unpack it",
+)
+_WAKE_KINDS = ("non_person", "person")
+_WAKE_TEST_SHARE = 0.1
+
+# All 110,000 images would take 3 GB of memory.
+_WAKE_MOST = {"train": 20_000, "test": 5_000}
+
+
+def read_visual_wake_words(folder: Path) -> Data:
+    """Visual Wake Words as MLPerf Tiny lays it out: images of 96 x 96, with a person or without.
+
+    The tenth of the images whose names have the smallest hashes is for testing. At most 20,000
+    are taken to train with and 5,000 to test with. What was decoded is kept in the cache.
+    """
+    place = VISUAL_WAKE_WORDS.find(
+        folder, lambda own: all((own / kind).is_dir() for kind in _WAKE_KINDS)
+    )
+    chosen = _chosen(place)
+    every = [path for rows in chosen.values() for path, _ in rows]
+
+    def make() -> cache.Arrays:
+        require("PIL", "wake_vision reads photographs with Pillow")
+        arrays = {}
+        for part, rows in chosen.items():
+            arrays[f"x_{part}"] = np.stack([_photograph(path) for path, _ in rows])
+            arrays[f"y_{part}"] = np.array([label for _, label in rows], np.int64)
+        return arrays
+
+    settings = {"reader": 1, "files": fingerprint(place, every)}
+    arrays = cache.cached("visual_wake_words", settings, make)
+    return Data.of(arrays, 2, VISUAL_WAKE_WORDS.name, scale=1 / 255)
+
+
+def _chosen(place: Path) -> dict[str, list[tuple[Path, int]]]:
+    """The images of each part, by the hashes of their names, with their labels."""
+    found: dict[str, list[tuple[str, Path, int]]] = {"train": [], "test": []}
+    for label, kind in enumerate(_WAKE_KINDS):
+        for path in (place / kind).glob("*.jpg"):
+            said = hashlib.sha256(f"{kind}/{path.name}".encode()).hexdigest()
+            part = "test" if int(said[:8], 16) < _WAKE_TEST_SHARE * 16**8 else "train"
+            found[part].append((said, path, label))
+    for part, rows in found.items():
+        if len({label for *_, label in rows}) < len(_WAKE_KINDS):
+            what = f"'{place}' has too few images, not one of each kind to {part} with"
+            raise ValueError(VISUAL_WAKE_WORDS.told(what))
+    return {
+        part: [(path, label) for _, path, label in sorted(rows)[: _WAKE_MOST[part]]]
+        for part, rows in found.items()
+    }
+
+
+def _photograph(path: Path) -> np.ndarray:
+    """A JPEG as uint8 (96, 96, 3)."""
+    from PIL import Image
+
+    side = _SIDE
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            # Before a single pixel is decoded: a file may claim any size.
+            if image.size != (side, side):
+                width, height = image.size
+                raise ValueError(f"it is of {width} x {height} pixels, expected {side} x {side}")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"'{path}' cannot be used: {error}. {VISUAL_WAKE_WORDS.source} anew"
+        ) from error
+
+
+TASK = Task(
+    name="wake_vision",
+    title="A character in a photograph",
+    build=architecture("mobilenet_v1"),
+    published=(2, 221_794, 7_489_664),
+    generate=generate,
+    training=Training(steps=1500, batch=16, rate=4e-3),
+    tuning=Training(steps=180, batch=16, rate=5e-4),
+    short=(Training(800, 16, 4e-3), Training(60, 16, 5e-4)),
+    read=read_visual_wake_words,
+    real=VISUAL_WAKE_WORDS.expected,
+)

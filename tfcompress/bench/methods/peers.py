@@ -1,6 +1,7 @@
-"""The methods of TensorFlow Model Optimization, on tf_keras, as its guides write them.
+"""The methods of peers: TFLiteConverter, litert-quantizer and TensorFlow Model Optimization.
 
-Where its defaults do badly in a short training, it gets what mends that: see the comments.
+Those of TFMOT are on tf_keras, as its guides write them. Where its defaults do badly in a short
+training, it gets what mends that: see the comments.
 """
 
 from __future__ import annotations
@@ -10,12 +11,102 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress.bench.methods.converters import int8_by_converter
 from tfcompress.bench.methods.run import Make
 from tfcompress.legacy import import_tf_keras, import_tfmot
+from tfcompress.tflite.run import quiet
 
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
+
+
+def float16(run: Run) -> None:
+    """TFLiteConverter with float16 weights."""
+    twin = run.twin
+    run.write(lambda: by_converter(twin, half=True), kept=twin)
+
+
+def dynamic_int8(run: Run) -> None:
+    """TFLiteConverter with int8 weights, activations quantized as they come."""
+    twin = run.twin
+    run.write(lambda: by_converter(twin), kept=twin)
+
+
+def ptq_int8(run: Run) -> None:
+    """TFLiteConverter with representative data."""
+    twin, samples = run.twin, run.calibration
+    run.write(lambda: int8_by_converter(twin, samples), kept=twin)
+
+
+def aeq_int8(run: Run) -> None:
+    """The static recipe of litert-quantizer: int8 weights and activations."""
+    twin, samples = run.twin, run.calibration
+    run.write(lambda: by_quantizer(twin, samples, weight_bits=8), kept=twin)
+
+
+def aeq_int4(run: Run) -> None:
+    """The same with 4-bit weights in Conv2D and Dense, where LiteRT has kernels for them."""
+    twin, samples = run.twin, run.calibration
+    run.write(lambda: by_quantizer(twin, samples, weight_bits=4), kept=twin)
+
+
+def by_converter(model: Any, half: bool = False) -> bytes:
+    """A file of float activations: int8 weights, or of 16 bits with `half`."""
+    import tensorflow as tf
+
+    converter = _converter(model)
+    if half:
+        converter.target_spec.supported_types = [tf.float16]
+    return _quietly(converter)
+
+
+def int8_by_converter(model: Any, samples: np.ndarray | None) -> bytes:
+    """A file of int8 weights, activations, inputs and outputs."""
+    import tensorflow as tf
+
+    converter = _converter(model)
+    if samples is not None:
+        converter.representative_dataset = lambda: ([sample[None]] for sample in samples)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    return _quietly(converter)
+
+
+def _converter(model: Any) -> Any:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    return converter
+
+
+def by_quantizer(model: Any, samples: np.ndarray, weight_bits: int) -> bytes:
+    """A file by litert-quantizer from the float file of a tf_keras model."""
+    import tensorflow as tf
+    from litert_quantizer import qtyping, quantizer, recipe
+
+    float_file = _quietly(tf.lite.TFLiteConverter.from_keras_model(model))
+    maker = quantizer.Quantizer(float_file, recipe.static_wi8_ai8())
+    if weight_bits != 8:
+        for name in (qtyping.TFLOperationName.CONV_2D, qtyping.TFLOperationName.FULLY_CONNECTED):
+            maker.add_static_config(".*", name, 8, weight_bits)
+    (signature, entry), *_ = _signatures(float_file).items()
+    # All at once: its ranges are moving averages over batches, which cut off what is rare.
+    found = maker.calibrate({signature: [{entry: samples}]})
+    return bytes(maker.quantize(found).quantized_model)
+
+
+def _signatures(float_file: bytes) -> dict[str, str]:
+    """The name of the first input of each signature."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    known = Interpreter(model_content=float_file).get_signature_list()
+    return {name: told["inputs"][0] for name, told in known.items()}
+
+
+def _quietly(converter: Any) -> bytes:
+    with quiet():
+        return converter.convert()
+
 
 # The share of the steps in which weights go, as for ours, and how often they do.
 _PRUNED, _UPDATES = 0.3, 15
@@ -51,8 +142,7 @@ def pcqat_int8(sparsity: float, clusters: int) -> Make:
         pruning, clustering = round(steps * _PRUNING), round(steps * _CLUSTERING)
         model = _pruned(run, run.twin, sparsity, pruning, _PRUNED_OF_STAGE)
         model = _clustered(run, model, clusters, clustering, preserve_sparsity=True)
-        scheme = import_tfmot().experimental.combine.Default8BitClusterPreserveQuantizeScheme(True)
-        _quantize_aware(run, model, scheme, steps - pruning - clustering)
+        _quantize_aware(run, model, steps - pruning - clustering, keep=True)
 
     return make
 
@@ -71,6 +161,13 @@ def _pruned(run: Run, model: Any, sparsity: float, steps: int, share: float = _P
 def _clustered(
     run: Run, model: Any, clusters: int, steps: int, preserve_sparsity: bool = False
 ) -> Any:
+    under = clustered(model, clusters, preserve_sparsity)
+    run.fit(under, steps=steps)
+    return import_tfmot().clustering.keras.strip_clustering(under)
+
+
+def clustered(model: Any, clusters: int, preserve_sparsity: bool = False) -> Any:
+    """A tf_keras model with its convolutions and Dense layers under TFMOT's clustering."""
     from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster
 
     tf_keras = import_tf_keras()
@@ -84,19 +181,23 @@ def _clustered(
         # Starts by k-means++, its best.
         return cluster.cluster_weights(layer, clusters, preserve_sparsity=preserve_sparsity)
 
-    clustered = tf_keras.models.clone_model(model, clone_function=wrap)
-    run.fit(clustered, steps=steps)
-    return import_tfmot().clustering.keras.strip_clustering(clustered)
+    return tf_keras.models.clone_model(model, clone_function=wrap)
 
 
-def _quantize_aware(run: Run, model: Any, scheme: Any = None, steps: int | None = None) -> None:
-    keras = import_tfmot().quantization.keras
-    annotated = keras.quantize_annotate_model(model)
-    with keras.quantize_scope():
-        qat = keras.quantize_apply(annotated, *([scheme] if scheme else []))
+def _quantize_aware(run: Run, model: Any, steps: int | None = None, keep: bool = False) -> None:
+    qat = quantized(model, keep)
     start_ranges(qat, run.calibration, run.tuning.batch)
     run.fit(qat, steps=steps)
     run.write(lambda: int8_by_converter(qat, None), kept=qat)
+
+
+def quantized(model: Any, keep: bool = False) -> Any:
+    """A tf_keras model under TFMOT's quantization; with `keep` zeros and clusters are kept."""
+    tfmot = import_tfmot()
+    annotated = tfmot.quantization.keras.quantize_annotate_model(model)
+    scheme = tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme
+    with tfmot.quantization.keras.quantize_scope():
+        return tfmot.quantization.keras.quantize_apply(annotated, *([scheme(True)] if keep else []))
 
 
 def _post_quantized(run: Run, model: Any) -> None:

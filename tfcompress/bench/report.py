@@ -7,18 +7,26 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tfcompress.bench import comparison
+from tfcompress.bench import comparison, plots
 from tfcompress.bench.comparison import Difference, Pair
 from tfcompress.bench.methods.run import OURS
-from tfcompress.bench.report import figures
-from tfcompress.bench.report.figures import COLUMNS, LATENCY, ZIPPED, Column, Maker, makers
+from tfcompress.bench.plots import Maker, makers
 from tfcompress.bench.running.results import latest, machines, of_form
-from tfcompress.bench.summaries import FLOAT, Summary, summarize
+from tfcompress.bench.summaries import (
+    BY_FIGURE,
+    COLUMNS,
+    FLOAT,
+    LATENCY,
+    ZIPPED,
+    Column,
+    Summary,
+    known,
+    summarize,
+)
 from tfcompress.report.layer_data import task_entry
 from tfcompress.report.page import MISSING, number, require_extra, write_page
 
 Row = dict[str, Any]
-_BY_FIGURE = {column.figure: column for column in COLUMNS}
 
 
 def write_results_report(
@@ -50,11 +58,11 @@ def write_results_report(
         "standing": _standing(summaries, by),
         "equal": f"{100 * comparison.EQUAL:g}",
         "machines": machines(rows),
-        "about": figures.known(COLUMNS, summaries),
+        "about": known(COLUMNS, summaries),
         "layers": layers,
     }
-    plots = {p["id"]: p["figure"] for task in tasks for p in task["plots"]}
-    return write_page(path, "results.html", values, {"figures": plots, "layers": layers})
+    drawn = {p["id"]: p["figure"] for task in tasks for p in task["plots"]}
+    return write_page(path, "results.html", values, {"figures": drawn, "layers": layers})
 
 
 def said(name: str) -> str:
@@ -66,11 +74,11 @@ def said(name: str) -> str:
 def _task(position: int, here: list[Summary], rows: list[Row], by: dict[str, Maker]) -> dict:
     name = here[0].task
     shown = [each for each in here if "quality" in each.values]
-    plots = []
+    drawings = []
     for column in (ZIPPED, LATENCY):
-        drawn = figures.pareto(shown, column, by) if shown else None
+        drawn = plots.pareto(shown, column, by) if shown else None
         if drawn is not None:
-            plots.append(_plot(f"plot-{position}-{column.figure}", column, drawn))
+            drawings.append(_plot(f"plot-{position}-{column.figure}", column, drawn))
     pairs = [pair for pair in comparison.pairs(here) if pair.task == name]
     return {
         "id": f"task-{position}",
@@ -80,7 +88,7 @@ def _task(position: int, here: list[Summary], rows: list[Row], by: dict[str, Mak
         # Where every method ran once, nothing tells how much runs scatter.
         "scatters": any(len(each.values.get("quality", {})) > 1 for each in here),
         "facts": _facts([row for row in rows if row.get("task") == name]),
-        "plots": plots,
+        "plots": drawings,
         **_table(here, by),
         "pairs": [_pair(pair, by) for pair in pairs],
         "failures": [(each, error) for each in here for error in each.errors],
@@ -96,7 +104,7 @@ def _with_loss(each: Summary, others: list[Summary]) -> Summary:
     return dataclasses.replace(each, values={**each.values, "loss": lost})
 
 
-def _plot(id_: str, column: Column, drawn: figures.Pareto) -> dict[str, Any]:
+def _plot(id_: str, column: Column, drawn: plots.Pareto) -> dict[str, Any]:
     return {
         "id": id_,
         "figure": drawn.figure,
@@ -129,7 +137,7 @@ def _facts(rows: list[Row]) -> list[tuple[str, str]]:
 
 
 def _table(here: list[Summary], by: dict[str, Maker]) -> dict[str, Any]:
-    shown = figures.known(COLUMNS, here)
+    shown = known(COLUMNS, here)
     return {
         "columns": shown,
         "rows": [
@@ -151,22 +159,20 @@ def _pair(pair: Pair, by: dict[str, Maker]) -> dict[str, Any]:
         "pair": pair,
         "maker": by[pair.who],
         "cells": [
-            _difference(pair.quality, by, 100, 2, sign=True),
-            *(_difference(found, by, 1, 2) for found in (pair.zipped, pair.ratio, pair.step)),
+            _difference(pair.quality, by, 100, sign=True),
+            *(_difference(found, by, 1) for found in (pair.zipped, pair.ratio, pair.step)),
         ],
     }
 
 
 def _difference(
-    found: Difference | None, by: dict[str, Maker], scale: float, digits: int, sign: bool = False
+    found: Difference | None, by: dict[str, Maker], scale: float, sign: bool = False
 ) -> dict[str, Any]:
     if found is None:
         return {"text": MISSING, "value": "", "winner": None}
-    column = Column("", "", "", scale, digits, "", sign=sign)
-    value = found.value.mean * scale
     return {
-        "text": column.text(found.value),
-        "value": value,
+        "text": Column("", "", "", "", scale, sign=sign).text(found.value),
+        "value": found.value.mean * scale,
         "winner": by.get(found.winner),
     }
 
@@ -178,7 +184,7 @@ def _standing(summaries: list[Summary], by: dict[str, Maker]) -> dict[str, Any]:
     contests = comparison.contests(summaries) if has_both else []
     rows = []
     for contest in contests:
-        column = _BY_FIGURE[contest.figure]
+        column = BY_FIGURE[contest.figure]
         rows.append(
             {
                 "contest": contest,

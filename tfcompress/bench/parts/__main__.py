@@ -1,0 +1,39 @@
+"""Carries a measurement out, or all: `python -m tfcompress.bench.parts [NAME [options]]`."""
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+
+# name -> file
+MEASUREMENTS = {
+    "training_cost": "training_cost",
+    "ptq_speed": "conversion",
+    "equality": "conversion",
+    "mask_update": "training_cost",
+    "joint_quality": "training_quality",
+    "distillation_cost": "training_cost",
+    "distillation_quality": "training_quality",
+    "surgery_quality": "surgery_quality",
+    "channel_groups": "channel_groups",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Hands the options on to the measurement that is named; without a name runs all."""
+    parser = argparse.ArgumentParser(prog="python -m tfcompress.bench.parts", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=MEASUREMENTS)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="NAME --help lists them")
+    given = parser.parse_args(arguments)
+    if given.name is None:
+        for name in MEASUREMENTS:
+            subprocess.run([sys.executable, "-m", __package__, name], check=True)
+        return 0
+    module = importlib.import_module(f"tfcompress.bench.parts.{MEASUREMENTS[given.name]}")
+    return getattr(module, given.name)(given.options)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(main())
