@@ -8,11 +8,11 @@ Each is a function that takes a command line:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from json import dumps
 from typing import Any, TypeVar
 
 from tfcompress.bench.summaries import mean_of
@@ -23,13 +23,13 @@ Found = TypeVar("Found")
 
 
 def parser_of(
-    measurement: Callable[..., int], counts: Mapping[str, tuple[int, str]], json: bool = True
+    measurement: Callable[..., int], counts: Mapping[str, tuple[int, str]], with_json: bool = True
 ) -> argparse.ArgumentParser:
     """The command line of a measurement.
 
     Args:
         counts: whole numbers of at least 1 that it takes: name -> default, and what it is.
-        json: with the option that `show` reads.
+        with_json: with the option that `show` reads.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m tfcompress.bench.parts {measurement.__name__}",
@@ -38,7 +38,7 @@ def parser_of(
     for name, (default, text) in counts.items():
         help_ = f"{text} ({default})"
         parser.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=help_)
-    if json:
+    if with_json:
         parser.add_argument("--json", action="store_true", help="one line of JSON")
     return parser
 
@@ -62,7 +62,7 @@ def show(
         columns: heading -> how `format` writes a number; "" of texts.
     """
     if options.json:
-        print(dumps(plain))
+        print(json.dumps(plain))
     else:
         show_table(title, columns, rows)
 

@@ -195,7 +195,7 @@ COLUMNS = {
 
 def surgery_quality(arguments: list[str] | None = None) -> int:
     """What surgery costs and saves: half of the MACs or parameters gone, quality and latency."""
-    parser = parser_of(surgery_quality, {"seeds": (3, "trainings of each model")}, json=False)
+    parser = parser_of(surgery_quality, {"seeds": (3, "trainings of each model")}, with_json=False)
     parser.add_argument("--task", choices=TASKS, help="only one (all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a line for each model")
     options = parser.parse_args(arguments)
