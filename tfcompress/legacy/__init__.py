@@ -7,8 +7,6 @@ import importlib
 import os
 from typing import Any
 
-from tfcompress.dispatch import register_legacy
-
 # What every error about a limit of TFMOT ends with.
 MOVE = (
     "Keras 3 has no such limit: model.save('old.h5'), then `tfcompress migrate old.h5 new.keras`, "
@@ -59,35 +57,3 @@ def require_graph(model: Any) -> None:
             f"model '{model.name}' is not built, so that its input shapes are not known. Call "
             "model.build(input_shape), or begin it with an InputLayer."
         )
-
-
-@register_legacy
-def compress(model: Any, rules: Any) -> Any:
-    """See `tfcompress.compress`."""
-    from tfcompress.legacy import compression
-
-    return compression.compress(model, rules)
-
-
-@register_legacy
-def finalize(model: Any) -> Any:
-    """See `tfcompress.finalize`."""
-    from tfcompress.legacy import compression
-
-    return compression.finalize(model)
-
-
-@register_legacy
-def hand_over(callback: Any, model: Any) -> None:
-    """See `tfcompress.UpdateCompression`."""
-    from tfcompress.legacy import compression
-
-    compression.hand_over(callback, model)
-
-
-@register_legacy
-def convert(job: Any, model: Any, calibration: Any, samples: int | None) -> Any:
-    """See `tfcompress.convert`."""
-    from tfcompress.legacy import conversion
-
-    return conversion.run_legacy(job, model, calibration, samples)
