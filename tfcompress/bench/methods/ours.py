@@ -59,9 +59,9 @@ def qat_int8(run: Run) -> None:
 
 def qat_int4(run: Run) -> None:
     """Quantization-aware training with 4-bit weights."""
-    import tfcompress as tfc
+    from tfcompress.compression.compress import quantize_aware
 
-    qat = tfc.quantize_aware(run.model, bits=4, momentum=MOMENTUM)
+    qat = quantize_aware(run.model, bits=4, momentum=MOMENTUM)
     run.fit(qat)
     run.convert(qat, precision="int4", io_dtype="int8")
 
@@ -90,9 +90,9 @@ def channels_int8(macs: float, distilled: bool = False) -> Make:
     """Channels removed, then quantization-aware training."""
 
     def make(run: Run) -> None:
-        import tfcompress as tfc
+        from tfcompress.surgery.pruning.prune_channels import prune_channels
 
-        _quantize_aware(run, tfc.prune_channels(run.model, macs=macs), distilled)
+        _quantize_aware(run, prune_channels(run.model, macs=macs), distilled)
 
     return make
 
@@ -101,39 +101,46 @@ def svd_int8(params: float) -> Make:
     """Layers of low rank, then quantization-aware training."""
 
     def make(run: Run) -> None:
-        import tfcompress as tfc
+        from tfcompress.surgery.factors.factorize import factorize
 
-        _quantize_aware(run, tfc.factorize(run.model, "svd", params=params, data=run.calibration))
+        _quantize_aware(run, factorize(run.model, "svd", params=params, data=run.calibration))
 
     return make
 
 
 def _compressed(run: Run, sparsity: float | None = None, clusters: int | None = None) -> None:
-    import tfcompress as tfc
+    from tfcompress import schedules
+    from tfcompress.compression.callbacks import UpdateCompression
+    from tfcompress.compression.compress import compress
+    from tfcompress.compression.finalize import finalize
+    from tfcompress.recipe.recipe import Recipe
+    from tfcompress.techniques import Cluster, Prune, Quantize
+    from tfcompress.techniques.rules import Rule
 
-    techniques: list[Any] = [tfc.Quantize(momentum=MOMENTUM)]
+    techniques: list[Any] = [Quantize(momentum=MOMENTUM)]
     if clusters is not None:
-        techniques.insert(0, tfc.Cluster(clusters))
+        techniques.insert(0, Cluster(clusters))
     if sparsity is not None:
         steps = run.tuning.steps
         # Most of so few steps recovers what pruning cost.
         end, frequency = max(1, round(PRUNING * steps)), max(1, steps // 50)
-        schedule = tfc.schedules.polynomial(0.0, sparsity, end=end, frequency=frequency)
+        schedule = schedules.polynomial(0.0, sparsity, end=end, frequency=frequency)
         # By magnitude over all layers, small nets would lose whole layers.
-        techniques.insert(0, tfc.Prune(schedule, scope="global", score="taylor"))
-    small = tfc.compress(run.model, tfc.Recipe([tfc.Rule("*", techniques)]))
-    run.fit(small, [tfc.UpdateCompression()])
-    run.convert(tfc.finalize(small), **INT8)
+        techniques.insert(0, Prune(schedule, scope="global", score="taylor"))
+    small = compress(run.model, Recipe([Rule("*", techniques)]))
+    run.fit(small, [UpdateCompression()])
+    run.convert(finalize(small), **INT8)
 
 
 def _quantize_aware(run: Run, model: Any, distilled: bool = False) -> None:
-    import tfcompress as tfc
+    from tfcompress.compression.compress import quantize_aware
+    from tfcompress.distillation import Distiller
 
-    qat = tfc.quantize_aware(model, momentum=MOMENTUM)
+    qat = quantize_aware(model, momentum=MOMENTUM)
     if distilled:
         # Reconstructions are numbers, for which soft labels are none.
         losses = "mse" if run.task.loss == "mse" else None
-        run.fit(tfc.Distiller(qat, run.model, losses, cache="memory"))
+        run.fit(Distiller(qat, run.model, losses, cache="memory"))
     else:
         run.fit(qat)
     run.convert(qat, **INT8)

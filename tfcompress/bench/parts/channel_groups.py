@@ -15,11 +15,11 @@ from typing import Any
 import keras
 from keras import layers
 
-import tfcompress as tfc
 from tfcompress.bench.parts import parser_of, show
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.surgery.base import opened
 from tfcompress.surgery.pruning.groups import Structure
+from tfcompress.surgery.pruning.prune_channels import prune_channels
 from tfcompress.tools.environments import python_environment, run_tool
 
 PACKAGES = ["torch==2.13.0", "torch-pruning==1.6.1", "numpy>=2"]
@@ -93,7 +93,7 @@ def compare(name: str, model: keras.Model) -> dict[str, Any]:
     }
     for ratio in RATIOS:
         start = time.process_time()
-        small = tfc.prune_channels(model, sparsity=ratio, scope="local", round_to=1)
+        small = prune_channels(model, sparsity=ratio, scope="local", round_to=1)
         seconds = time.process_time() - start
         other = theirs["pruned"][str(ratio)]
         params = sum(v.numpy().size for v in small.trainable_weights)

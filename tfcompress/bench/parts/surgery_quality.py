@@ -24,12 +24,14 @@ import numpy as np
 from keras import layers
 from scipy import ndimage
 
-import tfcompress as tfc
 from tfcompress.bench import demo
 from tfcompress.bench.models import autoencoder, fit
 from tfcompress.bench.parts import parser_of, show_table, spread, tell
 from tfcompress.bench.running.latency import latencies
 from tfcompress.bench.tasks.anomaly import Sounds, machine_sounds
+from tfcompress.conversion.convert import convert
+from tfcompress.surgery.factors.factorize import factorize
+from tfcompress.surgery.pruning.prune_channels import prune_channels
 from tfcompress.tflite import machine
 
 
@@ -87,7 +89,7 @@ def classifier_rows(task: str, seeds: int) -> Iterator[Row]:
             paths = [Path(folder, "whole.tflite")]
             int8_before = int8_accuracy(model, paths[0], x, test)
             for way, pruning in PRUNING.items():
-                small = tfc.prune_channels(model, macs=0.5, **pruning)
+                small = prune_channels(model, macs=0.5, **pruning)
                 row = told(task, seed, way, small)
                 row |= {"before": before, "after": accuracy(small, test)}
                 train(small, x, y, seed, steps // 2, **settings)
@@ -116,7 +118,7 @@ def accuracy(model: keras.Model, test: Split) -> float:
 
 def int8_accuracy(model: keras.Model, path: Path, x: Any, test: Split) -> float:
     """Writes an int8 file; percent of images whose class it finds."""
-    tfc.convert(model, path, precision="int8", calibration=x[:CALIBRATION])
+    convert(model, path, precision="int8", calibration=x[:CALIBRATION])
     return 100 * demo.accuracy(path, *test)
 
 
@@ -150,7 +152,7 @@ def autoencoder_rows(task: str, seeds: int) -> Iterator[Row]:
         before = auc(model, sounds)
         for way, with_data in FACTORIZING.items():
             data = x if with_data else None
-            small = tfc.factorize(model, "svd", params=0.5, data=data)
+            small = factorize(model, "svd", params=0.5, data=data)
             row = told(task, seed, way, small)
             row |= {"before": before, "after": auc(small, sounds)}
             train(small, x, x, seed, SOUND_STEPS // 2, **settings)

@@ -24,15 +24,21 @@ from typing import Any
 import keras
 import numpy as np
 
-import tfcompress as tfc
+from tfcompress import schedules
 from tfcompress.bench.methods import peers
 from tfcompress.bench.parts import interleaved, parser_of, seconds_of, show
+from tfcompress.compression.callbacks import UpdateCompression
+from tfcompress.compression.compress import compress
 from tfcompress.compression.finalize import rebuild_copy
-from tfcompress.distillation import Features, SoftLabels
+from tfcompress.compression.in_place import PruneCallback
+from tfcompress.distillation import Distiller, Features, SoftLabels
 from tfcompress.graph.copying import copy_operation
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed
 from tfcompress.legacy import import_tf_keras, import_tfmot
+from tfcompress.recipe.recipe import Recipe
+from tfcompress.techniques import Cluster, Prune, Quantize
+from tfcompress.techniques.rules import Rule
 
 BATCH = 32
 WARM_UP = 5  # steps of each round that do not count
@@ -85,26 +91,26 @@ def compiled(kit: Any, model: Any) -> Any:
 
 def build(variant: str, width: int) -> Trained:
     """One of the `VARIANTS`."""
-    prune = tfc.Prune(tfc.schedules.constant(0.8, frequency=FREQUENCY))
-    cluster = tfc.Cluster(CLUSTERS, begin=0, frequency=FREQUENCY)
+    prune = Prune(schedules.constant(0.8, frequency=FREQUENCY))
+    cluster = Cluster(CLUSTERS, begin=0, frequency=FREQUENCY)
     recipes: dict[str, list[Any]] = {
-        "qat": [tfc.Quantize()],
-        "activations": [tfc.Quantize()],
-        "weights": [tfc.Quantize(activation_bits=None)],
+        "qat": [Quantize()],
+        "activations": [Quantize()],
+        "weights": [Quantize(activation_bits=None)],
         "prune": [prune],
         "cluster": [cluster],
         "cluster_channel": [dataclasses.replace(cluster, per_channel=True)],
-        "pcqat": [prune, cluster, tfc.Quantize()],
+        "pcqat": [prune, cluster, Quantize()],
     }
     model = mobile_net(keras, width)
     callbacks: Callable[[], list] = list
     if variant == "fused":
         model = rebuild_copy(model, _fused_statistics)
     elif variant == "prune_callback":
-        callbacks = lambda: [tfc.PruneCallback(prune)]  # noqa: E731
+        callbacks = lambda: [PruneCallback(prune)]  # noqa: E731
     elif variant != "plain":
-        model = tfc.compress(model, tfc.Recipe([tfc.Rule("*", recipes[variant])]))
-        callbacks = lambda: [tfc.UpdateCompression()]  # noqa: E731
+        model = compress(model, Recipe([Rule("*", recipes[variant])]))
+        callbacks = lambda: [UpdateCompression()]  # noqa: E731
     if variant == "activations":
         model = rebuild_copy(model, _plain_weights)
     return compiled(keras, model), callbacks
@@ -270,7 +276,7 @@ def build_distilled(variant: str, folder: Path) -> Any:
     if variant == "features":
         losses.append(Features(teacher.layers[-6].name, student.layers[-6].name))
     cache = {"memory": "memory", "file": folder / "teacher.h5"}.get(variant)
-    return compiled(keras, tfc.Distiller(student, teacher, losses, cache=cache))
+    return compiled(keras, Distiller(student, teacher, losses, cache=cache))
 
 
 def distillation_cost(arguments: list[str] | None = None) -> int:
@@ -293,12 +299,12 @@ def distillation_cost(arguments: list[str] | None = None) -> int:
 
 
 TECHNIQUES: dict[str, Any] = {
-    "unstructured": tfc.Prune(0.8),
-    "2:4": tfc.Prune(pattern="2:4"),
-    "1x4 blocks": tfc.Prune(0.8, pattern="1x4"),
-    "filters": tfc.Prune(0.8, pattern="filters"),
-    "16 clusters": tfc.Cluster(16),
-    "16 clusters, per channel": tfc.Cluster(16, per_channel=True),
+    "unstructured": Prune(0.8),
+    "2:4": Prune(pattern="2:4"),
+    "1x4 blocks": Prune(0.8, pattern="1x4"),
+    "filters": Prune(0.8, pattern="filters"),
+    "16 clusters": Cluster(16),
+    "16 clusters, per channel": Cluster(16, per_channel=True),
 }
 
 

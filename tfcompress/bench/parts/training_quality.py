@@ -17,11 +17,21 @@ import keras
 import numpy as np
 from keras import layers
 
-import tfcompress as tfc
+from tfcompress import schedules
 from tfcompress.bench import demo, models
 from tfcompress.bench.models import fit
 from tfcompress.bench.parts import parser_of, show, spread, tell
+from tfcompress.compression.callbacks import UpdateCompression
+from tfcompress.compression.compress import compress, quantize_aware
+from tfcompress.compression.finalize import finalize
+from tfcompress.conversion.convert import convert
+from tfcompress.distillation import Distiller
+from tfcompress.graph.flatten import flatten
 from tfcompress.legacy import import_tf_keras
+from tfcompress.recipe.recipe import Recipe
+from tfcompress.techniques import Cluster, Prune, Quantize
+from tfcompress.techniques.rules import Rule
+from tfcompress.tflite.inspect import inspect
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -32,8 +42,8 @@ BATCH = 32
 
 def measure(path: Path, model: Any, test: Split, precision: str) -> Figures:
     """Converts a model, and tells the accuracy and the size of the file."""
-    tfc.convert(model, path, precision=precision)
-    found = tfc.inspect(path)
+    convert(model, path, precision=precision)
+    found = inspect(path)
     weights = [t for t in found.tensors if t.is_constant and len(t.shape) > 1]
     return {
         "accuracy": demo.accuracy(path, *test),
@@ -109,13 +119,13 @@ TASKS = {
 def by_tfcompress(task: Task, model: Any, data: Split) -> Any:
     """All three techniques in one run."""
     steps = task.tuning_epochs * -(-len(data[0]) // BATCH)
-    schedule = tfc.schedules.polynomial(0, SPARSITY, end=int(steps * PRUNING), frequency=10)
-    prune = tfc.Prune(schedule, scope="global")
-    techniques = [prune, tfc.Cluster(CLUSTERS), tfc.Quantize(momentum=0.95)]
-    small = tfc.compress(model, tfc.Recipe([tfc.Rule("*", techniques)]))
-    callbacks = [tfc.UpdateCompression()]
+    schedule = schedules.polynomial(0, SPARSITY, end=int(steps * PRUNING), frequency=10)
+    prune = Prune(schedule, scope="global")
+    techniques = [prune, Cluster(CLUSTERS), Quantize(momentum=0.95)]
+    small = compress(model, Recipe([Rule("*", techniques)]))
+    callbacks = [UpdateCompression()]
     fit(small, *data, epochs=task.tuning_epochs, rate=task.tuning_rate, callbacks=callbacks)
-    return tfc.finalize(small)
+    return finalize(small)
 
 
 def by_tfmot(task: Task, model: Any, data: Split) -> Any:
@@ -126,19 +136,19 @@ def by_tfmot(task: Task, model: Any, data: Split) -> Any:
     rest = max(1, task.tuning_epochs - pruning - clustering)
     # TFMOT's last update must fall on a multiple of the frequency; most of the stage, as above.
     end = pruning * steps_per_epoch * 3 // 4 // 10 * 10
-    schedule = tfc.schedules.polynomial(0.0, SPARSITY, begin=0, end=end, frequency=10)
+    schedule = schedules.polynomial(0.0, SPARSITY, begin=0, end=end, frequency=10)
     stages = (
-        (tfc.Prune(schedule), pruning, True),
-        (tfc.Cluster(CLUSTERS), clustering, True),
-        (tfc.Quantize(), rest, False),
+        (Prune(schedule), pruning, True),
+        (Cluster(CLUSTERS), clustering, True),
+        (Quantize(), rest, False),
     )
     for technique, epochs, kernels in stages:
-        rule = tfc.Rule(_is_clusterable if kernels else "*", [technique])
-        small = tfc.compress(model, tfc.Recipe([rule]))
-        callbacks, kit = [tfc.UpdateCompression()], import_tf_keras()
+        rule = Rule(_is_clusterable if kernels else "*", [technique])
+        small = compress(model, Recipe([rule]))
+        callbacks, kit = [UpdateCompression()], import_tf_keras()
         rate = task.tuning_rate
         fit(small, *data, epochs=epochs, rate=rate, callbacks=callbacks, kit=kit)
-        model = tfc.finalize(small)
+        model = finalize(small)
     return model
 
 
@@ -215,9 +225,7 @@ def cnn(widths: tuple[int, ...], name: str) -> keras.Model:
 
 def distill(student: keras.Model, teacher: keras.Model, data: Split, epochs: int, rate: float):
     """Trains a student with soft labels."""
-    distiller = tfc.Distiller(
-        student, teacher, alpha=ALPHA, temperature=TEMPERATURE, cache="memory"
-    )
+    distiller = Distiller(student, teacher, alpha=ALPHA, temperature=TEMPERATURE, cache="memory")
     fit(distiller, *data, epochs=epochs, rate=rate)
 
 
@@ -228,7 +236,7 @@ def _taught(seed: int, teacher: keras.Model, data: Split, test: Split) -> dict[s
         path = Path(folder, "model.tflite")
         keras.utils.set_random_seed(seed)
         alone = cnn(STUDENT, "student")
-        taught = tfc.flatten(alone)
+        taught = flatten(alone)
         fit(alone, *data, epochs=EPOCHS, rate=RATE)
         rows["student alone"] = measure(path, alone, test, "float32")
         keras.utils.set_random_seed(seed)
@@ -237,7 +245,7 @@ def _taught(seed: int, teacher: keras.Model, data: Split, test: Split) -> dict[s
         for start, model in (("alone", alone), ("taught", taught)):
             for way in ("int8 QAT", "int8 QAT with soft labels"):
                 keras.utils.set_random_seed(seed)
-                small = tfc.quantize_aware(model)
+                small = quantize_aware(model)
                 if way == "int8 QAT":
                     fit(small, *data, epochs=TUNING_EPOCHS, rate=TUNING_RATE)
                 else:

@@ -208,10 +208,11 @@ def counts(model: Any, plain: Any) -> dict[str, int | None]:
     """
     import keras
 
-    import tfcompress as tfc
+    from tfcompress.compression.finalize import finalize
+    from tfcompress.surgery.profile import profile
 
     try:
-        found = tfc.profile(tfc.finalize(model) if isinstance(model, keras.Model) else plain)
+        found = profile(finalize(model) if isinstance(model, keras.Model) else plain)
     except (ValueError, TypeError):
         return {"params": None, "macs": None}
     unknown = any(row.macs is None for row in found.rows)
