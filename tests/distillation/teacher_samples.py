@@ -1,5 +1,7 @@
 """Samples and what a made-up teacher gives for them, for tests of its cache."""
 
+import json
+
 import numpy as np
 
 from tfcompress.distillation.cache import TeacherCache
@@ -48,3 +50,21 @@ def require_found(cache, inputs, outputs):
 
 def listing(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def arrays_in(path):
+    """The header of a cache's file, its keys, their order and the outputs."""
+    arrays = []
+    with open(path, "rb") as stream:
+        while stream.tell() < path.stat().st_size:
+            stream.seek(-stream.tell() % 64, 1)
+            arrays.append(np.load(stream))
+    return [json.loads(arrays[0].tobytes()), *arrays[1:]]
+
+
+def write_arrays(path, header, *arrays):
+    text = json.dumps(header) if isinstance(header, dict) else header
+    with open(path, "wb") as stream:
+        for array in (np.frombuffer(text.encode(), np.uint8), *arrays):
+            stream.seek(-stream.tell() % 64, 1)
+            np.save(stream, array)

@@ -1,13 +1,27 @@
 """Files of a teacher's outputs are whole, and of this teacher and these data, or refused."""
 
+import contextlib
 import errno
 import os
+import resource
 
 import h5py
+import numpy as np
 import pytest
-from teacher_samples import SPECS, fill, filled, listing, require_found, samples, take
+from teacher_samples import (
+    SPECS,
+    arrays_in,
+    fill,
+    filled,
+    listing,
+    require_found,
+    samples,
+    take,
+    write_arrays,
+)
 
 from tfcompress.distillation.cache import TeacherCache
+from tfcompress.files import writing
 
 
 @pytest.fixture
@@ -57,34 +71,43 @@ def write_model(path):
         file.attrs["model_config"] = "{}"
 
 
-def raise_version(path):
-    with h5py.File(path, "r+") as file:
-        file.attrs["version"] = 2
+def write_array(path):
+    with open(path, "wb") as stream:
+        np.save(stream, np.arange(3))
 
 
-def swap_keys(path):
-    with h5py.File(path, "r+") as file:
-        file["keys"][:] = file["keys"][:][::-1]
+class Harm:
+    def __reduce__(self):
+        return pytest.fail, ("a file was executed",)
 
 
-def repeat_rows(path):
-    with h5py.File(path, "r+") as file:
-        file["order"][:] = 0
+def write_pickle(path):
+    write_arrays(path, arrays_in(path)[0], np.array([Harm()], object))
 
 
-def garble_json(path):
-    with h5py.File(path, "r+") as file:
-        file.attrs["specs"] = "{"
+def changed(index, change):
+    def damage(path):
+        arrays = arrays_in(path)
+        arrays[index] = change(arrays[index])
+        write_arrays(path, *arrays)
+
+    return damage
+
+
+raise_version = changed(0, lambda header: {**header, "tfcompress teacher cache": 3})
+drop_format = changed(0, lambda header: {"fingerprint": "teacher"})
+garble_json = changed(0, lambda header: "{")
+garble_specs = changed(0, lambda header: {**header, "specs": [["x"]]})
+swap_keys = changed(1, lambda keys: keys[::-1])
+repeat_rows = changed(2, lambda order: 0 * order)
+lead_outside = changed(2, lambda order: order + 1)
+drop_rows = changed(3, lambda rows: rows[:-1])
+retype = changed(3, lambda rows: rows.view("int32"))
+widen = changed(3, lambda rows: np.repeat(rows, 2, axis=1))
 
 
 def drop_outputs(path):
-    with h5py.File(path, "r+") as file:
-        del file["outputs_1"]
-
-
-def garble_specs(path):
-    with h5py.File(path, "r+") as file:
-        file.attrs["specs"] = '[["x"]]'
+    write_arrays(path, *arrays_in(path)[:-1])
 
 
 @pytest.mark.parametrize(
@@ -94,11 +117,18 @@ def garble_specs(path):
         (cut_off, "is damaged, or no cache.*delete it"),
         (swap_keys, "is damaged.*not in order"),
         (repeat_rows, "is damaged.*not in order"),
+        (lead_outside, "is damaged, or no cache"),
+        (drop_rows, "is damaged.*not as many rows as keys"),
         (drop_outputs, "is damaged, or no cache"),
+        (retype, "is damaged, or no cache.*int32.*in place of float32"),
+        (widen, r"is damaged, or no cache.*\(6,\) in place of float32 \(3,\)"),
+        (drop_format, "is damaged, or no cache"),
+        (write_array, "is damaged, or no cache"),
+        (write_pickle, "is damaged, or no cache"),
         (garble_specs, "is damaged, or no cache"),
         (garble_json, "is damaged, or no cache"),
         (write_model, "is an HDF5 file, but no cache of a teacher"),
-        (raise_version, "of version 2; expected 1. Name another file, or delete it"),
+        (raise_version, "of version 3; expected 2. Name another file, or delete it"),
     ],
 )
 def test_a_damaged_file_or_another_one_is_refused_and_stays(target, damage, match):
@@ -142,10 +172,22 @@ def open_named_only(path, flags, *arguments, open_as_usual=os.open, **options):
     return open_as_usual(path, flags, *arguments, **options)
 
 
+@contextlib.contextmanager
+def limited(target, unfinished=writing.unfinished):
+    """A new file that takes 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with unfinished(target) as opened:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            yield opened
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("function", ["pwrite", "fsync", "replace"])
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_full_disk_changes_nothing(target, monkeypatch, named, function, existing):
+def test_a_full_disk_changes_nothing(target, monkeypatch, named, step, existing):
     inputs, outputs = samples(20)
     if named:
         monkeypatch.setattr(os, "open", open_named_only)
@@ -161,8 +203,12 @@ def test_a_full_disk_changes_nothing(target, monkeypatch, named, function, exist
     cache.begin("teacher", SPECS, whole_epochs=True)
     fill(cache, take(inputs, slice(8, 20)), take(outputs, slice(8, 20)))
     with monkeypatch.context() as patched:
-        patched.setattr(os, function, full)
-        with pytest.raises(OSError, match=r"teacher.h5'.*no space left.*Free some space"):
+        if step == "write":  # Files of this process are limited, as a full disk would.
+            patched.setattr(writing, "unfinished", limited)
+        else:
+            patched.setattr(os, step, full)
+        why = "file too large" if step == "write" else "no space left.*Free some space"
+        with pytest.raises(OSError, match=rf"teacher.h5'.*{why}"):
             cache.end_epoch()
     assert listing(target.parent) == before
     assert cache.samples == 8 * existing

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import io
+import itertools
 import json
 import os
 import tempfile
@@ -15,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import h5py
 import numpy as np
 import xxhash
 
@@ -31,7 +32,7 @@ class TeacherCache:
     raised in a callback on the host reach the caller mangled.
 
     Args:
-        path: the file (HDF5) that later trainings read, too; None keeps all in memory.
+        path: the file that later trainings read, too; None keeps all in memory.
     """
 
     def __init__(self, path: writing.PathLike | None = None):
@@ -50,7 +51,7 @@ class TeacherCache:
     @property
     def samples(self) -> int:
         """How many samples are kept; those of an unfinished epoch do not count."""
-        return len(self._kept.rows.keys) if self._kept else 0
+        return len(self._kept.keys) if self._kept else 0
 
     def begin(
         self,
@@ -83,11 +84,11 @@ class TeacherCache:
         with self._remembered():
             kept = self._begun()
             arrays = [np.asarray(array) for array in inputs]
-            known, rows = kept.rows.find(keys_of(arrays))
+            known, rows = kept.find(keys_of(arrays))
             with self._lock:
                 self._count(kept, known, arrays)
             if known.all():
-                return True, [np.take(output, rows, axis=0) for output in kept.rows.outputs]
+                return True, [np.take(output, rows, axis=0) for output in kept.outputs]
             return False, [np.zeros((len(known), *shape), dtype) for shape, dtype in kept.specs]
 
     def store(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
@@ -98,7 +99,7 @@ class TeacherCache:
             rows = [np.asarray(array) for array in outputs]
             keys = keys_of(arrays)
             _require_rows(rows, kept.specs, len(keys))
-            new = ~kept.rows.find(keys)[0]
+            new = ~kept.find(keys)[0]
             if not new.all():
                 keys, rows = keys[new], [row[new] for row in rows]
             with self._lock:
@@ -131,7 +132,7 @@ class TeacherCache:
                 self._kept = None
 
     def _opened(self, fingerprint: str, specs: list[Spec]) -> Kept:
-        empty = Kept(fingerprint, specs, Rows.none(specs))
+        empty = Kept.none(fingerprint, specs)
         if self.path is None:
             kept = self._kept
             same = kept and kept.fingerprint == fingerprint and kept.specs == specs
@@ -204,7 +205,7 @@ class TeacherCache:
     def _warn_of_change(self, kept: Kept) -> None:
         if self._whole_epochs or self._warned or self._hits or not self._misses:
             return
-        if len(kept.rows.keys):
+        if len(kept.keys):
             self._warned = True
             warnings.warn(
                 f"none of the {self._misses:,} samples of this epoch was among the "
@@ -225,8 +226,7 @@ def _require_rows(rows: list[np.ndarray], specs: list[Spec], count: int) -> None
         )
 
 
-_FORMAT = "tfcompress teacher cache"
-_VERSION = 1
+_FORMAT, _VERSION = "tfcompress teacher cache", 2  # before it, files were HDF5
 _BLOCK = 1 << 22  # bytes that are copied at once
 
 
@@ -237,28 +237,109 @@ class Kept:
     Args:
         fingerprint: of the teacher.
         specs: of its outputs.
-        rows: keys and outputs.
+        keys: of the samples, sorted, without duplicates.
+        order: for each key, the row that is its.
+        outputs: arrays with a row for each key, in the order in which the samples came.
         complete: all samples of a data set are there.
         inputs: what the samples are, in words.
     """
 
     fingerprint: str
     specs: list[Spec]
-    rows: Rows
+    keys: np.ndarray
+    order: np.ndarray
+    outputs: list[np.ndarray]
     complete: bool = False
     inputs: str = ""
 
+    @classmethod
+    def none(cls, fingerprint: str, specs: list[Spec]) -> Kept:
+        """No samples yet."""
+        outputs = [np.empty((0, *shape), dtype) for shape, dtype in specs]
+        return cls(fingerprint, specs, np.empty(0, KEY), np.empty(0, np.int64), outputs)
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which keys are known, and the rows of those that are."""
+        if not len(self.keys):
+            return np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return self.keys[places] == keys, self.order[places]
+
+    def index_with(self, new: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys and order with new rows behind, and which of these stay: the first of equals."""
+        before = len(self.keys)
+        keys = np.concatenate([self.keys, new]) if before else new
+        places = np.argsort(keys, kind="stable")
+        keys = keys[places]
+        first = np.ones(len(keys), bool)
+        first[1:] = keys[1:] != keys[:-1]
+        if not first.all():
+            keys, places = keys[first], places[first]
+        stay = np.zeros(len(new), bool)
+        stay[places[places >= before] - before] = True
+        if not before and stay.all():
+            return keys, places, stay
+        numbers = np.concatenate([self.order, before + np.cumsum(stay) - 1])
+        return keys, numbers[places], stay
+
     def merged(self, incoming: Incoming, *, complete: bool, inputs: str) -> Kept:
         """The same with new rows, in memory."""
-        new, *outputs = incoming.columns()
-        keys, order, stay = merge(self.rows, new)
-        if not stay.all():
-            outputs = [output[stay] for output in outputs]
-        if len(self.rows.keys):
-            pairs = zip(self.rows.outputs, outputs, strict=True)
-            outputs = [np.concatenate(pair) for pair in pairs]
-        rows = Rows(keys, order, outputs)
-        return dataclasses.replace(self, rows=rows, complete=complete, inputs=inputs)
+        keys, order, stay = self.index_with(incoming.keys)
+        outputs = incoming.outputs
+        if len(self.keys) or not stay.all():
+            pairs = zip(self.outputs, outputs, strict=True)
+            outputs = [np.concatenate([old, new[stay]]) for old, new in pairs]
+        return Kept(self.fingerprint, self.specs, keys, order, outputs, complete, inputs)
+
+
+class Incoming:
+    """New rows in the order in which they come, in memory or in files without a name.
+
+    Args:
+        specs: of the outputs.
+        folder: where the files are; None keeps all in memory.
+    """
+
+    def __init__(self, specs: Sequence[Spec], folder: Path | None):
+        self._specs, self._keys = specs, [np.empty(0, KEY)]
+        with contextlib.ExitStack() as opened:
+            self._streams = [opened.enter_context(_nameless(folder)) for _ in specs]
+            self._opened = opened.pop_all()
+        weakref.finalize(self, self._opened.close)  # Where a training that failed never closes.
+
+    def append(self, keys: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
+        """Adds samples."""
+        for stream, output in zip(self._streams, outputs, strict=True):
+            stream.write(raw(output))
+        self._keys.append(keys)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """The keys of all rows."""
+        return np.concatenate(self._keys)
+
+    @property
+    def outputs(self) -> list[np.ndarray]:
+        """All rows of each output; those of files are mapped."""
+        pairs = zip(self._streams, self._specs, strict=True)
+        return [_content(stream, dtype).reshape(-1, *shape) for stream, (shape, dtype) in pairs]
+
+    def close(self) -> None:
+        """Drops everything."""
+        with contextlib.suppress(OSError):  # A full disk takes no last bytes.
+            self._opened.close()
+
+
+def _nameless(folder: Path | None) -> IO[bytes]:
+    if folder is None:
+        return io.BytesIO()
+    return tempfile.TemporaryFile(prefix=".teacher.", suffix=".tmp", dir=folder)
+
+
+def _content(stream: IO[bytes], dtype: np.dtype) -> np.ndarray:
+    if isinstance(stream, io.BytesIO):
+        return np.frombuffer(stream.getvalue(), dtype)
+    return np.asarray(np.memmap(stream, dtype, "r"))
 
 
 def read(path: Path) -> Kept:
@@ -275,22 +356,33 @@ def read(path: Path) -> Kept:
 
 
 def write(path: Path, kept: Kept, incoming: Incoming, *, complete: bool, inputs: str) -> Kept:
-    """Write what is kept and new rows behind it, in whole, or leave the file as it was."""
+    """Write what is kept and new rows behind it, in whole, or leave the file as it was.
+
+    A file is a row of arrays, as `np.save` writes them: a header in JSON, the keys, their order,
+    and the outputs, whose dtypes are in the header, since that of bfloat16 has no name in NumPy.
+    """
     target = Path(os.path.realpath(path))
-    header = dataclasses.replace(kept, complete=complete, inputs=inputs)
+    keys, order, stay = kept.index_with(incoming.keys)
+    header = {
+        _FORMAT: _VERSION,
+        "fingerprint": kept.fingerprint,
+        "specs": [(shape, dtype.name) for shape, dtype in kept.specs],
+        "complete": complete,
+        "inputs": inputs,
+    }
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     try:
         with writing.unfinished(target) as (descriptor, finish):
-            # Opened by its number, since the file may have no name yet.
-            name = f"/proc/self/fd/{descriptor}"
-            count, columns = _columns(kept.rows, incoming)
-            with open(name, "w+b") as stream:
-                offsets = _lay_out(stream, header, count)
-            for offset, blocks in zip(offsets, columns, strict=True):
-                _fill(descriptor, offset, blocks)
+            with os.fdopen(descriptor, "wb", closefd=False) as stream:
+                for array in (text, keys, order):
+                    _save(stream, array, len(array), [])
+                for old, new in zip(kept.outputs, incoming.outputs, strict=True):
+                    _save(stream, old, len(keys), _staying(new, stay))
             if target.exists():
                 os.fchmod(descriptor, target.stat().st_mode & 0o7777)
             os.fsync(descriptor)
-            with open(name, "rb") as stream:  # This file, even if another takes its place.
+            # This file, which may have no name yet, even if another takes its place.
+            with open(f"/proc/self/fd/{descriptor}", "rb") as stream:
                 written = _load(stream, path)
             finish()
     except OSError as error:
@@ -298,128 +390,77 @@ def write(path: Path, kept: Kept, incoming: Incoming, *, complete: bool, inputs:
     return written
 
 
-def _named(specs: Iterable[Spec]) -> dict[str, Spec]:
-    """The datasets of a file, by name, in order."""
-    outputs = {f"outputs_{i}": each for i, each in enumerate(specs)}
-    return {"keys": Spec((), KEY), "order": Spec((), np.dtype(np.int64)), **outputs}
+def _align(stream: IO[bytes]) -> None:
+    """Go to where an array may begin: NumPy copies those that are not aligned."""
+    stream.seek(-stream.tell() % 64, os.SEEK_CUR)
 
 
-def _columns(rows: Rows, incoming: Incoming) -> tuple[int, list[Iterable[np.ndarray]]]:
-    """How many samples there will be, and the contents of the datasets, in parts."""
-    new, *outputs = incoming.columns()
-    keys, order, stay = merge(rows, new)
-    pairs = zip(rows.outputs, outputs, strict=True)
-    return len(keys), [[keys], [order], *(_blocks(old, more, stay) for old, more in pairs)]
+def _save(stream: IO[bytes], array: np.ndarray, count: int, blocks: Iterable[np.ndarray]) -> None:
+    """Write an array with blocks behind it, `count` rows in all, as one .npy file."""
+    _align(stream)
+    shape = (count, *array.shape[1:])
+    header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    for block in itertools.chain([array], blocks):
+        stream.write(raw(block))
 
 
-def _lay_out(stream: IO[bytes], kept: Kept, count: int) -> list[int]:
-    """Write all but the rows; gives where those belong, so that a full disk meets no HDF5."""
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_layout(h5py.h5d.CONTIGUOUS)
-    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    offsets = []
-    with h5py.File(stream, "w", alignment_threshold=1, alignment_interval=64) as file:
-        file.attrs["format"] = _FORMAT
-        file.attrs["version"] = _VERSION
-        file.attrs["fingerprint"] = kept.fingerprint
-        file.attrs["specs"] = json.dumps([(shape, dtype.name) for shape, dtype in kept.specs])
-        file.attrs["complete"] = kept.complete
-        file.attrs["inputs"] = kept.inputs
-        for key, each in _named(kept.specs).items():
-            shape, dtype = _stored(each)
-            space = h5py.h5s.create_simple((count, *shape))
-            kind = h5py.h5t.py_create(dtype)
-            dataset = h5py.h5d.create(file.id, key.encode(), kind, space, creation)
-            offsets.append(dataset.get_offset())
-    return offsets
-
-
-def _stored(each: Spec) -> Spec:
-    """The same bytes in a type that HDF5 knows: it lacks bfloat16."""
-    if each.dtype == KEY:
-        return Spec((KEY.itemsize,), np.dtype(np.uint8))
-    if is_registered(each.dtype):
-        return Spec(each.shape, np.dtype(f"u{each.dtype.itemsize}"))
-    return each
-
-
-def _blocks(old: np.ndarray, new: np.ndarray, stay: np.ndarray) -> Iterator[np.ndarray]:
-    step = max(1, _BLOCK // (old.dtype.itemsize * int(np.prod(old.shape[1:], dtype=np.int64))))
-    for start in range(0, len(old), step):
-        yield old[start : start + step]
-    for start in range(0, len(new), step):
-        yield new[start : start + step][stay[start : start + step]]
-
-
-def _fill(descriptor: int, offset: int, blocks: Iterable[np.ndarray]) -> None:
-    for block in blocks:
-        view = raw(block)
-        while view:
-            written = os.pwrite(descriptor, view, offset)
-            view, offset = view[written:], offset + written
+def _staying(rows: np.ndarray, stay: np.ndarray) -> Iterator[np.ndarray]:
+    step = max(1, _BLOCK // (rows.nbytes // len(rows)))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step][stay[start : start + step]]
 
 
 def _load(stream: IO[bytes], path: Path) -> Kept:
-    try:
-        with h5py.File(stream, "r") as file:
-            header = dict(file.attrs)
-            known = (header.get("format"), header.get("version")) == (_FORMAT, _VERSION)
-            specs = [spec(*pair) for pair in json.loads(header["specs"])] if known else []
-            parts = _parts(file, specs) if known else []
-            texts = [str(header[key]) for key in ("fingerprint", "inputs")] if known else []
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(path, models.reason_of(error)) from error
-    if not known:
-        raise _unknown(header, path)
-    content = np.asarray(np.memmap(stream, np.uint8, "r"))
-    keys, order, *outputs = (
-        content[start:stop].view(dtype).reshape(shape) for start, stop, dtype, shape in parts
-    )
-    if (keys[1:] <= keys[:-1]).any() or not _are_rows(order):
-        raise _damaged(path, "the keys are not in order")
-    complete = bool(header.get("complete"))
-    return Kept(texts[0], specs, Rows(keys, order, outputs), complete, texts[1])
-
-
-def _parts(file: h5py.File, specs: list[Spec]) -> list[tuple[int, int, Any, Any]]:
-    """Start, end, dtype and shape of each dataset in the file."""
-    count = len(file["keys"])
-    parts = []
-    for key, (shape, dtype) in _named(specs).items():
-        full = (count, *shape)
-        start = file[key].id.get_offset()
-        stop = start + dtype.itemsize * int(np.prod(full, dtype=np.int64))
-        if file[key].id.get_storage_size() != stop - start:
-            raise OSError(f"{key} are not of the shape {full}")
-        parts.append((start, stop, dtype, full))
-    return parts
-
-
-def _are_rows(order: np.ndarray) -> bool:
-    """Whether each row occurs once."""
-    inside = bool(len(order)) and order.min() >= 0 and order.max() < len(order)
-    return bool(inside and np.bincount(order, minlength=len(order)).max() == 1)
-
-
-def _unknown(header: dict[str, Any], path: Path) -> ValueError:
-    if header.get("format") != _FORMAT:
-        return ValueError(
-            f"'{path}' is an HDF5 file, but no cache of a teacher (perhaps a model); expected one, "
-            "or no file. Name another file."
+    if stream.read(len(models._HDF5)) == models._HDF5:
+        raise ValueError(
+            f"'{path}' is an HDF5 file, but no cache of a teacher (perhaps a model, or a cache of "
+            "an earlier version); expected one, or no file. Name another file, or delete it if it "
+            "was a cache: it is filled again in the first epoch."
         )
-    return ValueError(
-        f"'{path}' is a cache of version {header.get('version')}; expected {_VERSION}. Name "
-        "another file, or delete it: it is filled again in the first epoch."
-    )
+    stream.seek(0)
+    try:
+        header = json.loads(bytes(_map(stream, (), np.dtype(np.uint8))))
+        version = header.pop(_FORMAT)
+        kept = _kept(stream, **header) if version == _VERSION else None
+    except Exception as error:  # NumPy raises many kinds for damaged headers.
+        raise ValueError(
+            f"'{path}' is damaged, or no cache of a teacher: {models.reason_of(error)}; expected a "
+            "file that an earlier training wrote, or none. Name another file, or delete it if it "
+            "was a cache: it is filled again in the first epoch."
+        ) from error
+    if kept is None:
+        raise ValueError(
+            f"'{path}' is a cache of version {version}; expected {_VERSION}. Name another file, or "
+            "delete it: it is filled again in the first epoch."
+        )
+    return kept
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"'{path}' is damaged, or no cache of a teacher: {reason}; expected a file that an earlier "
-        "training wrote, or none. Name another file, or delete it if it was a cache: it is filled "
-        "again in the first epoch."
-    )
+def _kept(stream: IO[bytes], fingerprint: str, specs: list, complete: bool, inputs: str) -> Kept:
+    """What the arrays behind a header hold."""
+    checked = [spec(*pair) for pair in specs]
+    keys, order = _map(stream, (), KEY), _map(stream, (), np.dtype(np.int64))
+    outputs = [_map(stream, *each) for each in checked]
+    reached = np.zeros(len(keys), bool)
+    reached[order] = True
+    if not reached.all() or (keys[1:] <= keys[:-1]).any():
+        raise ValueError("the keys are not in order")
+    if any(len(array) != len(keys) for array in (order, *outputs)):
+        raise ValueError("there are not as many rows as keys")
+    return Kept(str(fingerprint), checked, keys, order, outputs, bool(complete), str(inputs))
+
+
+def _map(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The next array of a file, if its rows are such; they are read when they are asked for."""
+    _align(stream)
+    np.lib.format.read_magic(stream)
+    (count, *sizes), _, found = np.lib.format.read_array_header_1_0(stream)
+    if (tuple(sizes), found) != (shape, np.dtype(dtype.str)):
+        raise ValueError(f"there are {found} {tuple(sizes)} in place of {Spec(shape, dtype)}")
+    array = np.memmap(stream, dtype, "r", stream.tell(), (count, *shape))
+    stream.seek(array.offset + array.nbytes)
+    return np.asarray(array)
 
 
 def require_same(kept: Kept, path: Path, fingerprint: str, specs: list[Spec]) -> None:
@@ -526,101 +567,3 @@ def _require_numbers(dtype: np.dtype, what: str) -> None:
             f"a cache takes {what} that are numbers; received {dtype.name}. Turn texts into "
             "numbers before the model, or leave out the cache."
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """What is kept for samples, found by their keys.
-
-    Args:
-        keys: sorted, without duplicates.
-        order: for each key, the row that is its.
-        outputs: arrays with a row for each key, in the order in which the samples came.
-    """
-
-    keys: np.ndarray
-    order: np.ndarray
-    outputs: list[np.ndarray]
-
-    @classmethod
-    def none(cls, specs: Iterable[Spec]) -> Rows:
-        """No rows at all."""
-        outputs = [np.empty((0, *shape), dtype) for shape, dtype in specs]
-        return cls(np.empty(0, KEY), np.empty(0, np.int64), outputs)
-
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which keys are known, and the rows of those that are."""
-        if not len(self.keys):
-            return np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
-        places = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return self.keys[places] == keys, self.order[places]
-
-
-class Incoming:
-    """New rows in the order in which they come, in memory or in files without a name.
-
-    Args:
-        specs: of the outputs.
-        folder: where the files are; None keeps all in memory.
-    """
-
-    def __init__(self, specs: Sequence[Spec], folder: Path | None):
-        self._specs = [Spec((), KEY), *specs]
-        self._blocks: list[list[np.ndarray]] = [[] for _ in self._specs]
-        self._files: list[IO[bytes]] = []
-        columns = self._specs if folder else []
-        with contextlib.ExitStack() as opened:
-            for _ in columns:  # They vanish with the process, however that ends.
-                self._files.append(
-                    opened.enter_context(
-                        tempfile.TemporaryFile(prefix=".teacher.", suffix=".tmp", dir=folder)
-                    )
-                )
-            self._opened = opened.pop_all()
-        weakref.finalize(self, self._opened.close)  # Where a training that failed never closes.
-
-    def append(self, keys: np.ndarray, outputs: Sequence[np.ndarray]) -> None:
-        """Adds samples."""
-        for i, column in enumerate([keys, *outputs]):
-            if self._files:
-                self._files[i].write(raw(column))
-            else:
-                self._blocks[i].append(np.array(column))
-
-    def columns(self) -> list[np.ndarray]:
-        """The keys and the outputs, each in one array; those of files are mapped."""
-        if not self._files:
-            return [np.concatenate(blocks) for blocks in self._blocks]
-        columns = []
-        for file, (shape, dtype) in zip(self._files, self._specs, strict=True):
-            file.flush()
-            count = os.fstat(file.fileno()).st_size // (
-                dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-            )
-            columns.append(np.asarray(np.memmap(file, dtype, "r", shape=(count, *shape))))
-        return columns
-
-    def close(self) -> None:
-        """Drops everything."""
-        self._blocks = [[] for _ in self._specs]
-        self._files = []
-        with contextlib.suppress(OSError):  # A full disk takes no last bytes.
-            self._opened.close()
-
-
-def merge(rows: Rows, new: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The index of rows that are kept with new ones behind them; the first of equals stays."""
-    before = len(rows.keys)
-    keys = np.concatenate([rows.keys, new]) if before else new
-    places = np.argsort(keys, kind="stable")
-    keys = keys[places]
-    first = np.ones(len(keys), bool)
-    first[1:] = keys[1:] != keys[:-1]
-    if not first.all():
-        keys, places = keys[first], places[first]
-    stay = np.zeros(len(new), bool)
-    stay[places[places >= before] - before] = True
-    if not before and stay.all():
-        return keys, places, stay
-    numbers = np.concatenate([rows.order, before + np.cumsum(stay) - 1])
-    return keys, numbers[places], stay
