@@ -10,7 +10,7 @@ from keras import ops, tree
 
 from tfcompress.dispatch import is_legacy
 from tfcompress.distillation.losses import check_temperature, is_number, per_sample
-from tfcompress.distillation.plan import Term
+from tfcompress.distillation.plan import Term, as_losses
 from tfcompress.distillation.reading import Reader, Tensors, frozen
 from tfcompress.graph.inputs import not_built, output_names, require_model
 from tfcompress.layers.compressed import is_compressed
@@ -21,18 +21,21 @@ class DistillingModel(keras.Model):
 
     Args:
         students: the models to train.
+        losses: see `Distiller`.
         alpha: share of the labels in the loss, in [0, 1].
         temperature: of soft labels.
     """
 
+    objects = ("losses",)  # which arguments are objects of Keras, or lists of them
     whole_epochs = False  # whether each epoch goes through all data though `fit` is given its steps
 
-    def __init__(self, students: Sequence[keras.Model], alpha, temperature, **kwargs):
+    def __init__(self, students: Sequence[keras.Model], losses, alpha, temperature, **kwargs):
         for student in students:
             check_model(student, "student")
         check_alpha(alpha)
         check_temperature(temperature)
         super().__init__(**kwargs)
+        self._given = losses and as_losses(losses)
         self.alpha, self.temperature = float(alpha), float(temperature)
         self.supports_masking = True
         self.autocast = False  # which is up to the student
@@ -42,7 +45,7 @@ class DistillingModel(keras.Model):
     @property
     def students(self) -> list[keras.Model]:
         """The models that are trained."""
-        raise NotImplementedError
+        return [self.student]
 
     @property
     def frozen_models(self) -> list[keras.Model]:
@@ -128,6 +131,22 @@ class DistillingModel(keras.Model):
             return super().get_metrics_result()
         return self._own_metrics_result()
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that this kind of model has beside those that all have."""
+        raise NotImplementedError
+
+    def get_config(self):
+        shared = {"losses": self._given, "alpha": self.alpha, "temperature": self.temperature}
+        given, serialize = {**self.settings, **shared}, keras.saving.serialize_keras_object
+        return {**super().get_config(), **{key: serialize(given[key]) for key in given}}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        load = keras.saving.deserialize_keras_object
+        loaded = {key: load(config[key], custom_objects=custom_objects) for key in cls.objects}
+        return cls(**{**config, **loaded})
+
     def _own_metrics_result(self) -> dict[str, Any]:
         own = (metric for metric in self.metrics if metric is not self._compile_metrics)
         return {metric.name: metric.result() for metric in own}
@@ -167,6 +186,16 @@ class DistillingModel(keras.Model):
     def non_trainable_weights(self) -> list[Any]:
         trained = {id(v) for v in self.trainable_weights}
         return [v for v in self.weights if id(v) not in trained]
+
+
+def evaluate_terms(
+    terms: Sequence[Term], teachers: Sequence[Tensors], student: Tensors, weights: list[Any]
+) -> list[Any]:
+    """The values of losses of a batch, from what was read of the teachers and of the student."""
+    return [
+        evaluate_term(term, teachers[term.teacher][term.theirs], student[term.ours], weights)
+        for term in terms
+    ]
 
 
 def evaluate_term(term: Term, teacher: Any, student: Any, weights: list[Any]) -> Any:

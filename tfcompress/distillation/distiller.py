@@ -9,13 +9,11 @@ from typing import Any
 
 import keras
 
-from tfcompress.distillation.base import DistillingModel, check_alpha, check_model, evaluate_term
+from tfcompress.distillation.base import DistillingModel, check_alpha, check_model, evaluate_terms
 from tfcompress.distillation.cached import CachedTeachers
-from tfcompress.distillation.losses import check_temperature, is_number
+from tfcompress.distillation.losses import check_temperature, is_number, register
 from tfcompress.distillation.plan import Plan, as_losses
 from tfcompress.distillation.reading import Reader, Tensors, symbolic_inputs
-
-register = keras.saving.register_keras_serializable("tfcompress")
 
 
 @register
@@ -56,6 +54,8 @@ class Distiller(DistillingModel):
         >>> tfc.convert(distiller.student, "student.tflite")  # doctest: +SKIP
     """
 
+    objects = ("student", "teacher", "losses")
+
     def __init__(
         self,
         student: keras.Model,
@@ -71,15 +71,14 @@ class Distiller(DistillingModel):
         teachers = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
         for each in teachers:
             check_model(each, "teacher")
-        super().__init__([student], alpha, temperature, **kwargs)
+        super().__init__([student], losses, alpha, temperature, **kwargs)
         _require_apart(student, teachers)
         self.student, self.teachers = student, teachers
         self._shares = _shares(teacher_weights, len(teachers))
-        self._given = losses and as_losses(losses)
         inputs = symbolic_inputs(student)
         plan = Plan(student, teachers, losses, temperature, inputs, self._shares)
         self.terms = plan.terms
-        self.adapters = [x for term in plan.terms for x in term.adapters if x is not None]
+        self.adapters = plan.adapters
         self._teacher_readers = [
             Reader(each, plan.teacher_sources(k), plan.input_names)
             for k, each in enumerate(teachers)
@@ -96,10 +95,6 @@ class Distiller(DistillingModel):
         )
 
     @property
-    def students(self) -> list[keras.Model]:
-        return [self.student]
-
-    @property
     def frozen_models(self) -> list[keras.Model]:
         return self.teachers
 
@@ -107,11 +102,7 @@ class Distiller(DistillingModel):
         outputs, ours = self.student_tensors(x, y_pred, training)
         task = self.task_loss(y, outputs, sample_weight)
         theirs = self.teacher_tensors(x, training)
-        weights = self.listed_weights(sample_weight)
-        values = [
-            evaluate_term(term, theirs[term.teacher][term.theirs], ours[term.ours], weights)
-            for term in self.terms
-        ]
+        values = evaluate_terms(self.terms, theirs, ours, self.listed_weights(sample_weight))
         distillation = sum(values)
         self.report(x, [task, distillation, *(values if len(values) > 1 else [])])
         return self.alpha * task + (1 - self.alpha) * distillation + self.penalties()
@@ -127,26 +118,14 @@ class Distiller(DistillingModel):
             return super().run_fit(fit, args, kwargs)
         return self._cached.fit(fit, args, kwargs)
 
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
+    @property
+    def settings(self):
         return {
-            **super().get_config(),
-            "student": serialize(self.student),
-            "teacher": [serialize(teacher) for teacher in self.teachers],
-            "losses": serialize(self._given),
-            "alpha": self.alpha,
-            "temperature": self.temperature,
+            "student": self.student,
+            "teacher": self.teachers,
             "teacher_weights": self._shares,
             "cache": self._cached and os.fspath(self._cached.where),
         }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config, load = dict(config), keras.saving.deserialize_keras_object
-        config["student"] = load(config["student"], custom_objects=custom_objects)
-        config["teacher"] = [load(t, custom_objects=custom_objects) for t in config["teacher"]]
-        config["losses"] = load(config["losses"], custom_objects=custom_objects)
-        return cls(**config)
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 from keras import layers, ops
 
@@ -36,6 +35,8 @@ class Features(DistillationLoss):
     Example:
         >>> Features("block4", "block2", weight=0.1)  # doctest: +SKIP
     """
+
+    settings = ("loss", "projection")
 
     def __init__(
         self,
@@ -70,14 +71,6 @@ class Features(DistillationLoss):
         teacher, student = same_size(y_true, y_pred)
         return per_sample(unreduced(self.loss, teacher, student))
 
-    def get_config(self):
-        loss = keras.saving.serialize_keras_object(self.loss)
-        return {**super().get_config(), "loss": loss, "projection": self.projection}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
-
 
 @register
 class AttentionTransfer(DistillationLoss):
@@ -99,6 +92,8 @@ class AttentionTransfer(DistillationLoss):
     Example:
         >>> AttentionTransfer("block4", "block2", weight=100.0)  # doctest: +SKIP
     """
+
+    settings = ("power",)
 
     def __init__(
         self,
@@ -126,9 +121,6 @@ class AttentionTransfer(DistillationLoss):
         ]
         teacher, student = (normalized(flat(x)) for x in same_size(*maps))
         return ops.sum(ops.square(teacher - student), axis=-1)
-
-    def get_config(self):
-        return {**super().get_config(), "power": self.power}
 
 
 def same_size(teacher: Any, student: Any) -> tuple[Any, Any]:
@@ -209,6 +201,8 @@ class Relational(DistillationLoss):
         0.0
     """
 
+    settings = ("distance", "angle")
+
     def __init__(
         self,
         teacher_layer: str | None = None,
@@ -239,9 +233,6 @@ class Relational(DistillationLoss):
             values += self.angle * ops.mean(gaps, axis=(-2, -1))
         return values
 
-    def get_config(self):
-        return {**super().get_config(), "distance": self.distance, "angle": self.angle}
-
 
 @register
 class Contrastive(DistillationLoss):
@@ -265,6 +256,8 @@ class Contrastive(DistillationLoss):
     Example:
         >>> Contrastive("pooling", "pool", weight=0.8)  # doctest: +SKIP
     """
+
+    settings = ("size", "temperature")
 
     def __init__(
         self,
@@ -307,9 +300,6 @@ class Contrastive(DistillationLoss):
         ahead = ops.logsumexp(similar, axis=1) - own
         back = ops.logsumexp(similar, axis=0) - own
         return (ahead + back) / 2
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size, "temperature": self.temperature}
 
 
 def _huber(a, b):

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.distillation.reading import mask_of, to_logits, unpadded
+from tfcompress.distillation.reading import alike, mask_of, to_logits, unpadded
 from tfcompress.errors import named_in_keras
 
 register = keras.saving.register_keras_serializable("tfcompress")
@@ -33,6 +33,7 @@ class DistillationLoss(keras.losses.Loss):
     """
 
     per_position = False  # whether there is a value for each position, not only for each sample
+    settings: tuple[str, ...] = ()  # names of the arguments that this loss alone has
 
     def __init__(
         self,
@@ -95,8 +96,17 @@ class DistillationLoss(keras.losses.Loss):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in told.items())})"
 
     def get_config(self) -> dict[str, Any]:
-        names = "weight output teacher_layer student_layer teacher name".split()
-        return {name: getattr(self, name) for name in names}
+        shared = ("weight", "output", "teacher_layer", "student_layer", "teacher", "name")
+        config = {name: getattr(self, name) for name in (*shared, *self.settings)}
+        if "loss" in self.settings:  # an object of Keras or a function
+            config["loss"] = keras.saving.serialize_keras_object(self.loss)
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        if "loss" in cls.settings:
+            config = {**config, "loss": keras.saving.deserialize_keras_object(config["loss"])}
+        return cls(**config)
 
 
 @register
@@ -125,6 +135,7 @@ class SoftLabels(DistillationLoss):
     """
 
     per_position = True
+    settings = ("temperature", "activation", "from_logits")
 
     def __init__(
         self,
@@ -178,10 +189,6 @@ class SoftLabels(DistillationLoss):
         """Logits of what a model gives."""
         return to_logits(values, self.activation or "softmax") if from_logits is False else values
 
-    def get_config(self):
-        own = {"temperature": self.temperature, "activation": self.activation}
-        return {**super().get_config(), **own, "from_logits": self.from_logits}
-
 
 @register
 class Regression(DistillationLoss):
@@ -203,6 +210,7 @@ class Regression(DistillationLoss):
     """
 
     per_position = True
+    settings = ("loss",)
 
     def __init__(self, loss: Any = "mse", **kwargs):
         self.loss = loss if callable(loss) else named_in_keras("loss", loss)
@@ -225,13 +233,6 @@ class Regression(DistillationLoss):
         # As many axes as the weights of samples have for outputs of this shape.
         missing = len(y_pred.shape) - 1 - len(values.shape)
         return ops.reshape(values, (*ops.shape(values), *[1] * missing)) if missing > 0 else values
-
-    def get_config(self):
-        return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
 
 
 class _Unreduced(keras.Operation):
@@ -277,10 +278,7 @@ def check_temperature(temperature: Any) -> None:
 
 def require_same(teacher_shape: tuple, student_shape: tuple) -> None:
     """Raises unless two shapes are the same, as far as they are known."""
-    same = len(teacher_shape) == len(student_shape) and all(
-        a == b or a is None or b is None for a, b in zip(teacher_shape, student_shape, strict=True)
-    )
-    if not same:
+    if not alike(teacher_shape, student_shape):
         raise ValueError(
             f"the teacher gives {tuple(teacher_shape)}, the student {tuple(student_shape)}; "
             "expected the same shape."

@@ -5,9 +5,9 @@ from typing import Any
 
 import keras
 
-from tfcompress.distillation.base import DistillingModel, evaluate_term
-from tfcompress.distillation.distiller import register
-from tfcompress.distillation.plan import Plan, as_losses
+from tfcompress.distillation.base import DistillingModel, evaluate_terms
+from tfcompress.distillation.losses import register
+from tfcompress.distillation.plan import Plan
 from tfcompress.distillation.reading import Reader, symbolic_inputs
 
 
@@ -35,6 +35,8 @@ class MutualDistiller(DistillingModel):
         >>> mutual.fit(x, y, epochs=10)  # doctest: +SKIP
     """
 
+    objects = ("students", "losses")
+
     def __init__(
         self,
         students: Sequence[keras.Model],
@@ -49,9 +51,9 @@ class MutualDistiller(DistillingModel):
                 "students must be a list of two models or more that learn from each other; "
                 f"received {students!r}. A single student with a teacher is a Distiller."
             )
-        super().__init__(students, alpha, temperature, **kwargs)
+        super().__init__(students, losses, alpha, temperature, **kwargs)
         _require_different(students)
-        self._students, self._given = list(students), losses and as_losses(losses)
+        self._students = list(students)
         inputs = symbolic_inputs(students[0])
         count = len(students)
         self._plans = [
@@ -67,8 +69,7 @@ class MutualDistiller(DistillingModel):
         ]
         if alpha:
             self._require_one_kind()
-        adapters = [layer for plan in self._plans for term in plan.terms for layer in term.adapters]
-        self.adapters = [layer for layer in adapters if layer is not None]
+        self.adapters = [layer for plan in self._plans for layer in plan.adapters]
         self._readers = [
             Reader(student, self._sources(index), self._plans[0].input_names)
             for index, student in enumerate(students)
@@ -111,34 +112,13 @@ class MutualDistiller(DistillingModel):
         values = []
         for index, plan in enumerate(self._plans):
             others = [tensors for other, (_, tensors) in enumerate(read) if other != index]
-            values += [
-                evaluate_term(
-                    term,
-                    others[term.teacher][term.theirs],
-                    read[index][1][term.ours],
-                    weights,
-                )
-                for term in plan.terms
-            ]
+            values += evaluate_terms(plan.terms, others, read[index][1], weights)
         self.report(x, [*tasks, sum(values)])
         return self.alpha * sum(tasks) + (1 - self.alpha) * sum(values) + self.penalties()
 
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "students": [serialize(student) for student in self._students],
-            "losses": serialize(self._given),
-            "alpha": self.alpha,
-            "temperature": self.temperature,
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config, load = dict(config), keras.saving.deserialize_keras_object
-        config["students"] = [load(s, custom_objects=custom_objects) for s in config["students"]]
-        config["losses"] = load(config["losses"], custom_objects=custom_objects)
-        return cls(**config)
+    @property
+    def settings(self):
+        return {"students": self._students}
 
 
 def _require_different(students: Sequence[keras.Model]) -> None:

@@ -46,8 +46,8 @@ class Term:
     theirs: Source
     ours: Source
     output: int | None
-    factor: float
-    adapters: tuple[Any, Any]
+    factor: float = 1.0
+    adapters: tuple[Any, Any] = (None, None)
 
 
 class Plan:
@@ -84,14 +84,14 @@ class Plan:
         drafts = [draft for loss in wanted for draft in self._drafts(loss)]
         self.terms = self._finish(drafts)
 
-    def _drafts(self, loss: DistillationLoss) -> list[tuple]:
-        """(loss, teacher, teacher's source, student's source, output) for all a loss is about."""
+    def _drafts(self, loss: DistillationLoss) -> list[Term]:
+        """A term for all that a loss is about; what follows from shapes is filled in later."""
         teachers = range(len(self.teachers)) if loss.teacher is None else [self._teacher(loss)]
         if loss.teacher_layer is not None and loss.student_layer is not None:
             at = Source(operation=find_operation(self.student, loss.student_layer, "student"))
+            filled = _filled(loss, self.temperature)
             return [
-                (_filled(loss, self.temperature), k, self._inside(k, loss.teacher_layer), at, None)
-                for k in teachers
+                Term(filled, k, self._inside(k, loss.teacher_layer), at, None) for k in teachers
             ]
         return [self._of_output(loss, k, index) for index in self._indices(loss) for k in teachers]
 
@@ -119,13 +119,13 @@ class Plan:
             f"{expected_one_of(str(loss.output), names or map(str, range(count)))}"
         )
 
-    def _of_output(self, loss: DistillationLoss, teacher: int, index: int) -> tuple:
+    def _of_output(self, loss: DistillationLoss, teacher: int, index: int) -> Term:
         theirs = self._position_in_teacher(teacher, index)
         sources = Source(output=theirs), Source(output=index)
         if isinstance(loss, SoftLabels):
             models = (self.teachers[teacher], theirs), (self.student, index)
             loss, sources = self._logits(loss, models)
-        return loss, teacher, *sources, index
+        return Term(loss, teacher, *sources, index)
 
     def _position_in_teacher(self, teacher: int, index: int) -> int:
         """Where the teacher has an output of the student: by name, else in the same place."""
@@ -228,6 +228,11 @@ class Plan:
         return range(len(self._outputs[id(self.student)]))
 
     @property
+    def adapters(self) -> list[keras.Layer]:
+        """The layers to learn that stand between the models and the losses."""
+        return [layer for term in self.terms for layer in term.adapters if layer is not None]
+
+    @property
     def student_sources(self) -> list[Source]:
         """What is read of the student."""
         return [term.ours for term in self.terms]
@@ -236,24 +241,29 @@ class Plan:
         """What is read of one of the teachers."""
         return [term.theirs for term in self.terms if term.teacher == teacher]
 
-    def _finish(self, drafts: list[tuple]) -> list[Term]:
-        ours = Reader(self.student, [draft[3] for draft in drafts])
+    def _finish(self, drafts: list[Term]) -> list[Term]:
+        ours = Reader(self.student, [draft.ours for draft in drafts])
         _, self.student_specs = ours.specs(self.inputs, "student")
         self.teacher_specs = []
         for index, teacher in enumerate(self.teachers):
-            wanted = [draft[2] for draft in drafts if draft[1] == index]
+            wanted = [draft.theirs for draft in drafts if draft.teacher == index]
             reader = Reader(teacher, wanted, self.input_names)
             self.teacher_specs.append(reader.specs(self.inputs, "teacher")[1])
         names: dict[str, int] = {}
         return [self._term(draft, names) for draft in drafts]
 
-    def _term(self, draft: tuple, names: dict[str, int]) -> Term:
-        loss, teacher, theirs, ours, output = draft
-        shapes = self.teacher_specs[teacher][theirs].shape, self.student_specs[ours].shape
+    def _term(self, draft: Term, names: dict[str, int]) -> Term:
+        loss, output = draft.loss, draft.output
+        theirs, ours = (
+            self.teacher_specs[draft.teacher][draft.theirs],
+            self.student_specs[draft.ours],
+        )
+        shapes = theirs.shape, ours.shape
         try:
             loss.check(*shapes)
         except ValueError as error:
-            place = f"{theirs.name} of the teacher '{self.teachers[teacher].name}' and {ours.name}"
+            teacher = f"the teacher '{self.teachers[draft.teacher].name}'"
+            place = f"{draft.theirs.name} of {teacher} and {draft.ours.name}"
             raise ValueError(
                 f"{type(loss).__name__} between {place} of the student '{self.student.name}': "
                 f"{error}"
@@ -273,8 +283,8 @@ class Plan:
         for layer, shape in zip(adapters, shapes, strict=True):
             if layer is not None and not layer.built:
                 layer.build(shape)
-        share = 1.0 if loss.teacher is not None else self.shares[teacher]
-        return Term(loss, teacher, theirs, ours, output, loss.weight * share, adapters)
+        share = 1.0 if loss.teacher is not None else self.shares[draft.teacher]
+        return dataclasses.replace(draft, loss=loss, factor=loss.weight * share, adapters=adapters)
 
 
 def _filled(loss: DistillationLoss, temperature: float) -> Any:

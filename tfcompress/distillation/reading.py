@@ -186,15 +186,17 @@ def unpadded(tensor: Any, masks: Iterable[Any]) -> Any:
     """
     for mask in masks:
         rank = len(mask.shape)
-        fits = len(tensor.shape) > rank and _alike(mask.shape[1:], tensor.shape[1:rank])
-        if fits:
+        if len(tensor.shape) > rank and alike(mask.shape[1:], tensor.shape[1:rank]):
             axes = [1] * (len(tensor.shape) - rank)
             tensor = tensor * ops.cast(ops.reshape(mask, (*ops.shape(mask), *axes)), tensor.dtype)
     return tensor
 
 
-def _alike(a: Any, b: Any) -> bool:
-    return all(x == y or x is None or y is None for x, y in zip(a, b, strict=True))
+def alike(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are the same, as far as they are known."""
+    return len(a) == len(b) and all(
+        x == y or x is None or y is None for x, y in zip(a, b, strict=True)
+    )
 
 
 # Below it float32 has no normal numbers.

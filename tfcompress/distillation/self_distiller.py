@@ -6,10 +6,9 @@ from typing import Any
 import keras
 from keras import layers, tree
 
-from tfcompress.distillation.base import DistillingModel, evaluate_term
-from tfcompress.distillation.distiller import register
-from tfcompress.distillation.losses import SoftLabels
-from tfcompress.distillation.plan import Plan, Term, as_losses
+from tfcompress.distillation.base import DistillingModel, evaluate_term, evaluate_terms
+from tfcompress.distillation.losses import SoftLabels, register
+from tfcompress.distillation.plan import Plan, Term
 from tfcompress.distillation.reading import (
     Reader,
     Source,
@@ -56,6 +55,8 @@ class SelfDistiller(DistillingModel):
         >>> trainer.fit(x, y, epochs=10)  # doctest: +SKIP
     """
 
+    objects = ("model", "losses", "heads")
+
     def __init__(
         self,
         model: keras.Model,
@@ -67,8 +68,8 @@ class SelfDistiller(DistillingModel):
         heads: Sequence[keras.Layer] | None = None,
         **kwargs,
     ):
-        super().__init__([model], alpha, temperature, **kwargs)
-        self.student, self._given = model, losses and as_losses(losses)
+        super().__init__([model], losses, alpha, temperature, **kwargs)
+        self.student = model
         self.shallow = [shallow] if isinstance(shallow, str) else list(shallow)
         if not self.shallow:
             raise ValueError("shallow must name one layer or more to put heads after; none given.")
@@ -76,7 +77,7 @@ class SelfDistiller(DistillingModel):
         plan = Plan(model, [model], losses, temperature, inputs, [1.0])
         self._output = _single(tree.flatten(Reader(model, []).specs(inputs, "student")[0]), model)
         self._within, self._towards = _parted(plan.terms)
-        self.adapters = [x for term in plan.terms for x in term.adapters if x is not None]
+        self.adapters = plan.adapters
         self._activation, _ = plan.kind(model, 0)
         self._exits = self._find_exits(inputs, heads is None)
         specs = Reader(model, self._exits).specs(inputs, "student")[1]
@@ -86,10 +87,6 @@ class SelfDistiller(DistillingModel):
             Reader(model, sources),
             ["task_loss", "distillation_loss", *(f"{name}_loss" for name in self.shallow)],
         )
-
-    @property
-    def students(self) -> list[keras.Model]:
-        return [self.student]
 
     def _find_exits(self, inputs: Any, own: bool) -> list[Source]:
         found = [find_operation(self.student, name, "model") for name in self.shallow]
@@ -147,10 +144,7 @@ class SelfDistiller(DistillingModel):
                 given = logits if isinstance(term.loss, SoftLabels) else outputs_of_head
                 values[-1] += evaluate_term(term, read[term.theirs], given, weights)
             shares.append(self.alpha * own + (1 - self.alpha) * values[-1])
-        within = sum(
-            evaluate_term(term, read[term.theirs], read[term.ours], weights)
-            for term in self._within
-        )
+        within = sum(evaluate_terms(self._within, [read], read, weights))
         self.report(x, [task, sum(values) + within, *shares])
         return task + sum(shares) + (1 - self.alpha) * within + self.penalties()
 
@@ -194,25 +188,9 @@ class SelfDistiller(DistillingModel):
                 outputs = layers.Activation(self._activation)(outputs)
         return keras.Model(model._inputs_struct, outputs, name=f"{self.student.name}_{layer}")
 
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "model": serialize(self.student),
-            "shallow": self.shallow,
-            "losses": serialize(self._given),
-            "alpha": self.alpha,
-            "temperature": self.temperature,
-            "heads": [serialize(head) for head in self.heads],
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config, load = dict(config), keras.saving.deserialize_keras_object
-        config["model"] = load(config["model"], custom_objects=custom_objects)
-        config["losses"] = load(config["losses"], custom_objects=custom_objects)
-        config["heads"] = [load(h, custom_objects=custom_objects) for h in config["heads"]]
-        return cls(**config)
+    @property
+    def settings(self):
+        return {"model": self.student, "shallow": self.shallow, "heads": self.heads}
 
 
 def _parted(terms: list[Term]) -> tuple[list[Term], list[Term]]:
