@@ -1,5 +1,7 @@
 """A small Distiller, always the same, and what it is after two epochs without tricks."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -19,9 +21,14 @@ def make(losses=LOSSES, optimizer=None, **settings):
     return compiled(distiller, optimizer=optimizer or keras.optimizers.Adam(0.01), **settings)
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """Two epochs over X and Y as arrays, without tricks."""
+@functools.cache
+def _fitted():
     distiller = make(run_eagerly=False)
     history = fit(distiller, X, Y, epochs=2)
     return distiller, history
+
+
+@pytest.fixture
+def trained():
+    """Two epochs over X and Y as arrays, without tricks; fitted once, and only to be read."""
+    return _fitted()

@@ -117,7 +117,7 @@ def drop_outputs(path):
         (cut_off, "is damaged, or no cache.*delete it"),
         (swap_keys, "is damaged.*not in order"),
         (repeat_rows, "is damaged.*not in order"),
-        (lead_outside, "is damaged, or no cache"),
+        (lead_outside, "is damaged.*not in order"),
         (drop_rows, "is damaged.*not as many rows as keys"),
         (drop_outputs, "is damaged, or no cache"),
         (retype, "is damaged, or no cache.*int32.*in place of float32"),
@@ -127,7 +127,7 @@ def drop_outputs(path):
         (write_pickle, "is damaged, or no cache"),
         (garble_specs, "is damaged, or no cache"),
         (garble_json, "is damaged, or no cache"),
-        (write_model, "is an HDF5 file, but no cache of a teacher"),
+        (write_model, "is an HDF5 file, but no cache.*an earlier version.*delete it"),
         (raise_version, "of version 3; expected 2. Name another file, or delete it"),
     ],
 )

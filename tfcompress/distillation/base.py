@@ -12,6 +12,7 @@ from tfcompress.dispatch import is_legacy
 from tfcompress.distillation.losses import check_temperature, is_number, per_sample
 from tfcompress.distillation.plan import Term, as_losses
 from tfcompress.distillation.reading import Reader, Tensors, frozen
+from tfcompress.errors import check
 from tfcompress.graph.inputs import not_built, output_names, require_model
 from tfcompress.layers.compressed import is_compressed
 
@@ -26,7 +27,7 @@ class DistillingModel(keras.Model):
         temperature: of soft labels.
     """
 
-    objects = ("losses",)  # which arguments are objects of Keras, or lists of them
+    objects: tuple[str, ...] = ("losses",)  # which arguments are objects of Keras, or lists of them
     whole_epochs = False  # whether each epoch goes through all data though `fit` is given its steps
 
     def __init__(self, students: Sequence[keras.Model], losses, alpha, temperature, **kwargs):
@@ -164,28 +165,24 @@ class DistillingModel(keras.Model):
         found = {id(loss): loss for layer in _different(kept) for loss in layer.losses}
         return list(found.values())
 
-    def _is_frozen(self) -> set[int]:
-        return {id(v) for model in self.frozen_models for v in model.variables}
-
     @property
     def trainable_variables(self) -> list[Any]:
-        frozen_ids = self._is_frozen()
-        return [v for v in super().trainable_variables if id(v) not in frozen_ids]
+        return self._trained(super().trainable_variables)
 
     @property
     def trainable_weights(self) -> list[Any]:
-        frozen_ids = self._is_frozen()
-        return [v for v in super().trainable_weights if id(v) not in frozen_ids]
+        return self._trained(super().trainable_weights)
 
     @property
     def non_trainable_variables(self) -> list[Any]:
-        trained = {id(v) for v in self.trainable_variables}
-        return [v for v in self.variables if id(v) not in trained]
+        return _without(self.variables, self.trainable_variables)
 
     @property
     def non_trainable_weights(self) -> list[Any]:
-        trained = {id(v) for v in self.trainable_weights}
-        return [v for v in self.weights if id(v) not in trained]
+        return _without(self.weights, self.trainable_weights)
+
+    def _trained(self, variables: Sequence[Any]) -> list[Any]:
+        return _without(variables, [v for model in self.frozen_models for v in model.variables])
 
 
 def evaluate_terms(
@@ -254,11 +251,9 @@ def check_model(model: Any, whose: str) -> None:
 
 def check_alpha(alpha: Any) -> None:
     """Raises unless a share is a number from 0 to 1."""
-    if not is_number(alpha) or not 0 <= alpha <= 1:
-        raise ValueError(
-            f"alpha must be a number in [0, 1], the share of the labels in the loss; received "
-            f"{alpha!r}. 0.1 is usual; 0 needs no labels."
-        )
+    expected = "a number in [0, 1], the share of the labels in the loss"
+    holds = is_number(alpha) and 0 <= alpha <= 1
+    check(holds, "alpha", expected, alpha, "0.1 is usual; 0 needs no labels.")
 
 
 class _Read(threading.local):
@@ -270,6 +265,11 @@ class _Read(threading.local):
 def _same(a: Any, b: Any) -> bool:
     pairs = tree.flatten(a), tree.flatten(b)
     return len(pairs[0]) == len(pairs[1]) and all(x is y for x, y in zip(*pairs, strict=True))
+
+
+def _without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    left_out = {id(v) for v in others}
+    return [v for v in variables if id(v) not in left_out]
 
 
 def _different(things: Sequence[Any]) -> list[Any]:

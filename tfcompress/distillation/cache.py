@@ -442,12 +442,11 @@ def _kept(stream: IO[bytes], fingerprint: str, specs: list, complete: bool, inpu
     checked = [spec(*pair) for pair in specs]
     keys, order = _map(stream, (), KEY), _map(stream, (), np.dtype(np.int64))
     outputs = [_map(stream, *each) for each in checked]
-    reached = np.zeros(len(keys), bool)
-    reached[order] = True
-    if not reached.all() or (keys[1:] <= keys[:-1]).any():
-        raise ValueError("the keys are not in order")
     if any(len(array) != len(keys) for array in (order, *outputs)):
         raise ValueError("there are not as many rows as keys")
+    inside = order.min() >= 0 and order.max() < len(order)
+    if not inside or np.bincount(order).max() > 1 or (keys[1:] <= keys[:-1]).any():
+        raise ValueError("the keys are not in order")
     return Kept(str(fingerprint), checked, keys, order, outputs, bool(complete), str(inputs))
 
 

@@ -11,9 +11,11 @@ import keras
 
 from tfcompress.distillation.base import DistillingModel, check_alpha, check_model, evaluate_terms
 from tfcompress.distillation.cached import CachedTeachers
+from tfcompress.distillation.initialization import init_from_teacher
 from tfcompress.distillation.losses import check_temperature, is_number, register
 from tfcompress.distillation.plan import Plan, as_losses
 from tfcompress.distillation.reading import Reader, Tensors, symbolic_inputs
+from tfcompress.errors import check
 
 
 @register
@@ -133,11 +135,9 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     weights = [1.0] * count if weights is None else list(weights)
     if not count:
         raise ValueError("teacher must be a model or a list of one or more; received none.")
-    if len(weights) != count or not all(is_number(w) and w > 0 for w in weights):
-        raise ValueError(
-            f"teacher_weights must be {count} numbers greater than 0, one for each teacher; "
-            f"received {weights}."
-        )
+    holds = len(weights) == count and all(is_number(w) and w > 0 for w in weights)
+    expected = f"{count} numbers greater than 0, one for each teacher"
+    check(holds, "teacher_weights", expected, weights)
     return [float(weight) / sum(weights) for weight in weights]
 
 
@@ -187,10 +187,8 @@ def born_again(
         ...     model.fit(x, y, epochs=10)
         >>> born_again(make_model, train, generations=3)[-1]  # doctest: +SKIP
     """
-    if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
-        raise ValueError(
-            f"generations must be a whole number of 1 or more; received {generations!r}."
-        )
+    whole = isinstance(generations, int) and not isinstance(generations, bool)
+    check(whole and generations >= 1, "generations", "a whole number of 1 or more", generations)
     models = [build()]
     train(models[0])
     for _ in range(generations):
@@ -283,8 +281,6 @@ class Distillation:
 
     def start(self, student: keras.Model, teacher: Any) -> Any:
         """Sets the weights of a student to those of a teacher; see `init_from_teacher`."""
-        from tfcompress.distillation.initialization import init_from_teacher
-
         return init_from_teacher(
             student, teacher[0] if isinstance(teacher, list | tuple) else teacher
         )

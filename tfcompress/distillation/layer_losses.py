@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.distillation.losses import DistillationLoss, per_sample, register, unreduced
-from tfcompress.errors import named_in_keras
+from tfcompress.errors import check, named_in_keras
 
 
 @register
@@ -47,8 +47,8 @@ class Features(DistillationLoss):
         **kwargs,
     ):
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
-        if projection not in (True, False, "auto"):
-            raise ValueError(f"projection must be True, False or 'auto'; received {projection!r}.")
+        known = projection in (True, False, "auto")
+        check(known, "projection", "True, False or 'auto'", projection)
         self.loss = loss if callable(loss) else named_in_keras("loss", loss)
         self.projection = projection
 
@@ -103,8 +103,7 @@ class AttentionTransfer(DistillationLoss):
         **kwargs,
     ):
         super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
-        if power < 1:
-            raise ValueError(f"power must be 1 or more; received {power!r}. 2 is usual.")
+        check(power >= 1, "power", "1 or more", power, "2 is usual.")
         self.power = power
 
     def check(self, teacher_shape, student_shape):

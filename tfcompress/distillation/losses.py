@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from tfcompress.distillation.reading import alike, mask_of, to_logits, unpadded
-from tfcompress.errors import named_in_keras
+from tfcompress.errors import check, named_in_keras
 
 register = keras.saving.register_keras_serializable("tfcompress")
 
@@ -51,8 +51,7 @@ class DistillationLoss(keras.losses.Loss):
         super().__init__(
             name=name or "loss_of_outputs", reduction="sum_over_batch_size", dtype=dtype
         )
-        if not is_number(weight) or weight < 0:
-            raise ValueError(f"weight must be a number of 0 or more; received {weight!r}.")
+        check(is_number(weight) and weight >= 0, "weight", "a number of 0 or more", weight)
         if (teacher_layer is None) != (student_layer is None):
             raise ValueError(
                 f"{type(self).__name__} compares a layer of the teacher with one of the student; "
@@ -147,15 +146,13 @@ class SoftLabels(DistillationLoss):
         super().__init__(**kwargs)
         if temperature is not None:
             check_temperature(temperature)
-        if activation not in ("softmax", "sigmoid", None):
-            raise ValueError(f"activation must be softmax or sigmoid; received {activation!r}.")
+        known = activation in ("softmax", "sigmoid", None)
+        check(known, "activation", "softmax or sigmoid", activation)
         self.temperature, self.activation = temperature, activation
         given = list(from_logits) if isinstance(from_logits, list | tuple) else [from_logits] * 2
-        if len(given) != 2 or any(x not in (True, False, None) for x in given):
-            raise ValueError(
-                "from_logits must be True, False, None or a pair of them, for teacher and student; "
-                f"received {from_logits!r}."
-            )
+        holds = len(given) == 2 and all(x in (True, False, None) for x in given)
+        expected = "True, False, None or a pair of them, for teacher and student"
+        check(holds, "from_logits", expected, from_logits)
         self.from_logits = tuple(given)
 
     def check(self, teacher_shape, student_shape):
@@ -269,11 +266,9 @@ def is_number(value: Any) -> bool:
 
 def check_temperature(temperature: Any) -> None:
     """Raises unless a temperature is a number greater than 0."""
-    if not is_number(temperature) or temperature <= 0:
-        raise ValueError(
-            f"temperature must be a number greater than 0; received {temperature!r}. "
-            "2 to 8 is usual; 1 leaves the probabilities as they are."
-        )
+    mend = "2 to 8 is usual; 1 leaves the probabilities as they are."
+    holds = is_number(temperature) and temperature > 0
+    check(holds, "temperature", "a number greater than 0", temperature, mend)
 
 
 def require_same(teacher_shape: tuple, student_shape: tuple) -> None:

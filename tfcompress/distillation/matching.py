@@ -49,8 +49,8 @@ def match_layers(student: Follower, teacher: Follower, given: Mapping[str, str])
     fixed = [(ours[a], theirs[b]) for a, b in given.items()]
     first = blocks_of(student, set(given))
     second = blocks_of(teacher, set(given.values()))
-    single = [Run(((block,),)) for block in second]
-    layers = [Run(((block,),)) for block in _one_block(second)]
+    single = [((block,),) for block in second]
+    layers = [((block,),) for block in _one_block(second)]
     best: Pairs = []
     # From the strictest to the loosest; the first that matches most layers.
     for blocks, runs in (first, runs_of(second)), (first, single), (_one_block(first), layers):
@@ -83,14 +83,14 @@ def _align(student: Sequence[Block], teacher: Sequence[Run]) -> Pairs:
 
 def _repeats(student: Sequence[Block], run: Run):
     """Ways to match the next blocks of a student with a run: (score, pairs, blocks taken)."""
-    length = len(run.repeats[0])
+    length = len(run[0])
     for count in range(1, len(student) // length + 1):
         units = [student[k * length : (k + 1) * length] for k in range(count)]
         if count > 1 and not _is_repeated(units):
             return
         score = 0.0
         pairs: Pairs = []
-        for ours, theirs in _spread_pairs(units, run.repeats):
+        for ours, theirs in _spread_pairs(units, run):
             for block, other in zip(ours, theirs, strict=True):
                 gain, found = _align_layers(block.layers, other.layers)
                 score, pairs = score + gain, pairs + found
@@ -168,11 +168,8 @@ class Block:
     merges: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A unit of blocks that is repeated."""
-
-    repeats: tuple[tuple[Block, ...], ...]
+# The repeats of a unit of blocks.
+Run = tuple[tuple[Block, ...], ...]
 
 
 def blocks_of(model: Follower, without: Collection[str] = ()) -> list[Block]:
@@ -180,13 +177,13 @@ def blocks_of(model: Follower, without: Collection[str] = ()) -> list[Block]:
     blocks: list[Block] = []
     layers: list[Weighted] = []
     merges: list[str] = []
-    ends = _single_tensors(model)
+    heavy_ids, cuts = _single_tensors(model)
     for node in model.graph.nodes:
         made = model.made.get(id(node), [])
         layers += [layer for layer in made if layer.name not in without]
-        heavy = [t for t in unique(node.inputs) if id(t) in ends.heavy]
+        heavy = [t for t in unique(node.inputs) if id(t) in heavy_ids]
         merges += [type(node.operation).__name__] if len(heavy) > 1 else []
-        if id(node) in ends.cuts and layers:
+        if id(node) in cuts and layers:
             _close(blocks, layers, merges)
             layers, merges = [], []
     if layers:
@@ -217,15 +214,8 @@ def _kind(layer: Weighted) -> tuple[Any, ...]:
     return layer.kind, tuple(kept)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ends:
+def _single_tensors(model: Follower) -> tuple[set[int], set[int]]:
     """Ids of the tensors that depend on weights, and of the nodes after which only one leads on."""
-
-    heavy: set[int]
-    cuts: set[int]
-
-
-def _single_tensors(model: Follower) -> _Ends:
     heavy: set[int] = set()
     last: dict[int, int] = {}
     makers: list[tuple[int, Node]] = []
@@ -243,7 +233,7 @@ def _single_tensors(model: Follower) -> _Ends:
         live = [maker for maker in (*live, node) if _end(maker, last) > place]
         if len(live) <= 1:
             cuts.add(id(node))
-    return _Ends(heavy, cuts)
+    return heavy, cuts
 
 
 def _end(node: Node, last: Mapping[int, int]) -> int:
@@ -263,7 +253,7 @@ def runs_of(blocks: Sequence[Block]) -> list[Run]:
                 best = (count * length, count, length)
         whole, _, length = best
         places = range(start, start + whole, length)
-        runs.append(Run(tuple(tuple(blocks[i : i + length]) for i in places)))
+        runs.append(tuple(tuple(blocks[i : i + length]) for i in places))
         start += whole
     return runs
 

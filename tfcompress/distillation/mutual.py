@@ -9,6 +9,7 @@ from tfcompress.distillation.base import DistillingModel, evaluate_terms
 from tfcompress.distillation.losses import register
 from tfcompress.distillation.plan import Plan
 from tfcompress.distillation.reading import Reader, symbolic_inputs
+from tfcompress.errors import check
 
 
 @register
@@ -46,11 +47,10 @@ class MutualDistiller(DistillingModel):
         temperature: float = 1.0,
         **kwargs,
     ):
-        if not isinstance(students, list | tuple) or len(students) < 2:
-            raise ValueError(
-                "students must be a list of two models or more that learn from each other; "
-                f"received {students!r}. A single student with a teacher is a Distiller."
-            )
+        several = isinstance(students, list | tuple) and len(students) > 1
+        expected = "a list of two models or more that learn from each other"
+        mend = "A single student with a teacher is a Distiller."
+        check(several, "students", expected, students, mend)
         super().__init__(students, losses, alpha, temperature, **kwargs)
         _require_different(students)
         self._students = list(students)

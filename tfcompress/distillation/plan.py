@@ -107,7 +107,7 @@ class Plan:
         return loss.teacher
 
     def _indices(self, loss: DistillationLoss) -> list[int]:
-        count, names = len(self._outputs[id(self.student)]), self._names
+        count, names = len(self.outputs), self._names
         if loss.output is None:
             return list(range(count))
         if isinstance(loss.output, int) and 0 <= loss.output < count:
@@ -133,7 +133,7 @@ class Plan:
         theirs, ours = output_names(model), self._names
         both = len(ours) > 1 and set(ours) <= set(theirs)
         position = theirs.index(ours[index]) if both else index
-        counts = len(self._outputs[id(model)]), len(self._outputs[id(self.student)])
+        counts = len(self._outputs[id(model)]), len(self.outputs)
         if not both and counts[0] != counts[1]:
             raise ValueError(
                 f"the teacher '{model.name}' has {counts[0]} outputs ({', '.join(theirs)}), the "
@@ -269,7 +269,7 @@ class Plan:
                 f"{error}"
             ) from error
         name = loss.name
-        if output is not None and len(self._outputs[id(self.student)]) > 1:
+        if output is not None and len(self.outputs) > 1:
             name = f"{self._names[output] if self._names else output}_{name}"
         if name in _TAKEN:
             raise ValueError(

@@ -17,6 +17,7 @@ from tfcompress.distillation.reading import (
     of_operation,
     symbolic_inputs,
 )
+from tfcompress.errors import check
 
 _POOLINGS = {
     3: layers.GlobalAveragePooling1D,
@@ -111,11 +112,9 @@ class SelfDistiller(DistillingModel):
         return Source(operation=operation)
 
     def _make_heads(self, given, specs) -> list[keras.Layer]:
-        if given is not None and len(given) != len(specs):
-            raise ValueError(
-                f"heads must be {len(specs)} layers, one for each of {self.shallow}; received "
-                f"{len(given)}."
-            )
+        if given is not None:
+            expected = f"{len(specs)} layers, one for each of {self.shallow}"
+            check(len(given) == len(specs), "heads", expected, len(given))
         found = []
         for index, spec in enumerate(specs):
             head = _head(spec, self._output, self.shallow[index]) if given is None else given[index]
