@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 
-from tfcompress.techniques.axes import channel_axes
+from tfcompress.kinds import channel_axes
 from tfcompress.techniques.quantize import (
     Quantize,
     moving_range,

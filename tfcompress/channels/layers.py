@@ -11,6 +11,15 @@ import keras
 from tfcompress.channels.operations import OPERATIONS, has_clear_activations
 from tfcompress.channels.terms import Axis, Concat, Product, size_of
 from tfcompress.channels.weighted import Axes, Call, Weight, variable_of
+from tfcompress.kinds import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    NORMALIZING,
+    SEPARABLE,
+    TRANSPOSED,
+    is_of,
+    kinds_of,
+)
 from tfcompress.quantization.attention import is_plain_attention
 
 if TYPE_CHECKING:
@@ -252,7 +261,7 @@ def recurrent(flow: Follower, call: Call) -> list[Axes]:
 def bidirectional(flow: Follower, call: Call) -> list[Axes] | None:
     layer, x = call.layer, call.inputs[0]
     directions = [layer.forward_layer, layer.backward_layer]
-    plain = all(any(_is_a(part, name) for name in GATES) for part in directions)
+    plain = all(is_of(part, GATES) for part in directions)
     if not plain or len(call.inputs) > 1 or layer.merge_mode is None:
         return flow.unknown(call)
     outs: list[Axis] = [flow.channels.new(part.units, call.source) for part in directions]
@@ -270,15 +279,13 @@ def bidirectional(flow: Follower, call: Call) -> list[Axes] | None:
 _HANDLERS: dict[str, Handler] = {
     **OPERATIONS,
     "Dense": _dense,
-    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _conv),
-    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _conv_transpose),
-    **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _depthwise),
-    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
-    "BatchNormalization": _normalization,
-    "FrozenBatchNormalization": _normalization,
-    "LayerNormalization": _normalization,
+    **dict.fromkeys(CONVOLUTIONS, _conv),
+    **dict.fromkeys(TRANSPOSED, _conv_transpose),
+    **dict.fromkeys(DEPTHWISE, _depthwise),
+    **dict.fromkeys(SEPARABLE, _separable),
+    **dict.fromkeys(("BatchNormalization", "FrozenBatchNormalization"), _normalization),
+    **dict.fromkeys(NORMALIZING, _normalization),
     "GroupNormalization": _group_normalization,
-    "RMSNormalization": _normalization,
     "PReLU": _prelu,
     "Embedding": _embedding,
     "EinsumDense": _einsum,
@@ -292,16 +299,12 @@ _HANDLERS: dict[str, Handler] = {
 
 def _cell_weights(layer, into: Axis | None, out: Axis) -> Iterator[Weight]:
     cell = layer.cell
-    gates = Concat((out,) * next(n for name, n in GATES.items() if _is_a(layer, name)))
+    gates = Concat((out,) * next(GATES[kind] for kind in kinds_of(layer) if kind in GATES))
     yield Weight(cell.kernel, (into, gates), (1,))
     yield Weight(cell.recurrent_kernel, (out, gates), (1,))
     if cell.use_bias:
         two = len(cell.bias.shape) == 2  # a GRU's input and recurrent biases
         yield Weight(cell.bias, (None, gates) if two else (gates,))
-
-
-def _is_a(layer, name: str) -> bool:
-    return isinstance(layer, getattr(keras.layers, name))
 
 
 def _sequence(layer, x: Axes, outs: list[Axis], count: int) -> list[Axes]:

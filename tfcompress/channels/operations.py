@@ -28,48 +28,10 @@ from tfcompress.channels.shapes import (
 from tfcompress.channels.terms import Axis, size_of
 from tfcompress.channels.weighted import Axes, Call
 from tfcompress.graph.nodes import Graph
+from tfcompress.kinds import JOINT, MIXING, POINTWISE, POOLING_ALL, REDUCING, SPATIAL
 
 if TYPE_CHECKING:
     from tfcompress.channels.following import Follower
-
-# By the names of classes, of layers and of the operations of keras.ops alike.
-POINTWISE = set(
-    (
-        "Activation ReLU LeakyReLU ELU Dropout SpatialDropout1D SpatialDropout2D "
-        "SpatialDropout3D GaussianDropout GaussianNoise AlphaDropout ActivityRegularization "
-        "Identity Rescaling FakeQuant Add Subtract Multiply Divide TrueDivide Maximum Minimum "
-        "Average Power SquaredDifference Where Relu Relu6 LeakyRelu Elu Selu Celu Gelu Silu "
-        "HardSilu HardSigmoid HardTanh HardShrink SoftShrink Softplus Softsign LogSigmoid Sigmoid "
-        "Tanh TanhShrink Threshold Squareplus SparseSigmoid Exp Expm1 Log Log1p Sqrt Rsqrt Square "
-        "Abs Absolute Negative Sign Round Floor Ceil Sin Cos Erf Clip Reciprocal Cast StopGradient "
-        "Copy ConvertToTensor Greater GreaterEqual Less LessEqual LogicalAnd LogicalOr LogicalNot "
-        "Equal NotEqual NanToNum"
-    ).split()
-)
-
-# Operations whose channels are those of their inputs, by the names of classes, of layers and of the
-# operations of keras.ops alike.
-ELEMENTWISE = POINTWISE | {"Softmax", "LogSoftmax", "Sparsemax", "UnitNormalization", "Masking"}
-
-SPATIAL = set(
-    (
-        "MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D "
-        "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
-        "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D "
-        "UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D "
-        "Cropping1D Cropping2D Cropping3D Resizing MaxPool AveragePool Resize AdaptiveMaxPool "
-        "AdaptiveAveragePool PadImages CropImages"
-    ).split()
-)
-
-GLOBAL = set(
-    (
-        "GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D "
-        "GlobalMaxPooling2D GlobalMaxPooling3D"
-    ).split()
-)
-
-REDUCING = set("Mean Sum Max Amax Min Amin Prod Std Var Median Any All".split())
 
 
 def _elementwise(flow: Follower, call: Call) -> list[Axes]:
@@ -143,9 +105,9 @@ def _matmul(flow: Follower, call: Call) -> list[Axes] | None:
 
 
 OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(POINTWISE | MIXING | JOINT, _elementwise),
     **dict.fromkeys(SPATIAL, _spatial),
-    **dict.fromkeys(GLOBAL, _global),
+    **dict.fromkeys(POOLING_ALL, _global),
     **dict.fromkeys(REDUCING, _reduce),
     **dict.fromkeys(("Permute", "Transpose", "Swapaxes"), permute),
     **dict.fromkeys(("BroadcastTo", "RepeatBatch"), align_right),
@@ -163,10 +125,8 @@ OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
     "Matmul": _matmul,
 }
 
-# Functions and operations that make each channel of all of them, though channels stay what they
-# are.
+# Functions that make each channel of all of them, though channels stay what they are.
 _MIXING = {"softmax", "log_softmax", "sparsemax"}
-_MIXING_KINDS = ("Softmax", "LogSoftmax", "Sparsemax")
 
 # Names that functions have beside those of operations.
 _NAMES = {name.lower() for name in POINTWISE}
@@ -176,7 +136,7 @@ _HOMES = ("keras.", "tensorflow.", "jax.", "torch.")
 
 def mixes_channels(operation) -> bool:
     """Whether an operation, or an activation of a layer, computes each value from several."""
-    if type(operation).__name__ in _MIXING_KINDS:
+    if type(operation).__name__ in MIXING:
         return True
     return not all(map(is_pointwise, _activations(operation)))
 

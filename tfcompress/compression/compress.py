@@ -13,15 +13,16 @@ from tfcompress.compression.rules import check_rules
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import Node
+from tfcompress.kinds import FOLDING
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed, is_compressed, target_variables
 from tfcompress.quantization.opening import detach, name_outputs, open_with
-from tfcompress.quantization.placement import LINEAR, Placement, kind_of, place
+from tfcompress.quantization.placement import Placement, kind_of, place
 from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
 # Layers whose weights are quantized: LiteRT has integer kernels for them.
-_QUANTIZABLE_WEIGHTS = LINEAR | {"Embedding"}
+_QUANTIZABLE_WEIGHTS = FOLDING | {"Embedding"}
 
 
 def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None) -> keras.Model:

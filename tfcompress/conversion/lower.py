@@ -16,12 +16,13 @@ from tfcompress.files import models
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import Graph, Node, has_own_call
+from tfcompress.kinds import FOLDING
 from tfcompress.layers.batch_norm import FusedBatchNorm, scale_and_offset
 from tfcompress.layers.compressed import Compressed, baked_weight, target_variables
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.quantization.openers import Rsqrt
 from tfcompress.quantization.opening import OUTPUT_SUFFIX
-from tfcompress.quantization.placement import LINEAR, kind_of
+from tfcompress.quantization.placement import kind_of
 from tfcompress.tflite import run
 from tfcompress.tflite.signature import INPUT, OUTPUT
 
@@ -272,7 +273,7 @@ def _folds(graph: Graph, node: Node) -> bool:
         return False
     operation = before.operation
     operation = operation.layer if isinstance(operation, Compressed) else operation
-    return kind_of(operation) in LINEAR
+    return kind_of(operation) in FOLDING
 
 
 def _fake_quant(x, low: float, high: float, bits: int):

@@ -16,17 +16,7 @@ from tfcompress.graph.inputs import inputs_of, nested_inputs, require_model, wit
 from tfcompress.graph.layers import Parameter, RepeatBatch, fix_training
 from tfcompress.graph.nodes import Graph, Node, has_own_call, tensors_in, unique
 from tfcompress.graph.tracing import is_composite, parameter_of, source_of, trace
-
-# Layers that do nothing but in training.
-_DROPOUTS = (
-    layers.Dropout,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.AlphaDropout,
-)
+from tfcompress.kinds import DROPOUTS, is_of
 
 # Layers whose `call` takes `training` for Keras's own quantization alone.
 _SAME_IN_TRAINING = (layers.Dense, layers.EinsumDense)
@@ -155,7 +145,7 @@ class _Flattener:
             fixed = None
         elif fixed is None and default is not None:
             kwargs["training"] = default
-        if fixed is False and isinstance(operation, _DROPOUTS):
+        if fixed is False and is_of(operation, DROPOUTS):
             return args[0]
         key = source_of(operation)
         if key not in self.copies:

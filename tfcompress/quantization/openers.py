@@ -16,6 +16,7 @@ from keras import layers, ops, tree
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.nodes import has_own_call, tensors_in, unique
 from tfcompress.graph.tracing import parameter_of, trace
+from tfcompress.kinds import ACTIVATING, SEPARABLE, is_exactly
 from tfcompress.quantization.attention import (
     is_matrix_einsum,
     is_plain_attention,
@@ -58,23 +59,9 @@ def opener(layer) -> Callable | None:
     return None
 
 
-_ACTIVATING = (
-    layers.Dense,
-    layers.EinsumDense,
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Conv3DTranspose,
-)
-
-
 def has_activation(layer) -> bool:
     """Whether the layer applies an activation of its own after its weights."""
-    if type(layer) not in _ACTIVATING or layer.quantization_mode is not None:
+    if not is_exactly(layer, ACTIVATING) or layer.quantization_mode is not None:
         return False
     return layer.activation not in (None, keras.activations.linear)
 
@@ -302,7 +289,7 @@ def open_gru(layer, x, initial_state=None, mask=None, **kwargs):
 
 # The first that fits opens the layer.
 _OPENERS: list[tuple[Callable, Callable]] = [
-    (lambda x: type(x) in (layers.SeparableConv1D, layers.SeparableConv2D), open_separable),
+    (lambda x: is_exactly(x, SEPARABLE), open_separable),
     (is_matrix_einsum, open_einsum),
     (has_activation, split_activation),
     (is_opened_activation, open_activation),

@@ -13,43 +13,13 @@ from keras import layers, tree
 
 from tfcompress.graph.layers import FixedTraining, Parameter, RepeatBatch
 from tfcompress.graph.nodes import Graph, Node
+from tfcompress.kinds import FILLING, FOLDING, FUSING, INTEGER, KEEPING, ROUNDING
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import Quantize
 
-# Roles of operations, by the name of their class (layers and keras.ops operations alike).
-SAME_SCALE = set(
-    "Flatten Reshape Permute ZeroPadding1D ZeroPadding2D ZeroPadding3D Cropping1D Cropping2D "
-    "Cropping3D MaxPooling1D MaxPooling2D MaxPooling3D GlobalMaxPooling1D GlobalMaxPooling2D "
-    "RepeatVector Concatenate Maximum Minimum Transpose Pad Squeeze ExpandDims GetItem Stack Split "
-    "Unstack Take Repeat Tile Flip BroadcastTo SwapAxes Swapaxes Moveaxis Ravel Max Amax MaxPool "
-    "Slice Copy ConvertToTensor RepeatBatch DepthToSpace SpaceToDepth".split()
-)
-
-ROUNDING = set("AveragePooling1D AveragePooling2D AveragePool Resizing Resize".split())
-
-TRANSPARENT = set(
-    "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D GaussianNoise GaussianDropout "
-    "AlphaDropout ActivityRegularization Identity StochasticDepth RandomBrightness RandomContrast "
-    "RandomCrop RandomFlip RandomRotation RandomTranslation RandomZoom RandomErasing Masking "
-    "StopGradient".split()
-)
-
-# Operations that keep the scale of their inputs, and may put constants among their values.
-FILLING = set("Maximum Minimum Concatenate Stack Pad".split())
+# The ranges of outputs that LiteRT fixes.
 FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 _FIXED_16 = (-1.0, 32767 / 32768)
-LINEAR = set(
-    "Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D Conv1DTranspose Conv2DTranspose Dense".split()
-)
-FUSES_RELU = LINEAR | set("BatchNormalization Add Subtract Multiply".split())
-
-QUANTIZABLE = FUSES_RELU | set(
-    "Embedding Normalization Rescaling Divide TrueDivide Mean Sum GlobalAveragePooling1D "
-    "GlobalAveragePooling2D Softmax Sigmoid Tanh Relu Relu6 ReLU LeakyReLU LeakyRelu PReLU Gelu "
-    "HardSilu HardSwish Elu ELU Sqrt Rsqrt Abs Absolute Matmul Dot Exp SquaredDifference Where "
-    "Minimum Maximum Silu Parameter InputLayer".split()
-)
-
 _ACTIVATIONS = set("relu relu6 leaky_relu gelu hard_silu elu softmax sigmoid tanh linear".split())
 
 
@@ -111,7 +81,7 @@ def has_kernel(operation) -> bool:
     if isinstance(operation, layers.ReLU):
         leaky = operation.negative_slope != 0 and operation.max_value is not None
         return operation.threshold == 0 and operation.max_value in (None, 6.0) and not leaky
-    return kind in QUANTIZABLE or kind in SAME_SCALE or kind in ROUNDING or kind in TRANSPARENT
+    return kind in INTEGER | KEEPING
 
 
 def passes_through(operation) -> bool:
@@ -119,9 +89,7 @@ def passes_through(operation) -> bool:
     kind = kind_of(operation)
     if isinstance(operation, layers.UpSampling2D | layers.UpSampling1D):
         return True
-    return (
-        kind in SAME_SCALE or kind in ROUNDING or kind in TRANSPARENT or kind == "Activation:linear"
-    )
+    return kind in KEEPING or kind == "Activation:linear"
 
 
 def rounds(operation) -> bool:
@@ -202,12 +170,12 @@ class _Placer:
         if technique is None and asked is not None and asked.activation_bits is not None:
             self.placement.left_float.append((node.name, kind))
         unit, activation = [node], None
-        if technique is not None and kind in LINEAR:
+        if technique is not None and kind in FOLDING:
             follower = self.graph.only_consumer(node.outputs[0])
             if follower is not None and _is_foldable(follower):
                 unit.append(follower)
                 self.placement.per_channel.add(id(node))
-        if technique is not None and kind in FUSES_RELU:
+        if technique is not None and kind in FUSING:
             follower = self.graph.only_consumer(unit[-1].outputs[0])
             if follower is not None and relu_name(follower.operation):
                 activation = relu_name(follower.operation)

@@ -13,15 +13,13 @@ from keras import layers
 from tfcompress.graph.copying import copy_operation, copy_trainable
 from tfcompress.graph.layers import FixedTraining
 from tfcompress.graph.nodes import Graph, Node, call_node, has_own_call
+from tfcompress.kinds import DEPTHWISE, LINEAR, SEPARABLE, TRANSPOSED, is_of
 from tfcompress.layers.batch_norm import scale_and_offset
 from tfcompress.surgery.base import Change, SurgeryReport, exchanged, opened, with_report
 from tfcompress.surgery.macs import count
 
-_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-_LINEAR = (layers.Dense, *_CONVOLUTIONS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
+# What a BatchNormalization can go into.
+_TAKING = LINEAR - {"EinsumDense"}
 
 # A weight's name and its new value, in double precision.
 Values = dict[str, np.ndarray]
@@ -99,11 +97,11 @@ class _Folder:
             return f"computes what {type(layer).__name__}.call says"
         source, reader = self._source(node), self.graph.only_consumer(node.outputs[0])
         refusals = []
-        if source is not None and isinstance(source.operation, _LINEAR):
+        if source is not None and is_of(source.operation, _TAKING):
             refusals.append(self._refusal_after(node, source))
             if refusals[-1] is None:
                 return self._take_in(node, source, after_outputs)
-        if reader is not None and isinstance(reader.operation, _LINEAR):
+        if reader is not None and is_of(reader.operation, _TAKING):
             refusals.append(self._refusal_before(node, reader))
             if refusals[-1] is None:
                 return self._take_in(node, reader, before_inputs)
@@ -204,16 +202,14 @@ def _said(node: Node | None) -> str:
 
 
 def _kernels(layer) -> tuple[str, ...]:
-    return (
-        ("depthwise_kernel", "pointwise_kernel") if isinstance(layer, _SEPARABLE) else ("kernel",)
-    )
+    return ("depthwise_kernel", "pointwise_kernel") if is_of(layer, SEPARABLE) else ("kernel",)
 
 
 def _pads(layer) -> bool:
     """Whether zeros may stand beside the input of a layer, or kernels reach beyond it."""
     if isinstance(layer, layers.Dense):
         return False
-    if isinstance(layer, _TRANSPOSED):
+    if is_of(layer, TRANSPOSED):
         return True
     return layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
 
@@ -226,9 +222,9 @@ def after_outputs(layer, values: Values, scale: np.ndarray, offset: np.ndarray) 
     """Weights of a linear layer whose outputs were multiplied by `scale`, and `offset` added."""
     name = _kernels(layer)[-1]
     kernel = values[name]
-    if isinstance(layer, _TRANSPOSED):
+    if is_of(layer, TRANSPOSED):
         kernel = kernel * scale[:, None]
-    elif isinstance(layer, _DEPTHWISE):
+    elif is_of(layer, DEPTHWISE):
         kernel = kernel * scale.reshape(kernel.shape[-2:])
     else:
         kernel = kernel * scale
@@ -239,7 +235,7 @@ def before_inputs(layer, values: Values, scale: np.ndarray, offset: np.ndarray) 
     """Weights of a linear layer whose inputs were multiplied by `scale`, and `offset` added."""
     name = _kernels(layer)[0]
     kernel = values[name]
-    if isinstance(layer, _TRANSPOSED):  # only without an offset, see `_pads`
+    if is_of(layer, TRANSPOSED):  # only without an offset, see `_pads`
         return {**values, name: kernel * scale, "bias": values["bias"]}
     if getattr(layer, "groups", 1) > 1:
         shape = (layer.groups, -1, 1)
@@ -252,9 +248,9 @@ def before_inputs(layer, values: Values, scale: np.ndarray, offset: np.ndarray) 
         scale, offset = scale[:, None], offset[:, None]
     places = tuple(range(kernel.ndim - 2))
     shift = (kernel * offset).sum(places)
-    if isinstance(layer, (*_DEPTHWISE, *_SEPARABLE)):
+    if is_of(layer, DEPTHWISE | SEPARABLE):
         shift = shift.reshape(-1)
-        if isinstance(layer, _SEPARABLE):
+        if is_of(layer, SEPARABLE):
             shift = shift @ values["pointwise_kernel"].reshape(len(shift), -1)
     else:
         shift = shift.sum(0)

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.errors import check
-from tfcompress.techniques.axes import is_depthwise, weight_axes
+from tfcompress.kinds import is_depthwise, weight_axes
 from tfcompress.techniques.prune import Prune
 from tfcompress.techniques.technique import Technique
 

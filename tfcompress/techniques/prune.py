@@ -11,9 +11,9 @@ import numpy as np
 from keras import ops
 
 from tfcompress.errors import check, fraction_meant
+from tfcompress.kinds import is_depthwise, weight_axes
 from tfcompress.schedules import Schedule, constant
 from tfcompress.techniques import masks
-from tfcompress.techniques.axes import is_depthwise, weight_axes
 from tfcompress.techniques.masks import Groups, Pattern
 from tfcompress.techniques.technique import Technique
 

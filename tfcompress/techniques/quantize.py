@@ -14,7 +14,7 @@ from keras import ops
 
 from tfcompress.backend import as_tensor
 from tfcompress.errors import check
-from tfcompress.techniques.axes import channel_axes
+from tfcompress.kinds import channel_axes
 from tfcompress.techniques.cluster import Cluster
 from tfcompress.techniques.technique import Technique
 

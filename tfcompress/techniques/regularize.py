@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.errors import check
-from tfcompress.techniques.axes import weight_axes
+from tfcompress.kinds import weight_axes
 from tfcompress.techniques.masks import Pattern, group
 from tfcompress.techniques.technique import Technique
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-from keras import layers
 
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.nodes import Graph
+from tfcompress.kinds import DEPTHWISE, SEPARABLE, TRANSPOSED, is_of
 from tfcompress.surgery.base import Change
 from tfcompress.surgery.factors.layers import CONVOLUTIONS
 from tfcompress.surgery.factors.sites import Site, common_reason
@@ -29,15 +29,7 @@ METHODS: dict[str, type[Site]] = {
 }
 
 # Convolutions that no method takes apart.
-_OTHER_CONVOLUTIONS = (
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Conv3DTranspose,
-)
+_OTHER_CONVOLUTIONS = DEPTHWISE | SEPARABLE | TRANSPOSED
 
 Wanted = str | type | Callable[[Any], bool] | Sequence[str | type | Callable[[Any], bool]] | None
 
@@ -92,10 +84,8 @@ def _matching(flat: keras.Model, rules: list[Rule]) -> list:
 
 def _usual(flat: keras.Model, kind: type[Site]) -> list:
     """The layers of the kinds that a method is for."""
-    usual = kind.kinds
-    if set(CONVOLUTIONS) & set(usual):
-        usual = (*usual, *_OTHER_CONVOLUTIONS)
-    found = [layer for layer in flat.layers if isinstance(layer, usual)]
+    others = _OTHER_CONVOLUTIONS if set(CONVOLUTIONS) & set(kind.kinds) else ()
+    found = [x for x in flat.layers if isinstance(x, kind.kinds) or is_of(x, others)]
     return [layer for layer in found if not (kind.spatial and _is_pointwise(layer))]
 
 

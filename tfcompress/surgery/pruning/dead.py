@@ -11,19 +11,30 @@ import numpy as np
 from keras import KerasTensor, layers, ops, tree
 
 from tfcompress.channels.following import unwrapped
-from tfcompress.channels.operations import GLOBAL, POINTWISE, REDUCING, SPATIAL, mixes_channels
+from tfcompress.channels.operations import mixes_channels
 from tfcompress.channels.terms import leaves_of, places
 from tfcompress.graph.copying import copy_operation
 from tfcompress.graph.layers import FixedTraining, Parameter
 from tfcompress.graph.nodes import Node, tensors_in, unique
+from tfcompress.kinds import (
+    JOINT,
+    LINEAR,
+    MOVING,
+    NORMALIZING,
+    POINTWISE,
+    POOLING_ALL,
+    RECURRENT,
+    REDUCING,
+    SPATIAL,
+    is_of,
+)
 from tfcompress.surgery.base import opened, with_report
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Member, Structure
 from tfcompress.surgery.pruning.prune_channels import report_of
 from tfcompress.surgery.pruning.resizing import resized
 
 # What is zero adds nothing to them.
-_EXACT = ("Matmul", "Sum", "Any", "UnitNormalization", "Masking")
-_MIXING = (layers.LayerNormalization, layers.RMSNormalization, layers.GroupNormalization)
+_EXACT = {"Matmul", "Sum", "Any"} | JOINT
 
 
 def remove_dead_channels(model: keras.Model) -> keras.Model:
@@ -196,7 +207,7 @@ def _mixed_axes(operation, rank: int) -> list[int]:
     """The axes of an operation's input along which every value, zero or not, changes the others."""
     if isinstance(operation, layers.Masking):
         return [] if operation.mask_value == 0 else [rank - 1]
-    if not isinstance(operation, _MIXING) and not mixes_channels(operation):
+    if not is_of(operation, NORMALIZING) and not mixes_channels(operation):
         return []
     if hasattr(operation, "kernel"):  # whose outputs are mixed
         return []
@@ -214,39 +225,15 @@ def _summed_axes(node: Node) -> list[tuple[KerasTensor, list[int]]]:
     rank = len(tensors[0].shape) if tensors else 0
     if kind == "Matmul":
         return list(zip(tensors, ([-1], [-2]), strict=False))
-    if kind in REDUCING or kind in ("UnitNormalization", "Masking"):
+    if kind in REDUCING | JOINT:
         axis = getattr(operation, "axis", -1)
         every = list(range(rank)) if axis is None else np.ravel(axis).tolist()
         return [(tensors[0], every)]
-    if kind in GLOBAL:
+    if kind in POOLING_ALL:
         channel = 1 if operation.data_format == "channels_first" else rank - 1
         return [(tensors[0], [i for i in range(1, rank) if i != channel])]
     return []
 
-
-_LINEAR = (
-    layers.Dense,
-    layers.EinsumDense,
-    layers.Conv1D,
-    layers.Conv2D,
-    layers.Conv3D,
-    layers.Conv1DTranspose,
-    layers.Conv2DTranspose,
-    layers.Conv3DTranspose,
-    layers.DepthwiseConv1D,
-    layers.DepthwiseConv2D,
-    layers.SeparableConv1D,
-    layers.SeparableConv2D,
-)
-
-_NORMALIZING = (layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization)
-_RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
-
-# Operations that only move or repeat values.
-MOVING = set(
-    "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Concatenate Split Stack Unstack "
-    "GetItem Pad RepeatVector BroadcastTo RepeatBatch".split()
-)
 
 # Lengths that a model leaves open.
 _OPEN = 8
@@ -374,10 +361,10 @@ def _varying(node: Node, args, kwargs, inputs: list[Known], values) -> list[Any]
         return [False]
     if isinstance(node.operation, FixedTraining) and node.operation.training:
         return [True] * len(values)  # also what it draws
-    if isinstance(operation, _LINEAR) and not mixes_channels(operation):
+    if is_of(operation, LINEAR) and not mixes_channels(operation):
         return [_through_weights(operation, inputs[0].varies)]
     inner = operation.layer if isinstance(operation, layers.TimeDistributed) else None
-    if isinstance(inner, _LINEAR) and not mixes_channels(inner):  # one time step is one sample
+    if is_of(inner, LINEAR) and not mixes_channels(inner):  # one time step is one sample
         return [_through_weights(inner, inputs[0].varies[0])[None]]
     if isinstance(operation, layers.BatchNormalization):
         return [inputs[0].varies & _along(operation.gamma, operation.axis, inputs[0].varies.ndim)]
@@ -386,30 +373,30 @@ def _varying(node: Node, args, kwargs, inputs: list[Known], values) -> list[Any]
         return [np.any(table != table[0], axis=0)]
     if kind in ("Multiply", "LogicalAnd", "Divide", "TrueDivide"):
         return [_of_product(kind, args, kwargs, inputs)]
-    if kind in ("UnitNormalization", "Masking"):
+    if kind in JOINT:
         return [_of_scaled(operation, kind, inputs[0])]
     if kind in POINTWISE and not mixes_channels(operation):
         return [np.any(np.broadcast_arrays(*(x.varies for x in inputs)), axis=0)]
     if kind == "PReLU":
         return [inputs[0].varies]
-    if kind in SPATIAL or kind in GLOBAL or kind in REDUCING:
+    if kind in SPATIAL | POOLING_ALL | REDUCING:
         return [_of_pool(operation, kind, inputs[0].varies)]
     if kind in MOVING:
         return [y != 0 for y in _run(node, args, kwargs, lambda known: known.varies)]
     if kind == "Matmul":
         return [_of_matmul(*tree.flatten((args, kwargs))[:2])]
     used: Any = True
-    if isinstance(operation, _NORMALIZING) and isinstance(operation.axis, int):
+    if is_of(operation, NORMALIZING) and isinstance(operation.axis, int):
         scale = getattr(operation, "gamma", None)
         scale = getattr(operation, "scale", None) if scale is None else scale
         used = _along(scale, operation.axis, inputs[0].varies.ndim)
     elif len(inputs) != 1 or mixes_channels(operation):
         used = True
-    elif isinstance(operation, _RECURRENT):
+    elif is_of(operation, RECURRENT):
         used = _used_units(operation)
     elif isinstance(operation, layers.Bidirectional) and operation.merge_mode in ("concat", "sum"):
         both = (operation.forward_layer, operation.backward_layer)
-        if all(isinstance(layer, _RECURRENT) for layer in both):
+        if all(is_of(layer, RECURRENT) for layer in both):
             units = [_used_units(layer) for layer in both]
             joins = operation.merge_mode == "concat"
             used = np.concatenate(units) if joins else units[0] | units[1]
@@ -478,5 +465,5 @@ def _of_pool(operation, kind: str, varies: np.ndarray) -> np.ndarray:
         return np.any(varies, axis=axis, keepdims=operation.keepdims)
     first = getattr(operation, "data_format", None) == "channels_first"
     moved = tuple(range(2, varies.ndim)) if first else tuple(range(1, varies.ndim - 1))
-    flat = kind in GLOBAL and not operation.keepdims
+    flat = kind in POOLING_ALL and not operation.keepdims
     return np.any(varies, axis=moved, keepdims=not flat)

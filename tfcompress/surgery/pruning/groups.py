@@ -27,6 +27,7 @@ from tfcompress.channels.terms import (
 )
 from tfcompress.channels.weighted import Weight, Weighted
 from tfcompress.graph.nodes import Graph, Node
+from tfcompress.kinds import is_depthwise
 from tfcompress.surgery.macs import macs_of
 from tfcompress.surgery.shapes import Shape, input_shapes, specs_of
 
@@ -239,8 +240,8 @@ class _Kept(dict[int, np.ndarray]):
 def _role(layer: Weighted, weight: Weight, axis: int) -> Role:
     if axis in weight.makes:
         return "makes"
-    depthwise = "depthwise" in weight.variable.name or layer.kind.startswith("Depthwise")
-    return "carries" if not weight.makes or depthwise else "reads"
+    scales = not weight.makes or is_depthwise(layer.layer, weight.variable.name)
+    return "carries" if scales else "reads"
 
 
 def _counts_heads(makers: list[tuple[Weighted, Axis]], number: int) -> bool:

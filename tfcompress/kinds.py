@@ -1,0 +1,169 @@
+"""What is known of each kind of layer and operation, by the name of its class.
+
+Names stand for layers of Keras and of tf_keras, for our own, and for operations of `keras.ops`
+alike. Nothing is imported.
+"""
+
+from collections.abc import Collection, Iterator
+
+# Names of classes -> their traits, which are explained below. Before the bar: what they compute;
+# behind it: what LiteRT makes of them.
+_TABLE = {
+    "Dense": "linear activating | integer folding fusing",
+    "EinsumDense": "linear activating |",
+    "Conv1D Conv2D": "linear activating convolution | integer folding fusing",
+    "Conv3D": "linear activating convolution |",
+    "Conv1DTranspose Conv2DTranspose": "linear activating transposed | integer folding fusing",
+    "Conv3DTranspose": "linear activating transposed |",
+    "DepthwiseConv1D DepthwiseConv2D": "linear activating depthwise | integer folding fusing",
+    "SeparableConv1D SeparableConv2D": "linear separable |",
+    "Embedding Parameter InputLayer Normalization PReLU Matmul Dot HardSwish": "| integer",
+    "LSTM GRU SimpleRNN": "recurrent |",
+    "BatchNormalization": "| integer fusing",
+    "LayerNormalization GroupNormalization RMSNormalization": "normalizing |",
+    "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D": "pointwise dropout | transparent",
+    "AlphaDropout GaussianDropout GaussianNoise": "pointwise dropout | transparent",
+    "ActivityRegularization Identity StopGradient": "pointwise | transparent",
+    "RandomBrightness RandomContrast RandomCrop RandomErasing RandomFlip RandomRotation "
+    "RandomTranslation RandomZoom StochasticDepth": "| transparent",
+    "Add Subtract Multiply": "pointwise | integer fusing",
+    "Abs Absolute Divide TrueDivide ELU Elu Exp Gelu HardSilu LeakyReLU LeakyRelu ReLU Relu Relu6 "
+    "Rescaling Rsqrt Sigmoid Silu Sqrt SquaredDifference Tanh Where": "pointwise | integer",
+    "Maximum Minimum": "pointwise | integer same_scale filling",
+    "ConvertToTensor Copy": "pointwise | same_scale",
+    "Activation Average Cast Ceil Celu Clip Cos Equal Erf Expm1 FakeQuant Floor Greater "
+    "GreaterEqual HardShrink HardSigmoid HardTanh Less LessEqual Log Log1p LogSigmoid LogicalAnd "
+    "LogicalNot LogicalOr NanToNum Negative NotEqual Power Reciprocal Round Selu Sign Sin "
+    "SoftShrink Softplus Softsign SparseSigmoid Square Squareplus TanhShrink Threshold": (
+        "pointwise |"
+    ),
+    "Softmax": "mixing | integer",
+    "LogSoftmax Sparsemax": "mixing |",
+    "UnitNormalization": "joint |",
+    "Masking": "joint | transparent",
+    "AveragePooling1D AveragePooling2D AveragePool Resizing Resize": "spatial | rounding",
+    "MaxPooling1D MaxPooling2D MaxPooling3D MaxPool ZeroPadding1D ZeroPadding2D ZeroPadding3D "
+    "Cropping1D Cropping2D Cropping3D": "spatial | same_scale",
+    "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
+    "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D AdaptiveAveragePool "
+    "AdaptiveMaxPool AveragePooling3D UpSampling1D UpSampling2D UpSampling3D PadImages "
+    "CropImages": "spatial |",
+    "GlobalMaxPooling1D GlobalMaxPooling2D": "pooling_all | same_scale",
+    "GlobalAveragePooling1D GlobalAveragePooling2D": "pooling_all | integer",
+    "GlobalMaxPooling3D GlobalAveragePooling3D": "pooling_all |",
+    "Max Amax": "reducing | same_scale",
+    "Mean Sum": "reducing | integer",
+    "Min Amin Prod Std Var Median Any All": "reducing |",
+    "Concatenate Stack Pad": "moving | same_scale filling",
+    "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Split Unstack GetItem "
+    "RepeatVector BroadcastTo RepeatBatch": "moving | same_scale",
+    "Take Repeat Tile Flip SwapAxes Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
+}
+
+
+def _named(*traits: str) -> frozenset[str]:
+    """The classes that have one of some traits."""
+    rows = ((names.split(), told.split()) for names, told in _TABLE.items())
+    return frozenset(name for names, told in rows if {*traits} & {*told} for name in names)
+
+
+# Layers that add up products with weights; and those of them that may end with an activation, which
+# can be split off as a layer of its own.
+LINEAR, ACTIVATING = _named("linear"), _named("activating")
+CONVOLUTIONS, TRANSPOSED = _named("convolution"), _named("transposed")
+DEPTHWISE, SEPARABLE = _named("depthwise"), _named("separable")
+# Layers that divide by a statistic of their input, in inference, too.
+NORMALIZING = _named("normalizing")
+RECURRENT = _named("recurrent")
+# Layers that do nothing but in training.
+DROPOUTS = _named("dropout")
+
+# What computes each value from the values at its place alone; or from all channels there; or
+# divides or masks what is at a place together.
+POINTWISE, MIXING, JOINT = _named("pointwise"), _named("mixing"), _named("joint")
+# What changes positions, each channel for itself; takes all positions to one; computes one value of
+# all along some axes; only moves or repeats values.
+SPATIAL, POOLING_ALL = _named("spatial"), _named("pooling_all")
+REDUCING, MOVING = _named("reducing"), _named("moving")
+
+# What LiteRT has an integer kernel for that gives a scale of its own; folds a BatchNormalization
+# into that comes after it; fuses a ReLU into.
+INTEGER, FOLDING, FUSING = _named("integer"), _named("folding"), _named("fusing")
+# What keeps the scale of its input: with the values of it; between the steps of its grid; as it is
+# no operation any more in the file.
+SAME_SCALE, ROUNDING, TRANSPARENT = _named("same_scale"), _named("rounding"), _named("transparent")
+KEEPING = SAME_SCALE | ROUNDING | TRANSPARENT
+# What keeps the scale of its inputs, and may put constants among their values.
+FILLING = _named("filling")
+
+# Layer -> axes of its kernel that count inputs (channels, not positions), and outputs.
+_AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "Conv1D": ((1,), (2,)),
+    "Conv2D": ((2,), (3,)),
+    "Conv3D": ((3,), (4,)),
+    "Conv1DTranspose": ((2,), (1,)),
+    "Conv2DTranspose": ((3,), (2,)),
+    "Conv3DTranspose": ((4,), (3,)),
+    "DepthwiseConv1D": ((), (1, 2)),
+    "DepthwiseConv2D": ((), (2, 3)),
+    "Dense": ((0,), (1,)),
+    "Embedding": ((0,), (1,)),
+}
+
+_HOMES = ("keras", "tf_keras", "tfcompress")
+
+
+def kinds_of(operation) -> Iterator[str]:
+    """The names of an operation's class and of those it derives from, as far as they are known."""
+    for cls in type(operation).__mro__:
+        if cls.__module__.partition(".")[0] in _HOMES:
+            yield cls.__name__
+
+
+def is_of(operation, names: Collection[str]) -> bool:
+    """Whether an operation is of one of some classes, or derives from one."""
+    return any(name in names for name in kinds_of(operation))
+
+
+def is_exactly(operation, names: Collection[str]) -> bool:
+    """Whether an operation is of one of some classes itself, and not of a user's that derives."""
+    cls = type(operation)
+    return cls.__name__ in names and cls.__module__.partition(".")[0] in _HOMES
+
+
+def is_depthwise(layer, weight: str = "kernel") -> bool:
+    """Whether a weight of a layer is a depthwise kernel."""
+    return weight == "depthwise_kernel" or is_of(layer, DEPTHWISE)
+
+
+def weight_axes(
+    layer, weight: str = "kernel", rank: int | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a layer's weight that count its inputs, and those that count its outputs.
+
+    Returns (input axes, output axes). Positions of a convolution are in neither; a depthwise kernel
+    has no input axes. Of an unknown layer the last axis is the output, the one before the input.
+    """
+    if weight == "depthwise_kernel":
+        return (), (rank - 2, rank - 1) if rank else ()
+    if weight in ("pointwise_kernel", "recurrent_kernel") and rank:
+        return (rank - 2,), (rank - 1,)
+    for kind in kinds_of(layer):
+        if kind in _AXES:
+            return _AXES[kind]
+        if kind == "EinsumDense":
+            return _einsum_axes(layer.equation)
+    return ((rank - 2,), (rank - 1,)) if rank and rank > 1 else ((), ())
+
+
+def channel_axes(layer) -> tuple[int, ...]:
+    """The axes of a layer's kernel that count its output channels; () if LiteRT knows none."""
+    known = (_AXES[kind][1] for kind in kinds_of(layer) if kind in _AXES and kind != "Embedding")
+    return next(known, ())
+
+
+def _einsum_axes(equation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    inputs, output = equation.replace(" ", "").split("->")
+    kernel = inputs.split(",")[1]
+    outputs = tuple(i for i, letter in enumerate(kernel) if letter in output)
+    return tuple(i for i in range(len(kernel)) if i not in outputs), outputs
