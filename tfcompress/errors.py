@@ -36,6 +36,13 @@ def require_share(name: str, value: Any, *, or_one: bool = False) -> None:
     raise ValueError(f"{name} must be {expected}; received {value!r}. {mend}")
 
 
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number that is not too small; NumPy's are such numbers, too."""
+    return (
+        isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+    )
+
+
 def named_in_keras(what: str, name: Any) -> Any:
     """A Keras loss or optimizer by its name."""
     import keras  # which takes seconds, and not every error needs

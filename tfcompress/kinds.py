@@ -131,6 +131,12 @@ def is_exactly(operation, names: Collection[str]) -> bool:
     return cls.__name__ in names and cls.__module__.partition(".")[0] in _HOMES
 
 
+def has_plain_weights(layer) -> bool:
+    """Whether a layer computes with its weights as they are: not quantized, nor with LoRA's."""
+    quantized = getattr(layer, "quantization_mode", None) is not None
+    return not (quantized or getattr(layer, "lora_enabled", False))
+
+
 def is_depthwise(layer, weight: str = "kernel") -> bool:
     """Whether a weight of a layer is a depthwise kernel."""
     return weight == "depthwise_kernel" or is_of(layer, DEPTHWISE)

@@ -17,6 +17,7 @@ from tfcompress.kinds import (
     NORMALIZING,
     SEPARABLE,
     TRANSPOSED,
+    has_plain_weights,
     is_of,
     kinds_of,
 )
@@ -30,9 +31,7 @@ Handler = Callable[["Follower", Call], list[Axes] | None]
 
 def handler(operation) -> Handler | None:
     """The function that follows channels through an operation; None if its kind is not known."""
-    if getattr(operation, "quantization_mode", None) or getattr(operation, "lora_enabled", False):
-        return None
-    if not has_clear_activations(operation):
+    if not has_plain_weights(operation) or not has_clear_activations(operation):
         return None
     for cls in type(operation).__mro__:
         home = cls.__module__.startswith(("keras.src.", "tfcompress."))

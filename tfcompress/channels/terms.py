@@ -2,7 +2,7 @@
 
 An axis is a term: a `Leaf` (channels that are chosen together), a `Concat` of axes one after the
 other, or a `Product` of axes flattened into one, the last running fastest. Axes that must count
-the same channels, as those of the inputs of an Add, are unified; see `unification`.
+the same channels, as those of the inputs of an Add, are unified; see `following.Channels`.
 """
 
 from __future__ import annotations

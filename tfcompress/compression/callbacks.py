@@ -20,6 +20,16 @@ class LateStart(keras.callbacks.Callback):
     """
 
     _started = True
+    # Steps before those that the optimizer counts: a model may be compiled anew.
+    _offset = 0
+
+    def step(self) -> int:
+        """The optimizer's step, counted on from what was known at the start."""
+        return self._offset + iterations(self.model)
+
+    def continue_from(self, last: int) -> None:
+        """Lets the steps never go back behind one."""
+        self._offset = max(0, last - iterations(self.model))
 
     def await_start(self) -> None:
         """Lets `start` be called before the first epoch or batch."""
@@ -60,7 +70,6 @@ class UpdateCompression(LateStart):
 
     def __init__(self):
         super().__init__()
-        self._offset = 0
         # The first step at which some layer changes, and for each scheduled layer its own.
         self._due: float = float("inf")
         self._dues: list[float] = []
@@ -84,10 +93,9 @@ class UpdateCompression(LateStart):
     def start(self) -> None:
         layers = _scheduled(self.model)
         lasts = [_int(layer.last_step) for layer in layers]
-        self._offset = max([0, *lasts]) - iterations(self.model) if layers else 0
-        self._offset = max(0, self._offset)
+        self.continue_from(max(lasts, default=0))
         # What the weights remember is done already, so that resuming changes nothing.
-        self._dues = [0 if n < 0 else _next(x, n) for x, n in zip(layers, lasts, strict=True)]
+        self._dues = [0 if n < 0 else next_due(x, n) for x, n in zip(layers, lasts, strict=True)]
         self._due = min(self._dues, default=float("inf"))
         self._advance()
 
@@ -101,7 +109,7 @@ class UpdateCompression(LateStart):
     def _advance(self) -> None:
         if self._due == float("inf"):  # nothing changes any more: not even the step is read
             return
-        step = self._offset + iterations(self.model)
+        step = self.step()
         if step < self._due:
             return
         layers = _scheduled(self.model)
@@ -110,14 +118,14 @@ class UpdateCompression(LateStart):
         for index, layer in enumerate(layers):
             if step >= self._dues[index]:
                 _advance(layer, step, self.model.optimizer)
-                self._dues[index] = _next(layer, step)
+                self._dues[index] = next_due(layer, step)
         self._due = min(self._dues)
 
     def _remember(self) -> None:
         """Writes the step into the layers, so that a saved model knows how far it was."""
         scheduled = _scheduled(self.model)
         if scheduled:
-            step = self._offset + iterations(self.model)
+            step = self.step()
             for layer in scheduled:
                 layer.last_step.assign(step)
 
@@ -192,8 +200,9 @@ def inner_optimizer(optimizer: Any) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def _next(layer: Any, step: int) -> float:
-    following = layer.next_step(step)
+def next_due(changing: Any, step: int) -> float:
+    """The step after `step` at which a layer or callback changes something; infinite if none."""
+    following = changing.next_step(step)
     return float("inf") if following is None else following
 
 

@@ -12,7 +12,13 @@ import numpy as np
 from keras import ops
 
 from tfcompress.backend import as_tensor
-from tfcompress.compression.callbacks import LateStart, inner_optimizer, iterations, layers_of
+from tfcompress.compression.callbacks import (
+    LateStart,
+    inner_optimizer,
+    iterations,
+    layers_of,
+    next_due,
+)
 from tfcompress.layers.compressed import TARGETS, Compressed, require_merged, target_variables
 from tfcompress.techniques.prune import Prune, as_mask, global_masks, taylor_scores
 from tfcompress.techniques.regularize import Penalty, Regularize
@@ -33,7 +39,7 @@ class MaskingCallback(LateStart):
         super().__init__()
         self._weights: Sequence[Any] = []
         self._begun: Any = None  # the model that was pruned last
-        self._last, self._offset, self._due = -1, 0, 0.0
+        self._last, self._due = -1, 0.0
 
     def find(self) -> Sequence[MaskedWeight]:
         """The weights to mask; called at the start of each `fit`."""
@@ -64,11 +70,11 @@ class MaskingCallback(LateStart):
         self.await_start()
 
     def start(self) -> None:
-        self._offset = max(0, self._last - iterations(self.model))
-        self._update(self._step())
+        self.continue_from(self._last)
+        self._update(self.step())
 
     def on_train_batch_end(self, batch, logs=None):
-        step = self._step()
+        step = self.step()
         if step >= self._due:
             self._update(step)
         elif keras.backend.backend() == "jax":  # which compiles no masks into the step
@@ -85,7 +91,7 @@ class MaskingCallback(LateStart):
                 "at the end of the schedule, or train further.",
                 stacklevel=2,
             )
-        rest = self.unfinished(self._step())
+        rest = self.unfinished(self.step())
         if rest:
             warnings.warn(
                 f"training ended before the schedule of {type(self).__name__} did: {rest}. Go on "
@@ -97,12 +103,8 @@ class MaskingCallback(LateStart):
             weight.detach()
         _recompile(self.model)
 
-    def _step(self) -> int:
-        return self._offset + iterations(self.model)
-
     def _update(self, step: int) -> None:
-        following = self.next_step(step)
-        self._due = float("inf") if following is None else following
+        self._due = next_due(self, step)
         self.update(step)
         self._hold()
         self._last = step

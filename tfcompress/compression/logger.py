@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from keras import ops
 
 from tfcompress.backend import as_tensor
 from tfcompress.compression.callbacks import iterations, layers_of, models_of
-from tfcompress.errors import check
+from tfcompress.errors import check, is_whole
 from tfcompress.layers.compressed import (
     Compressed,
     effective_weight,
@@ -24,6 +23,7 @@ from tfcompress.layers.compressed import (
 )
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques import Cluster, Prune, Quantize, Technique
+from tfcompress.techniques.cluster import by_channel
 
 
 class CompressionLogger(keras.callbacks.Callback):
@@ -60,8 +60,7 @@ class CompressionLogger(keras.callbacks.Callback):
         frequency: int | Literal["epoch"] = "epoch",
     ):
         super().__init__()
-        steps = isinstance(frequency, int) and not isinstance(frequency, bool) and frequency >= 1
-        known = frequency == "epoch" or steps
+        known = frequency == "epoch" or is_whole(frequency)
         check(known, "frequency", "'epoch' or a number of steps", frequency)
         if log_dir is not None and keras.backend.backend() != "tensorflow":
             raise ValueError(
@@ -206,9 +205,7 @@ def describe(name: str, value: Any, techniques: Sequence[Technique] = ()) -> Wei
 def count_values(array: np.ndarray, techniques: Sequence[Technique] = ()) -> int:
     """How many values a weight has, or the channel that has the most, if clustered by channel."""
     channels = next((t.channels for t in techniques if isinstance(t, Cluster)), ())
-    count = math.prod(array.shape[axis] for axis in channels)
-    last = tuple(range(-len(channels), 0))
-    columns = np.moveaxis(array, channels, last).reshape(-1, count).T
+    columns = by_channel(array, channels).T
     return max((np.unique(column).size for column in columns), default=0)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops, tree
 
+from tfcompress.dispatch import is_legacy
 from tfcompress.graph.nodes import Node, tensors_in
 
 
@@ -22,10 +23,11 @@ def require_model(model) -> None:
             )
         return
     kind = f"{type(model).__module__}.{type(model).__name__}"
-    if "keras" in type(model).__module__.split(".")[0]:
+    if is_legacy(model):
+        kind = f"'{model.name}' of tf_keras (Keras 2)"
         hint = (
-            "It is a model of tf_keras (Keras 2): save it with model.save('old.h5'), then bring it "
-            "over with `tfcompress migrate old.h5 new.keras`."
+            "Save it with model.save('old.h5'), then bring it over with `tfcompress migrate old.h5 "
+            "new.keras`."
         )
     elif isinstance(model, str) or hasattr(model, "__fspath__"):
         hint = f"Load it first: keras.saving.load_model({str(model)!r})."

@@ -1,4 +1,4 @@
-"""What the openers of `primitives` are made of: weights as tensors, activations, projections."""
+"""What openers are made of: weights as tensors, activations, projections."""
 
 import math
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tfcompress.errors import check, fraction_meant
 from tfcompress.schedules import Schedule, constant
-from tfcompress.surgery.base import Points, lower_hull
+from tfcompress.surgery.hull import Points, lower_hull
 
 # Slopes that differ by less are the same: their layers share what is left.
 _SAME = 1e-9

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 
-from tfcompress.dispatch import is_legacy
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import require_model
 from tfcompress.graph.nodes import Graph
 from tfcompress.layers.compressed import is_compressed
+from tfcompress.surgery.macs import count
+from tfcompress.techniques.rules import Rule
+
+# How a user says which layers are meant, see `Rule`.
+Wanted = str | type | Callable[[Any], bool]
 
 
 def opened(model: keras.Model) -> keras.Model:
     """A flat Functional copy of a model, with weights of its own, see `tfcompress.flatten`."""
-    require_keras3(model)
+    require_model(model)
     if is_compressed(model):
         raise ValueError(
             "model must be a plain one, whose layers can be exchanged; received "
@@ -26,15 +31,10 @@ def opened(model: keras.Model) -> keras.Model:
     return flatten(model)
 
 
-def require_keras3(model) -> None:
-    """Raises a TypeError unless this is a Keras 3 model; says how to bring over a tf_keras one."""
-    if is_legacy(model):
-        raise TypeError(
-            f"model must be a keras.Model of Keras 3; received '{model.name}' of tf_keras "
-            "(Keras 2). Save it with model.save('old.h5'), then bring it over with `tfcompress "
-            "migrate old.h5 new.keras`."
-        )
-    require_model(model)
+def rules_of(layers: Any) -> list[Rule]:
+    """Rules that match what a user wants: a `Wanted`, or several of them."""
+    one = isinstance(layers, str) or callable(layers) or not isinstance(layers, Iterable)
+    return [Rule(each) for each in ([layers] if one else layers)]
 
 
 def exchanged(graph: Graph, call: Callable) -> keras.Model:
@@ -47,24 +47,6 @@ def exchanged(graph: Graph, call: Callable) -> keras.Model:
     return graph.rebuild(
         lambda node, *args, **kwargs: args[0] if node.is_input else call(node, *args, **kwargs)
     )
-
-
-Points = list[tuple[float, float]]
-
-
-def lower_hull(points: Points) -> Points:
-    """The lower convex hull of points that are sorted by their first coordinate."""
-    corners: Points = []
-    for point in points:
-        while len(corners) > 1 and _turns_down(corners[-2], corners[-1], point):
-            corners.pop()
-        corners.append(point)
-    return corners
-
-
-def _turns_down(a, b, c) -> bool:
-    """Whether b lies on the line from a to c, or above it."""
-    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +88,23 @@ class SurgeryReport:
             share = f" ({after / before:.1%})" if before else ""
             lines.append(f"{name}: {before:,} -> {after:,}{share}")
         return "\n".join(lines)
+
+
+def reported(
+    model: keras.Model,
+    operation: str,
+    changes: Iterable[Change],
+    kept: Iterable[Change],
+    before: tuple[int, int],
+) -> keras.Model:
+    """The new model, with a report.
+
+    Args:
+        before: MACs and parameters of the old one, see `macs.count`.
+    """
+    macs, params = zip(before, count(model), strict=True)
+    report = SurgeryReport(operation, tuple(changes), tuple(kept), macs, params)
+    return with_report(model, report)
 
 
 def with_report(model: keras.Model, report: SurgeryReport) -> keras.Model:

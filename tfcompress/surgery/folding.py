@@ -13,9 +13,9 @@ from keras import layers
 from tfcompress.graph.copying import copy_operation, copy_trainable
 from tfcompress.graph.layers import FixedTraining
 from tfcompress.graph.nodes import Graph, Node, call_node, has_own_call
-from tfcompress.kinds import DEPTHWISE, LINEAR, SEPARABLE, TRANSPOSED, is_of
+from tfcompress.kinds import DEPTHWISE, LINEAR, SEPARABLE, TRANSPOSED, has_plain_weights, is_of
 from tfcompress.layers.batch_norm import scale_and_offset
-from tfcompress.surgery.base import Change, SurgeryReport, exchanged, opened, with_report
+from tfcompress.surgery.base import Change, exchanged, opened, reported
 from tfcompress.surgery.macs import count
 
 # What a BatchNormalization can go into.
@@ -65,10 +65,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
             changes.append(Change(node.name, f"folded into '{target.name}'"))
         elif all(change.layer != node.name for change in kept):
             kept.append(Change(node.name, target))
-    new = folder.rebuild()
-    macs, params = zip(before, count(new), strict=True)
-    report = SurgeryReport("fold_batch_norm", tuple(changes), tuple(kept), macs, params)
-    return with_report(new, report)
+    return reported(folder.rebuild(), "fold_batch_norm", changes, kept, before)
 
 
 @dataclasses.dataclass
@@ -152,7 +149,7 @@ class _Folder:
             return f"'{layer.name}' is called {self.calls[id(layer)]} times"
         if has_own_call(type(layer)):
             return f"'{layer.name}' computes what {type(layer).__name__}.call says"
-        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        if not has_plain_weights(layer):
             return f"'{layer.name}' has no plain weights (LoRA or quantized)"
         return None
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import KerasTensor, tree
 
+from tfcompress.graph.inputs import require_model
 from tfcompress.graph.layers import Parameter
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.results import Rows, as_text, print_table
-from tfcompress.surgery.base import require_keras3
 from tfcompress.surgery.macs import macs_by_node, params_of
 from tfcompress.surgery.shapes import Shape, Specs, asked_shapes, graph_to_read, size, specs_of
 
@@ -163,7 +163,7 @@ def profile(
         >>> found.params, found.macs, found.peak_bytes
         (15, 12, 28)
     """
-    require_keras3(model)
+    require_model(model)
     if isinstance(bytes_per_value, bool) or bytes_per_value not in (None, 1, 2, 4, 8):
         raise ValueError(
             f"bytes_per_value must be 1, 2, 4 or 8; received {bytes_per_value!r}. Take 1 for int8."

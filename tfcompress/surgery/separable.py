@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -14,7 +14,8 @@ from keras import layers as keras_layers
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.copying import copy_operation, copy_trainable
 from tfcompress.graph.nodes import Graph, Node, call_node, has_own_call
-from tfcompress.surgery.base import Change, SurgeryReport, exchanged, opened, with_report
+from tfcompress.kinds import has_plain_weights
+from tfcompress.surgery.base import Change, Wanted, exchanged, opened, reported, rules_of
 from tfcompress.surgery.macs import count
 from tfcompress.techniques.rules import Rule
 
@@ -22,12 +23,11 @@ _DEPTHWISE = {
     keras_layers.Conv1D: keras_layers.DepthwiseConv1D,
     keras_layers.Conv2D: keras_layers.DepthwiseConv2D,
 }
-Pattern = str | type | Callable[[Any], bool]
 
 
 def to_separable(
     model: keras.Model,
-    layers: Pattern | Iterable[Pattern] | None = None,
+    layers: Wanted | Iterable[Wanted] | None = None,
     *,
     depth_multiplier: int = 1,
 ) -> keras.Model:
@@ -69,18 +69,11 @@ def to_separable(
         )
     flat = opened(model)
     before, graph = count(flat), Graph.of(flat)
-    rules = None if layers is None else _rules(layers)
+    rules = None if layers is None else rules_of(layers)
     splits, kept = _choose(graph, rules, depth_multiplier)
     new = _rebuild(graph, splits)
     changes = [Change(split.layer.name, split.told) for split in splits.values()]
-    macs, params = zip(before, count(new), strict=True)
-    report = SurgeryReport("to_separable", tuple(changes), tuple(kept), macs, params)
-    return with_report(new, report)
-
-
-def _rules(layers) -> list[Rule]:
-    single = isinstance(layers, str) or callable(layers) or not isinstance(layers, Iterable)
-    return [Rule(each) for each in ([layers] if single else layers)]
+    return reported(new, "to_separable", changes, kept, before)
 
 
 class _Split:
@@ -223,7 +216,7 @@ def _refusal(layer) -> str | None:
         return f"computes what {type(layer).__name__}.call says"
     if layer.groups > 1:
         return f"has {layer.groups} groups"
-    if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+    if not has_plain_weights(layer):
         return "has no plain weights (LoRA or quantized)"
     if len(set(layer.strides)) > 1:
         return f"strides {layer.strides} differ, which depthwise kernels do not take"

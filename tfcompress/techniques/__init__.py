@@ -7,3 +7,8 @@ from tfcompress.techniques.regularize import GroupLasso, Regularize
 from tfcompress.techniques.technique import Technique
 
 __all__ = ["Cluster", "GroupLasso", "Prune", "Quantize", "Regularize", "Technique"]
+
+# By their names in recipes, in the order in which a layer takes them.
+TECHNIQUES: dict[str, type[Technique]] = {
+    cls.__name__.lower(): cls for cls in (Regularize, Prune, Cluster, Quantize)
+}

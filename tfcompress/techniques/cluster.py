@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 import zlib
 from collections.abc import Sequence
@@ -133,32 +134,25 @@ class Cluster(Technique):
     def update(self, weight, state, step: int) -> dict[str, Any]:
         if step < self.begins():
             return state
-        rows = self._rows(ops.convert_to_numpy(ops.cast(weight, "float32")))
+        rows = by_channel(ops.convert_to_numpy(ops.cast(weight, "float32")), self.channels)
         old = {name: ops.convert_to_numpy(value) for name, value in state.items()}
         active = bool(old["active"] > 0)
-        before = self._rows(old["indices"])
+        before = by_channel(old["indices"], self.channels)
         zeros = self._zeros(rows, before, active)
         table = old["centroids"].copy()
         if not active or np.count_nonzero(zeros) != np.count_nonzero(before == 0):
             table = self._start(rows, zeros)
         indices = self._assign(rows, table, zeros)
         counts = [np.bincount(column, minlength=self.clusters + 1)[1:] for column in indices.T]
-        moved = np.moveaxis(old["indices"], self.channels, self._last())
-        indices = np.moveaxis(indices.reshape(moved.shape), self._last(), self.channels)
+        last = tuple(range(-len(self.channels), 0))
+        moved = np.moveaxis(old["indices"], self.channels, last)
+        indices = np.moveaxis(indices.reshape(moved.shape), last, self.channels)
         return {
             "centroids": ops.convert_to_tensor(table),
             "indices": ops.convert_to_tensor(indices.astype(self._index_dtype)),
             "counts": ops.convert_to_tensor(np.maximum(np.stack(counts, 1), 1).astype("float32")),
             "active": ops.ones(()),
         }
-
-    def _last(self) -> tuple[int, ...]:
-        return tuple(range(-len(self.channels), 0))
-
-    def _rows(self, weight: np.ndarray) -> np.ndarray:
-        """The weight as a matrix (n, channels)."""
-        channels = int(np.prod([weight.shape[axis] for axis in self.channels]))
-        return np.moveaxis(weight, self.channels, self._last()).reshape(-1, channels)
 
     def _zeros(self, rows: np.ndarray, before: np.ndarray, active: bool) -> np.ndarray:
         if not self.keep_zeros:
@@ -208,6 +202,13 @@ class Cluster(Technique):
         """What a centroid takes of the sum of its weights' gradients."""
         counts = state["counts"]
         return ops.ones_like(counts) if self.gradient == "sum" else 1.0 / counts
+
+
+def by_channel(weight: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
+    """A weight as a matrix (n, channels)."""
+    count = math.prod(weight.shape[axis] for axis in channels)
+    last = tuple(range(-len(channels), 0))
+    return np.moveaxis(weight, channels, last).reshape(-1, count)
 
 
 def _without(ordered, order, spare, with_zeros):

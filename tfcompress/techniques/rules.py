@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tfcompress.techniques import Quantize, Technique
+from tfcompress.techniques import TECHNIQUES, Quantize, Technique
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,8 @@ def _check_order(techniques: Sequence[Technique]) -> None:
             )
         if before.order > after.order:
             raise ValueError(
-                f"techniques must come in the order Regularize, Prune, Cluster, Quantize; received "
+                "techniques must come in the order "
+                f"{', '.join(cls.__name__ for cls in TECHNIQUES.values())}; received "
                 f"{', '.join(names)}. {type(after).__name__} would undo what "
                 f"{type(before).__name__} did: put it first."
             )

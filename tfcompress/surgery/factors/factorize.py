@@ -11,13 +11,13 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfcompress.errors import check, did_you_mean, expected_one_of, require_share
+from tfcompress.errors import check, did_you_mean, expected_one_of, is_whole, require_share
 from tfcompress.files.samples import batches
 from tfcompress.graph.nodes import Graph, Node
-from tfcompress.surgery.base import Change, SurgeryReport, exchanged, opened, with_report
+from tfcompress.surgery.base import Change, Wanted, exchanged, opened, reported
 from tfcompress.surgery.factors import ranks
 from tfcompress.surgery.factors.layers import call_parts, kernel_of
-from tfcompress.surgery.factors.search import METHODS, Wanted, find_sites
+from tfcompress.surgery.factors.search import METHODS, find_sites
 from tfcompress.surgery.factors.sites import Rank, Site
 from tfcompress.surgery.factors.structured import BlockSite
 from tfcompress.surgery.factors.svd import SvdSite, gather
@@ -35,7 +35,7 @@ def factorize(
     energy: float | None = None,
     macs: float | None = None,
     params: float | None = None,
-    layers: Wanted = None,
+    layers: Wanted | Sequence[Wanted] | None = None,
     data: Any = None,
     samples: int | None = 1024,
     allow_larger: bool = False,
@@ -114,9 +114,7 @@ def factorize(
     chosen = choose(sites, goal, given, total, allow_larger)
     stay = [Change(site.layer.name, x) for site, x in chosen.items() if isinstance(x, str)]
     new, changes = _rebuilt(graph, {s: x for s, x in chosen.items() if not isinstance(x, str)})
-    macs_and_params = zip(before, count(new), strict=True)
-    report = SurgeryReport("factorize", changes, (*stay, *kept), *macs_and_params)
-    return with_report(new, report)
+    return reported(new, "factorize", changes, (*stay, *kept), before)
 
 
 def _checked(method, rank, energy, macs, params, data, samples) -> Goal:
@@ -127,8 +125,8 @@ def _checked(method, rank, energy, macs, params, data, samples) -> Goal:
             f"data weights the singular values of method='svd'; received method='{method}'. Leave "
             "data out."
         )
-    whole = isinstance(samples, int) and not isinstance(samples, bool) and samples > 0
-    check(samples is None or whole, "samples", "an integer of 1 or more, or None", samples)
+    fits = samples is None or is_whole(samples)
+    check(fits, "samples", "an integer of 1 or more, or None", samples)
     return goal_of(method, rank, energy, macs, params)
 
 

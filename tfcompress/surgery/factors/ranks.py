@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.optimize
 
-from tfcompress.surgery.base import lower_hull
+from tfcompress.surgery.hull import lower_hull
 
 # Energy that is left to rounding where all of it is to be kept.
 _ROUNDING = 1e-13

@@ -10,7 +10,7 @@ import keras
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.nodes import Graph
 from tfcompress.kinds import DEPTHWISE, SEPARABLE, TRANSPOSED, is_of
-from tfcompress.surgery.base import Change
+from tfcompress.surgery.base import Change, Wanted, rules_of
 from tfcompress.surgery.factors.layers import CONVOLUTIONS
 from tfcompress.surgery.factors.sites import Site, common_reason
 from tfcompress.surgery.factors.structured import BlockSite, KroneckerSite, not_reshaped
@@ -31,14 +31,12 @@ METHODS: dict[str, type[Site]] = {
 # Convolutions that no method takes apart.
 _OTHER_CONVOLUTIONS = DEPTHWISE | SEPARABLE | TRANSPOSED
 
-Wanted = str | type | Callable[[Any], bool] | Sequence[str | type | Callable[[Any], bool]] | None
-
 
 def find_sites(
-    flat: keras.Model, graph: Graph, method: str, wanted: Wanted
+    flat: keras.Model, graph: Graph, method: str, wanted: Wanted | Sequence[Wanted] | None
 ) -> tuple[list[Site], list[Change]]:
     """The layers that a method can take apart, in order, and those that it cannot, and why."""
-    rules = None if wanted is None else _rules(wanted)
+    rules = None if wanted is None else rules_of(wanted)
     named = _matching(flat, rules) if rules is not None else _usual(flat, METHODS[method])
     site_of = _site_maker(graph, METHODS[method])
     sites, kept = [], []
@@ -60,11 +58,6 @@ def find_sites(
             + ". Choose another method, or other layers."
         )
     return sites, kept
-
-
-def _rules(wanted) -> list[Rule]:
-    several = isinstance(wanted, list | tuple | set | frozenset)
-    return [Rule(part) for part in (wanted if several else [wanted])]
 
 
 def _matching(flat: keras.Model, rules: list[Rule]) -> list:

@@ -42,7 +42,7 @@ class Site(abc.ABC):
 
     def __init__(self, layer, calls: list[tuple[Shape, Shape]], name: Callable[[str], str]):
         self.layer, self.calls, self.name = layer, calls, name
-        # Second moment of what it reads or gives on data, see `decompositions.weighted_svd`.
+        # Second moment of what it reads or gives on data, see `maths.weighted_svd`.
         self.moment: dict[str, np.ndarray] = {}
 
     @classmethod

@@ -178,7 +178,7 @@ _BATCH = 32
 class SecondMoment(layers.Layer):
     """X.T @ X of all rows X that a layer reads, or that its kernel makes of them.
 
-    The smaller of both is enough, see `decompositions.weighted_svd`.
+    The smaller of both is enough, see `maths.weighted_svd`.
     """
 
     def __init__(self, site: SvdSite, **kwargs):

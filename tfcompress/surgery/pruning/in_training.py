@@ -14,7 +14,7 @@ from tfcompress import schedules
 from tfcompress.backend import as_tensor
 from tfcompress.compression.callbacks import inner_optimizer, models_of
 from tfcompress.compression.in_place import MaskedWeight, MaskingCallback
-from tfcompress.errors import check, expected_one_of
+from tfcompress.errors import check, expected_one_of, is_whole
 from tfcompress.graph.flatten import flatten_with_sources
 from tfcompress.graph.layers import Parameter
 from tfcompress.layers.compressed import is_compressed
@@ -24,8 +24,8 @@ from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure
 from tfcompress.surgery.pruning.judging import objective
 from tfcompress.surgery.pruning.limits import Target
 from tfcompress.surgery.pruning.prune_channels import check_settings, kept_names, nothing_to_prune
-from tfcompress.surgery.pruning.ranking import SCOPES, choose, competing
-from tfcompress.surgery.pruning.scores import check_score, score_groups
+from tfcompress.surgery.pruning.ranking import SCOPES, choose, competing, equal_scores
+from tfcompress.surgery.pruning.scores import check_score, needs_loss, score_groups
 
 METHODS = ("masks", "group_lasso")
 
@@ -105,11 +105,10 @@ class ChannelPruning(MaskingCallback):
     ):
         super().__init__()
         self.target = Target(macs, params, sparsity, per_layer)
-        check_settings(scope, round_to, max_sparsity)
+        check_settings(scope, round_to, max_sparsity, SCOPES)
         check_score(score, data)
-        for name, value, known in (("method", method, METHODS), ("scope", scope, SCOPES)):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}; {expected_one_of(str(value), known)}")
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; {expected_one_of(str(method), METHODS)}")
         _check_growth(schedule, frequency, strength)
         self.method, self.schedule, self.frequency = method, schedule, frequency
         self.strength, self.keep = float(strength), [keep] if isinstance(keep, str) else list(keep)
@@ -139,12 +138,12 @@ class ChannelPruning(MaskingCallback):
                 f"ChannelPruning prunes one model; received '{self.model.name}', which trains "
                 f"{len(models)}. Prune them one after the other, each in a fit of its own."
             )
-        judged_by_loss = self._score in ("taylor", "fisher")
-        self._judged["loss"] = objective(self.model, self._loss) if judged_by_loss else None
+        judged = objective(self.model, self._loss) if needs_loss(self._score) else None
+        self._judged["loss"] = judged
         self._channels = masks = ChannelMasks(models[0], self.keep)
         self._lasso = GrowingLasso(masks) if self.method == "group_lasso" else None
         # Raises now if no scores at all could lead to the target.
-        choose(masks.structure, _any_scores(masks), self.target, **self._limits)
+        choose(masks.structure, equal_scores(masks.structure), self.target, **self._limits)
         return masks.weights
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -169,7 +168,7 @@ class ChannelPruning(MaskingCallback):
         whole = steps * (self.params["epochs"] - self._epoch)
         whole //= getattr(optimizer, "gradient_accumulation_steps", None) or 1
         curve = schedules.polynomial if self.method == "masks" else schedules.linear
-        begin = self._step()
+        begin = self.step()
         return curve(0.0, 1.0, begin=begin, end=begin + whole // 2, frequency=self.frequency)
 
     def next_step(self, step: int) -> int | None:
@@ -218,8 +217,8 @@ class ChannelPruning(MaskingCallback):
 def _check_growth(schedule: Any, frequency: int | None, strength: float) -> None:
     number = isinstance(strength, int | float) and not isinstance(strength, bool)
     check(number and strength > 0, "strength", "a number above 0", strength, "0.03 is usual.")
-    whole = isinstance(frequency, int) and not isinstance(frequency, bool) and frequency >= 1
-    check(frequency is None or whole, "frequency", "a whole number of steps", frequency)
+    whole = frequency is None or is_whole(frequency)
+    check(whole, "frequency", "a whole number of steps", frequency)
     if schedule is None:
         return
     if not isinstance(schedule, Schedule):
@@ -246,15 +245,7 @@ def _on_the_way(target: Target, share: float) -> Target | None:
     """What is wanted when a share of the way to a target is done; None if nothing yet."""
     if share < 1e-6 or share == 1:
         return target if share == 1 else None
-    if target.per_layer is not None:
-        return Target(per_layer={name: share * x for name, x in target.per_layer.items()})
-    value = target.value
-    wanted = share * value if target.name == "sparsity" else 1 - share * (1 - value)
-    return Target(**{target.name: wanted})  # type: ignore[arg-type]
-
-
-def _any_scores(masks: ChannelMasks) -> dict[str, np.ndarray]:
-    return {name: np.ones(group.size) for name, group in masks.groups.items()}
+    return target.changed(lambda left: 1 - share * (1 - left))
 
 
 def _lowered(scores: np.ndarray, gone: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from tfcompress.errors import check, named_in_keras
+from tfcompress.errors import check, is_whole, named_in_keras
 from tfcompress.files.samples import as_rows
 
 
@@ -118,9 +118,8 @@ def batches(
         data: x as an array, a dict or a list of arrays; (x, y) or (x, y, sample_weight) of these;
             a batched `tf.data.Dataset`, a `keras.utils.PyDataset` or another iterable of batches.
     """
-    check(isinstance(batch_size, int) and batch_size >= 1, "batch_size", "1 or more", batch_size)
-    fits = samples is None or (isinstance(samples, int) and samples >= 1)
-    check(fits, "samples", "1 or more, or None", samples)
+    check(is_whole(batch_size), "batch_size", "1 or more", batch_size)
+    check(samples is None or is_whole(samples), "samples", "1 or more, or None", samples)
     found = _limited(_read(data, batch_size, samples), samples)
     first = next(found, None)
     if first is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tfcompress.errors import check, require_share
 from tfcompress.surgery.pruning.groups import ChannelGroup, Structure
@@ -150,6 +150,14 @@ class Target:
     def value(self) -> float:
         """Its number; not of `per_layer`."""
         return getattr(self, self.name)
+
+    def changed(self, left: Callable[[float], float]) -> Target:
+        """The target that leaves `left(share)` where this one leaves a share."""
+        if self.per_layer is not None:
+            return Target(per_layer={name: 1 - left(1 - x) for name, x in self.per_layer.items()})
+        if self.sparsity is not None:
+            return Target(sparsity=1 - left(1 - self.sparsity))
+        return Target(**{self.name: left(self.value)})  # type: ignore[arg-type]
 
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Target))

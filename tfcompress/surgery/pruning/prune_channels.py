@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,14 +12,14 @@ import numpy as np
 
 from tfcompress.channels.terms import Axis, Concat, leaves_of, size_of, size_under
 from tfcompress.channels.weighted import Weighted
-from tfcompress.errors import check, did_you_mean, expected_one_of
+from tfcompress.errors import check, did_you_mean, expected_one_of, is_whole
 from tfcompress.surgery.base import Change, SurgeryReport, opened, with_report
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import objective
 from tfcompress.surgery.pruning.limits import Target
-from tfcompress.surgery.pruning.ranking import SCOPES, choose, competing
+from tfcompress.surgery.pruning.ranking import SCOPES, choose, competing, equal_scores
 from tfcompress.surgery.pruning.resizing import resized
-from tfcompress.surgery.pruning.scores import check_score, score_groups
+from tfcompress.surgery.pruning.scores import check_score, needs_loss, score_groups
 from tfcompress.surgery.pruning.trimming import sensitivity_choice
 
 Score = str | Callable[[ChannelGroup], np.ndarray]
@@ -97,7 +96,7 @@ def prune_channels(
     structure.keep(kept_names(structure, keep))
     if not structure.prunable():
         raise ValueError(nothing_to_prune(structure))
-    if scope == "sensitivity" or score in ("taylor", "fisher"):
+    if scope == "sensitivity" or needs_loss(score):
         loss = objective(model, loss)
     settings = {"data": data, "loss": loss, "batch_size": batch_size, "samples": samples}
     scores = score_groups(structure, score, seed=seed, **settings)
@@ -110,13 +109,17 @@ def prune_channels(
     return with_report(small, report_of("prune_channels", structure, choice))
 
 
-def check_settings(scope: str, round_to: int, max_sparsity: float | Mapping[str, float]) -> None:
+def check_settings(
+    scope: str,
+    round_to: int,
+    max_sparsity: float | Mapping[str, float],
+    scopes: Sequence[str] = (*SCOPES, "sensitivity"),
+) -> None:
     """Raises a ValueError unless settings of `prune_channels` are in their ranges."""
-    scopes = (*SCOPES, "sensitivity")
     if scope not in scopes:
         raise ValueError(f"unknown scope {scope!r}; {expected_one_of(str(scope), scopes)}")
-    whole = isinstance(round_to, int) and not isinstance(round_to, bool) and round_to >= 1
-    check(whole, "round_to", "a whole number, 1 or more", round_to, "8 suits most kernels.")
+    mend = "8 suits most kernels."
+    check(is_whole(round_to), "round_to", "a whole number, 1 or more", round_to, mend)
     if isinstance(max_sparsity, Mapping):
         for name, share in max_sparsity.items():
             check(0 <= share <= 1, f"max_sparsity[{name!r}]", "in [0, 1]", share)
@@ -240,8 +243,8 @@ def prune_channels_iteratively(
         >>> small = prune_channels_iteratively(model, 5, fit, macs=0.3)  # doctest: +SKIP
     """
     target = Target(macs, params, sparsity, per_layer)
-    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool) and steps >= 1
-    check(whole, "steps", "a whole number of rounds, 1 or more", steps, "3 to 10 are usual.")
+    mend = "3 to 10 are usual."
+    check(is_whole(steps), "steps", "a whole number of rounds, 1 or more", steps, mend)
     if not callable(fit):
         raise TypeError(
             f"fit must be a function that trains a model, called as fit(model); received {fit!r}."
@@ -272,11 +275,7 @@ def _on_the_way(target: Target, curve: Any, round_number: int, steps: int) -> Ta
     def left(share: float) -> float:
         return share**done if curve == "geometric" else 1 - done * (1 - share)
 
-    if target.per_layer is not None:
-        return Target(per_layer={name: 1 - left(1 - x) for name, x in target.per_layer.items()})
-    if target.sparsity is not None:
-        return Target(sparsity=1 - left(1 - target.sparsity))
-    return Target(**{target.name: left(target.value)})  # type: ignore[arg-type]
+    return target.changed(left)
 
 
 def _points(curve: Any, steps: int) -> list[float]:
@@ -302,7 +301,7 @@ def _require_reachable(structure: Structure, target: Target, settings: Settings)
     scope = settings.get("scope", "global")
     limits = settings.get("round_to", 8), settings.get("max_sparsity", 0.9)
     check_settings(scope, *limits)
-    scores = _ones(structure)
+    scores = equal_scores(structure)
     if scores:  # else prune_channels says why
         choose(structure, scores, target, round_to=limits[0], max_sparsity=limits[1])
 
@@ -333,12 +332,8 @@ def _size(now: Structure, first: Structure, layer: str) -> int:
 
 def _channels(now: Structure, first: Structure) -> int:
     """How many channels can go; one that is left of a group is no group any more."""
-    sizes, whole = ([len(x) for x in competing(s, _ones(s)).values()] for s in (now, first))
+    sizes, whole = ([len(x) for x in competing(s, equal_scores(s)).values()] for s in (now, first))
     return sum(sizes) + len(whole) - len(sizes)
-
-
-def _ones(structure: Structure) -> dict[str, np.ndarray]:
-    return {name: np.ones(group.size) for name, group in structure.prunable().items()}
 
 
 def _bounds(first: Structure, now: Structure, max_sparsity: float) -> dict[str, float]:

@@ -80,6 +80,11 @@ def competing(structure: Structure, scores: Scores) -> dict[str, np.ndarray]:
     return {name: values for name, values in scores.items() if name in taken.values()}
 
 
+def equal_scores(structure: Structure) -> dict[str, np.ndarray]:
+    """The same score for all channels that can go, to see what a target can reach."""
+    return {name: np.ones(group.size) for name, group in structure.prunable().items()}
+
+
 def kept_channels(scores: Scores, sizes: Mapping[str, int]) -> Choice:
     """The channels with the highest scores, in their order; of equal ones the first.
 

@@ -18,8 +18,6 @@ from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge,
 
 Scores = dict[str, np.ndarray]
 ScoreFunction = Callable[[ChannelGroup], np.ndarray]
-WITHOUT_DATA = ("l1", "l2", "bn_gamma", "fpgm", "random")
-WITH_DATA = ("taylor", "fisher", "apoz")
 
 
 def score_groups(
@@ -38,9 +36,9 @@ def score_groups(
     "bn_gamma"     see `bn_gamma`.
     "fpgm"         see `geometric_median`.
     "random"       uniform in [0, 1): what other scores have to beat.
-    "taylor"       the first-order change of the loss of batches, see `data_scores.taylor`.
-    "fisher"       that of single samples, see `data_scores.fisher`.
-    "apoz"         the share of values that are not zero, see `data_scores.apoz`.
+    "taylor"       the first-order change of the loss of batches, see `taylor`.
+    "fisher"       that of single samples, see `fisher`.
+    "apoz"         the share of values that are not zero, see `apoz`.
 
     Args:
         score: one of these, or a function f(group) -> array of shape (channels,), higher for more
@@ -55,18 +53,15 @@ def score_groups(
     groups = structure.prunable()
     if callable(score):
         return {name: _checked(score, group) for name, group in groups.items()}
-    if score == "random":
-        random = np.random.default_rng(seed)
-        return {name: random.random(group.size) for name, group in groups.items()}
-    if score not in WITH_DATA:
-        of = _of_weights(structure, score)
+    if score in WITHOUT_DATA:
+        of = WITHOUT_DATA[score](structure, seed)
         return {name: of(group) for name, group in groups.items()}
-    judged = None if score == "apoz" else objective(structure.model, loss)
+    judged = objective(structure.model, loss) if needs_loss(score) else None
     read = batches(data, structure.model, batch_size, samples)
     if judged is None:
         return apoz(structure, groups, read)
-    function = taylor if score == "taylor" else fisher
-    return function(structure, groups, labelled(read, f"the score '{score}'"), judged)
+    read = labelled(read, f"the score '{score}'")
+    return _BY_LOSS[score](structure, groups, read, judged)
 
 
 def check_score(score: Any, data: Any) -> None:
@@ -92,12 +87,9 @@ def check_score(score: Any, data: Any) -> None:
         )
 
 
-def _of_weights(structure: Structure, score: str) -> ScoreFunction:
-    if score == "bn_gamma":
-        return functools.partial(bn_gamma, gammas=batch_norm_factors(structure))
-    if score == "fpgm":
-        return geometric_median
-    return functools.partial(norms, power=int(score[1]))
+def needs_loss(score: Any) -> bool:
+    """Whether a score comes from the gradients of a loss."""
+    return isinstance(score, str) and score in _BY_LOSS
 
 
 def _checked(function: ScoreFunction, group: ChannelGroup) -> np.ndarray:
@@ -402,3 +394,25 @@ def _tensors(batch: Batch) -> Batch:
 
 
 _BACKENDS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+
+
+def _random(structure: Structure, seed: int) -> ScoreFunction:
+    generator = np.random.default_rng(seed)
+    return lambda group: generator.random(group.size)
+
+
+def _bn_gamma(structure: Structure, seed: int) -> ScoreFunction:
+    return functools.partial(bn_gamma, gammas=batch_norm_factors(structure))
+
+
+# The scores, by name: functions of (structure, seed) that give one of a group,
+WITHOUT_DATA: dict[str, Callable[[Structure, int], ScoreFunction]] = {
+    "l1": lambda structure, seed: functools.partial(norms, power=1),
+    "l2": lambda structure, seed: functools.partial(norms, power=2),
+    "bn_gamma": _bn_gamma,
+    "fpgm": lambda structure, seed: geometric_median,
+    "random": _random,
+}
+# and functions of (structure, groups, data, objective). `surgery.shrink` lists the names of all.
+_BY_LOSS = {"taylor": taylor, "fisher": fisher}
+WITH_DATA = (*_BY_LOSS, "apoz")

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.errors import check, expected_one_of
-from tfcompress.surgery.base import lower_hull
+from tfcompress.surgery.hull import lower_hull
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, mean_loss
 from tfcompress.surgery.pruning.judging import objective as objective_of
