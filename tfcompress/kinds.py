@@ -147,9 +147,14 @@ def weight_axes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of a layer's weight that count its inputs, and those that count its outputs.
 
+    Args:
+        rank: of the weight; by default that of the layer's weight of this name, if it has one.
+
     Returns (input axes, output axes). Positions of a convolution are in neither; a depthwise kernel
     has no input axes. Of an unknown layer the last axis is the output, the one before the input.
     """
+    if rank is None:
+        rank = next((len(v.shape) for v in layer.variables if v.name == weight), None)
     if weight == "depthwise_kernel":
         return (), (rank - 2, rank - 1) if rank else ()
     if weight in ("pointwise_kernel", "recurrent_kernel") and rank:

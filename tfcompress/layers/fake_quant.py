@@ -82,17 +82,8 @@ class FakeQuant(keras.layers.Layer):
             )
         if self.scheduled:
             # phase 0: observe only; 1: observe and quantize; 2: quantize by frozen ranges
-            self.phase = self._integer("phase", 0 if self.delay else 1)
-            self.last_step = self._integer("last_step", -1)
-
-    def _integer(self, name: str, value: int):
-        return self.add_weight(
-            name=name,
-            shape=(),
-            dtype="int32",
-            initializer=keras.initializers.Constant(value),
-            trainable=False,
-        )
+            self.phase = _add_integer(self, "phase", 0 if self.delay else 1)
+            self.last_step = add_last_step(self)
 
     def next_step(self, step: int) -> int | None:
         """The first optimizer step after `step` at which `advance` changes something."""
@@ -198,8 +189,12 @@ def call_with(layer, values: dict[int, Any], *args, **kwargs):
 
 def add_last_step(layer):
     """Adds the weight that keeps the optimizer step a scheduled layer was last told."""
-    make = {"shape": (), "dtype": "int32", "initializer": constant(-1), "trainable": False}
-    return layer.add_weight(name="last_step", **make)
+    return _add_integer(layer, "last_step", -1)
+
+
+def _add_integer(layer, name: str, value: int):
+    make = {"shape": (), "dtype": "int32", "initializer": constant(value), "trainable": False}
+    return layer.add_weight(name=name, **make)
 
 
 def constant(value):

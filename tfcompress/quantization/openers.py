@@ -108,11 +108,6 @@ def open_separable(layer, x):
     return activate(layer.activation, y, f"{layer.name}_activation", layer.dtype_policy)
 
 
-def is_layer_norm(layer) -> bool:
-    """Whether a layer is a LayerNormalization in float32 that subtracts the mean."""
-    return _is_float32(layer, layers.LayerNormalization) and not layer.rms_scaling
-
-
 def open_layer_norm(layer, x):
     """LayerNormalization -> mean, subtract, multiply, mean, add, rsqrt, multiply, add."""
     axes = _axes(layer, x)
@@ -127,11 +122,6 @@ def open_rms_norm(layer, x):
     axes = _axes(layer, x)
     shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
     return _times(layer, _normalize(layer, x, axes), layer.scale, shape)
-
-
-def is_group_norm(layer) -> bool:
-    """Whether a layer is a GroupNormalization over the last axis, in float32."""
-    return _is_float32(layer, layers.GroupNormalization) and layer.axis == -1
 
 
 def open_group_norm(layer, x):
@@ -293,9 +283,13 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (is_matrix_einsum, open_einsum),
     (has_activation, split_activation),
     (is_opened_activation, open_activation),
-    (is_layer_norm, open_layer_norm),
+    # One that does not subtract the mean is an RMS normalization in disguise, and stays.
+    (
+        lambda x: _is_float32(x, layers.LayerNormalization) and not x.rms_scaling,
+        open_layer_norm,
+    ),
     (lambda x: _is_float32(x, layers.RMSNormalization), open_rms_norm),
-    (is_group_norm, open_group_norm),
+    (lambda x: _is_float32(x, layers.GroupNormalization) and x.axis == -1, open_group_norm),
     (is_plain_attention, open_attention),
     (lambda x: is_plain_rnn(x) and type(x) is layers.LSTM, open_lstm),
     (lambda x: is_plain_rnn(x) and type(x) is layers.GRU, open_gru),

@@ -25,6 +25,7 @@ from tfcompress.surgery.shapes import (
     Specs,
     graph_to_read,
     input_shapes,
+    own_shape,
     positions,
     size,
     specs_of,
@@ -90,25 +91,14 @@ def macs_by_node(graph: Graph, specs: Specs, shape_of: ShapeOf | None = None) ->
     def shape(tensor) -> Shape:
         return tuple(specs[id(tensor)].shape)
 
-    weights = shape_of or _shape
-    return [
-        (
-            node,
-            0
-            if node.is_input
-            else known_macs_of(
-                node.operation,
-                weights,
-                input_shapes(node, shape),
-                [shape(tensor) for tensor in node.outputs],
-            ),
-        )
-        for node in graph.nodes
-    ]
+    def macs(node) -> int | None:
+        if node.is_input:
+            return 0
+        outputs = [shape(tensor) for tensor in node.outputs]
+        inputs = input_shapes(node, shape)
+        return known_macs_of(node.operation, shape_of or own_shape, inputs, outputs)
 
-
-def _shape(variable) -> Shape:
-    return tuple(variable.shape)
+    return [(node, macs(node)) for node in graph.nodes]
 
 
 def _of_model(call: Call) -> int | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 import keras
 import numpy as np
@@ -13,9 +13,10 @@ from keras import layers as keras_layers
 
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.copying import copy_operation, copy_trainable
-from tfcompress.graph.nodes import Graph, Node, call_node, has_own_call
+from tfcompress.graph.nodes import Graph, has_own_call
 from tfcompress.kinds import has_plain_weights
-from tfcompress.surgery.base import Change, Wanted, exchanged, opened, reported, rules_of
+from tfcompress.surgery.base import Change, Wanted, opened, reported, rules_of
+from tfcompress.surgery.factors.layers import Part, array_of, bias_of, with_parts
 from tfcompress.surgery.macs import count
 from tfcompress.techniques.rules import Rule
 
@@ -71,62 +72,53 @@ def to_separable(
     before, graph = count(flat), Graph.of(flat)
     rules = None if layers is None else rules_of(layers)
     splits, kept = _choose(graph, rules, depth_multiplier)
-    new = _rebuild(graph, splits)
-    changes = [Change(split.layer.name, split.told) for split in splits.values()]
+    new = with_parts(graph, {key: split.parts for key, split in splits.items()})
+    changes = [split.change for split in splits.values()]
     return reported(new, "to_separable", changes, kept, before)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Split:
-    """A convolution as a depthwise and a pointwise one, and their weights."""
+    """A convolution as a depthwise and a pointwise one, and what the report tells of it."""
 
-    def __init__(self, layer, depth_multiplier: int):
-        self.layer = layer
-        kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
-        full = full_rank(kernel)
-        self.rank = min(depth_multiplier, full)
-        self.depthwise_kernel, self.pointwise_kernel, energy = separate(kernel, self.rank)
-        percent = f"{100 * energy:.1f}%"
-        self.told = f"depthwise (rank {self.rank} of {full}) and pointwise, {percent} of the energy"
-        self.made: list[Any] = []
+    parts: list[Part]
+    change: Change
 
-    def __call__(self, x):
-        if not self.made:
-            self.made = self._make()
-        for layer in self.made:
-            x = layer(x)
-        return x
 
-    def _make(self) -> list[Any]:
-        layer, rank = self.layer, len(self.layer.kernel_size)
-        same = {"data_format": layer.data_format, "dtype": layer.dtype_policy}
-        padding, pad = layer.padding, []
-        if padding == "causal":  # which depthwise convolutions do not have
-            reach = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
-            name = f"{layer.name}_padding"
-            pad, padding = [keras_layers.ZeroPadding1D((reach, 0), name=name, **same)], "valid"
-        depthwise = _DEPTHWISE[_kind(layer)](
-            layer.kernel_size,
-            strides=layer.strides,
-            padding=padding,
-            dilation_rate=layer.dilation_rate,
-            depth_multiplier=self.rank,
-            use_bias=False,
-            trainable=layer.trainable,
-            name=f"{layer.name}_depthwise",
-            **same,
-        )
-        ones = (1,) * rank
-        changes = {"kernel_size": ones, "strides": ones, "dilation_rate": ones, "padding": "valid"}
-        return [*pad, depthwise, copy_operation(layer, changes)]
-
-    def fill(self) -> None:
-        """Gives the new layers their weights, once they are built."""
-        depthwise, pointwise = self.made[-2:]
-        depthwise.kernel.assign(self.depthwise_kernel)
-        pointwise.kernel.assign(self.pointwise_kernel)
-        if self.layer.use_bias:
-            pointwise.bias.assign(self.layer.bias)
-        copy_trainable(self.layer, pointwise)
+def _split(layer, depth_multiplier: int) -> _Split:
+    kernel, places = array_of(layer), len(layer.kernel_size)
+    full = full_rank(kernel)
+    rank = min(depth_multiplier, full)
+    depthwise_kernel, pointwise_kernel, energy = separate(kernel, rank)
+    same = {"data_format": layer.data_format, "dtype": layer.dtype_policy}
+    padding, pad = layer.padding, []
+    if padding == "causal":  # which depthwise convolutions do not have
+        reach = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+        name = f"{layer.name}_padding"
+        pad = [Part(keras_layers.ZeroPadding1D((reach, 0), name=name, **same))]
+        padding = "valid"
+    depthwise = _DEPTHWISE[_kind(layer)](
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=padding,
+        dilation_rate=layer.dilation_rate,
+        depth_multiplier=rank,
+        use_bias=False,
+        trainable=layer.trainable,
+        name=f"{layer.name}_depthwise",
+        **same,
+    )
+    ones = (1,) * places
+    changes = {"kernel_size": ones, "strides": ones, "dilation_rate": ones, "padding": "valid"}
+    pointwise = copy_operation(layer, changes)
+    copy_trainable(layer, pointwise)
+    parts = [
+        *pad,
+        Part(depthwise, {"kernel": depthwise_kernel}),
+        Part(pointwise, {"kernel": pointwise_kernel, **bias_of(layer)}),
+    ]
+    told = f"depthwise (rank {rank} of {full}) and pointwise, {100 * energy:.1f}% of the energy"
+    return _Split(parts, Change(layer.name, told))
 
 
 def full_rank(kernel: np.ndarray) -> int:
@@ -182,7 +174,7 @@ def _choose(
         if refusal is not None:
             kept.append(Change(layer.name, refusal))
         else:
-            splits[id(layer)] = _Split(layer, depth_multiplier)
+            splits[id(layer)] = _split(layer, depth_multiplier)
     return splits, kept
 
 
@@ -229,14 +221,3 @@ def _gets_smaller(layer, depth_multiplier: int) -> bool:
     rank = min(depth_multiplier, math.prod(places), outputs)
     split = inputs * rank * (math.prod(places) + outputs)
     return split < math.prod(places) * inputs * outputs
-
-
-def _rebuild(graph: Graph, splits: dict[int, _Split]) -> keras.Model:
-    def call(node: Node, *args, **kwargs):
-        split = splits.get(id(node.operation))
-        return call_node(node, *args, **kwargs) if split is None else split(args[0])
-
-    new = exchanged(graph, call)
-    for split in splits.values():
-        split.fill()
-    return new

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import KerasTensor, tree
 
+from tfcompress.errors import expected_one_of
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import Graph, Node, has_own_call
 from tfcompress.graph.tracing import is_composite
@@ -88,6 +89,11 @@ def input_shapes(node: Node, shape_of: Callable[[Any], Shape] | None = None) -> 
     ]
 
 
+def own_shape(variable) -> Shape:
+    """The shape that a variable has."""
+    return tuple(variable.shape)
+
+
 def size(shape: Iterable[int | None]) -> int:
     """How many numbers a shape holds; what is unknown counts as 1."""
     return math.prod(1 if axis is None else int(axis) for axis in shape)
@@ -106,8 +112,6 @@ def asked_shapes(graph: Graph, shapes: Mapping[str, Shape] | Shape | None) -> li
     Args:
         shapes: {name of an input: shape without the batch}, or the shape of the only input.
     """
-    from tfcompress.errors import expected_one_of
-
     leaves = tree.flatten(graph.inputs)
     known = {tensor.name: tensor for tensor in leaves}
     if shapes is None:

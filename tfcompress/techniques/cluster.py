@@ -103,7 +103,6 @@ class Cluster(Technique):
         return None
 
     def bind(self, layer, weight: str, before: Sequence[Technique] = ()) -> Cluster:
-        rank = next(len(v.shape) for v in layer.variables if v.name == weight)
         pruning = [t for t in before if isinstance(t, Prune)]
         begin = self.begin
         if begin is None:
@@ -113,7 +112,7 @@ class Cluster(Technique):
             begin=begin,
             keep_zeros=bool(pruning) if self.keep_zeros is None else self.keep_zeros,
             follows=bool(pruning),
-            channels=weight_axes(layer, weight, rank)[1] if self.per_channel else (),
+            channels=weight_axes(layer, weight)[1] if self.per_channel else (),
             seed=zlib.crc32(f"{self.seed}/{layer.name}/{weight}".encode()),
         )
 

@@ -163,8 +163,7 @@ class Prune(Technique):
         return None
 
     def bind(self, layer, weight: str, before=()) -> "Prune":
-        rank = next(len(v.shape) for v in layer.variables if v.name == weight)
-        inputs, outputs = weight_axes(layer, weight, rank)
+        inputs, outputs = weight_axes(layer, weight)
         # A seed of its own for each weight, the same after a reload.
         seed = zlib.crc32(f"{self.seed}/{layer.name}/{weight}".encode())
         return dataclasses.replace(self, inputs=inputs, outputs=outputs, seed=seed)

@@ -114,8 +114,7 @@ class Regularize(Technique):
         found = self.regularizer
         if not isinstance(found, GroupLasso):
             return self
-        rank = next(len(v.shape) for v in layer.variables if v.name == weight)
-        inputs, outputs = weight_axes(layer, weight, rank)
+        inputs, outputs = weight_axes(layer, weight)
         axes = inputs or found.inputs, outputs or found.outputs
         return Regularize(GroupLasso(found.strength, found.pattern, *axes))
 

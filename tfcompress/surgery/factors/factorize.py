@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -13,10 +13,10 @@ from keras import layers
 
 from tfcompress.errors import check, did_you_mean, expected_one_of, is_whole, require_share
 from tfcompress.files.samples import batches
-from tfcompress.graph.nodes import Graph, Node
-from tfcompress.surgery.base import Change, Wanted, exchanged, opened, reported
+from tfcompress.graph.nodes import Graph
+from tfcompress.surgery.base import Change, Wanted, opened, reported
 from tfcompress.surgery.factors import ranks
-from tfcompress.surgery.factors.layers import call_parts, kernel_of
+from tfcompress.surgery.factors.layers import Part, with_parts
 from tfcompress.surgery.factors.search import METHODS, find_sites
 from tfcompress.surgery.factors.sites import Rank, Site
 from tfcompress.surgery.factors.structured import BlockSite
@@ -113,7 +113,14 @@ def factorize(
         gather(graph, svd, batches(data, flat.inputs, samples))
     chosen = choose(sites, goal, given, total, allow_larger)
     stay = [Change(site.layer.name, x) for site, x in chosen.items() if isinstance(x, str)]
-    new, changes = _rebuilt(graph, {s: x for s, x in chosen.items() if not isinstance(x, str)})
+    parts: dict[int, list[Part]] = {}
+    changes = []
+    for site, found in chosen.items():
+        if not isinstance(found, str):
+            parts[id(site.layer)], energy = site.parts(found)
+            detail = f"{site.text(found)}, {energy_words(site, energy)}"
+            changes.append(Change(site.layer.name, detail))
+    new = with_parts(graph, parts)
     return reported(new, "factorize", changes, (*stay, *kept), before)
 
 
@@ -128,31 +135,6 @@ def _checked(method, rank, energy, macs, params, data, samples) -> Goal:
     fits = samples is None or is_whole(samples)
     check(fits, "samples", "an integer of 1 or more, or None", samples)
     return goal_of(method, rank, energy, macs, params)
-
-
-def _rebuilt(graph: Graph, chosen: Mapping[Site, Rank]) -> tuple[keras.Model, tuple[Change, ...]]:
-    """The model with layers taken apart, and what was done."""
-    sites = {id(site.layer): site for site in chosen}
-    made: dict[int, Sequence[Callable]] = {}
-    changes = []
-
-    def call(node: Node, *args, **kwargs):
-        operation = node.operation
-        site = sites.get(id(operation))
-        if site is None:
-            return operation(*args, **kwargs)
-        x = args[0] if args else kwargs["inputs"]
-        if id(operation) in made:
-            for part in made[id(operation)]:
-                x = part(x)
-            return x
-        parts, kept = site.parts(chosen[site])
-        made[id(operation)] = [part.call for part in parts]
-        detail = f"{site.text(chosen[site])}, {energy_words(site, kept)}"
-        changes.append(Change(operation.name, detail))
-        return call_parts(parts, x, bool(kernel_of(operation).trainable))
-
-    return exchanged(graph, call), tuple(changes)
 
 
 _DEFAULT_ENERGY = 0.95

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +11,9 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph.copying import copy_operation, copy_weights
+from tfcompress.graph.nodes import Graph, Node
 from tfcompress.quantization.pieces import fill
+from tfcompress.surgery.base import exchanged
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
@@ -28,18 +30,32 @@ class Part:
     call: Callable[[Any], Any]
     weights: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-
-def call_parts(parts: Sequence[Part], x, trainable: bool = True) -> Any:
-    """Calls new parts one after the other on a symbolic tensor, and fills their weights."""
-    for part in parts:
-        x = part.call(x)
-        for name, value in part.weights.items():
-            variable = getattr(part.call, name)
-            is_new = not isinstance(value, keras.Variable)
+    def fill(self, trainable: bool) -> None:
+        """Gives the layer its weights, once it is built; new ones train only if told so."""
+        for name, value in self.weights.items():
+            variable = getattr(self.call, name)
             fill(variable, value)
-            if is_new and not trainable:
+            if not isinstance(value, keras.Variable) and not trainable:
                 variable.trainable = False
-    return x
+
+
+def with_parts(graph: Graph, parts: Mapping[int, Sequence[Part]]) -> keras.Model:
+    """A new model in which parts take the place of layers, by the identity of these."""
+    filled: set[int] = set()
+
+    def call(node: Node, *args, **kwargs):
+        operation = node.operation
+        if id(operation) not in parts:
+            return operation(*args, **kwargs)
+        x = args[0] if args else kwargs["inputs"]
+        for part in parts[id(operation)]:
+            x = part.call(x)
+            if id(operation) not in filled:
+                part.fill(bool(kernel_of(operation).trainable))
+        filled.add(id(operation))
+        return x
+
+    return exchanged(graph, call)
 
 
 def dense(layer, units: int, name: str, **settings) -> layers.Dense:
@@ -63,6 +79,12 @@ def convolution(
         **_kernel_settings(layer),
         **settings,
     )
+
+
+def last_convolution(layer, kernel, kernel_size=1, like: Iterable[int] = ()) -> Part:
+    """The last of the convolutions that take a layer's place: it gives what the layer gave."""
+    last = convolution(layer, layer.filters, layer.name, kernel_size, like, **ending(layer))
+    return Part(last, {"kernel": kernel, **bias_of(layer)})
 
 
 def depthwise(layer, name: str) -> Any:

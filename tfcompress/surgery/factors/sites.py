@@ -14,7 +14,7 @@ import numpy as np
 from tfcompress.surgery.factors import maths, ranks
 from tfcompress.surgery.factors.layers import Part, kernel_of
 from tfcompress.surgery.macs import macs_of
-from tfcompress.surgery.shapes import Shape, size
+from tfcompress.surgery.shapes import Shape, own_shape, size
 
 Rank = int | tuple[int, int]
 
@@ -89,7 +89,7 @@ class Site(abc.ABC):
     @functools.cached_property
     def own_cost(self) -> Cost:
         """What the layer costs as it is."""
-        macs = sum(macs_of(self.layer, _shape, [x], [y]) for x, y in self.calls)
+        macs = sum(macs_of(self.layer, own_shape, [x], [y]) for x, y in self.calls)
         return Cost(macs, self.weights + self.biases)
 
     @property
@@ -107,10 +107,6 @@ class Site(abc.ABC):
     def places(self) -> int:
         """How often the whole kernel is applied to one sample."""
         return self.own_cost.macs // self.weights
-
-
-def _shape(variable) -> Shape:
-    return tuple(variable.shape)
 
 
 class MatrixSite(Site):

@@ -23,6 +23,7 @@ from tfcompress.surgery.factors.layers import (
     embedding,
     ending,
     kernel_of,
+    last_convolution,
 )
 from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank
 from tfcompress.surgery.shapes import size
@@ -92,15 +93,14 @@ class SvdSite(MatrixSite):
                 ),
             ]
         else:
-            made = _convolution_parts(layer, rank, (first, last), left, right)
+            size, along = layer.kernel_size, range(layer.rank)
+            made = [
+                Part(
+                    convolution(layer, rank, first, size, along, use_bias=False), {"kernel": left}
+                ),
+                last_convolution(layer, right),
+            ]
         return made, self.kept(rank)
-
-
-def _convolution_parts(layer, rank: int, names: tuple[str, str], left, right) -> list[Part]:
-    along = range(layer.rank)
-    first = convolution(layer, rank, names[0], layer.kernel_size, along, use_bias=False)
-    last = convolution(layer, layer.filters, names[1], 1, **ending(layer))
-    return [Part(first, {"kernel": left}), Part(last, {"kernel": right, **bias_of(layer)})]
 
 
 def _einsum_parts(layer, rank: int, names: tuple[str, str], left, right) -> list[Part]:

@@ -12,10 +12,9 @@ from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
     Part,
     array_of,
-    bias_of,
     convolution,
     depthwise,
-    ending,
+    last_convolution,
 )
 from tfcompress.surgery.factors.maths import cp, cp_error, cp_full_rank, slice_energies
 from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
@@ -89,10 +88,7 @@ class TuckerSite(Site):
                 convolution(layer, out, names[1], layer.kernel_size, along, use_bias=False),
                 {"kernel": core},
             ),
-            Part(
-                convolution(layer, layer.filters, layer.name, 1, **ending(layer)),
-                {"kernel": last, **bias_of(layer)},
-            ),
+            last_convolution(layer, last),
         ]
         return made, min(kept, 1.0)
 
@@ -194,10 +190,7 @@ class CpSite(Site):
         made = [
             Part(convolution(layer, rank, names[0], 1, use_bias=False), {"kernel": into}),
             Part(depthwise(layer, names[1]), {"kernel": place}),
-            Part(
-                convolution(layer, layer.filters, layer.name, 1, **ending(layer)),
-                {"kernel": out.T, **bias_of(layer)},
-            ),
+            last_convolution(layer, out.T),
         ]
         return made, max(0.0, 1.0 - cp_error(self.tensor(), factors))
 
@@ -244,9 +237,6 @@ class SpatialSite(MatrixSite):
                 convolution(layer, rank, first, (height, 1), [0], use_bias=False),
                 {"kernel": column},
             ),
-            Part(
-                convolution(layer, layer.filters, layer.name, (1, width), [1], **ending(layer)),
-                {"kernel": row, **bias_of(layer)},
-            ),
+            last_convolution(layer, row, (1, width), [1]),
         ]
         return made, self.kept(rank)
