@@ -22,13 +22,15 @@ def make_float():
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
-def make(**settings):
-    return compiled(tfc.quantize_aware(make_float(), **settings))
+def make(eager=True, **settings):
+    return compiled(tfc.quantize_aware(make_float(), **settings), run_eagerly=eager)
 
 
-def compiled(model, **kwargs):
+def compiled(model, run_eagerly=True, **kwargs):
+    """A compiled model; not its step, which takes longer than a few of these."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), loss, jit_compile=False, **kwargs)
+    settings = {"jit_compile": False, "run_eagerly": run_eagerly, **kwargs}
+    model.compile(keras.optimizers.Adam(0.01), loss, **settings)
     return model
 
 
@@ -63,7 +65,7 @@ class Recorder(keras.callbacks.Callback):
 
 
 def test_phases_change_at_their_steps():
-    model, recorder = make(delay=3, freeze=6), Recorder()
+    model, recorder = make(eager=False, delay=3, freeze=6), Recorder()
     assert phases(model) == {0}
     fit(model, 8, [recorder])
     assert recorder.seen == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (6, 2), (7, 2), (8, 2)]
@@ -71,7 +73,7 @@ def test_phases_change_at_their_steps():
 
 
 def test_delay_leaves_the_model_float_and_observes():
-    model, plain = make(delay=3), make(activation_bits=None, delay=10**6)
+    model, plain = make(eager=False, delay=3), make(activation_bits=None, delay=10**6)
     fit(model, 2)
     fit(plain, 2)
     np.testing.assert_allclose(model(X), plain(X), atol=1e-5)
@@ -84,7 +86,7 @@ def test_delay_leaves_the_model_float_and_observes():
 
 
 def test_freeze_stops_ranges_and_statistics():
-    model = make(freeze=3)
+    model = make(eager=False, freeze=3)
     fit(model, 3)
     layer = next(x for x in model.layers if isinstance(x, FusedBatchNorm)).layer
     quantizers = [x for x in model.layers if isinstance(x, FakeQuant)]
@@ -100,7 +102,7 @@ def test_freeze_stops_ranges_and_statistics():
 
 
 def test_steps_per_execution_counts_optimizer_steps():
-    model = compiled(make(delay=5), steps_per_execution=4)
+    model = compiled(make(delay=5), run_eagerly=False, steps_per_execution=4)
     recorder = Recorder()
     fit(model, 12, [recorder])
     assert recorder.seen == [(4, 0), (8, 1), (12, 1)]

@@ -38,12 +38,12 @@ def bits_of(model) -> dict[str, int]:
 
 def test_the_users_model_is_left_alone():
     model = small_model()
-    model.compile("adam", "mse", jit_compile=False)
+    model.compile("adam", "mse", run_eagerly=True)
     model.fit(pixels(), np.zeros((16, 3)), verbose=0)
     weights, optimizer = weights_of(model), model.optimizer
     counts = [len(layer._outbound_nodes) for layer in model.layers]
     qat = tfc.quantize_aware(model)
-    qat.compile("sgd", "mse", jit_compile=False)
+    qat.compile("sgd", "mse", run_eagerly=True)
     qat.fit(pixels(), np.ones((16, 3)), verbose=0)
     tfc.finalize(qat)
     assert all(np.array_equal(a, b) for a, b in zip(weights, weights_of(model), strict=True))
@@ -104,7 +104,7 @@ def test_shared_layers_are_wrapped_once():
 def test_finalize_gives_the_same_outputs():
     for settings in ({}, {"bits": 4, "dense": "per_channel"}, {"freeze": 1}, {"delay": 1}):
         qat = tfc.quantize_aware(small_model(), **settings)
-        qat.compile("sgd", "mse", jit_compile=False)
+        qat.compile("sgd", "mse", run_eagerly=True)
         qat.fit(
             pixels(), np.ones((16, 3)), epochs=2, verbose=0, callbacks=[tfc.UpdateCompression()]
         )
@@ -150,7 +150,7 @@ def test_losses_by_name_of_several_outputs():
     x = inputs = keras.Input((4,), name="x")
     ends = [layers.Dense(2, name="one")(x), layers.Dense(1, name="two")(x)]
     model = tfc.quantize_aware(keras.Model(inputs, ends))
-    model.compile("sgd", {"one": "mse", "two": "mae"}, jit_compile=False)
+    model.compile("sgd", {"one": "mse", "two": "mae"}, run_eagerly=True)
     data = np.ones((8, 4), "float32")
     model.fit(data, {"one": data[:, :2], "two": data[:, :1]}, verbose=0)
 

@@ -26,7 +26,8 @@ def compressed(*techniques, name="*"):
 
 
 def fit(model, logger, rate=0.01, batches=8, callbacks=(), **kwargs):
-    model.compile(keras.optimizers.SGD(rate), "mse", jit_compile=False, **kwargs.pop("how", {}))
+    how = kwargs.pop("how", {"run_eagerly": True})
+    model.compile(keras.optimizers.SGD(rate), "mse", jit_compile=False, **how)
     if any(isinstance(x, Compressed) for x in model.layers):
         callbacks = [tfc.UpdateCompression(), *callbacks]
     kwargs = {"verbose": 0, "shuffle": False, "batch_size": 32 // batches, **kwargs}
@@ -97,7 +98,7 @@ def test_unique_weights_of_channels_and_nested_weights():
     cluster = tfc.Cluster(3, per_channel=True)
     model = tfc.compress(model, [tfc.Rule("rnn", [tfc.Prune(0.4), cluster])])
     x = RANDOM.normal(size=(8, 4, 3)).astype("float32")
-    model.compile("sgd", "mse", jit_compile=False)
+    model.compile("sgd", "mse", run_eagerly=True)
     logger = tfc.CompressionLogger()
     callbacks = [tfc.UpdateCompression(), logger]
     history = model.fit(x, np.ones((8, 5)), verbose=0, callbacks=callbacks).history
@@ -153,7 +154,7 @@ def test_batch_logs_are_kept_until_due():
     for frequency in ("epoch", 4):
         logger, recorder = tfc.CompressionLogger(frequency=frequency), Recorder()
         model = compressed(tfc.Prune(schedule))
-        model.compile("sgd", "mse", jit_compile=False)
+        model.compile("sgd", "mse", run_eagerly=True)
         callbacks = [tfc.UpdateCompression(), logger, recorder]
         model.fit(X, Y, batch_size=4, epochs=1, verbose=0, callbacks=callbacks)
         seen[frequency] = recorder.sparsity

@@ -63,7 +63,7 @@ def test_the_model_is_given_back_when_fit_is_interrupted():
 
 
 def test_saved_model_is_plain(tmp_path):
-    model = make()
+    model = make(run_eagerly=True)
     fit(model, 6, PruneCallback(Prune(0.5)))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -85,8 +85,8 @@ def test_regularizer_counts_while_pruning():
 
 def test_own_regularizer_stays_beside_another():
     own, sgd = keras.regularizers.L1(0.05), keras.optimizers.SGD
-    model = compiled(plain(kernel_regularizer=own), sgd(0.1))
-    other = compiled(plain(kernel_regularizer=own), sgd(0.1))
+    model = compiled(plain(kernel_regularizer=own), sgd(0.1), run_eagerly=True)
+    other = compiled(plain(kernel_regularizer=own), sgd(0.1), run_eagerly=True)
     start = kernels(model)[0]
     fit(model, 1, PruneCallback(Prune(0.0), layers="conv", regularizer="l2"))
     fit(other, 1)
@@ -95,7 +95,7 @@ def test_own_regularizer_stays_beside_another():
 
 
 def test_second_fit_goes_on():
-    model, whole = make(), make()
+    model, whole = make(run_eagerly=True), make(run_eagerly=True)
     callback = PruneCallback(Prune(GROWING))
     fit(model, 5, callback)
     assert zeros(model) == wanted(model, GROWING.at(5))
@@ -114,9 +114,9 @@ def test_learned_scores_in_a_second_fit(score):
 
 
 def test_another_optimizer_goes_on_with_the_same_callback():
-    model, callback, watch = make(), PruneCallback(Prune(GROWING)), Watch()
+    model, callback, watch = make(run_eagerly=True), PruneCallback(Prune(GROWING)), Watch()
     fit(model, 6, callback, watch)
-    compiled(model, keras.optimizers.SGD(0.01))
+    compiled(model, keras.optimizers.SGD(0.01), run_eagerly=True)
     fit(model, 6, callback, watch)
     steps = [(6 * (i >= 6) + step, found) for i, (step, found) in enumerate(watch.seen)]
     assert [step for step, _ in steps] == list(range(1, 13))
@@ -125,8 +125,8 @@ def test_another_optimizer_goes_on_with_the_same_callback():
 
 def test_another_model_begins_anew():
     callback = PruneCallback(Prune(GROWING))
-    fit(make(), 8, callback)
-    model, watch = make(), Watch()
+    fit(make(run_eagerly=True), 8, callback)
+    model, watch = make(run_eagerly=True), Watch()
     fit(model, 5, callback, watch)
     assert_follows(model, watch.seen, GROWING)
 
@@ -134,7 +134,7 @@ def test_another_model_begins_anew():
 @pytest.mark.parametrize("undo", [True, False])
 def test_restored_weights_of_an_earlier_epoch_are_pruned_and_told(undo, recwarn):
     """As EarlyStopping(restore_best_weights=True) does, whose best epoch was less sparse."""
-    model = make()
+    model = make(run_eagerly=True)
     start = model.get_weights()
     restore = keras.callbacks.LambdaCallback(on_train_end=lambda logs: model.set_weights(start))
     fit(model, 12, *([restore] if undo else []), PruneCallback(Prune(GROWING)))
@@ -144,7 +144,10 @@ def test_restored_weights_of_an_earlier_epoch_are_pruned_and_told(undo, recwarn)
 
 
 def test_too_short_training_is_told():
-    model, callback = make(), PruneCallback(Prune(schedules.linear(0.0, 0.8, begin=4, end=8)))
+    model, callback = (
+        make(run_eagerly=True),
+        PruneCallback(Prune(schedules.linear(0.0, 0.8, begin=4, end=8))),
+    )
     with pytest.warns(UserWarning, match=r"sparsity reached 0 of 0\.8, due at step 8"):
         fit(model, 3, callback)
     with warnings.catch_warnings():
@@ -154,10 +157,10 @@ def test_too_short_training_is_told():
 
 def test_fine_tuning_with_what_was_pruned():
     """A second callback holds the zeros of the first, without more of them."""
-    model = make()
+    model = make(run_eagerly=True)
     fit(model, 4, PruneCallback(Prune(0.5)))
     gone = [k == 0 for k in kernels(model)]
-    compiled(model)
+    compiled(model, run_eagerly=True)
     fit(model, 4, PruneCallback(Prune(0.5)))
     for before, kernel in zip(gone, kernels(model), strict=True):
         np.testing.assert_array_equal(kernel == 0, before)

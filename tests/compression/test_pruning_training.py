@@ -43,22 +43,23 @@ def test_finalized_model_has_the_zeros_of_the_schedule(score):
 
 
 def test_forgotten_callback_and_too_short_training(tmp_path):
-    model = make()
+    eager = {"run_eagerly": True}
+    model = make(**eager)
     model.fit(X, Y, verbose=0)
     with pytest.raises(ValueError, match=r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"):
         tfc.finalize(model)
     with pytest.raises(ValueError, match=r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"):
         tfc.convert(model, tmp_path / "model.tflite")
-    late = make(Prune(schedules.linear(0.0, 0.5, begin=20, end=30)))
+    late = make(Prune(schedules.linear(0.0, 0.5, begin=20, end=30)), **eager)
     with pytest.raises(ValueError, match="begins at step 20; received a model trained for 16"):
         tfc.finalize(fit(late))
-    late = make(Prune(schedules.linear(0.0, 0.5, begin=20, end=30)), Cluster(4))
+    late = make(Prune(schedules.linear(0.0, 0.5, begin=20, end=30)), Cluster(4), **eager)
     with pytest.raises(ValueError, match="Prune of layer 'first' begins at step 20"):
         tfc.finalize(fit(late))
-    short = make(Prune(schedules.linear(0.0, 0.5, end=32, frequency=4)))
+    short = make(Prune(schedules.linear(0.0, 0.5, end=32, frequency=4)), **eager)
     with pytest.warns(UserWarning, match=r"sparsity reached 0\.25 of 0\.5, due at step 32"):
         tfc.finalize(fit(short))
-    reached = make(Prune(schedules.constant(0.5, end=100)))
+    reached = make(Prune(schedules.constant(0.5, end=100)), **eager)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tfc.finalize(fit(reached))
@@ -79,9 +80,9 @@ def test_new_optimizer_does_not_go_back():
         wrapped = [x for x in model.layers if isinstance(x, Compressed)]
         return zeros([np.array(x.effective(x.layer.kernel)) for x in wrapped])
 
-    model = fit(make(), x=X[:40], y=Y[:40])
+    model = fit(make(run_eagerly=True), x=X[:40], y=Y[:40])
     before = now()
-    compiled(model, keras.optimizers.SGD(0.01))
+    compiled(model, keras.optimizers.SGD(0.01), run_eagerly=True)
     fit(model, x=X[:4], y=Y[:4])
     assert all(after >= first > 0 for after, first in zip(now(), before, strict=True))
     fit(model, x=X[:12], y=Y[:12])  # steps 12 to 14: the schedule ends at 13

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 import typer
-from cli_files import folder
 from graph_models import sequential, subclassed
 from keras import layers, ops
 from rich.console import Console
@@ -19,8 +18,6 @@ from tfcompress.bench import models
 from tfcompress.cli.files import parse_shapes
 from tfcompress.cli.files import profile as command
 from tfcompress.surgery.profile import profile
-
-__all__ = ["folder"]
 
 
 def rows_of(found, *names):
@@ -191,18 +188,19 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_command(folder):
-    model = keras.saving.load_model(folder / "model.keras")
-    shown = run(folder / "model.keras", "--json", "--quiet", "--bytes-per-value", 1)
+def test_command(tmp_path):
+    model, file = residual(), tmp_path / "model.keras"
+    model.save(file)
+    shown = run(file, "--json", "--quiet", "--bytes-per-value", 1)
     assert json.loads(shown.stdout) == profile(model, bytes_per_value=1).to_dict()
-    shown = run(folder / "model.keras", "--quiet")
+    shown = run(file, "--quiet")
     assert f"{profile(model).macs:,}" in shown.stdout
     assert shown.exit_code == 0
-    for wrong in (["--bytes-per-value", 3], ["--shape", "image=0x4"], ["--shape", "img=8x8x1"]):
-        assert isinstance(run(folder / "model.keras", *wrong).exception, ValueError)
-    (folder / "saved").mkdir()
-    (folder / "saved" / "saved_model.pb").write_bytes(b"")
-    assert run(folder / "saved").exit_code != 0
+    for wrong in (["--bytes-per-value", 3], ["--shape", "image=0x4"], ["--shape", "img=4x4x2"]):
+        assert isinstance(run(file, *wrong).exception, ValueError)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    assert run(tmp_path / "saved").exit_code != 0
 
 
 def test_shapes_of_the_command():

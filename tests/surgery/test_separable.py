@@ -141,7 +141,7 @@ def test_trains_saves_and_converts(tmp_path, float_cnn, images):
     assert losses[-1] < losses[0]
 
 
-def test_bad_input(qat_cnn):
+def test_bad_input():
     model = conv_model(layers.Conv2D(6, 3, name="conv"), 8, 8, 3)
     with pytest.raises(ValueError, match=r"'con': it matches no layer\. Did you mean 'conv'\?"):
         to_separable(model, "con")
@@ -157,7 +157,7 @@ def test_bad_input(qat_cnn):
         with pytest.raises(TypeError, match="must be an integer"):
             to_separable(model, depth_multiplier=wrong)
     with pytest.raises(ValueError, match="Finalize it first"):
-        to_separable(qat_cnn)
+        to_separable(tfc.quantize_aware(model))
 
 
 @pytest.mark.slow

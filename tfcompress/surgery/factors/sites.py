@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import keras
 import numpy as np
@@ -17,6 +17,7 @@ from tfcompress.surgery.macs import macs_of
 from tfcompress.surgery.shapes import Shape, own_shape, size
 
 Rank = int | tuple[int, int]
+R = TypeVar("R", int, tuple[int, int])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Cost:
     params: int
 
 
-class Site(abc.ABC):
+class Site(abc.ABC, Generic[R]):
     """A layer that a method can take apart.
 
     Args:
@@ -52,16 +53,16 @@ class Site(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def full(self) -> Rank:
+    def full(self) -> R:
         """The largest rank, which is exact."""
 
     @property
-    def least(self) -> Rank:
+    def least(self) -> R:
         """The rank of least cost."""
-        return 1
+        return 1  # type: ignore[return-value]
 
     @abc.abstractmethod
-    def cost(self, rank: Rank) -> Cost:
+    def cost(self, rank: R) -> Cost:
         """What the layer costs once it is taken apart."""
 
     @functools.cached_property
@@ -70,19 +71,19 @@ class Site(abc.ABC):
         """The ranks to choose from, of rising cost, and the share of energy that each loses."""
 
     @abc.abstractmethod
-    def parts(self, rank: Rank) -> tuple[list[Part], float]:
+    def parts(self, rank: R) -> tuple[list[Part], float]:
         """What takes the layer's place, and the share of its energy that is kept."""
 
-    def rank_for(self, energy: float) -> Rank:
+    def rank_for(self, energy: float) -> R:
         """The cheapest rank that keeps a share of the energy."""
         options, lost = self.ladder
         return options[ranks.first_within(lost, energy)]
 
-    def noiseless(self) -> Rank:
+    def noiseless(self) -> R:
         """The rank that stands out of noise (EVBMF)."""
         raise NotImplementedError
 
-    def text(self, rank: Rank) -> str:
+    def text(self, rank: R) -> str:
         """A rank in words."""
         return f"rank {rank} of {self.full}"
 
@@ -109,7 +110,7 @@ class Site(abc.ABC):
         return self.own_cost.macs // self.weights
 
 
-class MatrixSite(Site):
+class MatrixSite(Site[int]):
     """A layer whose kernel is seen as a matrix, which is taken apart by its singular values."""
 
     @property

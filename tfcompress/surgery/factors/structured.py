@@ -22,7 +22,7 @@ from tfcompress.surgery.factors.layers import (
     ending,
 )
 from tfcompress.surgery.factors.maths import diagonal_blocks
-from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
+from tfcompress.surgery.factors.sites import Cost, MatrixSite, Site
 from tfcompress.surgery.shapes import size
 
 
@@ -51,14 +51,12 @@ class KroneckerSite(MatrixSite):
     def matrix(self) -> np.ndarray:
         return maths.kronecker_matrix(array_of(self.layer), self.shapes[0])
 
-    def cost(self, rank: Rank) -> Cost:
-        assert isinstance(rank, int)
+    def cost(self, rank: int) -> Cost:
         (m1, n1), (m2, n2) = self.shapes
         macs = self.places * rank * m1 * n2 * (m2 + n1)
         return Cost(macs, rank * (m1 * n1 + m2 * n2) + self.biases)
 
-    def parts(self, rank: Rank) -> tuple[list[Part], float]:
-        assert isinstance(rank, int)
+    def parts(self, rank: int) -> tuple[list[Part], float]:
         layer, ((m1, n1), (m2, n2)) = self.layer, self.shapes
         first, second = maths.kronecker(array_of(layer), (m1, n1), rank)
         names = [self.name(f"{layer.name}_{end}") for end in ("in", "out")]
@@ -101,7 +99,7 @@ def _shapes(rows: int, columns: int) -> list[tuple[int, int]]:
     return [shape for shape in every if shape[0] not in (1, rows) or shape[1] not in (1, columns)]
 
 
-class BlockSite(Site):
+class BlockSite(Site[int]):
     """A Dense of equal blocks along a diagonal, a convolution in groups; its rank counts them.
 
     Rows and columns are put in the order in which most of the kernel lies in the blocks.
@@ -124,8 +122,7 @@ class BlockSite(Site):
     def least(self) -> int:
         return self.full
 
-    def cost(self, rank: Rank) -> Cost:
-        assert isinstance(rank, int)
+    def cost(self, rank: int) -> Cost:
         numbers = self.weights // rank
         return Cost(self.places * numbers, numbers + self.biases)
 
@@ -136,11 +133,10 @@ class BlockSite(Site):
         energy = self._energy()
         return options, np.array([1.0 - diagonal_blocks(energy, count)[2] for count in options])
 
-    def text(self, rank: Rank) -> str:
+    def text(self, rank: int) -> str:
         return f"{rank} block{'s' if rank != 1 else ''}"
 
-    def parts(self, rank: Rank) -> tuple[list[Part], float]:
-        assert isinstance(rank, int)
+    def parts(self, rank: int) -> tuple[list[Part], float]:
         layer, kernel = self.layer, array_of(self.layer)
         rows, columns, kept = diagonal_blocks(self._energy(), rank)
         ordered = kernel[..., rows, :][..., columns]

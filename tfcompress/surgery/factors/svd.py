@@ -25,7 +25,7 @@ from tfcompress.surgery.factors.layers import (
     kernel_of,
     last_convolution,
 )
-from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank
+from tfcompress.surgery.factors.sites import Cost, MatrixSite
 from tfcompress.surgery.shapes import size
 
 
@@ -59,8 +59,7 @@ class SvdSite(MatrixSite):
             kernel = kernel.transpose(order)
         return kernel.reshape(self.shape)
 
-    def cost(self, rank: Rank) -> Cost:
-        assert isinstance(rank, int)
+    def cost(self, rank: int) -> Cost:
         rows, columns = self.shape
         if isinstance(self.layer, layers.Embedding):
             looked_up = sum(size(x) for x, _ in self.calls)
@@ -68,8 +67,7 @@ class SvdSite(MatrixSite):
         numbers = (rows + columns) * rank
         return Cost(self.places * numbers, numbers + self.biases)
 
-    def parts(self, rank: Rank) -> tuple[list[Part], float]:
-        assert isinstance(rank, int)
+    def parts(self, rank: int) -> tuple[list[Part], float]:
         if self.moment:
             left, right = maths.weighted_svd(self.matrix(), rank, **self.moment)
         else:

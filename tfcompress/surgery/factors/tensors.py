@@ -17,14 +17,14 @@ from tfcompress.surgery.factors.layers import (
     last_convolution,
 )
 from tfcompress.surgery.factors.maths import cp, cp_error, cp_full_rank, slice_energies
-from tfcompress.surgery.factors.sites import Cost, MatrixSite, Rank, Site
+from tfcompress.surgery.factors.sites import Cost, MatrixSite, Site
 from tfcompress.surgery.shapes import positions, size
 
 # Multiplications for CP factors while their rank is sought, a tenth of those for the last ones.
 _TRIAL = 1e10
 
 
-class TuckerSite(Site):
+class TuckerSite(Site[tuple[int, int]]):
     """A convolution as a 1x1 one into fewer channels, a small one, and a 1x1 one out of them."""
 
     kinds = CONVOLUTIONS
@@ -39,8 +39,8 @@ class TuckerSite(Site):
     def least(self) -> tuple[int, int]:
         return 1, 1
 
-    def cost(self, rank: Rank) -> Cost:
-        out, into = rank if isinstance(rank, tuple) else (rank, rank)
+    def cost(self, rank: tuple[int, int]) -> Cost:
+        out, into = rank
         *area, inputs, outputs = self.layer.kernel.shape
         first, core, last = inputs * into, size(area) * into * out, out * outputs
         read = sum(positions(x, self.layer.data_format) for x, _ in self.calls)
@@ -71,12 +71,12 @@ class TuckerSite(Site):
         ]
         return max(1, found[0]), max(1, found[1])
 
-    def text(self, rank: Rank) -> str:
-        (out, into), (outputs, inputs) = rank, self.full  # type: ignore[misc]
+    def text(self, rank: tuple[int, int]) -> str:
+        (out, into), (outputs, inputs) = rank, self.full
         return f"ranks {out} of {outputs} (out) and {into} of {inputs} (in)"
 
-    def parts(self, rank: Rank) -> tuple[list[Part], float]:
-        out, into = rank  # type: ignore[misc]
+    def parts(self, rank: tuple[int, int]) -> tuple[list[Part], float]:
+        out, into = rank
         layer, kernel = self.layer, array_of(self.layer)
         first, core, last = maths.tucker2(kernel, (out, into))
         kept = float(np.sum(core**2)) / max(float(np.sum(kernel**2)), 1e-300)
@@ -112,7 +112,7 @@ def tucker_ladder(
     return options, lost[0], lost[1]
 
 
-class CpSite(Site):
+class CpSite(Site[int]):
     """A convolution as a 1x1 one, a depthwise one, and a 1x1 one."""
 
     kinds = (layers.Conv1D, layers.Conv2D)
@@ -136,8 +136,7 @@ class CpSite(Site):
         *area, inputs, outputs = self.layer.kernel.shape
         return cp_full_rank((size(area), inputs, outputs))
 
-    def cost(self, rank: Rank) -> Cost:
-        assert isinstance(rank, int)
+    def cost(self, rank: int) -> Cost:
         *area, inputs, outputs = self.layer.kernel.shape
         read = sum(positions(x, self.layer.data_format) for x, _ in self.calls)
         macs = read * inputs + self.places * (size(area) + outputs)
@@ -182,8 +181,7 @@ class CpSite(Site):
         factors = cp(self.tensor(), rank, _TRIAL)
         return 1.0 - cp_error(self.tensor(), factors) >= energy
 
-    def parts(self, rank: Rank) -> tuple[list[Part], float]:
-        assert isinstance(rank, int)
+    def parts(self, rank: int) -> tuple[list[Part], float]:
         layer = self.layer
         place, into, out = factors = cp(self.tensor(), rank)
         names = [self.name(f"{layer.name}_{end}") for end in ("in", "depthwise")]
@@ -213,8 +211,7 @@ class SpatialSite(MatrixSite):
     def matrix(self) -> np.ndarray:
         return maths.spatial_matrix(array_of(self.layer))
 
-    def cost(self, rank: Rank) -> Cost:
-        assert isinstance(rank, int)
+    def cost(self, rank: int) -> Cost:
         rows, columns = self.shape
         macs = sum(self._between(*call) for call in self.calls) * rows + self.places * columns
         return Cost(macs * rank, (rows + columns) * rank + self.biases)
@@ -226,8 +223,7 @@ class SpatialSite(MatrixSite):
         height, width = (2, 3) if self.layer.data_format == "channels_first" else (1, 2)
         return size((y[0], y[height], x[width]))
 
-    def parts(self, rank: Rank) -> tuple[list[Part], float]:
-        assert isinstance(rank, int)
+    def parts(self, rank: int) -> tuple[list[Part], float]:
         layer = self.layer
         column, row = maths.spatial_svd(array_of(layer), rank)
         height, width = layer.kernel_size
