@@ -163,7 +163,7 @@ def weight_axes(
         if kind in _AXES:
             return _AXES[kind]
         if kind == "EinsumDense":
-            return _einsum_axes(layer.equation)
+            return _einsum_axes(layer)
     return ((rank - 2,), (rank - 1,)) if rank and rank > 1 else ((), ())
 
 
@@ -173,8 +173,19 @@ def channel_axes(layer) -> tuple[int, ...]:
     return next(known, ())
 
 
-def _einsum_axes(equation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    inputs, output = equation.replace(" ", "").split("->")
-    kernel = inputs.split(",")[1]
+def equation_of(layer) -> tuple[str, str, str]:
+    """The letters of an EinsumDense: of its inputs, its kernel and its outputs."""
+    left, outputs = layer.equation.replace(" ", "").split("->")
+    inputs, kernel = left.split(",")
+    return inputs, kernel, outputs
+
+
+def _einsum_axes(layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    _, kernel, output = equation_of(layer)
     outputs = tuple(i for i, letter in enumerate(kernel) if letter in output)
     return tuple(i for i in range(len(kernel)) if i not in outputs), outputs
+
+
+def channel_place(operation) -> int:
+    """The axis of the tensors of a layer or operation that counts channels: 1 or -1."""
+    return 1 if getattr(operation, "data_format", None) == "channels_first" else -1

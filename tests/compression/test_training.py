@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from pruning_models import run_python
 
 import tfcompress as tfc
 from tfcompress.layers.compressed import Compressed
@@ -154,8 +155,7 @@ def test_jit_compile(reference):
 
 
 def test_mirrored_strategy_on_two_devices():
-    code = """
-        import os, sys
+    run_python("""
         import numpy as np, tensorflow as tf
         cpus = tf.config.list_physical_devices("CPU")
         halves = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -172,13 +172,7 @@ def test_mirrored_strategy_on_two_devices():
         outputs = [m(X) for m in (copy, model)]
         np.testing.assert_allclose(*outputs, atol=0.02)
         assert all(float(r.limits()[1]) > 0 for r in model.layers if hasattr(r, "limits"))
-    """
-    path = os.pathsep.join(map(os.path.abspath, sys.path))  # with the folders of tests
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    """)
 
 
 def test_frozen_base():

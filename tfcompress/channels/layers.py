@@ -17,6 +17,8 @@ from tfcompress.kinds import (
     NORMALIZING,
     SEPARABLE,
     TRANSPOSED,
+    channel_place,
+    equation_of,
     has_plain_weights,
     is_of,
     kinds_of,
@@ -41,10 +43,6 @@ def handler(operation) -> Handler | None:
     return None
 
 
-def _channel_axis(layer) -> int:
-    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
-
-
 def _dense(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
     out = flow.channels.new(layer.units, call.source)
@@ -55,7 +53,7 @@ def _dense(flow: Follower, call: Call) -> list[Axes]:
 
 def _conv(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
-    axis, positions = _channel_axis(layer), (None,) * layer.rank
+    axis, positions = channel_place(layer), (None,) * layer.rank
     into, out = x[axis], flow.channels.new(layer.filters, call.source)
     rest: Axis = out
     counts = {"filters": out}
@@ -74,7 +72,7 @@ def _conv(flow: Follower, call: Call) -> list[Axes]:
 
 def _conv_transpose(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
-    axis, out = _channel_axis(layer), flow.channels.new(layer.filters, call.source)
+    axis, out = channel_place(layer), flow.channels.new(layer.filters, call.source)
     positions = (None,) * layer.rank
     kernel = Weight(layer.kernel, (*positions, out, x[axis]), (layer.rank,))
     flow.register(call, [kernel, Weight(layer.bias, (out,))], filters=out)
@@ -83,7 +81,7 @@ def _conv_transpose(flow: Follower, call: Call) -> list[Axes]:
 
 def _depthwise(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
-    axis = _channel_axis(layer)
+    axis = channel_place(layer)
     kernel, out, times = _depthwise_kernel(flow, call, layer.kernel, x[axis])
     flow.register(call, [kernel, Weight(layer.bias, (out,))], depth_multiplier=times)
     return [_placed(flow, call, axis, out)]
@@ -101,7 +99,7 @@ def _depthwise_kernel(flow: Follower, call: Call, kernel, into) -> tuple[Weight,
 
 def _separable(flow: Follower, call: Call) -> list[Axes]:
     layer, (x,) = call.layer, call.inputs
-    axis, out = _channel_axis(layer), flow.channels.new(layer.filters, call.source)
+    axis, out = channel_place(layer), flow.channels.new(layer.filters, call.source)
     depthwise, between, times = _depthwise_kernel(flow, call, layer.depthwise_kernel, x[axis])
     place = (*(None,) * layer.rank, between, out)
     pointwise = Weight(layer.pointwise_kernel, place, (layer.rank + 1,))
@@ -163,8 +161,7 @@ def _embedding(flow: Follower, call: Call) -> list[Axes]:
 
 def _einsum(flow: Follower, call: Call) -> list[Axes] | None:
     layer, (x,) = call.layer, call.inputs
-    left, result = layer.equation.replace(" ", "").split("->")
-    taken, kernel = left.split(",")
+    taken, kernel, result = equation_of(layer)
     extra = len(x) - len(taken.replace("...", ""))
     dots = "0123456789"[:extra]  # letters for the axes that the dots stand for
     if extra < 0 or ("..." in taken) != (extra > 0):

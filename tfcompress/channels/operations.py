@@ -28,7 +28,7 @@ from tfcompress.channels.shapes import (
 from tfcompress.channels.terms import Axis, size_of
 from tfcompress.channels.weighted import Axes, Call
 from tfcompress.graph.nodes import Graph
-from tfcompress.kinds import JOINT, MIXING, POINTWISE, POOLING_ALL, REDUCING, SPATIAL
+from tfcompress.kinds import JOINT, MIXING, POINTWISE, POOLING_ALL, REDUCING, SPATIAL, channel_place
 
 if TYPE_CHECKING:
     from tfcompress.channels.following import Follower
@@ -67,11 +67,10 @@ def _constants(flow: Follower, call: Call) -> list[Axes]:
 
 
 def _spatial(flow: Follower, call: Call) -> list[Axes]:
-    first = getattr(call.layer, "data_format", None) == "channels_first"
-    x = call.inputs[0]
-    flow.fix(x[2:] if first else x[1:-1], f"they are positions of {call.source}")
+    x, place = call.inputs[0], channel_place(call.layer)
+    flow.fix(x[2:] if place == 1 else x[1:-1], f"they are positions of {call.source}")
     axes = flow.fresh(call.shapes[0], call.source)
-    axes[1 if first else -1] = call.inputs[0][1 if first else -1]
+    axes[place] = x[place]
     return [axes]
 
 
@@ -79,7 +78,7 @@ def _global(flow: Follower, call: Call) -> list[Axes]:
     if call.layer.keepdims:
         return _spatial(flow, call)
     x = call.inputs[0]
-    return [[x[0], x[1 if call.layer.data_format == "channels_first" else -1]]]
+    return [[x[0], x[channel_place(call.layer)]]]
 
 
 def _reduce(flow: Follower, call: Call) -> list[Axes] | None:

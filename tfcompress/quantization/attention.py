@@ -5,6 +5,7 @@ import math
 import numpy as np
 from keras import layers, ops
 
+from tfcompress.kinds import equation_of
 from tfcompress.quantization.pieces import activate, dense_of
 
 # What a masked score becomes: e-30 of it is left, and the other scores keep their int8 steps.
@@ -75,8 +76,7 @@ def is_matrix_einsum(layer) -> bool:
     """Whether an EinsumDense contracts only the last axes of its input, in order."""
     if type(layer) is not layers.EinsumDense or layer.quantization_mode is not None:
         return False
-    left, out = layer.equation.replace(" ", "").replace("...", "").split("->")
-    x, kernel = left.split(",")
+    x, kernel, out = (letters.replace("...", "") for letters in equation_of(layer))
     shared = "".join(axis for axis in x if axis in kernel)
     free = "".join(axis for axis in kernel if axis not in x)
     kept = x.removesuffix(shared)
@@ -88,7 +88,7 @@ def is_matrix_einsum(layer) -> bool:
 
 def open_einsum(layer, x):
     """EinsumDense that is a matrix product -> reshape, Dense, reshape, activation."""
-    inputs, kernel = layer.equation.replace(" ", "").split("->")[0].split(",")
+    inputs, kernel, _ = equation_of(layer)
     count = sum(axis in kernel for axis in inputs.replace(".", ""))
     kept = tuple(x.shape[1 : len(x.shape) - count])
     free = tuple(layer.kernel.shape[count:])

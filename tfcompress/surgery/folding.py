@@ -13,7 +13,15 @@ from keras import layers
 from tfcompress.graph.copying import copy_operation, copy_trainable
 from tfcompress.graph.layers import FixedTraining
 from tfcompress.graph.nodes import Graph, Node, call_node, has_own_call
-from tfcompress.kinds import DEPTHWISE, LINEAR, SEPARABLE, TRANSPOSED, has_plain_weights, is_of
+from tfcompress.kinds import (
+    DEPTHWISE,
+    LINEAR,
+    SEPARABLE,
+    TRANSPOSED,
+    channel_place,
+    has_plain_weights,
+    is_of,
+)
 from tfcompress.layers.batch_norm import scale_and_offset
 from tfcompress.surgery.base import Change, exchanged, opened, reported
 from tfcompress.surgery.macs import count
@@ -142,8 +150,7 @@ class _Folder:
     def _refusal(self, node: Node, layer) -> str | None:
         """Why a layer cannot take in a BatchNormalization, whichever of them comes first."""
         rank, axis = len(node.outputs[0].shape), _batch_norm_of(node.operation).axis
-        first = getattr(layer, "data_format", None) == "channels_first"
-        if axis % rank != (1 if first else rank - 1):
+        if axis % rank != channel_place(layer) % rank:
             return f"normalizes axis {axis}, which is not that of the channels of '{layer.name}'"
         if self.calls[id(layer)] > 1:
             return f"'{layer.name}' is called {self.calls[id(layer)]} times"

@@ -56,15 +56,18 @@ class GroupLasso(keras.regularizers.Regularizer):
         number = groups.expand(np.arange(groups.count, dtype="int32")).ravel()
         flat = ops.reshape(ops.square(ops.cast(x, "float32")), (-1,))
         squares = ops.segment_sum(flat, ops.convert_to_tensor(number), num_segments=groups.count)
-        # The norm has no gradient at 0, where a group that is gone shall stay.
-        alive = squares > 0.0
-        norms = ops.where(alive, ops.sqrt(ops.where(alive, squares, 1.0)), 0.0)
         sizes = ops.convert_to_tensor(groups.sizes.astype("float32"))
-        return self.strength * ops.sum(ops.sqrt(sizes) * norms)
+        return self.strength * ops.sum(ops.sqrt(sizes) * norms_of(squares))
 
     def get_config(self) -> dict[str, Any]:
         own = {"strength": self.strength, "pattern": self.pattern}
         return {**own, "inputs": list(self.inputs), "outputs": list(self.outputs)}
+
+
+def norms_of(squares):
+    """Square roots, without a gradient at 0, where a group that is gone shall stay."""
+    alive = squares > 0.0
+    return ops.where(alive, ops.sqrt(ops.where(alive, squares, 1.0)), 0.0)
 
 
 class Penalty(keras.regularizers.Regularizer):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from tfcompress.kinds import channel_place
 from tfcompress.surgery.factors import maths
 from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
@@ -141,7 +142,7 @@ class BlockSite(Site[int]):
         rows, columns, kept = diagonal_blocks(self._energy(), rank)
         ordered = kernel[..., rows, :][..., columns]
         dense = isinstance(layer, layers.Dense)
-        axis = -1 if dense or layer.data_format == "channels_last" else 1
+        axis = channel_place(layer)
         ordering, back = _permutation(rows, axis), _permutation(np.argsort(columns), axis)
         inner = [self._grouped, self._blocks][dense](rank, ordered, columns)
         return [*ordering, *inner, *back, Part(closing(layer, layer.name))], kept

@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from tfcompress.graph.nodes import Graph
+from tfcompress.kinds import channel_place, equation_of
 from tfcompress.surgery.factors import maths
 from tfcompress.surgery.factors.layers import (
     CONVOLUTIONS,
@@ -144,9 +145,7 @@ class Letters:
     @classmethod
     def of(cls, layer) -> Letters:
         """Those of a layer."""
-        left, outputs = layer.equation.replace(" ", "").split("->")
-        inputs, kernel = left.split(",")
-        return cls(inputs, kernel, outputs)
+        return cls(*equation_of(layer))
 
     @property
     def summed(self) -> str:
@@ -250,4 +249,4 @@ def _products(site: SvdSite, x):
         data_format=layer.data_format,
         dilation_rate=layer.dilation_rate,
     )
-    return ops.moveaxis(y, 1, -1) if layer.data_format == "channels_first" else y
+    return ops.moveaxis(y, channel_place(layer), -1)

@@ -26,6 +26,7 @@ from tfcompress.kinds import (
     RECURRENT,
     REDUCING,
     SPATIAL,
+    channel_place,
     is_of,
 )
 from tfcompress.surgery.base import opened, with_report
@@ -230,7 +231,7 @@ def _summed_axes(node: Node) -> list[tuple[KerasTensor, list[int]]]:
         every = list(range(rank)) if axis is None else np.ravel(axis).tolist()
         return [(tensors[0], every)]
     if kind in POOLING_ALL:
-        channel = 1 if operation.data_format == "channels_first" else rank - 1
+        channel = channel_place(operation) % rank
         return [(tensors[0], [i for i in range(1, rank) if i != channel])]
     return []
 
@@ -463,7 +464,7 @@ def _of_pool(operation, kind: str, varies: np.ndarray) -> np.ndarray:
         axis = operation.axis
         axis = tuple(axis) if isinstance(axis, list | tuple) else axis
         return np.any(varies, axis=axis, keepdims=operation.keepdims)
-    first = getattr(operation, "data_format", None) == "channels_first"
-    moved = tuple(range(2, varies.ndim)) if first else tuple(range(1, varies.ndim - 1))
+    channel = channel_place(operation) % varies.ndim
+    moved = tuple(axis for axis in range(1, varies.ndim) if axis != channel)
     flat = kind in POOLING_ALL and not operation.keepdims
     return np.any(varies, axis=moved, keepdims=not flat)

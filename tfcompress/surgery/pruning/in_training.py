@@ -26,6 +26,7 @@ from tfcompress.surgery.pruning.limits import Target
 from tfcompress.surgery.pruning.prune_channels import check_settings, kept_names, nothing_to_prune
 from tfcompress.surgery.pruning.ranking import SCOPES, choose, competing, equal_scores
 from tfcompress.surgery.pruning.scores import check_score, needs_loss, score_groups
+from tfcompress.techniques.regularize import norms_of
 
 METHODS = ("masks", "group_lasso")
 
@@ -383,10 +384,7 @@ class GrowingLasso:
         total = 0.0
         for factors, pairs in self._terms.values():
             squares = sum(_squares(variable, member) for variable, member in pairs)
-            # The norm has no gradient at 0, where a channel that is gone shall stay.
-            alive = squares > 0.0
-            norms = ops.where(alive, ops.sqrt(ops.where(alive, squares, 1.0)), 0.0)
-            total = total + ops.sum(as_tensor(factors) * norms)
+            total = total + ops.sum(as_tensor(factors) * norms_of(squares))
         return as_tensor(self._strength) * total
 
 
