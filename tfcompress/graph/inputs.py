@@ -23,8 +23,8 @@ def require_model(model) -> None:
             )
         return
     kind = f"{type(model).__module__}.{type(model).__name__}"
-    if is_legacy(model):
-        kind = f"'{model.name}' of tf_keras (Keras 2)"
+    if is_legacy(model) or kind.startswith("tf_keras."):
+        kind = f"'{getattr(model, 'name', kind)}' of tf_keras (Keras 2)"
         hint = (
             "Save it with model.save('old.h5'), then bring it over with `tfcompress migrate old.h5 "
             "new.keras`."

@@ -53,15 +53,16 @@ def open_attention(layer, query, value, key=None, attention_mask=None, **kwargs)
         weights = layers.Dropout(layer.dropout, seed=layer.seed, name=name, dtype=policy)(weights)
     mixed = ops.transpose(ops.matmul(weights, v), (0, 2, 1, 3))
     mixed = ops.reshape(mixed, (-1, query.shape[1], layer.num_heads * v.shape[-1]))
-    y = dense_of(layer.output_dense, mixed, 2, f"{layer.name}_output")
-    free = tuple(layer.output_dense.kernel.shape[2:])
+    output = layer.output_dense
+    y = dense_of(output, output.kernel, output.bias, f"{layer.name}_output", inputs=2)(mixed)
+    free = tuple(output.kernel.shape[2:])
     return y if len(free) == 1 else ops.reshape(y, (-1, query.shape[1], *free))
 
 
 def _heads(einsum, x, name: str):
     """(batch, time, features) -> projection of shape (batch, heads, time, size)."""
     _, heads, size = einsum.kernel.shape
-    y = dense_of(einsum, x, 1, name)
+    y = dense_of(einsum, einsum.kernel, einsum.bias, name)(x)
     return ops.transpose(ops.reshape(y, (-1, x.shape[1], heads, size)), (0, 2, 1, 3))
 
 
@@ -96,6 +97,6 @@ def open_einsum(layer, x):
         return layer(x)
     size = math.prod(layer.kernel.shape[:count])
     flat = x if count == 1 else ops.reshape(x, (-1, *kept, size))
-    y = dense_of(layer, flat, count, layer.name)
+    y = dense_of(layer, layer.kernel, layer.bias, layer.name, count)(flat)
     y = y if len(free) == 1 else ops.reshape(y, (-1, *kept, *free))
     return activate(layer.activation, y, f"{layer.name}_activation", layer.dtype_policy)

@@ -23,7 +23,7 @@ from tfcompress.quantization.attention import (
     open_attention,
     open_einsum,
 )
-from tfcompress.quantization.pieces import activate, constant, fill, with_weights
+from tfcompress.quantization.pieces import activate, constant, dense_of, with_weights
 
 __all__ = ["Rsqrt", "constant", "opener", "with_weights"]
 _register = keras.saving.register_keras_serializable("tfcompress")
@@ -241,8 +241,8 @@ def open_lstm(layer, x, initial_state=None, mask=None, **kwargs):
     if not _is_plain_call(x, initial_state, mask):
         return layer(x, initial_state=initial_state, mask=mask, **kwargs)
     cell = layer.cell
-    inputs = _dense(layer, "inputs", cell.kernel, cell.bias)
-    recurrent = _dense(layer, "recurrent", cell.recurrent_kernel, None)
+    inputs = dense_of(layer, cell.kernel, cell.bias, f"{layer.name}_inputs")
+    recurrent = dense_of(layer, cell.recurrent_kernel, None, f"{layer.name}_recurrent")
     h = c = None
     outputs = []
     for step in _time_steps(layer, x):
@@ -261,8 +261,8 @@ def open_gru(layer, x, initial_state=None, mask=None, **kwargs):
         return layer(x, initial_state=initial_state, mask=mask, **kwargs)
     cell = layer.cell
     biases = (cell.bias[0], cell.bias[1]) if cell.use_bias else (None, None)
-    inputs = _dense(layer, "inputs", cell.kernel, biases[0])
-    recurrent = _dense(layer, "recurrent", cell.recurrent_kernel, biases[1])
+    inputs = dense_of(layer, cell.kernel, biases[0], f"{layer.name}_inputs")
+    recurrent = dense_of(layer, cell.recurrent_kernel, biases[1], f"{layer.name}_recurrent")
     if cell.use_bias:  # an indexed variable does not hand on whether it trains
         inputs.bias.trainable = recurrent.bias.trainable = bool(cell.bias.trainable)
     h = ops.multiply(x[:, 0, :1], ops.zeros((1, layer.units), x.dtype))
@@ -317,22 +317,6 @@ def is_plain_rnn(layer) -> bool:
 def _is_plain_call(x, initial_state, mask) -> bool:
     masked = mask is not None or getattr(x, "_keras_mask", None) is not None
     return not masked and initial_state is None and None not in x.shape[1:]
-
-
-def _dense(layer, name: str, kernel, bias):
-    """The input or the recurrent projection of an RNN cell, as a built Dense layer."""
-    dense = layers.Dense(
-        kernel.shape[1],
-        use_bias=bias is not None,
-        name=f"{layer.name}_{name}",
-        trainable=layer.trainable,
-        dtype=layer.dtype_policy,
-    )
-    dense.build((None, kernel.shape[0]))
-    fill(dense.kernel, kernel)
-    if bias is not None:
-        fill(dense.bias, bias)
-    return dense
 
 
 def _time_steps(layer, x) -> list:

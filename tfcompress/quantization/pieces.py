@@ -60,20 +60,21 @@ def activate(activation, x, name: str, dtype=None):
     return layers.Activation(activation, name=name, dtype=dtype)(x)
 
 
-def dense_of(einsum, x, inputs: int, name: str):
-    """The Dense that computes an EinsumDense which contracts the last axes of `x`.
+def dense_of(layer, kernel, bias, name: str, inputs: int = 1):
+    """A built Dense for a product of a layer, with the kernel and the bias (or None) of it.
 
     Args:
-        x: tensor of shape (batch, ..., size of the contracted axes).
-
-    Returns a tensor of shape (batch, ..., size of the other axes of the kernel).
+        inputs: how many axes of the kernel, the first ones, are contracted.
     """
-    units = math.prod(einsum.kernel.shape[inputs:])
     dense = layers.Dense(
-        units,
-        use_bias=einsum.bias is not None,
+        math.prod(kernel.shape[inputs:]),
+        use_bias=bias is not None,
         name=name,
-        trainable=einsum.trainable,
-        dtype=einsum.dtype_policy,
+        trainable=layer.trainable,
+        dtype=layer.dtype_policy,
     )
-    return with_weights(dense, x, kernel=einsum.kernel, bias=einsum.bias)
+    dense.build((None, math.prod(kernel.shape[:inputs])))
+    fill(dense.kernel, kernel)
+    if bias is not None:
+        fill(dense.bias, bias)
+    return dense

@@ -11,10 +11,11 @@ import numpy as np
 from keras import ops, tree
 
 from tfcompress.backend import as_tensor
-from tfcompress.errors import check
+from tfcompress.errors import check, is_whole
 from tfcompress.graph.flatten import flatten
 from tfcompress.layers.compressed import is_compressed, target_variables
 from tfcompress.recipe.findings import Kind, Row, Sensitivity
+from tfcompress.surgery.pruning.judging import batches
 from tfcompress.techniques import Prune, Quantize
 from tfcompress.techniques.masks import Pattern
 from tfcompress.techniques.quantize import quantize_weight
@@ -217,15 +218,10 @@ def _measure_of(
             f"model '{model.name}' has its own {', '.join(lost)}, which its flat copy lacks, so "
             "that its loss would be another one. Pass evaluate=, a function f(model) -> float."
         )
-    settings: dict[str, Any] = {"verbose": 0, "return_dict": True}
-    if isinstance(data, tuple):
-        parts = zip(("x", "y", "sample_weight"), _sample(data, samples), strict=False)
-        settings.update({"batch_size": batch_size, **dict(parts)})
-    else:
-        settings["x"] = _sample_dataset(data, batch_size, samples)
+    given = _given(flat, data, batch_size, samples)
 
     def measure() -> dict[str, float]:
-        found = flat.evaluate(**settings).items()
+        found = flat.evaluate(**given, verbose=0, return_dict=True).items()
         return {name: float(value) for name, value in found if np.ndim(value) == 0}
 
     return measure
@@ -241,36 +237,27 @@ def _compile_like(model, flat) -> None:
         variable.regularizer = None
 
 
-def _sample(data: tuple, samples: int | None) -> tuple:
-    check(2 <= len(data) <= 3, "data", "(x, y) or (x, y, sample_weight)", f"{len(data)} parts")
-    if samples is None:
-        return data
-    check(samples >= 1, "samples", "1 or more", samples)
-    count = len(tree.flatten(data)[0])
-    chosen = np.linspace(0, count - 1, min(samples, count)).round().astype(int)
-    return tree.map_structure(lambda x: None if x is None else np.asarray(x)[chosen], data)
-
-
-def _sample_dataset(data, batch_size: int, samples: int | None):
+def _given(flat, data, batch_size: int, samples: int | None) -> dict[str, Any]:
+    """What `evaluate` is to be called with: the data, or some samples of it as arrays."""
     if isinstance(data, (Iterator, list, np.ndarray)):
         raise TypeError(
             "data must be (x, y) arrays or a batched tf.data.Dataset, which can be read again and "
             f"again; received {type(data).__name__}. Pass the labels with it: (x, y)."
         )
-    if samples is None:
-        return data
-    check(samples >= 1, "samples", "1 or more", samples)
-    if not hasattr(data, "unbatch"):
-        raise TypeError(
-            f"samples needs arrays or a tf.data.Dataset; received {type(data).__name__}. Leave "
-            "samples out."
-        )
-    import tensorflow as tf
+    if isinstance(data, tuple):
+        kind = "(x, y) or (x, y, sample_weight)"
+        check(2 <= len(data) <= 3, "data", kind, f"{len(data)} parts")
+    elif samples is None:
+        return {"x": data}
+    if samples is not None:
+        check(is_whole(samples), "samples", "1 or more", samples)
+        data = tree.map_structure(_joined, *batches(data, flat, batch_size, samples))
+    names = ("x", "y", "sample_weight")
+    return {"batch_size": batch_size, **dict(zip(names, data, strict=False))}
 
-    kept = data.unbatch().take(samples).batch(batch_size).cache()
-    count = sum(1 for _ in kept)  # Keras warns where it does not know how many batches there are
-    check(count > 0, "data", "a dataset with samples", "one without")
-    return kept.apply(tf.data.experimental.assert_cardinality(count))
+
+def _joined(*parts):
+    return None if parts[0] is None else np.concatenate(parts)
 
 
 def _number(value: Any) -> float:
