@@ -13,13 +13,14 @@ X = RANDOM.normal(size=(32, 6, 6, 3)).astype("float32")
 Y = RANDOM.normal(size=(32, 4)).astype("float32")
 
 
-def make(*techniques, use_bias=True):
+def make(*techniques, use_bias=True, run_eagerly=True):
+    """A compiled model; not its step, which takes longer than a few of these."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 3))
     x = layers.Conv2D(8, 3, activation="relu", use_bias=use_bias, name="conv")(inputs)
     outputs = layers.Dense(4, name="dense")(layers.GlobalAveragePooling2D()(x))
     model = tfc.compress(keras.Model(inputs, outputs), [tfc.Rule("*", list(techniques))])
-    model.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=False)
+    model.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=False, run_eagerly=run_eagerly)
     return model
 
 

@@ -25,7 +25,8 @@ from tfcompress import Cluster, Prune, schedules
     ],
 )
 def test_finalize_leaves_so_many_values(init, per_channel):
-    model = fit(make(Cluster(5, init=init, per_channel=per_channel, frequency=3)), 12)
+    cluster = Cluster(5, init=init, per_channel=per_channel, frequency=3)
+    model = fit(make(cluster, run_eagerly=False), 12)
     for kernel in kernels(model):
         columns = kernel.reshape(-1, kernel.shape[-1]).T if per_channel else [kernel]
         assert {len(np.unique(column)) for column in columns} <= {1, 2, 3, 4, 5}
@@ -130,7 +131,7 @@ def test_averages_of_centroids_begin_with_them(scaled):
     optimizer = keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.9)
     optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
     model = make(Cluster(4, begin=5))
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", jit_compile=False, run_eagerly=not scaled)
     expected = wrapped(fit(model, 4))[0].layer.kernel.numpy()
     bound = wrapped(model)[0].bound[0].techniques[0]
     start = bound.update(ops.convert_to_tensor(expected), bound.initial_state(expected), 5)
@@ -143,7 +144,7 @@ def test_weights_of_another_type(dtype):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), layers.Dense(6, dtype=dtype, name="dense")])
     model = tfc.compress(model, [tfc.Rule("*", [Prune(0.5), Cluster(4)])])
-    model.compile("sgd", "mse", jit_compile=False)
+    model.compile("sgd", "mse", run_eagerly=True)
     callbacks = [tfc.UpdateCompression()]
     model.fit(X[:, 0, 0], np.zeros((32, 6)), callbacks=callbacks, verbose=0)
     kernel = tfc.finalize(model).get_layer("dense").kernel
@@ -186,12 +187,12 @@ def test_save_and_continue(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(X), model(X))
-    for a, b in zip(fit(model, 24).variables, fit(loaded, 24).variables, strict=True):
+    for a, b in zip(fit(model, 16).variables, fit(loaded, 16).variables, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
 
 
 def test_jit_compile_gives_the_same():
-    a, b = make(Prune(0.5), Cluster(4)), make(Prune(0.5), Cluster(4))
+    a, b = (make(Prune(0.5), Cluster(4), run_eagerly=False) for _ in range(2))
     b.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=True)
     for x, y in zip(kernels(fit(a, 8)), kernels(fit(b, 8)), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4)

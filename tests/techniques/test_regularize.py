@@ -63,7 +63,7 @@ def test_is_a_keras_regularizer():
     assert float(dense.losses[0]) == pytest.approx(float(GroupLasso(0.5, "channels")(dense.kernel)))
 
 
-def make(*techniques, own=None):
+def make(*techniques, own=None, run_eagerly=True):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 2))
     x = layers.Conv2D(4, 3, kernel_regularizer=own, name="conv")(inputs)
@@ -72,7 +72,8 @@ def make(*techniques, own=None):
     model = keras.Model(inputs, outputs)
     if techniques:
         model = tfc.compress(model, [tfc.Rule("*", list(techniques))])
-    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    settings = {"jit_compile": False, "run_eagerly": run_eagerly}
+    model.compile(keras.optimizers.SGD(0.1), "mse", **settings)
     return model
 
 
@@ -107,7 +108,7 @@ def test_two_penalties_and_the_layers_own_add_up():
 
 def test_training_equals_that_of_a_keras_regularizer():
     """One SGD step moves a weight by the gradient of the penalty more."""
-    plain, model = make(), make(Regularize("l2"))
+    plain, model = make(run_eagerly=False), make(Regularize("l2"), run_eagerly=False)
     before = kernels(plain)
     for each in (plain, model):
         each.fit(X, Y, batch_size=8, verbose=0)
