@@ -45,14 +45,8 @@ from tfcompress.recipe import yaml as nodes
 from tfcompress.recipe.yaml import ArgumentReader, Entries, Node, build, require, single
 from tfcompress.schedules import Schedule
 from tfcompress.surgery.shrink import ARGUMENTS, OPERATIONS, Shrink, check_arguments
-from tfcompress.techniques import Cluster, GroupLasso, Prune, Quantize, Regularize, Technique
+from tfcompress.techniques import TECHNIQUES, GroupLasso, Regularize, Technique
 from tfcompress.techniques.rules import Rule
-
-TECHNIQUES: dict[str, type[Technique]] = {
-    "prune": Prune,
-    "cluster": Cluster,
-    "quantize": Quantize,
-}
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": schedules.constant,

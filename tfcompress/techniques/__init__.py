@@ -8,7 +8,7 @@ from tfcompress.techniques.technique import Technique
 
 __all__ = ["Cluster", "GroupLasso", "Prune", "Quantize", "Regularize", "Technique"]
 
-# By their names in recipes, in the order in which a layer takes them.
+# By their names in recipes, in the order in which a layer takes them, after Regularize.
 TECHNIQUES: dict[str, type[Technique]] = {
-    cls.__name__.lower(): cls for cls in (Regularize, Prune, Cluster, Quantize)
+    cls.__name__.lower(): cls for cls in (Prune, Cluster, Quantize)
 }

@@ -115,9 +115,9 @@ def _check_order(techniques: Sequence[Technique]) -> None:
                 f"Keep one {type(after).__name__}."
             )
         if before.order > after.order:
+            order = ["Regularize", *(cls.__name__ for cls in TECHNIQUES.values())]
             raise ValueError(
-                "techniques must come in the order "
-                f"{', '.join(cls.__name__ for cls in TECHNIQUES.values())}; received "
+                f"techniques must come in the order {', '.join(order)}; received "
                 f"{', '.join(names)}. {type(after).__name__} would undo what "
                 f"{type(before).__name__} did: put it first."
             )
