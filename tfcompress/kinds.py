@@ -9,15 +9,15 @@ from collections.abc import Collection, Iterator
 # Names of classes -> their traits, which are explained below. Before the bar: what they compute;
 # behind it: what LiteRT makes of them.
 _TABLE = {
-    "Dense": "linear activating | integer folding fusing",
-    "EinsumDense": "linear activating |",
-    "Conv1D Conv2D": "linear activating convolution | integer folding fusing",
-    "Conv3D": "linear activating convolution |",
-    "Conv1DTranspose Conv2DTranspose": "linear activating transposed | integer folding fusing",
-    "Conv3DTranspose": "linear activating transposed |",
-    "DepthwiseConv1D DepthwiseConv2D": "linear activating depthwise | integer folding fusing",
+    "Dense": "linear | integer folding fusing",
+    "EinsumDense": "linear |",
+    "Conv1D Conv2D": "linear convolution | integer folding fusing",
+    "Conv3D": "linear convolution |",
+    "Conv1DTranspose Conv2DTranspose": "linear transposed | integer folding fusing",
+    "Conv3DTranspose": "linear transposed |",
+    "DepthwiseConv1D DepthwiseConv2D": "linear depthwise | integer folding fusing",
     "SeparableConv1D SeparableConv2D": "linear separable |",
-    "Embedding Parameter InputLayer Normalization PReLU Matmul Dot HardSwish": "| integer",
+    "Embedding Parameter InputLayer Normalization PReLU Matmul Dot": "| integer",
     "LSTM GRU SimpleRNN": "recurrent |",
     "BatchNormalization": "| integer fusing",
     "LayerNormalization GroupNormalization RMSNormalization": "normalizing |",
@@ -28,7 +28,7 @@ _TABLE = {
     "RandomTranslation RandomZoom StochasticDepth": "| transparent",
     "Add Subtract Multiply": "pointwise | integer fusing",
     "Abs Absolute Divide TrueDivide ELU Elu Exp Gelu HardSilu LeakyReLU LeakyRelu ReLU Relu Relu6 "
-    "Rescaling Rsqrt Sigmoid Silu Sqrt SquaredDifference Tanh Where": "pointwise | integer",
+    "Rescaling Rsqrt Sigmoid Silu Sqrt Tanh Where": "pointwise | integer",
     "Maximum Minimum": "pointwise | integer same_scale filling",
     "ConvertToTensor Copy": "pointwise | same_scale",
     "Activation Average Cast Ceil Celu Clip Cos Equal Erf Expm1 FakeQuant Floor Greater "
@@ -57,19 +57,18 @@ _TABLE = {
     "Concatenate Stack Pad": "moving | same_scale filling",
     "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Split Unstack GetItem "
     "RepeatVector BroadcastTo RepeatBatch": "moving | same_scale",
-    "Take Repeat Tile Flip SwapAxes Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
+    "Take Repeat Tile Flip Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
 }
 
 
-def _named(*traits: str) -> frozenset[str]:
-    """The classes that have one of some traits."""
-    rows = ((names.split(), told.split()) for names, told in _TABLE.items())
-    return frozenset(name for names, told in rows if {*traits} & {*told} for name in names)
+def _named(trait: str) -> frozenset[str]:
+    """The classes that have a trait."""
+    rows = ((names.split(), traits.split()) for names, traits in _TABLE.items())
+    return frozenset(name for names, traits in rows if trait in traits for name in names)
 
 
-# Layers that add up products with weights; and those of them that may end with an activation, which
-# can be split off as a layer of its own.
-LINEAR, ACTIVATING = _named("linear"), _named("activating")
+# Layers that add up products with weights, and may end with an activation.
+LINEAR = _named("linear")
 CONVOLUTIONS, TRANSPOSED = _named("convolution"), _named("transposed")
 DEPTHWISE, SEPARABLE = _named("depthwise"), _named("separable")
 # Layers that divide by a statistic of their input, in inference, too.

@@ -16,7 +16,7 @@ from keras import layers, ops, tree
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.nodes import has_own_call, tensors_in, unique
 from tfcompress.graph.tracing import parameter_of, trace
-from tfcompress.kinds import ACTIVATING, SEPARABLE, is_exactly
+from tfcompress.kinds import LINEAR, SEPARABLE, is_exactly
 from tfcompress.quantization.attention import (
     is_matrix_einsum,
     is_plain_attention,
@@ -61,7 +61,7 @@ def opener(layer) -> Callable | None:
 
 def has_activation(layer) -> bool:
     """Whether the layer applies an activation of its own after its weights."""
-    if not is_exactly(layer, ACTIVATING) or layer.quantization_mode is not None:
+    if not is_exactly(layer, LINEAR - SEPARABLE) or layer.quantization_mode is not None:
         return False
     return layer.activation not in (None, keras.activations.linear)
 
