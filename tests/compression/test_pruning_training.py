@@ -43,26 +43,27 @@ def test_finalized_model_has_the_zeros_of_the_schedule(score):
 
 
 def test_forgotten_callback_and_too_short_training(tmp_path):
+    few = {"x": X[:16], "y": Y[:16]}  # four steps
     eager = {"run_eagerly": True}
     model = make(**eager)
-    model.fit(X, Y, verbose=0)
+    model.fit(X[:16], Y[:16], verbose=0)
     with pytest.raises(ValueError, match=r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"):
         tfc.finalize(model)
     with pytest.raises(ValueError, match=r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"):
         tfc.convert(model, tmp_path / "model.tflite")
-    late = make(Prune(schedules.linear(0.0, 0.5, begin=20, end=30)), **eager)
-    with pytest.raises(ValueError, match="begins at step 20; received a model trained for 16"):
-        tfc.finalize(fit(late))
-    late = make(Prune(schedules.linear(0.0, 0.5, begin=20, end=30)), Cluster(4), **eager)
-    with pytest.raises(ValueError, match="Prune of layer 'first' begins at step 20"):
-        tfc.finalize(fit(late))
-    short = make(Prune(schedules.linear(0.0, 0.5, end=32, frequency=4)), **eager)
-    with pytest.warns(UserWarning, match=r"sparsity reached 0\.25 of 0\.5, due at step 32"):
-        tfc.finalize(fit(short))
+    late = make(Prune(schedules.linear(0.0, 0.5, begin=5, end=9)), **eager)
+    with pytest.raises(ValueError, match="begins at step 5; received a model trained for 4"):
+        tfc.finalize(fit(late, **few))
+    late = make(Prune(schedules.linear(0.0, 0.5, begin=5, end=9)), Cluster(4), **eager)
+    with pytest.raises(ValueError, match="Prune of layer 'first' begins at step 5"):
+        tfc.finalize(fit(late, **few))
+    short = make(Prune(schedules.linear(0.0, 0.5, end=8, frequency=1)), **eager)
+    with pytest.warns(UserWarning, match=r"sparsity reached 0\.25 of 0\.5, due at step 8"):
+        tfc.finalize(fit(short, **few))
     reached = make(Prune(schedules.constant(0.5, end=100)), **eager)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tfc.finalize(fit(reached))
+        tfc.finalize(fit(reached, **few))
 
 
 @pytest.mark.slow
