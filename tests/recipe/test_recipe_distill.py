@@ -17,11 +17,11 @@ from tfcompress.distillation import (
 )
 from tfcompress.distillation.distiller import Distillation
 from tfcompress.recipe import file
-from tfcompress.recipe.file import distillation_of, to_yaml
+from tfcompress.recipe.file import to_yaml
 
 
 def parse(content, source, steps=None):
-    return Recipe(*file.parse(content, source, steps))
+    return Recipe(*file.parse(content, source).parts(steps))
 
 
 def read(text):
@@ -121,8 +121,8 @@ def test_what_is_saved_is_loaded(tmp_path):
     recipe.save(tmp_path / "r.yaml")
     assert Recipe.load(tmp_path / "r.yaml") == recipe
     content = (tmp_path / "r.yaml").read_bytes()
-    assert distillation_of(content, "r.yaml") == recipe.distill
-    assert distillation_of(b"rules: [{layers: a, techniques: []}]", "r.yaml") is None
+    assert file.parse(content, "r.yaml").distill == recipe.distill
+    assert file.parse(b"rules: [{layers: a, techniques: []}]", "r.yaml").distill is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ HEAD = "# A comment\nrules:\n  - layers: '*'\n    techniques:\n"
 
 
 def parse(content, source, steps=None):
-    return Recipe(*file.parse(content, source, steps))
+    return Recipe(*file.parse(content, source).parts(steps))
 
 
 def read(text, steps=1000):

@@ -1,5 +1,6 @@
 """The section `shrink` of recipes: what it means, and what is said of one that is wrong."""
 
+import dataclasses
 import inspect
 import json
 
@@ -12,7 +13,7 @@ import tfcompress as tfc
 from tfcompress import Quantize, Recipe, Rule
 from tfcompress.distillation.distiller import Distillation
 from tfcompress.recipe import file
-from tfcompress.recipe.file import shrink_of, to_yaml
+from tfcompress.recipe.file import to_yaml
 from tfcompress.surgery import macs
 from tfcompress.surgery import shrink as arguments
 from tfcompress.surgery.factors import search
@@ -23,7 +24,7 @@ from tfcompress.surgery.shrink import Shrink, function_of
 
 
 def parse(content, source, steps=None):
-    return Recipe(*file.parse(content, source, steps))
+    return Recipe(*file.parse(content, source).parts(steps))
 
 
 def read(text):
@@ -87,11 +88,11 @@ def test_what_is_written_is_read_again(steps, tmp_path):
         recipe.save(tmp_path / "r.yaml")
         assert Recipe.load(tmp_path / "r.yaml") == recipe
         content = (tmp_path / "r.yaml").read_bytes()
-        assert shrink_of(content, "r.yaml") == shrink
+        assert file.parse(content, "r.yaml").shrink == shrink
         assert Recipe.from_config(recipe.get_config()) == recipe
         told = json.loads(json.dumps(shrink.get_config()))
         assert Shrink.from_config(told) == shrink
-    assert shrink_of(b"distill: {}", "r.yaml") is None
+    assert file.parse(b"distill: {}", "r.yaml").shrink is None
 
 
 def test_what_is_as_by_default_is_not_written():
@@ -198,7 +199,8 @@ def test_what_yaml_cannot_tell(tmp_path):
 @pytest.mark.parametrize("operation", arguments.OPERATIONS)
 def test_the_arguments_are_those_of_the_functions(operation):
     taken = set(inspect.signature(function_of(operation)).parameters)
-    assert taken - {"model", "data", "loss"} == set(arguments.ARGUMENTS[operation])
+    fields = {field.name for field in dataclasses.fields(arguments.OPERATIONS[operation])}
+    assert taken - {"model", "data", "loss"} == fields
 
 
 def test_the_names_are_those_of_the_functions():

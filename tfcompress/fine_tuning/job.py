@@ -46,19 +46,17 @@ class Job:
 
     def run(self) -> FineTuned:
         options = self.options
-        content, name = None, ""
-        if options.recipe is not None:
-            content, name = file.content_of(options.recipe)
-        told = None if content is None else file.distillation_of(content, name)
-        if content is not None and (shrink := file.shrink_of(content, name)) is not None:
-            options = self.options = dataclasses.replace(options, shrink=shrink)
-        distillation = options.distillation(told)
+        parsed = None if options.recipe is None else file.load(options.recipe)
+        if parsed is not None and parsed.shrink is not None:
+            options = self.options = dataclasses.replace(options, shrink=parsed.shrink)
+        distillation = options.distillation(None if parsed is None else parsed.distill)
         self.read = read(options, distillation, self.progress)
+        content = None if parsed is None else parsed.content
         settings = options.fingerprint(content, distillation)
         done = self.checkpoint.check(settings, resume=options.resume, overwrite=options.overwrite)
         self.batches = self.read.batches(options.batch_size)
         steps = options.epochs * self.batches
-        self.recipe = None if content is None else Recipe(*file.parse(content, name, steps))
+        self.recipe = None if parsed is None else Recipe(*parsed.parts(steps))
         trained = self._prepare()
         if not options.resume:
             self.checkpoint.begin(settings)

@@ -81,7 +81,7 @@ class Recipe(Rules):
             >>> Recipe.load("int8").rules[0].layers
             '*'
         """
-        return cls(*file.load(source, steps))
+        return cls(*file.load(source).parts(steps))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the recipe as a YAML file, which `load` reads again.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,6 +19,9 @@ _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _DEFAULT_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
+
+# Name -> (the key, the value).
+Entries = dict[str, tuple["Node", "Node"]]
 
 
 class _Loader(yaml.BaseLoader):
@@ -40,11 +42,20 @@ class Node:
     Args:
         node: of PyYAML.
         source: the file's name, for messages.
+        steps: optimizer steps of the whole training, of which a value may be a share; None if they
+            are not known.
     """
 
-    def __init__(self, node: Any, source: str):
-        self._node, self.source = node, source
+    def __init__(self, node: Any, source: str, steps: int | None = None):
+        self._node, self.source, self.steps = node, source, steps
         self.line = node.start_mark.line + 1
+
+    def of(self, steps: int | None) -> Node:
+        """The same value in a training of so many steps."""
+        return Node(self._node, self.source, steps)
+
+    def _inner(self, node: Any) -> Node:
+        return Node(node, self.source, self.steps)
 
     def error(self, message: str) -> ValueError:
         """A ValueError that begins with the file and the line."""
@@ -83,16 +94,21 @@ class Node:
             return int(text) if len(text) < 20 else float(text)
         return float(text) if _FLOAT.fullmatch(text) else text
 
-    def items(self, what: str, expected: Iterable[str]) -> dict[str, tuple[Node, Node]]:
+    def names(self) -> list[str]:
+        """The keys of a mapping, which are the user's own names."""
+        keys = [self._inner(key) for key, _ in self._node.value]
+        return [key.text for key in keys if not (key.is_mapping or key.is_list)]
+
+    def items(self, what: str, expected: Iterable[str]) -> Entries:
         """The entries of a mapping whose keys are known."""
         expected = list(expected)
         if not self.is_mapping:
             raise self.error(
                 f"{what} must be a mapping of {', '.join(expected)}; received {self.value!r}."
             )
-        found: dict[str, tuple[Node, Node]] = {}
+        found: Entries = {}
         for key_node, value_node in self._node.value:
-            key, value = Node(key_node, self.source), Node(value_node, self.source)
+            key, value = self._inner(key_node), self._inner(value_node)
             name = key.value if key.is_mapping or key.is_list else key.text
             if name not in expected:
                 raise key.error(
@@ -112,7 +128,26 @@ class Node:
             raise self.error(
                 f"{what} must be a list, each element after '- '; received {self.value!r}."
             )
-        return [Node(node, self.source) for node in self._node.value]
+        return [self._inner(node) for node in self._node.value]
+
+    def single(self, what: str, expected: Iterable[str]) -> tuple[str, Node, Node]:
+        """The only entry of a mapping: its name, its key and its value."""
+        expected = list(expected)
+        entries = self.items(what, expected)
+        if len(entries) != 1:
+            raise self.error(
+                f"{what} must have one of the keys {', '.join(expected)}; received "
+                f"{', '.join(entries) or 'none'}. Take one; a list may hold several of them."
+            )
+        name, (key, value) = next(iter(entries.items()))
+        return name, key, value
+
+    def require(self, entries: Mapping[str, Any], names: Iterable[str], what: str) -> None:
+        """Raises unless entries that belong to this key have all names that they must have."""
+        for name in names:
+            if name not in entries:
+                given = ", ".join(entries) or "nothing"
+                raise self.error(f"{what} must have the key {name!r}; received {given}. Add it.")
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -172,86 +207,6 @@ def _refuse_tags(root: yaml.Node, source: str) -> None:
             todo += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             todo += node.value
-
-
-# name -> (node of the key, node of the value)
-Entries = dict[str, tuple[Node, Node]]
-
-
-class ArgumentReader:
-    """Makes the arguments of functions of nodes, by the types that they are annotated with.
-
-    Attributes:
-        words: what an argument of a type is called in messages.
-    """
-
-    words: Mapping[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        type(None): "null",
-        str: "text",
-    }
-
-    def make(
-        self,
-        function: Callable[..., Any],
-        key: Node,
-        node: Node | None,
-        parameters: Mapping[str, bool],
-        hints: Mapping[str, Any],
-        what: str,
-    ) -> Any:
-        """Calls a function with the entries of a mapping as its arguments."""
-        entries: Entries = {}
-        if node is not None and not node.is_null:
-            entries = node.items(what, parameters)
-        require(key, entries, [name for name, needed in parameters.items() if needed], what)
-        arguments = {name: self.argument(v, name, hints[name]) for name, (_, v) in entries.items()}
-        return build(function, {**entries, "": (key, key)}, arguments, what)
-
-    def argument(self, node: Node, name: str, hint: Any) -> Any:
-        """The value of an argument."""
-        return self.scalar(node, name, hint)
-
-    def scalar(self, node: Node, name: str, hint: Any) -> Any:
-        """A value of the type that a hint names."""
-        kinds = {typing.get_origin(kind) or kind for kind in typing.get_args(hint) or [hint]}
-        is_scalar = not (node.is_mapping or node.is_list)
-        if is_scalar and not kinds & {int, float, bool}:
-            return node.text
-        value = node.value
-        if is_scalar and float in kinds and type(value) is int:
-            return float(value)
-        if is_scalar and type(value) in kinds:
-            return value
-        expected = " or ".join(self.expected(name, kinds))
-        raise node.error(f"{name} must be {expected}; received {value!r}.")
-
-    def expected(self, name: str, kinds: set[Any]) -> list[str]:
-        """What an argument of some types may be, in words."""
-        return [words for kind, words in self.words.items() if kind in kinds] or ["a single value"]
-
-
-def single(node: Node, what: str, expected: Iterable[str]) -> tuple[str, Node, Node]:
-    """The only entry of a mapping: its name, its key and its value."""
-    expected = list(expected)
-    entries = node.items(what, expected)
-    if len(entries) != 1:
-        raise node.error(
-            f"{what} must have one of the keys {', '.join(expected)}; received "
-            f"{', '.join(entries) or 'none'}. Take one; a list may hold several of them."
-        )
-    name, (key, value) = next(iter(entries.items()))
-    return name, key, value
-
-
-def require(node: Node, entries: Mapping[str, Any], names: Iterable[str], what: str) -> None:
-    """Raises unless a mapping has all keys that it must have."""
-    for name in names:
-        if name not in entries:
-            given = ", ".join(entries) or "nothing"
-            raise node.error(f"{what} must have the key {name!r}; received {given}. Add it.")
 
 
 def build(

@@ -4,16 +4,161 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
-from tfcompress.errors import expected_one_of, require_share
+from tfcompress.errors import check, expected_one_of, require_share
 
 if TYPE_CHECKING:
     import keras
 
     from tfcompress.surgery.base import SurgeryReport
+
+METHODS = ("svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal")
+SCORES = ("l1", "l2", "bn_gamma", "fpgm", "random", "taylor", "fisher", "apoz")
+SCOPES = ("global", "local", "sensitivity")
+
+
+def _whole(name: str, value: Any, least: int = 1) -> None:
+    holds = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    check(holds, name, f"a whole number, {least} or more", value)
+
+
+def _flag(name: str, value: Any) -> None:
+    check(isinstance(value, bool), name, "True or False", value)
+
+
+def _word(name: str, value: Any, known: Sequence[str], or_code: bool = False) -> None:
+    if isinstance(value, str) and value not in known:
+        raise ValueError(f"{name} {value!r} is unknown; {expected_one_of(value, known)}")
+    holds = isinstance(value, str) or (or_code and callable(value))
+    check(holds, name, f"one of {', '.join(known)}", value)
+
+
+def _names(name: str, value: Any, or_code: bool = False) -> None:
+    """`or_code` admits types and predicates of layers, too."""
+    several = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    holds = all((isinstance(x, str) and x) or (or_code and callable(x)) for x in several)
+    check(holds, name, "names of layers or patterns such as 'conv*'", value)
+
+
+def _shares(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(
+            f"{name} must name layers and the fraction of their channels to remove; received "
+            f"{value!r}. Write {{conv1: 0.5}}."
+        )
+    for layer, share in value.items():
+        require_share(f"{name} of {layer!r}", share)
+
+
+def _rank(name: str, value: Any) -> None:
+    for rank in value.values() if isinstance(value, Mapping) else [value]:
+        pair = isinstance(rank, list | tuple) and len(rank) == 2
+        for each in rank if pair else [rank]:
+            if each != "evbmf":
+                _whole(name, each)
+
+
+# Types of arguments, each with the function that checks a name and a value; None is left out.
+Share = Annotated[float | None, require_share]
+Part = Annotated[float | None, functools.partial(require_share, or_one=True)]
+Shares = Annotated[Mapping[str, float] | None, _shares]
+Count = Annotated[int | None, _whole]
+Seed = Annotated[int | None, functools.partial(_whole, least=0)]
+Flag = Annotated[bool | None, _flag]
+Names = Annotated[str | Sequence[str] | None, _names]
+Layers = Annotated[str | Sequence[str] | None, functools.partial(_names, or_code=True)]
+Score = Annotated[str | None, functools.partial(_word, known=SCORES, or_code=True)]
+Scope = Annotated[str | None, functools.partial(_word, known=SCOPES)]
+Gain = Annotated[str | None, functools.partial(_word, known=("macs", "latency"))]
+Method = Annotated[str | None, functools.partial(_word, known=METHODS)]
+RankOfOne = int | Literal["evbmf"] | tuple[int, int]
+Rank = Annotated[RankOfOne | Mapping[str, RankOfOne] | None, _rank]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The arguments of one operation but for the model and the data."""
+
+    # The function of tfcompress that takes them.
+    function: ClassVar[str]
+    # Arguments of which it takes at most one, or exactly one.
+    amounts: ClassVar[tuple[str, ...]] = ()
+    needs_amount: ClassVar[bool] = False
+
+    def __post_init__(self):
+        hints = get_type_hints(type(self), include_extras=True)
+        names = [field.name for field in dataclasses.fields(self)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name, value in given.items():
+            (test,) = hints[name].__metadata__
+            test(name, value)
+        found = [name for name in given if name in self.amounts]
+        if len(found) > 1 or (self.needs_amount and not found):
+            few = "exactly" if self.needs_amount else "at most"
+            raise ValueError(
+                f"{few} one of {', '.join(self.amounts)} must be given for "
+                f"{type(self).__name__.lower()}; received {', '.join(found) or 'none'}. A macs of "
+                "0.5 leaves half of the MACs."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels(Step):
+    """The arguments of `tfcompress.prune_channels`."""
+
+    macs: Share = None
+    params: Share = None
+    sparsity: Share = None
+    per_layer: Shares = None
+    score: Score = None
+    scope: Scope = None
+    round_to: Count = None
+    max_sparsity: Part = None
+    keep: Names = None
+    gain: Gain = None
+    batch_size: Count = None
+    samples: Count = None
+    seed: Seed = None
+
+    function = "prune_channels"
+    amounts, needs_amount = ("macs", "params", "sparsity", "per_layer"), True
+
+
+@dataclasses.dataclass(frozen=True)
+class Factorize(Step):
+    """The arguments of `tfcompress.factorize`."""
+
+    method: Method = None
+    rank: Rank = None
+    energy: Part = None
+    macs: Share = None
+    params: Share = None
+    layers: Layers = None
+    samples: Count = None
+    allow_larger: Flag = None
+
+    function = "factorize"
+    amounts = ("rank", "energy", "macs", "params")
+
+
+@dataclasses.dataclass(frozen=True)
+class Separable(Step):
+    """The arguments of `tfcompress.to_separable`."""
+
+    layers: Layers = None
+    depth_multiplier: Count = None
+
+    function = "to_separable"
+
+
+# The names of operations in recipes and in `Shrink`.
+OPERATIONS: dict[str, type[Step]] = {
+    step.__name__.lower(): step for step in (Channels, Factorize, Separable)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +187,7 @@ class Shrink:
 
     def __post_init__(self):
         steps = self.steps.items() if isinstance(self.steps, Mapping) else self.steps
-        pairs = [(name, _checked(name, arguments)) for name, arguments in steps]
+        pairs = [(name, checked(name, arguments)) for name, arguments in steps]
         if not pairs:
             raise ValueError(
                 f"a shrink must have at least one step of {', '.join(OPERATIONS)}; received none. "
@@ -117,25 +262,30 @@ class Shrink:
 
 def function_of(operation: str) -> Any:
     """The function that carries out an operation."""
-    # Late, as these take seconds, and the command line reads the tables of this file.
+    # Late, as these take seconds, and the command line reads the classes of this file.
     from tfcompress.surgery.factors.factorize import factorize
     from tfcompress.surgery.pruning.prune_channels import prune_channels
     from tfcompress.surgery.separable import to_separable
 
-    functions = (prune_channels, factorize, to_separable)
-    return dict(zip(OPERATIONS, functions, strict=True))[operation]
+    functions = {f.__name__: f for f in (prune_channels, factorize, to_separable)}
+    return functions[OPERATIONS[operation].function]
 
 
-def _checked(operation: str, arguments: Any) -> dict[str, Any]:
+def checked(operation: str, arguments: Any) -> dict[str, Any]:
     """A copy of the arguments of an operation, once they are found right."""
     if operation not in OPERATIONS:
         raise ValueError(f"unknown step {operation!r}; {expected_one_of(operation, OPERATIONS)}")
+    step = OPERATIONS[operation]
     if not isinstance(arguments, Mapping):
         raise TypeError(
-            f"{operation} must be a dict of the arguments of {OPERATIONS[operation]}; received "
+            f"{operation} must be a dict of the arguments of {step.function}; received "
             f"{arguments!r}."
         )
-    check_arguments(operation, arguments)
+    known = [field.name for field in dataclasses.fields(step)]
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"unknown key {name!r} in {operation}; {expected_one_of(name, known)}")
+    step(**arguments)
     found = copy.deepcopy(dict(arguments))
     return found | {"rank": _pairs(found["rank"])} if "rank" in found else found
 
@@ -169,122 +319,3 @@ def _joined(reports: list[SurgeryReport]) -> SurgeryReport:
         macs=(reports[0].macs[0], reports[-1].macs[1]),
         params=(reports[0].params[0], reports[-1].params[1]),
     )
-
-
-# Operation -> the function of tfcompress that carries it out.
-OPERATIONS = {
-    "channels": "prune_channels",
-    "factorize": "factorize",
-    "separable": "to_separable",
-}
-
-METHODS = ("svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal")
-SCORES = ("l1", "l2", "bn_gamma", "fpgm", "random", "taylor", "fisher", "apoz")
-SCOPES = ("global", "local", "sensitivity")
-
-# Operation -> its arguments but for the model and the data -> what each may be: a kind that
-# `_check` knows, or the words to choose from.
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "channels": {
-        "macs": "share",
-        "params": "share",
-        "sparsity": "share",
-        "per_layer": "shares",
-        "score": SCORES,
-        "scope": SCOPES,
-        "round_to": "count",
-        "max_sparsity": "part",
-        "keep": "names",
-        "gain": ("macs", "latency"),
-        "batch_size": "count",
-        "samples": "count",
-        "seed": "seed",
-    },
-    "factorize": {
-        "method": METHODS,
-        "rank": "rank",
-        "energy": "part",
-        "macs": "share",
-        "params": "share",
-        "layers": "layers",
-        "samples": "count",
-        "allow_larger": "flag",
-    },
-    "separable": {"layers": "layers", "depth_multiplier": "count"},
-}
-
-# Of which an operation takes exactly one, or at most one.
-TARGETS = {
-    "channels": ("macs", "params", "sparsity", "per_layer"),
-    "factorize": ("rank", "energy", "macs", "params"),
-}
-
-
-def check_arguments(operation: str, given: Mapping[str, Any]) -> None:
-    """Raises a ValueError unless an operation takes these arguments."""
-    known = ARGUMENTS[operation]
-    for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"unknown key {name!r} in {operation}; {expected_one_of(name, known)}")
-        if value is not None:
-            _check(name, value, known[name])
-    targets = TARGETS.get(operation, ())
-    found = [name for name in targets if given.get(name) is not None]
-    if len(found) > 1 or (operation == "channels" and not found):
-        few = "exactly" if operation == "channels" else "at most"
-        raise ValueError(
-            f"{few} one of {', '.join(targets)} must be given for {operation}; received "
-            f"{', '.join(found) or 'none'}. A macs of 0.5 leaves half of the MACs."
-        )
-
-
-def _check(name: str, value: Any, kind: Any) -> None:
-    if isinstance(kind, tuple):
-        if isinstance(value, str) and value not in kind:
-            raise ValueError(f"{name} {value!r} is unknown; {expected_one_of(value, kind)}")
-        if not isinstance(value, str) and not (name == "score" and callable(value)):
-            raise ValueError(f"{name} must be one of {', '.join(kind)}; received {value!r}.")
-    elif kind == "shares":
-        if not isinstance(value, Mapping) or not value:
-            raise ValueError(
-                f"{name} must name layers and the fraction of their channels to remove; received "
-                f"{value!r}. Write {{conv1: 0.5}}."
-            )
-        for layer, share in value.items():
-            _check_number(f"{name} of {layer!r}", share, "share")
-    elif kind == "rank":
-        _check_rank(name, value)
-    elif kind == "flag":
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False; received {value!r}.")
-    elif kind in ("names", "layers"):
-        _check_names(name, value, or_code=kind == "layers")
-    else:
-        _check_number(name, value, kind)
-
-
-def _check_rank(name: str, value: Any) -> None:
-    ranks = value.values() if isinstance(value, Mapping) else [value]
-    for rank in ranks:
-        pair = isinstance(rank, list | tuple) and len(rank) == 2
-        for each in rank if pair else [rank]:
-            if each != "evbmf":
-                _check_number(name, each, "count")
-
-
-def _check_number(name: str, value: Any, kind: str) -> None:
-    if kind in ("share", "part"):
-        require_share(name, value, or_one=kind == "part")
-        return
-    least = 0 if kind == "seed" else 1
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more; received {value!r}.")
-
-
-def _check_names(name: str, value: Any, or_code: bool) -> None:
-    """`or_code` admits types and predicates of layers, too."""
-    several = value if isinstance(value, list | tuple | set | frozenset) else [value]
-    if not all((isinstance(x, str) and x) or (or_code and callable(x)) for x in several):
-        raise ValueError(
-            f"{name} must be names of layers or patterns such as 'conv*'; received {value!r}."
-        )
