@@ -42,6 +42,10 @@ class Data:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
+    def count(self, size: int) -> int:
+        """How many batches of a size all samples make."""
+        return math.ceil(len(self) / size)
+
     def take(self, rows) -> tuple[Any, ...]:
         """Inputs and labels of some samples, as `Model.fit` takes them."""
         inputs, outputs, dtypes = self.packed
@@ -318,7 +322,7 @@ def evaluate(
     try:
         found = model.evaluate(
             data.batches(batch_size),
-            steps=math.ceil(len(data) / batch_size),
+            steps=data.count(batch_size),
             verbose=0,
             return_dict=True,
         )

@@ -1,12 +1,15 @@
-"""One training: a model and data in, a shrunk, trained and compressed file out."""
+"""From a model and data in files to a shrunk, trained and compressed file.
+
+The stages are read, operate (surgery), wrap (techniques), train and write. With surgery there are
+two trainings, whose epochs are counted as one: of the smaller model in float, then under the
+techniques. What the first begins with is kept beside its checkpoint.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,202 +17,176 @@ import keras
 from tfcompress.compression.compress import compress
 from tfcompress.compression.finalize import finalize
 from tfcompress.compression.logger import weights_of
-from tfcompress.files import writing
+from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning.checkpoint import Checkpoint
-from tfcompress.fine_tuning.data import check_labels, check_probabilities, evaluate, warn_of_teacher
-from tfcompress.fine_tuning.options import Options, PathLike
-from tfcompress.fine_tuning.reading import read
+from tfcompress.fine_tuning.options import Options, PathLike, Settings, saved_settings
+from tfcompress.fine_tuning.output import content_of, precision_of, write
+from tfcompress.fine_tuning.reading import Progress, Read, load, read
 from tfcompress.fine_tuning.result import FineTuned, Shrunk, ShrunkFile, Taught
-from tfcompress.fine_tuning.surgery import Operated, operate, operate_alone
+from tfcompress.fine_tuning.surgery import Operated, operate
 from tfcompress.fine_tuning.teaching import told_of
-from tfcompress.fine_tuning.training import check_of, content_of, conversion, precision_of, train
+from tfcompress.fine_tuning.training import train
 from tfcompress.graph.flatten import flatten
-from tfcompress.recipe import file
-from tfcompress.recipe.recipe import Recipe
 from tfcompress.surgery.shrink import Shrink
 from tfcompress.tflite.flatbuffer import zipped_size
 
-Progress = Callable[[str, int, int | None], Any]
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    """Progress that nobody looks at."""
 
 
-class Job:
-    """One training: its options, and what is made on the way.
+def _run(options: Options, progress: Progress) -> FineTuned:
+    """One training, from files to a file."""
+    start = time.perf_counter()
+    given = read(options, progress)
+    options = given.options
+    checkpoint = Checkpoint(options.folder)
+    resume, overwrite = options.resume, options.overwrite
+    done = checkpoint.check(given.fingerprint, resume=resume, overwrite=overwrite)
 
-    With surgery it has two phases, whose epochs are counted as one training: the smaller model in
-    float, then under the techniques. What the first begins with is kept beside its checkpoint.
-    """
+    keras.utils.set_random_seed(options.seed)
+    begin, started = given.original, None
+    if given.teaching is not None:
+        begin = flatten(given.original)
+        started = given.teaching.start(begin)
+    operated = _operated(given, begin, checkpoint)
+    if operated is not None:
+        begin = operated.model()
+    small = _wrapped(begin, given)
+    trained = given.with_teacher(small)
+    precision = precision_of(small, options)
 
-    def __init__(self, options: Options, progress: Progress):
-        self.options, self.progress = options, progress
-        self.start = time.perf_counter()
-        self.checkpoint = Checkpoint(options.folder)
+    given.check_labels()
+    progress("measure the model", 0, None)
+    before, shrunk = given.evaluate(given.original), None
+    if operated is not None:
+        shrunk = Shrunk(operated.report, options.epochs_before, given.evaluate(begin))
+    taught = _measured_teacher(given, trained, started, before)
 
-    def run(self) -> FineTuned:
-        options = self.options
-        parsed = None if options.recipe is None else file.load(options.recipe)
-        if parsed is not None and parsed.shrink is not None:
-            options = self.options = dataclasses.replace(options, shrink=parsed.shrink)
-        distillation = options.distillation(None if parsed is None else parsed.distill)
-        self.read = read(options, distillation, self.progress)
-        content = None if parsed is None else parsed.content
-        settings = options.fingerprint(content, distillation)
-        done = self.checkpoint.check(settings, resume=options.resume, overwrite=options.overwrite)
-        self.batches = self.read.batches(options.batch_size)
-        steps = options.epochs * self.batches
-        self.recipe = None if parsed is None else Recipe(*parsed.parts(steps))
-        trained = self._prepare()
-        if not options.resume:
-            self.checkpoint.begin(settings)
-        if self.operated is not None:
-            self.operated.keep(self.checkpoint)
-        trained = self._train(trained, done)
-        return self._finish(trained, done)
+    if not resume:
+        checkpoint.begin(given.fingerprint)
+    if operated is not None:
+        operated.keep(checkpoint)
+    # With a teacher the loss is another one than that of the model before.
+    scores = before if shrunk is None else shrunk.scores
+    known = "" if given.teaching else f"loss {scores['loss']:.4f}"
+    first = options.epochs_before
+    if first and done <= first:
+        train(given.with_teacher(begin), given, checkpoint, range(first), done, known)
+        keras.utils.set_random_seed(options.seed)  # the same if it was resumed
+        small, known = _wrapped(begin, given), ""
+        trained = given.with_teacher(small)
+    train(trained, given, checkpoint, range(first, options.all_epochs), done, known)
 
-    def _prepare(self) -> keras.Model:
-        """What `fit` is called on under the techniques, once nothing is found wrong."""
-        keras.utils.set_random_seed(self.options.seed)
-        self.begin, self.started = self.read.original, None
-        if self.read.teaching is not None:
-            self.begin = flatten(self.read.original)
-            self.started = self.read.teaching.start(self.begin)
-        self.operated = self._operate()
-        if self.operated is not None:
-            self.begin = self.operated.model()
-        trained = self._wrapped()
-        self.precision = precision_of(self.small, self.options)
-        for part in (self.read.training, self.read.judged):
-            if part.labels:
-                check_labels(self.read.original, self.read.settings.arguments()["loss"], part)
-                check_probabilities(self.read.original, self.read.settings, part)
-        self.progress("measure the model", 0, None)
-        self.before = self._evaluate(self.read.original)
-        self.shrunk = None
-        if self.operated is not None:
-            scores = self._evaluate(self.begin)
-            self.shrunk = Shrunk(self.operated.report, self.options.epochs_before, scores)
-        self.taught = self._measure_teacher(trained)
-        return trained
+    progress("write the file", 0, None)
+    final = finalize(small)
+    after = given.evaluate(final, trained)
+    written = write(options, given.original, final, given.settings.arguments, precision)
+    checkpoint.remove()
+    return FineTuned(
+        **written,
+        recipe=None if options.recipe is None else os.fspath(options.recipe),
+        epochs=options.all_epochs,
+        steps=options.all_epochs * given.batches,
+        resumed=done,
+        judged_on=given.judged_on,
+        before=before,
+        after=after,
+        weights=weights_of(small),
+        taught=_with_sizes(given, taught),
+        shrunk=shrunk,
+        seconds=round(time.perf_counter() - start, 1),
+    )
 
-    def _operate(self) -> Operated | None:
-        """The model after surgery, if some is asked for; what was kept, if it was done before."""
-        steps, seed = self.options.shrink, self.options.seed
-        if steps is None:
-            return None
-        found = Operated.kept(self.checkpoint) if self.options.resume else None
-        if found is None:
-            self.progress("shrink", 0, None)
-            settings = self.read.settings.arguments()
-            found = operate(self.begin, steps, self.read.training, settings, seed)
-        return found
 
-    def _wrapped(self) -> keras.Model:
-        """What `fit` is called on under the techniques, from what there is to begin with."""
-        rules = self.recipe is not None and self.recipe.rules
-        alone = self.options.told is not None or self.options.shrink is not None
-        if self.recipe is None or (alone and not rules):
-            self.small = self.begin
-        else:
-            self.small = compress(self.begin, dataclasses.replace(self.recipe, shrink=None))
-        return self._with_teacher(self.small)
+def _operated(given: Read, model: keras.Model, checkpoint: Checkpoint) -> Operated | None:
+    """The model after surgery, if some is asked for; what was kept, if it was done before."""
+    options = given.options
+    if options.shrink is None:
+        return None
+    found = Operated.kept(checkpoint) if options.resume else None
+    if found is None:
+        given.progress("shrink", 0, None)
+        settings = given.settings.arguments()
+        found = operate(model, options.shrink, given.training, settings, options.seed)
+    return found
 
-    def _with_teacher(self, model: keras.Model) -> keras.Model:
-        return model if self.read.teaching is None else self.read.teaching.distiller(model)
 
-    def _evaluate(self, model: keras.Model, trained: Any = None) -> dict[str, float]:
-        size = self.options.batch_size
-        if not self.read.judged.labels and self.read.teaching is not None:
-            return self.read.teaching.judge(model, self.read.judged, size, trained)
-        return evaluate(model, self.read.settings, self.read.judged, size)
+def _wrapped(model: keras.Model, given: Read) -> keras.Model:
+    """A model under the techniques of the recipe; the model itself if there are none."""
+    options, recipe = given.options, given.recipe
+    alone = options.told is not None or options.shrink is not None
+    if recipe is None or (alone and not recipe.rules):
+        return model
+    return compress(model, dataclasses.replace(recipe, shrink=None))
 
-    def _measure_teacher(self, trained: Any) -> Taught | None:
-        """What the result says of the teacher, which is compared with its student."""
-        if self.read.teaching is None:
-            return None
-        path, scores = self.options.teacher, {}
-        alike = None if path is None else self.read.teaching.as_student(self.read.original)
-        if alike is not None and self.read.judged.labels:
-            self.progress("measure the teacher", 0, None)
-            scores = evaluate(alike, self.read.settings, self.read.judged, self.options.batch_size)
-        if path is not None:
-            sizes = self.read.teaching.teacher.count_params(), self.read.original.count_params()
-            warn_of_teacher(os.fspath(path), sizes, scores, self.before, self.read.judged_on)
-        losses, temperature = told_of(trained)
-        return Taught(
-            teacher=None if path is None else os.fspath(path),
-            alpha=trained.alpha,
-            losses=losses,
-            temperature=temperature,
-            started=self.started,
-            scores=scores,
-        )
 
-    def _train(self, trained: keras.Model, done: int) -> keras.Model:
-        """What was trained under the techniques, after all epochs."""
-        first = self.options.epochs_before
-        # With a teacher the loss is another one than that of the model before.
-        scores = self.shrunk.scores if self.shrunk is not None else self.before
-        known = "" if self.read.teaching else f"loss {scores['loss']:.4f}"
-        if first and done <= first:
-            self._fit(self._with_teacher(self.begin), range(first), done, known)
-            keras.utils.set_random_seed(self.options.seed)  # the same if it was resumed
-            trained, known = self._wrapped(), ""
-        self._fit(trained, range(first, self.options.all_epochs), done, known)
-        return trained
+def _measured_teacher(
+    given: Read, trained: Any, started: float | None, before: dict[str, float]
+) -> Taught | None:
+    """What the result says of the teacher, which is compared with its student."""
+    if given.teaching is None:
+        return None
+    path, scores = given.options.teacher, {}
+    if path is not None:
+        alike = given.teaching.as_student(given.original)
+        if alike is not None and given.judged.labels:
+            given.progress("measure the teacher", 0, None)
+            scores = given.evaluate(alike)
+        sizes = given.teaching.teacher.count_params(), given.original.count_params()
+        datasets.warn_of_teacher(os.fspath(path), sizes, scores, before, given.judged_on)
+    losses, temperature = told_of(trained)
+    return Taught(
+        teacher=None if path is None else os.fspath(path),
+        alpha=trained.alpha,
+        losses=losses,
+        temperature=temperature,
+        started=started,
+        scores=scores,
+    )
 
-    def _fit(self, trained: keras.Model, epochs: range, done: int, known: str) -> None:
-        options = self.options
-        steps = None if options.constant_rate else len(epochs) * self.batches
-        training, judged = self.read.training, self.read.judged
-        if training.labels and judged.labels:
-            trained.compile(**self.read.settings.arguments(steps))
-        else:
-            trained.compile(**self.read.settings.without_labels(steps))
-            training, judged = training.without_labels(), judged.without_labels()
-        held_out = None if self.read.judged is self.read.training else judged
-        data = training, held_out
-        train(trained, *data, options, self.checkpoint, epochs, done, self.progress, known)
 
-    def _finish(self, trained: keras.Model, done: int) -> FineTuned:
-        options = self.options
-        self.progress("write the file", 0, None)
-        final = finalize(self.small)
-        after = self._evaluate(final, trained)
-        suffix, compilation = Path(options.output).suffix, self.read.settings.arguments
-        old = content_of(self.read.original, suffix, compilation())
-        new = content_of(final, suffix, compilation(), **conversion(options, self.precision))
-        writing.atomic_write(options.output, new)
-        self.checkpoint.remove()
-        return FineTuned(
-            model=os.fspath(options.model),
-            recipe=None if options.recipe is None else os.fspath(options.recipe),
-            output=os.fspath(options.output),
-            precision=self.precision,
-            epochs=options.all_epochs,
-            steps=options.all_epochs * self.batches,
-            resumed=done,
-            judged_on=self.read.judged_on,
-            before=self.before,
-            after=after,
-            weights=weights_of(self.small),
-            before_bytes=len(old),
-            before_zipped=zipped_size(old),
-            bytes=len(new),
-            zipped=zipped_size(new),
-            seconds=round(time.perf_counter() - self.start, 1),
-            taught=self._with_sizes(suffix),
-            shrunk=self.shrunk,
-            check=check_of(new, options),
-        )
+def _with_sizes(given: Read, taught: Taught | None) -> Taught | None:
+    """What the result says of the teacher, with its size as a file."""
+    if taught is None or taught.teacher is None or given.teaching is None:
+        return taught
+    try:
+        suffix = os.path.splitext(given.options.output)[1]
+        content, _ = content_of(given.teaching.teacher, suffix)
+    except Exception:  # It need not be one that converts.
+        return taught
+    return dataclasses.replace(taught, bytes=len(content), zipped=zipped_size(content))
 
-    def _with_sizes(self, suffix: str) -> Taught | None:
-        """What the result says of the teacher, with its size as a file."""
-        if self.taught is None or self.taught.teacher is None or self.read.teaching is None:
-            return self.taught
-        try:
-            content = content_of(self.read.teaching.teacher, suffix)
-        except Exception:  # It need not be one that converts.
-            return self.taught
-        return dataclasses.replace(self.taught, bytes=len(content), zipped=zipped_size(content))
+
+def _operate_alone(options: Options, steps: Shrink, progress: Progress) -> ShrunkFile:
+    """Surgery without training, from a file to a file."""
+    start = time.perf_counter()
+    arrays = None if options.data is None else datasets.read(options.data)
+    progress("load the model", 0, None)
+    original = flatten(load(options.model))
+    precision = precision_of(original, options)
+    compilation = _compilation(options)
+    judging = compilation
+    if options.loss is not None:  # The optimizer is none that trains here.
+        judging = Settings(None, options.loss, options.from_logits, "sgd").arguments()
+    data = None
+    if arrays is not None:
+        labelled = datasets.has_labels(arrays, original)
+        data = datasets.match(arrays, original, options.data, labelled=labelled)
+    progress("shrink", 0, None)
+    found = operate(original, steps, data, judging, options.seed)
+    progress("write the file", 0, None)
+    written = write(options, original, found.model(), lambda: compilation, precision)
+    return ShrunkFile(**written, report=found.report, seconds=round(time.perf_counter() - start, 1))
+
+
+def _compilation(options: Options) -> dict[str, Any] | None:
+    """The arguments of compile that the model was saved with; None if they cannot be read."""
+    saved = saved_settings(options.model)
+    try:
+        return saved and Settings(saved).arguments()
+    except ValueError:  # A loss of one's own, say, which surgery need not know.
+        return None
 
 
 def fine_tune(
@@ -244,7 +221,7 @@ def fine_tune(
             overwrite: begin anew although there is one.
     """
     given = Options(model, recipe, data, output, epochs, teacher=teacher, **options)
-    return Job(given, progress or (lambda stage, done, total: None)).run()
+    return _run(given, progress or _silent)
 
 
 def distill(
@@ -273,7 +250,7 @@ def distill(
     told = {name: value for name, value in told.items() if value is not None}
     told |= {"start_from_teacher": True} if start_from_teacher else {}
     given = Options(student, recipe, data, output, epochs, teacher=teacher, told=told, **options)
-    return Job(given, progress or (lambda stage, done, total: None)).run()
+    return _run(given, progress or _silent)
 
 
 def shrink(
@@ -301,5 +278,5 @@ def shrink(
         )
     told: dict[str, Any] | None = {} if distill else None
     given = Options(model, None, data, output, epochs, told=told, shrink=steps, **options)
-    progress = progress or (lambda stage, done, total: None)
-    return Job(given, progress).run() if epochs else operate_alone(given, steps, progress)
+    progress = progress or _silent
+    return _run(given, progress) if epochs else _operate_alone(given, steps, progress)

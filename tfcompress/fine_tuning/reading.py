@@ -1,7 +1,6 @@
 """What a training reads: the model, its teacher and the data, matched to one another."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,20 @@ from tfcompress.fine_tuning.data import Data
 from tfcompress.fine_tuning.options import Options, PathLike, Settings, saved_settings
 from tfcompress.fine_tuning.teaching import Teaching
 from tfcompress.graph.flatten import flatten
+from tfcompress.recipe import file
+from tfcompress.recipe.recipe import Recipe
+
+# Called as `progress(stage, done, total)`.
+Progress = Callable[[str, int, int | None], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Models and data.
+    """What a training is asked for, its models and its data.
 
     Attributes:
+        recipe: of a training of this length; None without one.
+        fingerprint: what a training must share with this one to resume it.
         original: the flat model as it was saved.
         settings: how it is compiled.
         teaching: the teacher and what it teaches; None without one.
@@ -31,6 +37,10 @@ class Read:
         judged_on: `judged` in words.
     """
 
+    options: Options
+    progress: Progress
+    recipe: Recipe | None
+    fingerprint: dict[str, Any]
     original: keras.Model
     settings: Settings
     teaching: Teaching | None
@@ -38,17 +48,40 @@ class Read:
     judged: Data
     judged_on: str
 
-    def batches(self, size: int) -> int:
+    @property
+    def batches(self) -> int:
         """How many batches an epoch has."""
-        return math.ceil(len(self.training) / size)
+        return self.training.count(self.options.batch_size)
+
+    def with_teacher(self, model: keras.Model) -> Any:
+        """What `fit` is called on: what teaches the model, or the model itself."""
+        return model if self.teaching is None else self.teaching.distiller(model)
+
+    def evaluate(self, model: keras.Model, trained: Any = None) -> dict[str, float]:
+        """Loss and metrics of a model, or how near it is to its teacher where labels are missing.
+
+        Args:
+            trained: what `with_teacher` gave, once it is trained.
+        """
+        size = self.options.batch_size
+        if not self.judged.labels and self.teaching is not None:
+            return self.teaching.judge(model, self.judged, size, trained)
+        return datasets.evaluate(model, self.settings, self.judged, size)
+
+    def check_labels(self) -> None:
+        """Raises if labels, or outputs, are not what the loss takes."""
+        for part in (self.training, self.judged):
+            if part.labels:
+                datasets.check_labels(self.original, self.settings.arguments()["loss"], part)
+                datasets.check_probabilities(self.original, self.settings, part)
 
 
-def read(options: Options, distillation: Distillation | None, progress: Callable) -> Read:
-    """Reads models and data; first what is quick to be found wrong.
-
-    Args:
-        progress: called as `progress(stage, done, total)`.
-    """
+def read(options: Options, progress: Progress) -> Read:
+    """Reads recipe, models and data; first what is quick to be found wrong."""
+    parsed = None if options.recipe is None else file.load(options.recipe)
+    if parsed is not None and parsed.shrink is not None:
+        options = dataclasses.replace(options, shrink=parsed.shrink)
+    distillation = options.distillation(None if parsed is None else parsed.distill)
     if options.data is None:
         raise ValueError(
             f"{options.epochs} epochs of training need data; received none. Pass --data FILE."
@@ -80,8 +113,21 @@ def read(options: Options, distillation: Distillation | None, progress: Callable
     elif options.validation_split:
         training, judged = training.split(options.validation_split, options.seed)
         kind = "validation"
-    judged_on = f"the {kind} data ({len(judged):,} samples)"
-    return Read(original, settings, teaching, training, judged, judged_on)
+    recipe = None
+    if parsed is not None:
+        recipe = Recipe(*parsed.parts(options.epochs * training.count(options.batch_size)))
+    return Read(
+        options=options,
+        progress=progress,
+        recipe=recipe,
+        fingerprint=options.fingerprint(None if parsed is None else parsed.content, distillation),
+        original=original,
+        settings=settings,
+        teaching=teaching,
+        training=training,
+        judged=judged,
+        judged_on=f"the {kind} data ({len(judged):,} samples)",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

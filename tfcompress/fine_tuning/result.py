@@ -1,4 +1,4 @@
-"""What fine-tuning tells about the model that it wrote."""
+"""What fine-tuning and surgery tell about the model that they wrote."""
 
 from __future__ import annotations
 
@@ -42,165 +42,6 @@ class Taught:
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTuned:
-    """What came out of a fine-tuning.
-
-    Attributes:
-        model, recipe, output: the files, or the name of a ready recipe, or None.
-        precision: of a .tflite file; None of a .keras file.
-        epochs, steps: of the whole training; steps are batches.
-        resumed: epochs that an interrupted training had done.
-        judged_on: which samples `before` and `after` were measured on.
-        before, after: loss and metrics; without labels "distillation_loss", and "agreement": the
-            fraction of samples that the teacher puts into the same class.
-        weights: one entry for each kernel.
-        before_bytes, before_zipped: size of the original in the same format, in float32.
-        bytes, zipped: size of the output, as it is and deflated.
-        seconds: wall time.
-        taught: what it learned from; None without a teacher.
-        shrunk: the surgery before the training; None without one.
-        check: what the target says of the file; None without a target.
-    """
-
-    model: str
-    recipe: str | None
-    output: str
-    precision: str | None
-    epochs: int
-    steps: int
-    resumed: int
-    judged_on: str
-    before: dict[str, float]
-    after: dict[str, float]
-    weights: tuple[Weight, ...]
-    before_bytes: int
-    before_zipped: int
-    bytes: int
-    zipped: int
-    seconds: float
-    taught: Taught | None = None
-    shrunk: Shrunk | None = None
-    check: Check | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of zeros in all kernels."""
-        total = sum(w.count for w in self.weights)
-        return sum(w.sparsity * w.count for w in self.weights) / total if total else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON-ready data."""
-        plain = dataclasses.asdict(dataclasses.replace(self, check=None))
-        check = None if self.check is None else self.check.to_dict()
-        return {**plain, "sparsity": self.sparsity, "check": check}
-
-    def render(self, console: Console | None = None) -> None:
-        """Prints the result as a table.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
-        if self.shrunk is not None:
-            print_changes(console, self.shrunk.report)
-        columns = self._columns()
-        rows: list[tuple[Any, ...]] = [
-            (_words(name), *(_shown(name, found.get(name)) for found in columns.values()))
-            for name in self.before
-        ]
-        sizes = self._sizes()
-        rows += [(name, *(known.get(c, "-") for c in columns)) for name, known in sizes.items()]
-        kind = f", {self.precision}" if self.precision else ""
-        headings = ",".join(["what", *(f"{column} >" for column in columns)])
-        print_table(console, f"{self.output}{kind}", headings, rows)
-        for line in self._lines():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        if self.check is not None:
-            self.check.render(console)
-
-    def _columns(self) -> dict[str, dict[str, float]]:
-        """Headings of the table, and loss and metrics below them."""
-        found = {"before": self.before, "after": self.after}
-        if self.shrunk is not None:
-            found = {"before": self.before, "shrunk": self.shrunk.scores, "after": self.after}
-        if self.taught is not None and self.taught.teacher:
-            found = {"teacher": self.taught.scores, **found}
-        return found
-
-    def _sizes(self) -> dict[str, dict[str, int]]:
-        """Rows of the table that count, with what is known of each column."""
-        sizes = {
-            "bytes": {"before": self.before_bytes, "after": self.bytes},
-            "bytes, zipped": {"before": self.before_zipped, "after": self.zipped},
-        }
-        if self.taught is not None and self.taught.bytes and self.taught.zipped:
-            sizes["bytes"]["teacher"] = self.taught.bytes
-            sizes["bytes, zipped"]["teacher"] = self.taught.zipped
-        if self.shrunk is None:
-            return sizes
-        costs = costs_of(self.shrunk.report)
-        return {
-            **{name: {"before": a, "shrunk": b, "after": b} for name, a, b in costs},
-            **sizes,
-        }
-
-    def _learned(self) -> list[str]:
-        """What was learned from whom, in words."""
-        taught = self.taught
-        if taught is None:
-            return []
-        whom = taught.teacher or "itself as it was before"
-        named = [n if w == 1 else f"{n} x{w:g}" for n, w in taught.losses.items()]
-        line = f"Taught by {whom}: {', '.join(named)}; alpha {taught.alpha:g}"
-        line += "." if taught.temperature is None else f", temperature {taught.temperature:g}."
-        if taught.started is not None:
-            line += f" {taught.started:.1%} of its weights began as the teacher's."
-        return [line]
-
-    def _lines(self) -> list[str]:
-        pruned = [w for w in self.weights if "Prune" in w.techniques]
-        clustered = [w for w in self.weights if "Cluster" in w.techniques]
-        under = f" under the recipe {self.recipe}" if self.recipe else ""
-        lines = [f"{self.model}{under}, measured on {self.judged_on}."]
-        lines += [] if self.shrunk is None else [left_in(self.shrunk.report)]
-        lines += self._learned()
-        if pruned:
-            count = sum(w.count for w in pruned)
-            zeros = sum(round(w.sparsity * w.count) for w in pruned)
-            lines.append(
-                f"{zeros / count:.1%} of {count:,} weights in {len(pruned)} pruned kernels are "
-                f"zero; {self.sparsity:.1%} of all."
-            )
-        if clustered:
-            most = max(w.unique for w in clustered)
-            lines.append(f"{len(clustered)} clustered kernels have {most} values each at most.")
-        resumed = f", {self.resumed} of them before it was resumed" if self.resumed else ""
-        if self.shrunk is not None and self.shrunk.epochs:
-            resumed = f", the first {self.shrunk.epochs} in float before the techniques{resumed}"
-        trained = f"{_counted(self.epochs, 'epoch')}{resumed} ({_counted(self.steps, 'step')})"
-        return [*lines, f"Trained {trained}; {self.seconds:.0f} seconds."]
-
-    def __str__(self) -> str:
-        return as_text(self.render)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _words(name: str) -> str:
-    return name.replace("agreement", "agreement with the teacher")
-
-
-def _shown(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1%}" if name.endswith("agreement") else f"{value:.4f}"
-
-
-@dataclasses.dataclass(frozen=True)
 class Shrunk:
     """Surgery before a training.
 
@@ -215,14 +56,13 @@ class Shrunk:
     scores: dict[str, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class ShrunkFile:
-    """A file that comes from surgery alone.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Written:
+    """A model that was written, and the one that it was made from; base of what is told of both.
 
     Attributes:
         model, output: the files.
         precision: of a .tflite file; None of a .keras file.
-        report: what was changed and what not; MACs and parameters before and after.
         before_bytes, before_zipped: size of the original in the same format, in float32.
         bytes, zipped: size of the output, as it is and deflated.
         seconds: wall time.
@@ -232,7 +72,6 @@ class ShrunkFile:
     model: str
     output: str
     precision: str | None
-    report: SurgeryReport
     before_bytes: int
     before_zipped: int
     bytes: int
@@ -254,36 +93,172 @@ class ShrunkFile:
         from rich.console import Console
 
         console = console or Console()
-        print_changes(console, self.report)
-        rows = [
-            *costs_of(self.report),
-            ("bytes", self.before_bytes, self.bytes),
-            ("bytes, zipped", self.before_zipped, self.zipped),
-        ]
+        surgery = self._surgery()
+        if surgery is not None:
+            rows = [(change.layer, change.detail) for change in surgery.changes]
+            rows += [(change.layer, f"kept: {change.detail}") for change in surgery.kept]
+            print_table(console, surgery.operation, "layer,change", rows)
+        columns = self._columns()
+        names = columns["before"]
+        rows = [(_words(n), *(found.get(n, "-") for found in columns.values())) for n in names]
         kind = f", {self.precision}" if self.precision else ""
-        print_table(console, f"{self.output}{kind}", "what,before >,after >", rows)
-        line = f"{self.model}: {left_in(self.report)} Not trained; {self.seconds:.0f} seconds."
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        headings = ",".join(["what", *(f"{column} >" for column in columns)])
+        print_table(console, f"{self.output}{kind}", headings, rows)
+        for line in self._lines():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         if self.check is not None:
             self.check.render(console)
 
     def __str__(self) -> str:
         return as_text(self.render)
 
+    def _surgery(self) -> SurgeryReport | None:
+        """What surgery did; None without one."""
+        raise NotImplementedError
 
-def costs_of(report: SurgeryReport) -> list[tuple[Any, ...]]:
-    """Rows of a table: MACs and parameters before and after surgery."""
-    return [("MACs", *report.macs), ("parameters", *report.params)]
+    def _lines(self) -> list[str]:
+        """What is said below the table."""
+        raise NotImplementedError
+
+    def _columns(self) -> dict[str, dict[str, Any]]:
+        """The table by columns: heading -> row -> value; "before" has all rows."""
+        before = {"bytes": self.before_bytes, "bytes, zipped": self.before_zipped}
+        after = {"bytes": self.bytes, "bytes, zipped": self.zipped}
+        surgery = self._surgery()
+        if surgery is not None:
+            before, after = _costs(surgery, 0) | before, _costs(surgery, 1) | after
+        return {"before": before, "after": after}
 
 
-def left_in(report: SurgeryReport) -> str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShrunkFile(Written):
+    """A file that comes from surgery alone; see `Written`.
+
+    Attributes:
+        report: what was changed and what not; MACs and parameters before and after.
+    """
+
+    report: SurgeryReport
+
+    def _surgery(self) -> SurgeryReport:
+        return self.report
+
+    def _lines(self) -> list[str]:
+        return [f"{self.model}: {_left_in(self.report)} Not trained; {self.seconds:.0f} seconds."]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuned(Written):
+    """What came out of a fine-tuning; see `Written`.
+
+    Attributes:
+        recipe: its file, or the name of a ready recipe, or None.
+        epochs, steps: of the whole training; steps are batches.
+        resumed: epochs that an interrupted training had done.
+        judged_on: which samples `before` and `after` were measured on.
+        before, after: loss and metrics; without labels "distillation_loss", and "agreement": the
+            fraction of samples that the teacher puts into the same class.
+        weights: one entry for each kernel.
+        taught: what it learned from; None without a teacher.
+        shrunk: the surgery before the training; None without one.
+    """
+
+    recipe: str | None
+    epochs: int
+    steps: int
+    resumed: int
+    judged_on: str
+    before: dict[str, float]
+    after: dict[str, float]
+    weights: tuple[Weight, ...]
+    taught: Taught | None = None
+    shrunk: Shrunk | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in all kernels."""
+        total = sum(w.count for w in self.weights)
+        return sum(w.sparsity * w.count for w in self.weights) / total if total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "sparsity": self.sparsity}
+
+    def _surgery(self) -> SurgeryReport | None:
+        return None if self.shrunk is None else self.shrunk.report
+
+    def _columns(self) -> dict[str, dict[str, Any]]:
+        sizes = super()._columns()
+        before = _shown(self.before) | sizes["before"]
+        columns = {"before": before, "after": _shown(self.after) | sizes["after"]}
+        if self.shrunk is not None:
+            shrunk = _shown(self.shrunk.scores) | _costs(self.shrunk.report, 1)
+            columns = {"before": before, "shrunk": shrunk, "after": columns["after"]}
+        if self.taught is None or self.taught.teacher is None:
+            return columns
+        teacher: dict[str, Any] = _shown(self.taught.scores)
+        if self.taught.bytes and self.taught.zipped:
+            teacher |= {"bytes": self.taught.bytes, "bytes, zipped": self.taught.zipped}
+        return {"teacher": teacher, **columns}
+
+    def _learned(self) -> list[str]:
+        """What was learned from whom, in words."""
+        taught = self.taught
+        if taught is None:
+            return []
+        whom = taught.teacher or "itself as it was before"
+        named = [n if w == 1 else f"{n} x{w:g}" for n, w in taught.losses.items()]
+        line = f"Taught by {whom}: {', '.join(named)}; alpha {taught.alpha:g}"
+        line += "." if taught.temperature is None else f", temperature {taught.temperature:g}."
+        if taught.started is not None:
+            line += f" {taught.started:.1%} of its weights began as the teacher's."
+        return [line]
+
+    def _lines(self) -> list[str]:
+        pruned = [w for w in self.weights if "Prune" in w.techniques]
+        clustered = [w for w in self.weights if "Cluster" in w.techniques]
+        under = f" under the recipe {self.recipe}" if self.recipe else ""
+        lines = [f"{self.model}{under}, measured on {self.judged_on}."]
+        lines += [] if self.shrunk is None else [_left_in(self.shrunk.report)]
+        lines += self._learned()
+        if pruned:
+            count = sum(w.count for w in pruned)
+            zeros = sum(round(w.sparsity * w.count) for w in pruned)
+            lines.append(
+                f"{zeros / count:.1%} of {count:,} weights in {len(pruned)} pruned kernels are "
+                f"zero; {self.sparsity:.1%} of all."
+            )
+        if clustered:
+            most = max(w.unique for w in clustered)
+            lines.append(f"{len(clustered)} clustered kernels have {most} values each at most.")
+        resumed = f", {self.resumed} of them before it was resumed" if self.resumed else ""
+        if self.shrunk is not None and self.shrunk.epochs:
+            resumed = f", the first {self.shrunk.epochs} in float before the techniques{resumed}"
+        trained = f"{_counted(self.epochs, 'epoch')}{resumed} ({_counted(self.steps, 'step')})"
+        return [*lines, f"Trained {trained}; {self.seconds:.0f} seconds."]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _words(name: str) -> str:
+    return name.replace("agreement", "agreement with the teacher")
+
+
+def _shown(scores: dict[str, float]) -> dict[str, Any]:
+    """Loss and metrics as they stand in a table."""
+    return {
+        name: f"{value:.1%}" if name.endswith("agreement") else f"{value:.4f}"
+        for name, value in scores.items()
+    }
+
+
+def _costs(report: SurgeryReport, which: int) -> dict[str, int]:
+    """MACs and parameters before (0) or after surgery (1)."""
+    return {"MACs": report.macs[which], "parameters": report.params[which]}
+
+
+def _left_in(report: SurgeryReport) -> str:
     """What surgery left, in words."""
     left = [after / before if before else 1.0 for before, after in (report.macs, report.params)]
     return f"{report.operation} left {left[0]:.1%} of the MACs and {left[1]:.1%} of the parameters."
-
-
-def print_changes(console: Console, report: SurgeryReport) -> None:
-    """Prints what became of each layer."""
-    rows = [(change.layer, change.detail) for change in report.changes]
-    rows += [(change.layer, f"kept: {change.detail}") for change in report.kept]
-    print_table(console, report.operation, "layer,change", rows)

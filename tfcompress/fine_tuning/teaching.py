@@ -97,7 +97,7 @@ class Teaching:
                 new.set_weights(old.get_weights())
         distiller.compile(jit_compile=False)
         data = data.without_labels()
-        steps = math.ceil(len(data) / batch_size)
+        steps = data.count(batch_size)
         found = distiller.evaluate(
             data.batches(batch_size), steps=steps, verbose=0, return_dict=True
         )

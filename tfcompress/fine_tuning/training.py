@@ -2,66 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 from tfcompress.compression.callbacks import UpdateCompression, layers_of, models_of
-from tfcompress.conversion.convert import convert
-from tfcompress.conversion.settings import quantize_techniques, settle
 from tfcompress.fine_tuning.checkpoint import Checkpoint, SaveCheckpoint
-from tfcompress.fine_tuning.data import Data
-from tfcompress.fine_tuning.options import Options
-from tfcompress.targets.check import check
-from tfcompress.targets.result import Check
-
-Progress = Callable[[str, int, int | None], Any]
+from tfcompress.fine_tuning.reading import Progress, Read
 
 
 def train(
-    model: keras.Model,
-    training: Data,
-    held_out: Data | None,
-    options: Options,
-    checkpoint: Checkpoint,
-    epochs: range,
-    done: int,
-    progress: Progress,
-    known: str,
+    model: keras.Model, read: Read, checkpoint: Checkpoint, epochs: range, done: int, known: str
 ) -> None:
-    """Fits a compiled model for some epochs, and keeps its state after each.
+    """Compiles a model, fits it for some epochs, and keeps its state after each.
 
     Args:
-        progress: called as `progress(stage, done, total)`.
+        epochs: of the whole training, of which `done` are done.
+        known: loss and metrics before, in words.
     """
+    options, training, judged = read.options, read.training, read.judged
+    steps = None if options.constant_rate else len(epochs) * read.batches
+    if training.labels and judged.labels:
+        model.compile(**read.settings.arguments(steps))
+    else:
+        model.compile(**read.settings.without_labels(steps))
+        training, judged = training.without_labels(), judged.without_labels()
     if done > epochs.start:
         checkpoint.restore(model)
     begin = max(done, epochs.start)
     if begin == epochs.stop:  # only what follows was not done
         return
-    batches = math.ceil(len(training) / options.batch_size)
     scheduled = any(hasattr(layer, "advance") for layer in layers_of(model))
+    parts = [tracker.name for tracker in getattr(model, "trackers", [])]  # of a distiller
     try:
         model.fit(
             training.shuffled(options.batch_size, options.seed, range(begin, epochs.stop)),
-            steps_per_epoch=batches,
+            steps_per_epoch=read.batches,
             epochs=epochs.stop,
             initial_epoch=begin,
-            validation_data=held_out and held_out.take(slice(None)),
+            validation_data=None if read.judged is read.training else judged.take(slice(None)),
             validation_batch_size=options.batch_size,
             shuffle=False,  # done already
             verbose=0,
             callbacks=[
                 _SeedEpochs(options.seed),
                 *([UpdateCompression()] if scheduled else []),
-                _ShowProgress(progress, options.all_epochs, batches, known, _parts_of(model)),
+                _ShowProgress(read.progress, options.all_epochs, read.batches, known, parts),
                 SaveCheckpoint(checkpoint),
             ],
         )
@@ -70,11 +57,6 @@ def train(
         if isinstance(error, _Diverged) or not checkpoint.epoch():
             checkpoint.remove()
         raise
-
-
-def _parts_of(model: keras.Model) -> list[str]:
-    """The parts of the loss that a model which distills reports beside their sum."""
-    return [tracker.name for tracker in getattr(model, "trackers", [])]
 
 
 class _Diverged(ValueError):
@@ -138,70 +120,3 @@ class _ShowProgress(keras.callbacks.Callback):
         # The loss of labels alone is what the result tells.
         total = self.parts and name.removeprefix("val_") == "loss"
         return f"total {name}" if total else name
-
-
-def precision_of(small: keras.Model, options: Options) -> str | None:
-    """What a .tflite file computes in: what its weights were trained for; None of a .keras file."""
-    if Path(options.output).suffix == ".keras":
-        return None
-    precision = options.precision or natural_precision(small)
-    settle(precision, options.io_dtype, target=options.target)
-    trained = any(t.activation_bits is not None for t in quantize_techniques(small))
-    if precision in ("int8", "int16x8") and not trained:
-        raise ValueError(
-            f"precision '{precision}' needs the ranges of activations, which a recipe with "
-            "quantize trains; received none. Pass --recipe, such as int8, or another --precision."
-        )
-    return precision
-
-
-def conversion(options: Options, precision: str | None) -> dict[str, Any]:
-    """What `content_of` makes a .tflite file with; nothing for a .keras file."""
-    if precision is None:
-        return {}
-    return {"precision": precision, "io_dtype": options.io_dtype, "target": options.target}
-
-
-def check_of(content: bytes, options: Options) -> Check | None:
-    """What the target says of the output; None without a target."""
-    if options.target is None:
-        return None
-    found = check(content, options.target)
-    return dataclasses.replace(found, path=os.fspath(options.output))
-
-
-def natural_precision(small: keras.Model) -> str:
-    """The precision that a model was trained for."""
-    found = quantize_techniques(small)
-    if not found or max(t.bits for t in found) > 8:
-        return "float32"
-    if min(t.bits for t in found) <= 4:
-        return "int4"
-    activations = [t.activation_bits for t in found]
-    if 16 in activations:
-        return "int16x8"
-    return "int8" if 8 in activations else "dynamic_int8"
-
-
-def content_of(
-    model: keras.Model,
-    suffix: str,
-    compilation: dict[str, Any] | None = None,
-    precision: str = "float32",
-    io_dtype: str | None = None,
-    target: Any = None,
-) -> bytes:
-    """A model as the bytes of a file.
-
-    Args:
-        precision, io_dtype, target: of a .tflite file.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"model{suffix}")
-        if suffix == ".tflite":
-            convert(model, path, precision=precision, io_dtype=io_dtype, target=target)
-        else:
-            if compilation is not None:
-                model.compile(**compilation)
-            model.save(path)
-        return path.read_bytes()

@@ -198,7 +198,7 @@ def arguments_of(function: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     parts: list[Any] = [function, DistillationLoss] if is_loss else [function]
     found: dict[str, tuple[Any, bool]] = {}
     for part in parts:
-        hints = typing.get_type_hints(part.__init__ if isinstance(part, type) else part)
+        hints = typing.get_type_hints(part.__init__ if inspect.isclass(part) else part)
         for name, parameter in inspect.signature(part).parameters.items():
             if name not in found and name not in _NOT_GIVEN:
                 needed = parameter.default is inspect.Parameter.empty

@@ -1,0 +1,101 @@
+"""The last stage: a model as the bytes of a file, and what the file is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfcompress.conversion.convert import convert
+from tfcompress.conversion.settings import quantize_techniques, settle
+from tfcompress.files import writing
+from tfcompress.fine_tuning.options import Options
+from tfcompress.targets.result import Check
+from tfcompress.tflite.flatbuffer import zipped_size
+
+
+def precision_of(small: keras.Model, options: Options) -> str | None:
+    """What a .tflite file computes in: what its weights were trained for; None of a .keras file."""
+    if Path(options.output).suffix == ".keras":
+        return None
+    precision = options.precision or natural_precision(small)
+    settle(precision, options.io_dtype, target=options.target)
+    trained = any(t.activation_bits is not None for t in quantize_techniques(small))
+    if precision in ("int8", "int16x8") and not trained:
+        raise ValueError(
+            f"precision '{precision}' needs the ranges of activations, which a recipe with "
+            "quantize trains; received none. Pass --recipe, such as int8, or another --precision."
+        )
+    return precision
+
+
+def natural_precision(small: keras.Model) -> str:
+    """The precision that a model was trained for."""
+    found = quantize_techniques(small)
+    if not found or max(t.bits for t in found) > 8:
+        return "float32"
+    if min(t.bits for t in found) <= 4:
+        return "int4"
+    activations = [t.activation_bits for t in found]
+    if 16 in activations:
+        return "int16x8"
+    return "int8" if 8 in activations else "dynamic_int8"
+
+
+def write(
+    options: Options,
+    original: keras.Model,
+    final: keras.Model,
+    compilation: Callable[[], dict[str, Any] | None],
+    precision: str | None,
+) -> dict[str, Any]:
+    """Writes a model; returns the fields of `Written`, but for the time that it took.
+
+    Args:
+        compilation: makes the arguments of compile of a .keras file; None leaves it as it is.
+    """
+    suffix = Path(options.output).suffix
+    old, _ = content_of(original, suffix, compilation())
+    settings: dict[str, Any] = {}
+    if precision is not None:
+        settings = {"precision": precision, "io_dtype": options.io_dtype, "target": options.target}
+    new, check = content_of(final, suffix, compilation(), **settings)
+    output = os.fspath(options.output)
+    writing.atomic_write(output, new)
+    return {
+        "model": os.fspath(options.model),
+        "output": output,
+        "precision": precision,
+        "before_bytes": len(old),
+        "before_zipped": zipped_size(old),
+        "bytes": len(new),
+        "zipped": zipped_size(new),
+        "check": None if check is None else dataclasses.replace(check, path=output),
+    }
+
+
+def content_of(
+    model: keras.Model,
+    suffix: str,
+    compilation: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[bytes, Check | None]:
+    """A model as the bytes of a file, and what its target says of them.
+
+    Args:
+        settings: of the conversion to a .tflite file, which is in float32 by default.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"model{suffix}")
+        if suffix == ".tflite":
+            check = convert(model, path, **{"precision": "float32", **settings}).check
+            return path.read_bytes(), check
+        if compilation is not None:
+            model.compile(**compilation)
+        model.save(path)
+        return path.read_bytes(), None
