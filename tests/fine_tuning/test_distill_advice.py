@@ -14,7 +14,7 @@ from keras import layers
 import tfcompress as tfc
 from tfcompress.cli.app import main
 from tfcompress.fine_tuning import fine_tune
-from tfcompress.fine_tuning.data import check_labels, match, warn_of_teacher
+from tfcompress.fine_tuning.data import Arrays, check_labels, warn_of_teacher
 
 # Fixtures of all modules about distill.
 made, run = distilling_files.made, distilling_files.run
@@ -179,11 +179,11 @@ def test_labels_of_positions():
     model = tfc.flatten(keras.Sequential([keras.Input((3, 2)), layers.Dense(3, "softmax")]))
     numbers = np.array([[0, 1, 2], [2, 2, 0]])
     for y in (numbers, numbers[..., None]):
-        data = match({"x": np.zeros((2, 3, 2)), "y": y}, model, "data.npz")
+        data = Arrays({"x": np.zeros((2, 3, 2)), "y": y}, model, "data.npz").match()
         check_labels(model, LOSS, data)
         with pytest.raises(ValueError, match="must be one-hot"):
             check_labels(model, "categorical_crossentropy", data)
-    data = match({"x": np.zeros((2, 3, 2)), "y": np.eye(3)[numbers]}, model, "data.npz")
+    data = Arrays({"x": np.zeros((2, 3, 2)), "y": np.eye(3)[numbers]}, model, "data.npz").match()
     check_labels(model, "categorical_crossentropy", data)
     with pytest.raises(ValueError, match="must be class numbers"):
         check_labels(model, LOSS, data)

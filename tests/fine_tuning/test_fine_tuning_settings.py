@@ -7,7 +7,7 @@ import pytest
 from fine_tuning_files import LOSS, RECIPE, make_data, make_model
 
 import tfcompress as tfc
-from tfcompress.fine_tuning.data import match
+from tfcompress.fine_tuning.data import Arrays
 from tfcompress.fine_tuning.options import Settings, is_kind, saved_settings
 from tfcompress.fine_tuning.output import natural_precision
 
@@ -140,7 +140,7 @@ def test_a_constant_learning_rate_falls_to_0_and_a_schedule_is_kept():
 def test_every_epoch_has_all_samples_in_an_order_of_its_own():
     images, labels = make_data(10)
     images[:, 0, 0, 0] = np.arange(10)
-    data = match({"x": images, "y": labels}, tfc.flatten(make_model()), "data.npz")
+    data = Arrays({"x": images, "y": labels}, tfc.flatten(make_model()), "data.npz").match()
 
     def order(epochs, seed=3):
         return [int(i) for x, _ in data.shuffled(4, seed, epochs) for i in x[:, 0, 0, 0]]

@@ -115,83 +115,91 @@ def _name_of_one(path) -> str:
         return file.files[0]
 
 
-def has_inputs(found: dict[str, np.ndarray], model: keras.Model, names=TRAINING) -> bool:
-    """Whether arrays, by name, hold inputs of a model."""
-    own = [tensor.name for tensor in tree.flatten(model._inputs_struct)]
-    return _is_there(found, own, [name for name, _ in names])
+class Arrays:
+    """Arrays of a file, by name, among which the inputs and labels of a model are found.
 
+    Args:
+        found: the arrays.
+        model: a flat one.
+        path: the file, for messages.
+        names: pairs of names that a single input and its labels may have beside their own.
+    """
 
-def has_labels(found: dict[str, np.ndarray], model: keras.Model, names=TRAINING) -> bool:
-    """Whether arrays, by name, hold labels of a model."""
-    return _is_there(found, output_names(model), [name for _, name in names])
+    def __init__(self, found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING):
+        self.found, self.model, self.path, self.names = found, model, path, names
+        self.inputs = [tensor.name for tensor in tree.flatten(model._inputs_struct)]
+        self.outputs = output_names(model)
 
+    @property
+    def has_inputs(self) -> bool:
+        """Whether inputs of the model are there."""
+        return self._are_there(self.inputs, [name for name, _ in self.names])
 
-def _is_there(found: dict[str, np.ndarray], own: list[str], usual: list[str]) -> bool:
-    usual = usual if len(own) == 1 else []
-    return all(name in found for name in own) or any(name in found for name in usual)
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels of the model are there."""
+        return self._are_there(self.outputs, [name for _, name in self.names])
 
+    def _are_there(self, own: list[str], usual: list[str]) -> bool:
+        usual = usual if len(own) == 1 else []
+        return all(n in self.found for n in own) or any(n in self.found for n in usual)
 
-def mend_names(
-    found: dict[str, np.ndarray], model: keras.Model, names=TRAINING, labelled: bool = True
-) -> str:
-    """What to call the arrays of a file that have unknown names; nothing if no such are needed."""
-    own = [tensor.name for tensor in tree.flatten(model._inputs_struct)]
-    outputs = output_names(model) if labelled else []
-    usual = [x for x, _ in names], [y for _, y in names]
-    others = [name for name in found if name not in {*own, *outputs, *usual[0], *usual[1]}]
-    wanted = [] if _is_there(found, own, usual[0]) else own if len(own) > 1 else ["x"]
-    if outputs and not _is_there(found, outputs, usual[1]):
-        wanted = [*wanted, *(outputs if len(outputs) > 1 else ["y"])]
-    if not others or not wanted:
-        return ""
-    listed = " and ".join([", ".join(wanted[:-1]), wanted[-1]] if wanted[1:] else wanted)
-    return f"Call {'them' if wanted[1:] else 'it'} {listed} (here: {', '.join(others)})."
+    def mend_names(self, labelled: bool = True) -> str:
+        """What to call the arrays that have unknown names; nothing if no such are needed."""
+        outputs = self.outputs if labelled else []
+        known = {*self.inputs, *outputs, *(name for pair in self.names for name in pair)}
+        others = [name for name in self.found if name not in known]
+        wanted: list[str] = []
+        if not self.has_inputs:
+            wanted += self.inputs if len(self.inputs) > 1 else ["x"]
+        if labelled and not self.has_labels:
+            wanted += outputs if len(outputs) > 1 else ["y"]
+        if not others or not wanted:
+            return ""
+        listed = " and ".join([", ".join(wanted[:-1]), wanted[-1]] if wanted[1:] else wanted)
+        return f"Call {'them' if wanted[1:] else 'it'} {listed} (here: {', '.join(others)})."
 
+    def match(self, labelled: bool = True) -> Data:
+        """The samples of the model."""
+        calls = self.mend_names(labelled)
+        inputs = self._pick(self.inputs, [x for x, _ in self.names], "inputs", calls)
+        labels = []
+        if labelled:  # of the same pair as the inputs
+            pairs = [y for x, y in self.names if x in inputs] or [y for _, y in self.names]
+            labels = self._pick(self.outputs, pairs, "labels", calls)
+        wanted = tree.flatten(self.model._inputs_struct)
+        rows = [as_rows(want, self.found[n]) for want, n in zip(wanted, inputs, strict=True)]
+        for name, array in zip(inputs, rows, strict=True):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(
+                    f"'{name}' in '{self.path}' must hold finite numbers; received NaN or "
+                    "infinity. Remove such samples."
+                )
+        answers = [self.found[name] for name in labels]
+        _check_lengths(dict(zip([*inputs, *labels], [*rows, *answers], strict=True)))
+        for name, array in zip(labels, answers, strict=True):
+            if array.dtype.kind not in "fiub":
+                raise ValueError(
+                    f"'{name}' in '{self.path}' must hold numbers; received dtype {array.dtype}. "
+                    "Number the classes from 0."
+                )
+        dtypes = [tensor.dtype for tensor in wanted]
+        return Data(rows, answers, (self.model._inputs_struct, self.model._outputs_struct, dtypes))
 
-def match(
-    found: dict[str, np.ndarray], model: keras.Model, path, names=TRAINING, labelled: bool = True
-) -> Data:
-    """Finds the inputs and labels of a model among arrays."""
-    wanted = tree.flatten(model._inputs_struct)
-    outputs = output_names(model)
-    own = [tensor.name for tensor in wanted]
-    calls = mend_names(found, model, names, labelled)
-    inputs = _pick(found, own, [x for x, _ in names], "inputs", path, calls)
-    # Labels of the same pair as the inputs.
-    pairs = [y for x, y in names if x in inputs] or [y for _, y in names]
-    labels = _pick(found, outputs, pairs, "labels", path, calls) if labelled else []
-    rows = [as_rows(want, found[name]) for want, name in zip(wanted, inputs, strict=True)]
-    for name, array in zip(inputs, rows, strict=True):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(
-                f"'{name}' in '{path}' must hold finite numbers; received NaN or infinity. "
-                "Remove such samples."
-            )
-    _check_lengths(dict(zip([*inputs, *labels], [*rows, *(found[y] for y in labels)], strict=True)))
-    for name in labels:
-        if found[name].dtype.kind not in "fiub":
-            raise ValueError(
-                f"'{name}' in '{path}' must hold numbers; received dtype {found[name].dtype}. "
-                "Number the classes from 0."
-            )
-    dtypes = [tensor.dtype for tensor in wanted]
-    packed = model._inputs_struct, model._outputs_struct, dtypes
-    return Data(rows, [found[name] for name in labels], packed)
-
-
-def _pick(found, own: list[str], usual: list[str], what: str, path, calls: str) -> list[str]:
-    if all(name in found for name in own):
-        return own
-    usual = list(dict.fromkeys(usual)) if len(own) == 1 else []
-    for name in usual:
-        if name in found:
-            return [name]
-    expected = ", ".join(repr(name) for name in own)
-    expected = " or ".join([*(repr(name) for name in usual), expected])
-    raise ValueError(
-        f"'{path}' must hold the {what} {expected}; received {', '.join(map(repr, found))}. "
-        + (calls or f"Save it with np.savez('data.npz', {usual[0] if usual else own[0]}=...).")
-    )
+    def _pick(self, own: list[str], usual: list[str], what: str, calls: str) -> list[str]:
+        if all(name in self.found for name in own):
+            return own
+        usual = list(dict.fromkeys(usual)) if len(own) == 1 else []
+        for name in usual:
+            if name in self.found:
+                return [name]
+        expected = ", ".join(repr(name) for name in own)
+        expected = " or ".join([*(repr(name) for name in usual), expected])
+        raise ValueError(
+            f"'{self.path}' must hold the {what} {expected}; received "
+            f"{', '.join(map(repr, self.found))}. "
+            + (calls or f"Save it with np.savez('data.npz', {usual[0] if usual else own[0]}=...).")
+        )
 
 
 def _check_lengths(found: dict[str, np.ndarray]) -> None:

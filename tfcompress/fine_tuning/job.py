@@ -171,13 +171,14 @@ def _operate_alone(options: Options, steps: Shrink, progress: Progress) -> Shrun
         judging = Settings(None, options.loss, options.from_logits, "sgd").arguments()
     data = None
     if arrays is not None:
-        labelled = datasets.has_labels(arrays, original)
-        data = datasets.match(arrays, original, options.data, labelled=labelled)
+        found = datasets.Arrays(arrays, original, options.data)
+        data = found.match(labelled=found.has_labels)
     progress("shrink", 0, None)
-    found = operate(original, steps, data, judging, options.seed)
+    operated = operate(original, steps, data, judging, options.seed)
     progress("write the file", 0, None)
-    written = write(options, original, found.model(), lambda: compilation, precision)
-    return ShrunkFile(**written, report=found.report, seconds=round(time.perf_counter() - start, 1))
+    written = write(options, original, operated.model(), lambda: compilation, precision)
+    seconds = round(time.perf_counter() - start, 1)
+    return ShrunkFile(**written, report=operated.report, seconds=seconds)
 
 
 def _compilation(options: Options) -> dict[str, Any] | None:

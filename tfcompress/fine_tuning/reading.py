@@ -5,13 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfcompress.distillation.base import DistillingModel
 from tfcompress.distillation.distiller import Distillation
 from tfcompress.files import models
 from tfcompress.fine_tuning import data as datasets
-from tfcompress.fine_tuning.data import Data
+from tfcompress.fine_tuning.data import VALIDATION, Arrays, Data
 from tfcompress.fine_tuning.options import Options, PathLike, Settings, saved_settings
 from tfcompress.fine_tuning.teaching import Teaching
 from tfcompress.graph.flatten import flatten
@@ -104,11 +103,12 @@ def read(options: Options, progress: Progress) -> Read:
         options.learning_rate,
         needs_loss=distillation is None or distillation.alpha > 0,
     )
-    matcher = _Matcher(original, settings, distillation)
-    training = judged = matcher(arrays, options.data, datasets.TRAINING)
+    found = Arrays(arrays, original, options.data)
+    training = judged = _matched(found, settings, distillation)
     kind = "training"
     if judging:
-        judged = matcher(judging, options.validation_data, datasets.VALIDATION)
+        found = Arrays(judging, original, options.validation_data, VALIDATION)
+        judged = _matched(found, settings, distillation)
         kind = "validation"
     elif options.validation_split:
         training, judged = training.split(options.validation_split, options.seed)
@@ -130,26 +130,17 @@ def read(options: Options, progress: Progress) -> Read:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Matcher:
-    """Finds the data of a model among arrays; without labels, if none are there or needed."""
-
-    model: keras.Model
-    settings: Settings
-    distillation: Distillation | None
-
-    def __call__(self, arrays: dict[str, np.ndarray], path: Any, names: Any) -> Data:
-        there = datasets.has_labels(arrays, self.model, names)
-        inputs = datasets.has_inputs(arrays, self.model, names)
-        if self.distillation is not None and self.settings.needs_loss and inputs and not there:
-            mend = datasets.mend_names(arrays, self.model, names) or "Add the array y."
-            raise ValueError(
-                f"'{path}' holds no labels, which alpha={self.distillation.alpha:g} gives a share "
-                f"in the loss; received {', '.join(map(repr, arrays))}. "
-                f"{mend.rstrip('.')}, or learn from the teacher alone: --alpha 0."
-            )
-        labelled = self.settings.needs_loss or (there and self.settings.loss_is_known)
-        return datasets.match(arrays, self.model, path, names, labelled)
+def _matched(arrays: Arrays, settings: Settings, distillation: Distillation | None) -> Data:
+    """The data of a model; without labels, if none are there or needed."""
+    there = arrays.has_labels
+    if distillation is not None and settings.needs_loss and arrays.has_inputs and not there:
+        mend = arrays.mend_names() or "Add the array y."
+        raise ValueError(
+            f"'{arrays.path}' holds no labels, which alpha={distillation.alpha:g} gives a share "
+            f"in the loss; received {', '.join(map(repr, arrays.found))}. {mend.rstrip('.')}, or "
+            "learn from the teacher alone: --alpha 0."
+        )
+    return arrays.match(settings.needs_loss or (there and settings.loss_is_known))
 
 
 def load(path: PathLike) -> keras.Model:

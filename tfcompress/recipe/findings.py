@@ -141,8 +141,23 @@ class Sensitivity:
         Raises:
             ImportError: if matplotlib is not installed.
         """
-
-        return draw(self, path)
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                "the plot needs matplotlib, which is not installed. Run: pip install matplotlib"
+            ) from error
+        every: tuple[Kind, ...] = ("sparsity", "bits")
+        kinds = [kind for kind in every if self.drops(kind)]
+        figure = Figure(figsize=(6.4 * len(kinds), 4.8), layout="constrained")
+        figure.suptitle(f"{self.model}: sensitivity of each layer")
+        for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+            _draw(axes, self, kind)
+        if path is not None:
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
+            writing.atomic_write(path, drawn.getvalue())
+        return figure
 
 
 def _finite(value):
@@ -169,28 +184,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 _REST = "#b0b0b0"
 
 
-def draw(found: Sensitivity, path: str | os.PathLike[str] | None = None) -> Any:
-    """See `Sensitivity.plot`: one line per layer, the most sensitive ones named."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "the plot needs matplotlib, which is not installed. Run: pip install matplotlib"
-        ) from error
-    every: tuple[Kind, ...] = ("sparsity", "bits")
-    kinds = [kind for kind in every if found.drops(kind)]
-    figure = Figure(figsize=(6.4 * len(kinds), 4.8), layout="constrained")
-    figure.suptitle(f"{found.model}: sensitivity of each layer")
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        _panel(axes, found, kind)
-    if path is not None:
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
-        writing.atomic_write(path, drawn.getvalue())
-    return figure
-
-
-def _panel(axes, found: Sensitivity, kind: Kind) -> None:
+def _draw(axes, found: Sensitivity, kind: Kind) -> None:
+    """One line per layer, the most sensitive ones named."""
     drops = found.drops(kind)
     worst = sorted(drops, key=lambda name: -max(drops[name].values()))[: len(_COLOURS)]
     lines = {}

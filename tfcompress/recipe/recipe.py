@@ -145,45 +145,36 @@ class Recipe(Rules):
             >>> curve = schedules.polynomial(0.0, 0.8, end=2000)  # doctest: +SKIP
             >>> Recipe.from_sensitivity(found, 0.8, schedule=curve)  # doctest: +SKIP
         """
-
-        return recipe_of(found, sparsity, max_sparsity, schedule, techniques_after)
+        if not isinstance(found, Sensitivity):
+            raise TypeError(
+                f"found must be what tfcompress.sensitivity returned; received {found!r}."
+            )
+        drops = found.drops("sparsity")
+        check(bool(drops), "found", "a scan with sparsities", "one without", "Scan them, too.")
+        free = Pattern.parse(found.prune.pattern).kind != "n:m"
+        mend = "Choose the layers by their drops yourself."
+        check(
+            free, "the pattern of the scan", "one with a free sparsity", found.prune.pattern, mend
+        )
+        sizes = {row.layer: row.size for row in found.rows if row.kind == "sparsity"}
+        shares = allocate(sizes, drops, sparsity, max_sparsity)
+        after = list(techniques_after)
+        # Layers without weights have activations to be quantized.
+        everywhere = [t for t in after if isinstance(t, Quantize)]
+        rules = [Rule("*", everywhere)] if everywhere else []
+        for layer, share in shares.items():
+            pruning = [dataclasses.replace(found.prune, sparsity=_scaled(schedule, share))]
+            rules.append(Rule(glob.escape(layer), [*(pruning if share else []), *after]))
+        return cls(rules)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Recipe:
         """The recipe that `get_config` told."""
         load = keras.saving.deserialize_keras_object
         rules = [Rule(r["layers"], [load(t) for t in r["techniques"]]) for r in config["rules"]]
-        distill = config.get("distill")
-        if distill is not None:
-            distill = Distillation.from_config(distill)
-        shrink = config.get("shrink")
-        if shrink is not None:
-            shrink = Shrink.from_config(shrink)
-        return cls(rules, distill, shrink)
-
-
-def recipe_of(
-    found: Sensitivity,
-    sparsity: float,
-    max_sparsity: float,
-    schedule: Schedule | None,
-    techniques_after: Sequence[Technique],
-) -> Recipe:
-    """See `Recipe.from_sensitivity`."""
-    if not isinstance(found, Sensitivity):
-        raise TypeError(f"found must be what tfcompress.sensitivity returned; received {found!r}.")
-    drops = found.drops("sparsity")
-    check(bool(drops), "found", "a scan with sparsities", "one without", "Scan them, too.")
-    free = Pattern.parse(found.prune.pattern).kind != "n:m"
-    mend = "Choose the layers by their drops yourself."
-    check(free, "the pattern of the scan", "one with a free sparsity", found.prune.pattern, mend)
-    sizes = {row.layer: row.size for row in found.rows if row.kind == "sparsity"}
-    shares = allocate(sizes, drops, sparsity, max_sparsity)
-    after = list(techniques_after)
-    # Layers without weights have activations to be quantized.
-    everywhere = [t for t in after if isinstance(t, Quantize)]
-    rules = [Rule("*", everywhere)] if everywhere else []
-    for layer, share in shares.items():
-        pruning = [dataclasses.replace(found.prune, sparsity=_scaled(schedule, share))]
-        rules.append(Rule(glob.escape(layer), [*(pruning if share else []), *after]))
-    return Recipe(rules)
+        distill, shrink = config.get("distill"), config.get("shrink")
+        return cls(
+            rules,
+            distill and Distillation.from_config(distill),
+            shrink and Shrink.from_config(shrink),
+        )
