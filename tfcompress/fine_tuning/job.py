@@ -43,26 +43,16 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     checkpoint = Checkpoint(options.folder)
     resume, overwrite = options.resume, options.overwrite
     done = checkpoint.check(given.fingerprint, resume=resume, overwrite=overwrite)
-
     keras.utils.set_random_seed(options.seed)
-    begin, started = given.original, None
-    if given.teaching is not None:
-        begin = flatten(given.original)
-        started = given.teaching.start(begin)
-    operated = _operated(given, begin, checkpoint)
-    if operated is not None:
-        begin = operated.model()
-    small = _wrapped(begin, given)
-    trained = given.with_teacher(small)
+    begin, started, operated = _operated(given, checkpoint)
+    small, trained = _wrapped(begin, given)
     precision = precision_of(small, options)
-
     given.check_labels()
     progress("measure the model", 0, None)
     before, shrunk = given.evaluate(given.original), None
     if operated is not None:
         shrunk = Shrunk(operated.report, options.epochs_before, given.evaluate(begin))
     taught = _measured_teacher(given, trained, started, before)
-
     if not resume:
         checkpoint.begin(given.fingerprint)
     if operated is not None:
@@ -70,14 +60,7 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     # With a teacher the loss is another one than that of the model before.
     scores = before if shrunk is None else shrunk.scores
     known = "" if given.teaching else f"loss {scores['loss']:.4f}"
-    first = options.epochs_before
-    if first and done <= first:
-        train(given.with_teacher(begin), given, checkpoint, range(first), done, known)
-        keras.utils.set_random_seed(options.seed)  # the same if it was resumed
-        small, known = _wrapped(begin, given), ""
-        trained = given.with_teacher(small)
-    train(trained, given, checkpoint, range(first, options.all_epochs), done, known)
-
+    small, trained = _trained(begin, (small, trained), given, checkpoint, done, known)
     progress("write the file", 0, None)
     final = finalize(small)
     after = given.evaluate(final, trained)
@@ -99,26 +82,57 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     )
 
 
-def _operated(given: Read, model: keras.Model, checkpoint: Checkpoint) -> Operated | None:
-    """The model after surgery, if some is asked for; what was kept, if it was done before."""
-    options = given.options
+def _operated(
+    given: Read, checkpoint: Checkpoint
+) -> tuple[keras.Model, float | None, Operated | None]:
+    """What training begins with, after surgery if some is asked for.
+
+    Returns (the model, the fraction of weights that it has from its teacher, what surgery did).
+    """
+    options, model, started = given.options, given.original, None
+    if given.teaching is not None:
+        model = flatten(given.original)
+        started = given.teaching.start(model)
     if options.shrink is None:
-        return None
+        return model, started, None
     found = Operated.kept(checkpoint) if options.resume else None
     if found is None:
         given.progress("shrink", 0, None)
         settings = given.settings.arguments()
         found = operate(model, options.shrink, given.training, settings, options.seed)
-    return found
+    return found.model(), started, found
 
 
-def _wrapped(model: keras.Model, given: Read) -> keras.Model:
+# A model under the techniques, and what `fit` is called on: a distiller or the model itself.
+Wrapped = tuple[keras.Model, Any]
+
+
+def _wrapped(model: keras.Model, given: Read) -> Wrapped:
     """A model under the techniques of the recipe; the model itself if there are none."""
     options, recipe = given.options, given.recipe
     alone = options.told is not None or options.shrink is not None
-    if recipe is None or (alone and not recipe.rules):
-        return model
-    return compress(model, dataclasses.replace(recipe, shrink=None))
+    if recipe is not None and (recipe.rules or not alone):
+        model = compress(model, dataclasses.replace(recipe, shrink=None))
+    return model, given.with_teacher(model)
+
+
+def _trained(
+    begin: keras.Model,
+    wrapped: Wrapped,
+    given: Read,
+    checkpoint: Checkpoint,
+    done: int,
+    known: str,
+) -> Wrapped:
+    """What was trained under the techniques, after all epochs."""
+    options = given.options
+    first = options.epochs_before
+    if first and done <= first:
+        train(given.with_teacher(begin), given, checkpoint, range(first), done, known)
+        keras.utils.set_random_seed(options.seed)  # the same if it was resumed
+        wrapped, known = _wrapped(begin, given), ""
+    train(wrapped[1], given, checkpoint, range(first, options.all_epochs), done, known)
+    return wrapped
 
 
 def _measured_teacher(
