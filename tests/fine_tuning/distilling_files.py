@@ -1,5 +1,7 @@
 """Files for distill: a teacher, a student, data with and without labels; runs with them."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -28,6 +30,17 @@ def make_teacher():
     return keras.Sequential([keras.Input((6, 6, 2), name="picture"), *body, layers.Dense(3)])
 
 
+@functools.cache
+def trained_teacher():
+    """The teacher of all modules, which none of them trains on."""
+    teacher = make_teacher()
+    teacher.compile(
+        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
+    )
+    teacher.fit(*make_data(), epochs=20, verbose=0)
+    return teacher
+
+
 def make_student():
     model = make_model()
     model.layers[0].name = "conv"
@@ -39,12 +52,7 @@ def make_student():
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     images, labels = make_data()
-    teacher = make_teacher()
-    teacher.compile(
-        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
-    )
-    teacher.fit(images, labels, epochs=20, verbose=0)
-    teacher.save(folder / "teacher.keras")
+    trained_teacher().save(folder / "teacher.keras")
     make_student().save(folder / "student.keras")
     np.savez(folder / "data.npz", x=images, y=labels)
     np.savez(folder / "unlabelled.npz", x=images)
