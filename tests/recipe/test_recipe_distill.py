@@ -20,12 +20,8 @@ from tfcompress.recipe import file
 from tfcompress.recipe.file import to_yaml
 
 
-def parse(content, source, steps=None):
-    return Recipe(*file.parse(content, source).parts(steps))
-
-
 def read(text):
-    return parse(text.encode(), "recipe.yaml")
+    return Recipe(*file.parse(text.encode(), "recipe.yaml").parts())
 
 
 def loss_of(line):

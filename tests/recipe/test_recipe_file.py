@@ -93,6 +93,15 @@ def test_shares_are_rounded_and_a_frequency_is_one_step_at_least():
     assert (schedule.end, schedule.frequency) == (142, 9)
 
 
+def test_what_is_parsed_once_serves_trainings_of_any_length():
+    parsed = file.parse(f"{HEAD}      - quantize: {{delay: 10%}}\n".encode(), "recipe.yaml")
+    for steps in (50, 1000):
+        (rule,) = Recipe(*parsed.parts(steps)).rules
+        assert rule.techniques == (Quantize(delay=steps // 10),)
+    with pytest.raises(ValueError, match=r"recipe.yaml, line 5: delay is 10% of a training"):
+        parsed.parts()
+
+
 @pytest.mark.parametrize(
     ("line", "cls", "config"),
     [

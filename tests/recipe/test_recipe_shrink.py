@@ -23,12 +23,8 @@ from tfcompress.surgery.pruning.prune_channels import prune_channels
 from tfcompress.surgery.shrink import Shrink, function_of
 
 
-def parse(content, source, steps=None):
-    return Recipe(*file.parse(content, source).parts(steps))
-
-
 def read(text):
-    return parse(text.encode(), "recipe.yaml")
+    return Recipe(*file.parse(text.encode(), "recipe.yaml").parts())
 
 
 def make_model():
@@ -182,6 +178,18 @@ def test_mistakes_name_line_and_key(text, message):
 def test_wrong_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_the_arguments_of_a_step_check_themselves():
+    assert arguments.Channels(macs=0.5, keep=["head"]).keep == ["head"]
+    with pytest.raises(ValueError, match=r"macs must be .* received 50. Did you mean 0.5\?"):
+        arguments.Channels(macs=50)
+    with pytest.raises(ValueError, match="exactly one of macs, .* for channels; received none"):
+        arguments.Channels()
+    with pytest.raises(ValueError, match="at most one of rank, .* for factorize; received rank, m"):
+        arguments.Factorize(rank=2, macs=0.5)
+    with pytest.raises(ValueError, match="depth_multiplier must be a whole number, 1 or more"):
+        arguments.Separable(depth_multiplier=0)
 
 
 def test_what_yaml_cannot_tell(tmp_path):
