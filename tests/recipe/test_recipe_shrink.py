@@ -184,9 +184,11 @@ def test_the_arguments_of_a_step_check_themselves():
     assert arguments.Channels(macs=0.5, keep=["head"]).keep == ["head"]
     with pytest.raises(ValueError, match=r"macs must be .* received 50. Did you mean 0.5\?"):
         arguments.Channels(macs=50)
-    with pytest.raises(ValueError, match="exactly one of macs, .* for channels; received none"):
+    with pytest.raises(ValueError, match=r"exactly one of macs, .* for channels; received none"):
         arguments.Channels()
-    with pytest.raises(ValueError, match="at most one of rank, .* for factorize; received rank, m"):
+    with pytest.raises(
+        ValueError, match=r"at most one of rank, .* for factorize; received rank, m"
+    ):
         arguments.Factorize(rank=2, macs=0.5)
     with pytest.raises(ValueError, match="depth_multiplier must be a whole number, 1 or more"):
         arguments.Separable(depth_multiplier=0)
