@@ -40,19 +40,21 @@ def trace(run):
     import tfcompress
 
     package = str(Path(tfcompress.__path__[0])) + "/"
-    passed, calls, hops, last = set(), Counter(), 0, None
+    passed, calls, hops, last, importing = set(), Counter(), 0, None, 0
 
     def profile(frame, event, _):
-        nonlocal hops, last
-        if event != "call" or not frame.f_code.co_filename.startswith(package):
+        nonlocal hops, last, importing
+        code = frame.f_code
+        if event not in ("call", "return") or not code.co_filename.startswith(package):
             return
-        name = frame.f_code.co_filename.removeprefix(package)
-        if frame.f_code.co_name == "<module>" or name == "__init__.py":
-            return  # An import, which passes nothing on.
-        passed.add(name)
-        calls[f"{name}:{frame.f_code.co_name}"] += 1
-        hops += name != last
-        last = name
+        if code.co_name == "<module>":  # An import, which passes nothing on.
+            importing += 1 if event == "call" else -1
+        elif event == "call" and not importing:
+            name = code.co_filename.removeprefix(package)
+            passed.add(name)
+            calls[f"{name}:{code.co_name}"] += 1
+            hops += name != last
+            last = name
 
     sys.setprofile(profile)
     try:

@@ -28,7 +28,6 @@ from tfcompress.conversion.versions import lower_versions
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.files import models, writing
 from tfcompress.files import samples as samples_of
-from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import require_model
 from tfcompress.layers.compressed import is_compressed, require_advanced
 from tfcompress.quantization.opening import open_layers
@@ -126,8 +125,7 @@ class Job:
     def _converter(self, model):
         if isinstance(model, models.SavedModel):
             return lower.from_saved_model(model.path, self.batch_size, self.select_tf_ops)
-        flat = flatten(model)
-        return lower.to_float(flat, self.batch_size, self.select_tf_ops, integer=False)
+        return lower.to_float(model, self.batch_size, self.select_tf_ops, integer=False)
 
     def _float_file(self, model, integer: bool = True):
         if isinstance(model, models.SavedModel):
