@@ -1,10 +1,13 @@
-"""What results share: the version, tables for the terminal, plain numbers."""
+"""What results share: the version, plain data for JSON, tables for the terminal."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +40,11 @@ def print_table(console: Console, title: str, columns: str, rows: Rows) -> None:
     console.print(table)
 
 
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is: what stands in brackets is no markup."""
+    console.print(line, markup=False, highlight=False)
+
+
 def as_text(render: Callable[[Console], None]) -> str:
     """Return what a function prints to the rich console that it is given."""
     from rich.console import Console
@@ -44,6 +52,52 @@ def as_text(render: Callable[[Console], None]) -> str:
     target = io.StringIO()
     render(Console(file=target, width=120, color_system=None))
     return target.getvalue()
+
+
+class Result:
+    """What a function found: a dataclass that is plain data, and can print itself."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, dicts and numbers, ready for `json.dumps`."""
+        return plain_fields(self)
+
+    def render(self, console: Console | None = None) -> None:
+        """Print it.
+
+        Args:
+            console: a rich console; standard output if None.
+        """
+        from rich.console import Console
+
+        self._print(console or Console())
+
+    def _print(self, console: Console) -> None:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return as_text(self.render)
+
+
+def plain(value: Any) -> Any:
+    """What JSON knows of a value: lists, dicts, texts, numbers; None for NaN and infinities."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return plain_fields(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # of NumPy
+        return plain(value.tolist())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain_fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, see `plain`."""
+    return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
 
 
 # Far beyond all that is measured; squares of it are finite.

@@ -18,7 +18,7 @@ from tfcompress.compression.compress import quantize_aware
 from tfcompress.conversion.convert import convert
 from tfcompress.conversion.verify import verify
 from tfcompress.files import writing
-from tfcompress.results import as_text, print_table
+from tfcompress.results import Result, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.run import Runner
@@ -61,7 +61,7 @@ class DemoRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class DemoResult:
+class DemoResult(Result):
     """What `demo` made: one row for each file, and the seconds that it took."""
 
     folder: str
@@ -69,20 +69,7 @@ class DemoResult:
     test_images: int
     seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        plain = dataclasses.asdict(self)
-        return {**plain, "rows": list(plain["rows"])}
-
-    def render(self, console: Console | None = None) -> None:
-        """Prints the table.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
         rows: list[tuple[Any, ...]] = [
             (
                 row.method,
@@ -102,9 +89,6 @@ class DemoResult:
         console.print(
             f"{self.seconds:.0f} seconds. The files are in {self.folder}", highlight=False
         )
-
-    def __str__(self) -> str:
-        return as_text(self.render)
 
 
 def demo(

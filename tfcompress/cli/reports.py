@@ -11,6 +11,7 @@ from typer import Argument, Option
 from tfcompress.cli.command import command
 from tfcompress.cli.options import Samples
 from tfcompress.cli.terminal import Progress
+from tfcompress.results import Result
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,22 +25,15 @@ _FORMS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class Written(Result):
     """A report that was written: where, and its bytes."""
 
     path: str
     bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return dataclasses.asdict(self)
-
-    def render(self, console: Console | None = None) -> None:
-        """Prints one line."""
-        from rich.console import Console
-
+    def _print(self, console: Console) -> None:
         line = f"{self.path}: {self.bytes / 1e6:.1f} MB, one file that needs no network"
-        (console or Console()).print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @command()

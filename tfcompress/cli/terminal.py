@@ -6,18 +6,17 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import typer
 
 from tfcompress import results
-from tfcompress.results import say
+from tfcompress.results import plain, say
 from tfcompress.tools.environments import Unavailable
 
 INTERRUPTED = 130  # What shells say of Ctrl-C.
@@ -192,18 +191,7 @@ def emit_table(rows: list[dict[str, str]], as_json: bool) -> None:
 
 def emit_json(value: Any) -> None:
     """Print plain data as JSON; no NaN, no NumPy numbers."""
-    print(json.dumps(_plain(value), indent=2, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON knows: no NaN or infinity, no NumPy numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def _console() -> Any:

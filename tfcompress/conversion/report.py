@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tfcompress.conversion import ranges
+from tfcompress.results import Result
 from tfcompress.tflite import flatbuffer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tfcompress.targets.result import Check
     from tfcompress.tflite.inspect import Inspection, OperatorInfo
 
@@ -30,7 +32,7 @@ class FloatOp:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Report(Result):
     """What came out of a conversion.
 
     Attributes:
@@ -59,14 +61,7 @@ class Report:
     exchanged: dict[str, Any] | None = None
     check: Check | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready data."""
-        plain = dataclasses.asdict(dataclasses.replace(self, check=None))
-        return plain | {"check": None if self.check is None else self.check.to_dict()}
-
-    def render(self, console: Console | None = None) -> None:
-        """Prints the report as a table."""
-        console = console or Console()
+    def _print(self, console: Console) -> None:
         table = Table(title=escape(f"{self.path}: {self.precision}, {self.io_dtype} in and out"))
         table.add_column("what")
         table.add_column("value")

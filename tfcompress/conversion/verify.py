@@ -21,7 +21,7 @@ from tfcompress.files import samples as samples_of
 from tfcompress.graph.flatten import flatten
 from tfcompress.layers.compressed import Compressed, is_compressed, require_advanced
 from tfcompress.layers.fake_quant import FakeQuant
-from tfcompress.results import as_text, print_table
+from tfcompress.results import Result, plain_fields, print_line, print_table
 from tfcompress.techniques import Quantize
 from tfcompress.tflite import flatbuffer, signature
 from tfcompress.tflite.run import Port, Runner, port
@@ -345,7 +345,7 @@ class OutputCheck:
 
 
 @dataclasses.dataclass(frozen=True)
-class Verification:
+class Verification(Result):
     """What `verify` found.
 
     Attributes:
@@ -385,17 +385,9 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`; NaN and infinity (no error at all) become None."""
-        return {"passed": self.passed, "rule": self.rule, **_plain(dataclasses.asdict(self))}
+        return {"passed": self.passed, "rule": self.rule, **plain_fields(self)}
 
-    def render(self, console: Console | None = None) -> None:
-        """Prints the verdict and a table.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
         rows: list[tuple[Any, ...]] = []
         for output in self.outputs:
             for pair, found in (("Keras, REF", output.keras), ("REF, XNNPACK", output.xnnpack)):
@@ -412,17 +404,6 @@ class Verification:
             ]
             print_table(console, "Error by layer, worst first", columns, rows)
         for note in self.notes:
-            console.print(f"note: {note}", markup=False, highlight=False)
+            print_line(console, f"note: {note}")
         verdict = "[green]passed[/]" if self.passed else "[red]failed[/]"
         console.print(f"{verdict}: {self.rule}")
-
-    def __str__(self) -> str:
-        return as_text(self.render)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.compression.logger import Weight
-from tfcompress.results import as_text, print_table
+from tfcompress.results import Result, print_table
 from tfcompress.surgery.base import SurgeryReport
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Shrunk:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Written:
+class Written(Result):
     """A model that was written, and the one that it was made from; base of what is told of both.
 
     Attributes:
@@ -79,20 +79,7 @@ class Written:
     seconds: float
     check: Check | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON-ready data."""
-        plain = dataclasses.asdict(dataclasses.replace(self, check=None))
-        return {**plain, "check": None if self.check is None else self.check.to_dict()}
-
-    def render(self, console: Console | None = None) -> None:
-        """Prints the result as tables.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
         surgery = self._surgery()
         if surgery is not None:
             rows = [(change.layer, change.detail) for change in surgery.changes]
@@ -108,9 +95,6 @@ class Written:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if self.check is not None:
             self.check.render(console)
-
-    def __str__(self) -> str:
-        return as_text(self.render)
 
     def _surgery(self) -> SurgeryReport | None:
         """What surgery did; None without one."""

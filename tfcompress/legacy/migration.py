@@ -7,13 +7,12 @@ import inspect
 import itertools
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -28,13 +27,17 @@ from tfcompress.legacy.rebuild import (
     plain_activations,
     wrappers_of,
 )
+from tfcompress.results import Result
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Largest difference of outputs, relative to the largest output, that rounding explains.
 TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
-class MigrationReport:
+class MigrationReport(Result):
     """What a migration did.
 
     Attributes:
@@ -60,13 +63,7 @@ class MigrationReport:
     relative_difference: float
     notes: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready data."""
-        return dataclasses.asdict(self)
-
-    def render(self, console: Console | None = None) -> None:
-        """Prints the report as a table."""
-        console = console or Console()
+    def _print(self, console: Console) -> None:
         title = f"{self.source} (tf_keras {self.keras_version}) -> {self.target}"
         table = Table("what", "value", title=escape(title))
         table.add_row("parameters", f"{self.parameters:,}")

@@ -8,14 +8,16 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
-from rich.console import Console
 
 from tfcompress.files import writing
-from tfcompress.results import Rows, print_table
+from tfcompress.results import Result, Rows, plain_fields, print_table
 from tfcompress.techniques import Prune
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Kind = Literal["sparsity", "bits"]
 
@@ -43,7 +45,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Result):
     """What each layer of a model loses by pruning and quantization.
 
     Attributes:
@@ -70,8 +72,7 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as JSON-ready data; None where a number is not finite."""
-        plain = {**dataclasses.asdict(self), "prune": None}
-        return {**_finite(plain), "prune": keras.saving.serialize_keras_object(self.prune)}
+        return {**plain_fields(self), "prune": keras.saving.serialize_keras_object(self.prune)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Sensitivity:
@@ -111,9 +112,8 @@ class Sensitivity:
                 f"{error!r}."
             ) from error
 
-    def render(self, console: Console | None = None) -> None:
-        """Prints the drop of each layer as one table of sparsities and one of bits."""
-        console = console or Console()
+    def _print(self, console: Console) -> None:
+        """Print the drop of each layer as one table of sparsities and one of bits."""
         what = "growth of the loss" if self.measure == "loss" else "drop of evaluate"
         known = ", ".join(f"{name} {value:.4g}" for name, value in self.baseline.items())
         for kind, unit in (("sparsity", "{:.4g}"), ("bits", "{} bits")):
@@ -158,14 +158,6 @@ class Sensitivity:
             figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
             writing.atomic_write(path, drawn.getvalue())
         return figure
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _or(numbers: dict[str, float | None], missing: float) -> dict[str, float]:

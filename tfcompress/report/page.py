@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfcompress.files.writing import atomic_write
-from tfcompress.results import VERSION
+from tfcompress.results import VERSION, plain
 
 FOLDER = Path(__file__).parent / "templates"
 SCRIPTS = ("tables.js", "report.js")
@@ -41,7 +41,7 @@ def write_page(
         .get_template(template)
         .render(
             **values,
-            data=finite(data),
+            data=plain(data),
             policy=_policy(plotly, script),
             # Files of the package, not of a user.
             style=_safe(_own("style.css")),
@@ -107,17 +107,6 @@ def _policy(*scripts: str) -> str:
 
 MISSING = "–"
 MINUS = "−"
-
-
-def finite(value: Any) -> Any:
-    """Plain data for JSON: NaN, infinities and what is not there become None."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if hasattr(value, "tolist"):
-        return finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(value: float | None, digits: int = 0, sign: bool = False) -> str:

@@ -14,7 +14,7 @@ from keras import KerasTensor, tree
 from tfcompress.graph.inputs import require_model
 from tfcompress.graph.layers import Parameter
 from tfcompress.graph.nodes import Graph, Node
-from tfcompress.results import Rows, as_text, print_table
+from tfcompress.results import Result, Rows, plain, print_table
 from tfcompress.surgery.macs import macs_by_node, params_of
 from tfcompress.surgery.shapes import Shape, Specs, asked_shapes, graph_to_read, size, specs_of
 
@@ -46,7 +46,7 @@ class ProfileRow:
 
 
 @dataclasses.dataclass(frozen=True)
-class Profile:
+class Profile(Result):
     """What `profile` found; prints as tables.
 
     Attributes:
@@ -97,14 +97,10 @@ class Profile:
             "peak_layer": self.peak.name,
             "unknown": list(self.unknown),
             "open_shapes": list(self.open_shapes),
-            "rows": [_plain(row) for row in self.rows],
+            "rows": plain(self.rows),
         }
 
-    def render(self, console: Console | None = None) -> None:
-        """Prints tables to a rich console; to standard output if None."""
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
         columns = "layer,type,output,params >,MACs >,activation bytes >,alive bytes >"
         rows: Rows = []
         for row in self.rows:
@@ -123,9 +119,6 @@ class Profile:
         if self.open_shapes:
             sums.append(("inputs with axes counted as 1", ", ".join(self.open_shapes)))
         print_table(console, "In sum, for one sample", "what,value", sums)
-
-    def __str__(self) -> str:
-        return as_text(self.render)
 
 
 def profile(
@@ -220,10 +213,6 @@ def _without_batch(node: Node, spec: KerasTensor) -> Shape:
     shape = tuple(spec.shape)
     batch = not isinstance(node.operation, Parameter) and shape[:1] in ((1,), (None,))
     return shape[1:] if batch else shape
-
-
-def _plain(row: ProfileRow) -> dict[str, Any]:
-    return {**dataclasses.asdict(row), "shapes": [list(shape) for shape in row.shapes]}
 
 
 def _text(shapes: tuple[Shape, ...]) -> str:

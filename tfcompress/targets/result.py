@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tfcompress.results import Rows, as_text, print_table
+from tfcompress.results import Result, Rows, plain_fields, print_line, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,9 +63,13 @@ class Part:
         """How many operators."""
         return self.last - self.first + 1
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with the count."""
+        return {**plain_fields(self), "count": self.count}
+
 
 @dataclasses.dataclass(frozen=True)
-class Check:
+class Check(Result):
     """Everything `check` found."""
 
     path: str
@@ -120,29 +124,22 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dicts and numbers, ready for `json.dumps`."""
-        plain = dataclasses.asdict(self)
-        plain["parts"] = [{**dataclasses.asdict(p), "count": p.count} for p in self.parts]
         worked_out = {"passed": self.passed, "mapped": self.mapped, "mends": list(self.mends)}
         # The target's own tool has the last word.
-        return {**worked_out, "is_rule_check": True, "real_tool": self.real_tool, **plain}
+        return {
+            **worked_out,
+            "is_rule_check": True,
+            "real_tool": self.real_tool,
+            **super().to_dict(),
+        }
 
-    def render(self, console: Console | None = None) -> None:
-        """Print a summary, what is not mapped and why, and what to do.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
+        """Print a summary, what is not mapped and why, and what to do."""
         _render_summary(self, console)
         _render_unmapped(self, console)
         _render_findings(self, console)
         _lines(console, "What to do", self.mends)
-        console.print(caution(self), markup=False, highlight=False)
-
-    def __str__(self) -> str:
-        return as_text(self.render)
+        print_line(console, caution(self))
 
 
 def _render_summary(found: Check, console: Console) -> None:
@@ -220,11 +217,11 @@ def _render_findings(found: Check, console: Console) -> None:
 
 def _lines(console: Console, title: str, lines: tuple[str, ...] | list[str]) -> None:
     if lines:
-        console.print(f"{title}:", markup=False, highlight=False)
+        print_line(console, f"{title}:")
     for line in lines[:_ROWS]:
-        console.print(f"  - {line}", markup=False, highlight=False)
+        print_line(console, f"  - {line}")
     if len(lines) > _ROWS:
-        console.print(f"  - and {len(lines) - _ROWS} more", markup=False, highlight=False)
+        print_line(console, f"  - and {len(lines) - _ROWS} more")
 
 
 def caution(found: Check) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress.results import as_text, print_table
+from tfcompress.results import Result, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.run import cannot_run, ports
@@ -36,7 +36,7 @@ class FileBenchmark:
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Result):
     """What `benchmark` measured, in the order of the files."""
 
     files: tuple[FileBenchmark, ...]
@@ -45,19 +45,7 @@ class Benchmark:
     threads: int
     rounds: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain lists, dicts and numbers, ready for `json.dumps`."""
-        plain = dataclasses.asdict(self)
-        return {**plain, "files": list(plain["files"])}
-
-    def render(self, console: Console | None = None) -> None:
-        """Print a table.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
+    def _print(self, console: Console) -> None:
         rows: list[tuple[Any, ...]] = []
         for f in self.files:
             times = (f"{ms:.3f}" for ms in (f.median_ms, f.p90_ms, f.min_ms))
@@ -65,10 +53,7 @@ class Benchmark:
             rows.append((f.path, *times, f"{f.ratio:.2f}x", *sizes))
         columns = "file,median ms >,p90 ms >,min ms >,latency >,bytes >,zipped >,activations >"
         title = f"{self.rounds} rounds of {self.runs} runs, {self.threads} thread(s)"
-        print_table(console or Console(), title, columns, rows)
-
-    def __str__(self) -> str:
-        return as_text(self.render)
+        print_table(console, title, columns, rows)
 
 
 def benchmark(

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tfcompress.results import Rows, as_text, print_table
+from tfcompress.results import Result, Rows, plain_fields, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import metadata_of
 from tfcompress.tflite.metadata.types import Metadata, print_metadata
@@ -328,6 +328,11 @@ class TensorInfo:
         """True if it was counted as a weight."""
         return self.entropy_bytes is not None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with what follows from the scales."""
+        grid = {"scale_count": self.scale_count, "scale": self.scale, "zero_point": self.zero_point}
+        return {**plain_fields(self), **grid}
+
 
 @dataclasses.dataclass(frozen=True)
 class OperatorInfo:
@@ -401,7 +406,7 @@ class MetadataInfo:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspection:
+class Inspection(Result):
     """Everything `inspect` found; constants that several tensors share are counted once."""
 
     path: str
@@ -427,10 +432,6 @@ class Inspection:
     model_metadata: Metadata | None  # names, labels and so on, see `tfcompress.Metadata`
     model_metadata_problem: str | None  # why it cannot be read, if it cannot
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain lists, dicts and numbers, ready for `json.dumps`."""
-        return _plain(self)
-
     def render(self, console: Console | None = None, *, details: bool = False) -> None:
         """Print tables.
 
@@ -452,24 +453,6 @@ class Inspection:
             print_table(console, "Computed in float", "layer,operator,dtype", rows)
         if details:
             _render_details(self, console)
-
-    def __str__(self) -> str:
-        return as_text(self.render)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        plain = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, TensorInfo):
-            extra = ("scale_count", "scale", "zero_point")
-            plain |= {name: _plain(getattr(value, name)) for name in extra}
-        return plain
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    # JSON has no NaN and no infinity.
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _render_summary(found: Inspection, console: Console) -> None:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.errors import expected_one_of
-from tfcompress.results import as_text, print_table
+from tfcompress.results import Result, plain, print_line, print_table
 from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Status
 from tfcompress.tools.environments import Unavailable
 from tfcompress.tools.subject import Subject, read_subject
@@ -58,7 +58,7 @@ class ToolResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class Acceptance:
+class Acceptance(Result):
     """What the tools said of a file.
 
     Attributes:
@@ -87,24 +87,16 @@ class Acceptance:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
-        results = [dataclasses.asdict(result) for result in self.results]
         return {
             "path": self.path,
             "passed": self.passed,
             "counts": self.counts,
-            "results": results,
+            "results": plain(self.results),
             "notes": list(self.notes),
         }
 
-    def render(self, console: Console | None = None) -> None:
-        """Print a table of the tools, then the reasons of those that did not pass.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
+        """Print a table of the tools, then the reasons of those that did not pass."""
         rows: list[tuple[Any, ...]] = [
             (result.tool, result.status, told(result.figures), f"{result.seconds:.1f}")
             for result in self.results
@@ -112,16 +104,13 @@ class Acceptance:
         print_table(console, f"{self.path}: what tools say", "tool,status,figures,seconds >", rows)
         for result in self.results:
             if result.reason:
-                line = f"{result.tool} ({result.title}): {result.status}: {result.reason}"
-                console.print(line, markup=False, highlight=False)
+                said = f"{result.tool} ({result.title}): {result.status}: {result.reason}"
+                print_line(console, said)
         for note in self.notes:
-            console.print(f"note: {note}", markup=False, highlight=False)
+            print_line(console, f"note: {note}")
         verdict = "accepted" if self.passed else "NOT accepted"
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
-        console.print(f"{verdict}: {counts}", markup=False, highlight=False)
-
-    def __str__(self) -> str:
-        return as_text(self.render)
+        print_line(console, f"{verdict}: {counts}")
 
 
 def accept(

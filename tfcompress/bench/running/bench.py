@@ -15,6 +15,7 @@ from tfcompress.bench.running.results import ResultsFile, Row, latest, machines,
 from tfcompress.bench.running.turns import Progress, Running, Work, check_data_dir, make_plan
 from tfcompress.bench.summaries import summarize
 from tfcompress.files import writing
+from tfcompress.results import Result, plain, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ RESULTS = "tfcompress-bench.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchResult:
+class BenchResult(Result):
     """What a benchmark found; prints as tables.
 
     Attributes:
@@ -45,33 +46,25 @@ class BenchResult:
             "results": self.results,
             "report": self.report,
             "machines": machines(self.rows),
-            "methods": [dataclasses.asdict(each) for each in summaries],
-            "contests": [dataclasses.asdict(each) for each in contests(summaries)],
-            "pairs": [dataclasses.asdict(each) for each in pairs(summaries)],
+            "methods": plain(summaries),
+            "contests": plain(contests(summaries)),
+            "pairs": plain(pairs(summaries)),
         }
 
-    def render(self, console: Console | None = None) -> None:
-        """Prints the tables.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
         for table in tables.all_tables(self.rows, console.width):
             table.render(console)
         found = contests(summarize(self.rows))
         if any(each.peer for each in found):
-            console.print(tables.tally(found), markup=False, highlight=False)
+            print_line(console, tables.tally(found))
         for row in self.rows:
             if row["kind"] == "run" and row["status"] != "ok":
                 line = f"{row['task']}, seed {row['seed']}, {row['method']} failed: {row['error']}"
-                console.print(line, markup=False, highlight=False)
+                print_line(console, line)
         where = f"Measured on {tables.machine_line(self.rows)}"
-        console.print(where, markup=False, highlight=False)
+        print_line(console, where)
         where = f"Results: {self.results}" + (f"; report: {self.report}" if self.report else "")
-        console.print(where, markup=False, highlight=False)
+        print_line(console, where)
 
 
 def bench(

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tfcompress.report.page import finite
-from tfcompress.results import is_number
+from tfcompress.results import is_number, plain
 
 Row = dict[str, Any]
 FORMS = ("full", "short")
@@ -150,9 +149,10 @@ class ResultsFile:
 
     def append(self, row: Row) -> None:
         """Writes one line; it is on the disk when this returns."""
-        row = finite(row)
+        text = json.dumps(plain(row), allow_nan=False)
+        row = json.loads(text)  # as it will be read again
         _check(row, "a new line")
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        self._file.write(text.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows.append(row)

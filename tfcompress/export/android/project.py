@@ -17,7 +17,7 @@ from tfcompress.export.android.reference import make_reference
 from tfcompress.export.android.tensors import Interface, Tensor, read_interface
 from tfcompress.files import writing
 from tfcompress.files.writing import PathLike
-from tfcompress.results import Rows, as_text, print_table
+from tfcompress.results import Result, Rows, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import Metadata, read_metadata
 
@@ -31,7 +31,7 @@ _BUILD_FILES = ("build.gradle.kts", "build.gradle")
 
 
 @dataclasses.dataclass(frozen=True)
-class AndroidReport:
+class AndroidReport(Result):
     """What was made.
 
     Attributes:
@@ -57,19 +57,8 @@ class AndroidReport:
     files: tuple[str, ...]
     to_add: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain lists, dicts and numbers, ready for `json.dumps`."""
-        return dataclasses.asdict(self)
-
-    def render(self, console: Console | None = None) -> None:
-        """Print what was made, and what is left to do.
-
-        Args:
-            console: a rich console; standard output if None.
-        """
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
+        """Print what was made, and what is left to do."""
         rows: Rows = [
             ("class", f"{self.package}.{self.model_class}"),
             ("LiteRT API", self.api),
@@ -85,9 +74,6 @@ class AndroidReport:
             console.print("Add to the module's build file:", markup=False)
             for line in self.to_add:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-
-    def __str__(self) -> str:
-        return as_text(self.render)
 
 
 def _told(tensor: Tensor) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tfcompress.results import Rows, as_text, print_table
+from tfcompress.results import Result, Rows, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ class Port:
 
 
 @dataclasses.dataclass(frozen=True)
-class CArray:
+class CArray(Result):
     """The files for a microcontroller, and the memory that they ask for.
 
     Attributes:
@@ -52,15 +52,7 @@ class CArray:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain lists, dicts and numbers, ready for `json.dumps`."""
-        return dataclasses.asdict(self)
-
-    def render(self, console: Console | None = None) -> None:
-        """Print tables; to standard output if no rich console is given."""
-        from rich.console import Console
-
-        console = console or Console()
+    def _print(self, console: Console) -> None:
         if self.arena_bytes is None:
             lower = f"at least {self.arena_lower_bound:,} bytes, an estimate"
             arena = f"not measured ({self.arena_note}); {lower}"
@@ -77,9 +69,6 @@ class CArray:
         ports += [("output", port) for port in self.outputs]
         rows = [(kind, p.name, list(p.shape), p.dtype, _quantization(p)) for kind, p in ports]
         print_table(console, "Inputs and outputs", ",name,shape,dtype,quantization", rows)
-
-    def __str__(self) -> str:
-        return as_text(self.render)
 
 
 def _quantization(port: Port) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfcompress.errors import expected_one_of
-from tfcompress.results import Rows, print_table
+from tfcompress.results import Rows, plain_fields, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,13 +117,7 @@ class Metadata:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain texts, numbers, lists and dicts, as `load_metadata` takes them."""
-        plain: dict[str, Any] = {key: getattr(self, key) for key in _TEXTS}
-        for key, side in self.sides.items():
-            plain[key] = [
-                {k: list(v) if isinstance(v, tuple) else v for k, v in vars(entry).items()}
-                for entry in side
-            ]
-        return plain
+        return plain_fields(self)
 
 
 def short(value: float) -> float:
