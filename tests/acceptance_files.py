@@ -72,16 +72,13 @@ def made_up_tools(folder):
     """Writes modules of tools as `accept` asks them."""
     for name, body in TOOLS.items():
         (folder / f"made_up_{name}.py").write_text(
-            "from tfcompress.tools.driving import NotApplicable, Outcome, Refused\n"
+            "from tfcompress.tools.driving import NotApplicable, Outcome, Refused, Tool\n"
             "from tfcompress.tools.environments import Unavailable\n"
-            f"TITLE = '{name.capitalize()} 1.0'\n"
             "def run(file):\n"
             f"    {body}\n"
-        )
-    with open(folder / "made_up_tuned.py", "a") as file:
-        file.write(
-            "def _check(value):\n"
+            "def check(value):\n"
             "    if value not in ('slow', 'fast'):\n"
             "        raise ValueError(f'received {value!r}; expected slow or fast.')\n"
-            "OPTIONS = {'speed': _check}\n"
+            f"options = {{'speed': check}} if '{name}' == 'tuned' else {{}}\n"
+            f"TOOL = Tool('{name.capitalize()} 1.0', run, options)\n"
         )

@@ -8,7 +8,7 @@ from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 from tfcompress.conversion.exchange import PRECISIONS, check_exchange, exchange
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.signature import io_names
-from tfcompress.tools import onnxruntime, openvino
+from tfcompress.tools import runtimes
 from tfcompress.tools.driving import Answer, Refused
 from tfcompress.tools.subject import run_reference
 
@@ -60,7 +60,7 @@ def answering(file_names, shift):
 
 
 def test_report_and_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnxruntime, "onnx", answering(["model.onnx"], 1))
+    monkeypatch.setattr(runtimes, "onnx", answering(["model.onnx"], 1))
     target = tmp_path / "small.onnx"
     assert exchange("onnx", two_layers(), target) == {
         "format": "onnx",
@@ -79,7 +79,7 @@ def test_what_is_written_is_the_whole_not_its_operators_alone(tmp_path, monkeypa
         answer = answering([], 1 if alone else 2)(data, inputs)
         return Answer(answer.outputs, answer.figures, {"model.onnx": b"no" if alone else b"yes"})
 
-    monkeypatch.setattr(onnxruntime, "onnx", run)
+    monkeypatch.setattr(runtimes, "onnx", run)
     report = exchange("onnx", two_layers(), tmp_path / "m.onnx")
     assert report["compared"] == {"max LSB": 2, "max LSB of an op": 1}
     assert "adds up to 2 LSB" in report["remark"]
@@ -87,7 +87,7 @@ def test_what_is_written_is_the_whole_not_its_operators_alone(tmp_path, monkeypa
 
 
 def test_files_that_compute_something_else_are_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(openvino, "openvino", answering(["model.xml", "model.bin"], 9))
+    monkeypatch.setattr(runtimes, "openvino", answering(["model.xml", "model.bin"], 9))
     with pytest.raises(ValueError, match=r"computes something else: .*differ.* by 9 LSB"):
         exchange("openvino", two_layers(), tmp_path / "m.xml")
     assert list(tmp_path.iterdir()) == []
@@ -97,7 +97,7 @@ def test_refusal_names_the_precisions(tmp_path, monkeypatch):
     def refuse(data, inputs):
         raise Refused("KeyError: 17")
 
-    monkeypatch.setattr(onnxruntime, "onnx", refuse)
+    monkeypatch.setattr(runtimes, "onnx", refuse)
     said = r"cannot be made of this file: KeyError: 17\. Expected .* float32, float16, dynamic"
     with pytest.raises(ValueError, match=said):
         exchange("onnx", two_layers(), tmp_path / "m.onnx")
@@ -124,7 +124,7 @@ def test_note_of_the_kernels_is_told(tmp_path, monkeypatch):
         outputs = [[np.where(x > 0, x, np.expm1(x)) for x in s.values()] for s in inputs]
         return Answer(outputs, {"ops": 1, "weights": ""}, {"model.onnx": b"made"})
 
-    monkeypatch.setattr(onnxruntime, "onnx", run)
+    monkeypatch.setattr(runtimes, "onnx", run)
     report = exchange("onnx", data, tmp_path / "m.onnx")
     assert report["compared"]["max relative"] < 1e-5
     assert report["remark"] == "LiteRT's reference kernels lack ELU: its optimized ones instead"
@@ -134,14 +134,14 @@ def test_note_of_the_kernels_is_told(tmp_path, monkeypatch):
     ("tool", "format", "name", "said"),
     [
         (
-            (onnxruntime, "onnx"),
+            (runtimes, "onnx"),
             "onnx",
             "m.onnx",
             "ValidationError: No Op registered for TFL_GELU with domain_version of 18 ==> Context: "
             "Bad node spec for node. Name: model/dense/Gelu/mul_2;model/dense/Gelu/m",
         ),
         (
-            (openvino, "openvino"),
+            (runtimes, "openvino"),
             "openvino",
             "m.xml",
             "RuntimeError: FrontEnd API failed with OpConversionFailure: No translator found for "
@@ -167,6 +167,6 @@ def test_long_refusals_end_with_a_word(tmp_path, monkeypatch):
     def refuse(data, inputs):
         raise Refused("ValueError: bad node " + "first/long/name " * 30)
 
-    monkeypatch.setattr(onnxruntime, "onnx", refuse)
+    monkeypatch.setattr(runtimes, "onnx", refuse)
     with pytest.raises(ValueError, match=r"first/long/name \.\.\.\. Expected a file of precision"):
         exchange("onnx", two_layers(), tmp_path / "m.onnx")

@@ -9,8 +9,8 @@ from conftest import run_tflite
 
 from tfcompress.conversion.convert import convert
 from tfcompress.conversion.exchange import PRECISIONS, exchange
-from tfcompress.tools import onnxruntime, openvino
 from tfcompress.tools.environments import Unavailable, python_environment
+from tfcompress.tools.runtimes import ONNX_LIBRARY, OPENVINO_LIBRARY
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def made(float_cnn, qat_cnn, images, tmp_path_factory):
 
 
 def test_onnx_int8_is_qdq_and_equal(made, images, tmp_path):
-    interpreter = python("onnx", onnxruntime.PACKAGES)
+    interpreter = python("onnx", ONNX_LIBRARY.packages)
     file, x = made("int8")
     report = exchange("onnx", file.read_bytes(), tmp_path / "m.onnx", samples=images[0][:20])
     assert report["files"] == {str(tmp_path / "m.onnx"): (tmp_path / "m.onnx").stat().st_size}
@@ -84,7 +84,7 @@ def test_onnx_int8_is_qdq_and_equal(made, images, tmp_path):
 
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS["onnx"] if p != "int8"])
 def test_onnx_of_float_precisions(made, images, tmp_path, precision):
-    interpreter = python("onnx", onnxruntime.PACKAGES)
+    interpreter = python("onnx", ONNX_LIBRARY.packages)
     file, x = made(precision)
     exchange("onnx", file.read_bytes(), tmp_path / "m.onnx")
     values, _, stored = asked(interpreter, RUN_ONNX, tmp_path / "m.onnx", x)
@@ -97,7 +97,7 @@ def test_onnx_of_float_precisions(made, images, tmp_path, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS["openvino"])
 def test_openvino(made, images, tmp_path, precision):
-    interpreter = python("openvino", openvino.PACKAGES)
+    interpreter = python("openvino", OPENVINO_LIBRARY.packages)
     file, x = made(precision)
     report = exchange("openvino", file.read_bytes(), tmp_path / "m.xml", samples=images[0][:20])
     assert {p.name for p in tmp_path.iterdir()} == {"m.xml", "m.bin"}
@@ -112,8 +112,8 @@ def test_openvino(made, images, tmp_path, precision):
 
 @pytest.mark.parametrize(("format", "name"), [("onnx", "m.onnx"), ("openvino", "m.xml")])
 def test_int4_is_refused(made, tmp_path, format, name):
-    python("onnx", onnxruntime.PACKAGES)
-    python("openvino", openvino.PACKAGES)
+    python("onnx", ONNX_LIBRARY.packages)
+    python("openvino", OPENVINO_LIBRARY.packages)
     file, _ = made("int4")
     with pytest.raises(ValueError, match=r"cannot be made of this file.*Expected a file of"):
         exchange(format, file.read_bytes(), tmp_path / name)

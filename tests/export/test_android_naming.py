@@ -6,13 +6,13 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from tfcompress.export.android.contents import fill
 from tfcompress.export.android.naming import (
     KEYWORDS,
     android_text,
     check_package,
     class_base,
     file_base,
-    fill,
     identifiers,
     kotlin_text,
 )

@@ -10,8 +10,8 @@ from android_files import classifier, several
 from conftest import run_tflite
 from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
-from tfcompress.export.android import apk_tool, checking, kotlin_tool
-from tfcompress.export.android import kotlin as generated
+from tfcompress.export.android import checking
+from tfcompress.export.android import contents as generated
 from tfcompress.export.android.project import android_project
 from tfcompress.export.android.tensors import Tensor
 from tfcompress.tools.driving import NotApplicable, Refused
@@ -48,10 +48,10 @@ def test_numpy_formulas_are_those_of_litert(tmp_path, dtype):
     # LiteRT rounds halves away from zero, fake-quantization up: none of them is drawn.
     values = np.random.default_rng(0).uniform(-30, 30, (1, 1, 1000)).astype("float32")
     entry = Tensor("q", "q", (1, 1000), dtype, float(np.float32(scale)), zero)
-    stored = kotlin_tool.quantize(entry, values[0])
+    stored = checking.quantize(entry, values[0])
     assert stored.dtype == dtype
     np.testing.assert_array_equal(
-        kotlin_tool.dequantize(entry, stored), run_tflite(path, values[0])[0][None]
+        checking.dequantize(entry, stored), run_tflite(path, values[0])[0][None]
     )
     assert (np.ptp(stored.astype(int)) == 255) == (dtype != "int16")  # some beyond the range
 
@@ -69,7 +69,7 @@ def test_numpy_formulas_are_those_of_litert(tmp_path, dtype):
     ],
 )
 def test_app_compiles_and_computes_what_numpy_does(subject, data, api, numbers):
-    outcome = kotlin_tool.run(subject(data))
+    outcome = checking.ask_kotlin(subject(data))
     assert (outcome.status, outcome.reason) == ("passed", "")
     assert outcome.figures["LiteRT API"] == api
     assert outcome.figures["equal numbers"] == numbers
@@ -97,7 +97,7 @@ def test_wrong_kotlin_fails(subject, monkeypatch, template, right, wrong, reason
         return text.replace(right, wrong) if name == template else text
 
     monkeypatch.setattr(generated, "fill", fill)
-    outcome = kotlin_tool.run(subject(classifier()))
+    outcome = checking.ask_kotlin(subject(classifier()))
     assert outcome.status == "failed"
     assert reason in outcome.reason
 
@@ -106,7 +106,7 @@ def test_files_that_no_app_can_run_are_not_applicable(subject):
     file = subject(several(types=("float32", "int32", "bool", "float32")))
     file.path.write_bytes(b"no model")
     with pytest.raises(NotApplicable, match=r"is not a \.tflite file"):
-        kotlin_tool.run(file)
+        checking.ask_kotlin(file)
 
 
 CHECK = """
@@ -210,7 +210,7 @@ def test_gradle_files_are_kotlin(tmp_path):
 
 @pytest.mark.slow
 def test_apk_holds_the_model(subject):
-    outcome = apk_tool.run(subject(classifier("uint8")))
+    outcome = checking.ask_apk(subject(classifier("uint8")))
     assert (outcome.status, outcome.reason) == ("passed", "")
     assert outcome.figures["APK bytes"] > 10_000
 
@@ -252,5 +252,5 @@ def test_what_is_wrong_with_a_model_in_an_apk(subject, compressed, padding, chan
         entry.compress_type = compressed
         entry.extra = bytes(padding)
         archive.writestr(entry, file.data + change)
-    found = apk_tool.check_model(made, "assets/x.tf", file)
+    found = checking.check_model(made, "assets/x.tf", file)
     assert (reason in found) if reason else found == ""

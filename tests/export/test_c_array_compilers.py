@@ -131,14 +131,14 @@ def test_types_that_are_filled_and_printed_compile(tmp_path):
 
 
 def test_tflite_micro_measures_an_arena_that_is_enough_and_not_more():
-    from tfcompress.tools import tflm
+    from tfcompress.tools.runtimes import TFLM
 
     data = colours("float32")
     try:
         size, note = measure_arena(data, "a file")
     except Unavailable as error:
         pytest.skip(str(error))
-    assert note == f"measured by {tflm.TITLE} on a 64-bit machine"
+    assert note == f"measured by {TFLM.title} on a 64-bit machine"
     assert size % 16 == 0
     # Input and output at least, and not much more than what describes them.
     assert 8 * 8 * 3 * 4 + 3 * 4 < size < 8 * 8 * 3 * 4 + 3 * 4 + 8192

@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tfcompress.tools import tflm as tflm_tool
 from tfcompress.tools import vela as vela_tool
 from tfcompress.tools.environments import python_environment, run_tool
+from tfcompress.tools.runtimes import TFLM_LIBRARY
 
 _EACH = """
 import json, os, sys
@@ -108,7 +108,7 @@ def vela(files, accelerator):
 def tflm(files):
     """Tells of each file whether TensorFlow Lite Micro loads and runs it."""
     with tempfile.TemporaryDirectory() as folder:
-        said = _ask(_TFLM, tflm_tool.PACKAGES, "tflm", files, folder, [])
+        said = _ask(_TFLM, TFLM_LIBRARY.packages, "tflm", files, folder, [])
     return [answer == "runs" for answer in said]
 
 

@@ -1,6 +1,7 @@
 """`accept`: statuses, verdict, bad names, and the command; with tools made up for the purpose."""
 
 import json
+import pkgutil
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 from tfcompress.cli import shipping, terminal
 from tfcompress.tools import accept as module
 from tfcompress.tools.accept import accept, list_tools
+from tfcompress.tools.driving import Tool
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def tools(tmp_path, monkeypatch):
     folder.mkdir()
     made_up_tools(folder)
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(module, "TOOLS", {name: f"made_up_{name}" for name in TOOLS})
+    monkeypatch.setattr(module, "TOOLS", {name: f"made_up_{name}:TOOL" for name in TOOLS})
     yield
     for name in TOOLS:
         sys.modules.pop(f"made_up_{name}", None)
@@ -46,9 +48,11 @@ def run(capsys):
     return run
 
 
-def test_real_tools_are_found_by_their_modules():
+def test_real_tools_are_found_by_their_names():
     assert {"arm64", "litertjs", "mediapipe", "onnxruntime", "openvino"} <= set(list_tools())
     assert {"tflite_support", "tflm", "vela"} <= set(list_tools())
+    for place in module.TOOLS.values():
+        assert isinstance(pkgutil.resolve_name(place), Tool)
 
 
 @pytest.mark.parametrize(

@@ -9,24 +9,18 @@ from tfcompress.conversion.convert import convert
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.flatbuffer import read
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, add_metadata
-from tfcompress.tools import (
-    arm64,
-    comparison,
-    litertjs,
-    mediapipe,
-    onnxruntime,
-    openvino,
-    tflite_support,
-    tflm,
-    vela,
-)
+from tfcompress.tools import arm64, comparison, litertjs, mediapipe, tflite_support, vela
 from tfcompress.tools.accept import ask
 from tfcompress.tools.driving import Refused
+from tfcompress.tools.runtimes import ONNXRUNTIME, OPENVINO, TFLM, arena_bytes
 from tfcompress.tools.subject import read_subject
+
+ARM64, LITERTJS, MEDIAPIPE = arm64.TOOL, litertjs.TOOL, mediapipe.TOOL
+TFLITE_SUPPORT, VELA = tflite_support.TOOL, vela.TOOL
 
 pytestmark = pytest.mark.slow
 
-RUNNERS = [tflm, openvino, onnxruntime, arm64]
+RUNNERS = [TFLM, OPENVINO, ONNXRUNTIME, ARM64]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +54,7 @@ def test_int8_is_accepted(made, tool):
     if "max LSB of an op" in found.figures:
         assert found.figures["max LSB of an op"] == 1
     else:
-        assert found.figures["max LSB"] <= (0 if tool in (tflm, arm64) else 1)
+        assert found.figures["max LSB"] <= (0 if tool in (TFLM, ARM64) else 1)
     assert found.figures.get("bit-identical", "yes") == "yes"
 
 
@@ -87,25 +81,25 @@ def test_float_is_accepted_within_a_relative_tolerance(made, tool):
 
 def test_tflm_tells_the_arena(made):
     file = made("int8", "int8")
-    found = asked(tflm, file)
-    arena = tflm.arena_bytes(file.data)
+    found = asked(TFLM, file)
+    arena = arena_bytes(file.data)
     assert found.figures["arena bytes"] == arena
     activations = activation_bytes(read(file.data))
     assert activations < arena < activations + 20_000
 
 
 def test_tflm_refuses_float16_in_its_own_words(made):
-    asked(tflm, made("float32"))
-    found = ask(tflm, made("float16"))
+    asked(TFLM, made("float32"))
+    found = ask(TFLM, made("float16"))
     assert found.status == "failed"
     assert "Node DEQUANTIZE" in found.reason
     with pytest.raises(Refused, match="Node DEQUANTIZE"):
-        tflm.arena_bytes(made("float16").data)
+        arena_bytes(made("float16").data)
 
 
 @pytest.mark.parametrize("accelerator", ["ethos-u55-64", "ethos-u65-512", "ethos-u85-256"])
 def test_vela_maps_all_of_int8(made, accelerator):
-    found = asked(vela, made("int8", "int8", accelerator=accelerator))
+    found = asked(VELA, made("int8", "int8", accelerator=accelerator))
     assert found.status == "passed", found
     assert found.figures["accelerator"] == accelerator
     assert found.figures["CPU ops"] == 0
@@ -114,30 +108,30 @@ def test_vela_maps_all_of_int8(made, accelerator):
 
 
 def test_vela_leaves_float_edges_and_float_files_to_the_cpu(made):
-    edges = asked(vela, made("int8"))
+    edges = asked(VELA, made("int8"))
     assert (edges.status, edges.figures["CPU ops"]) == ("failed", 2)
-    floats = ask(vela, made("float32"))
+    floats = ask(VELA, made("float32"))
     assert (floats.status, floats.figures["NPU ops"]) == ("failed", 0)
     assert "unsupported DataType Float32" in floats.reason
 
 
 def test_litertjs_runs_files_with_float_inputs(made):
-    found = asked(litertjs, made("int8"))
+    found = asked(LITERTJS, made("int8"))
     assert found.status == "passed", found
     assert found.figures["max LSB"] <= 1
     for precision in ("float32", "float16", "dynamic_int8"):
-        assert ask(litertjs, made(precision)).status == "passed"
+        assert ask(LITERTJS, made(precision)).status == "passed"
 
 
 def test_litertjs_is_not_for_int8_inputs(made):
-    found = ask(litertjs, made("int8", "int8"))
+    found = ask(LITERTJS, made("int8", "int8"))
     assert found.status == "not applicable"
     assert "'image' is int8" in found.reason
     assert 'io_dtype="float32"' in found.reason
 
 
 def test_litertjs_notices_other_outputs(made, monkeypatch):
-    assert asked(litertjs, other_order(made("int8"), monkeypatch)).status == "failed"
+    assert asked(LITERTJS, other_order(made("int8"), monkeypatch)).status == "failed"
 
 
 @pytest.fixture
@@ -153,7 +147,7 @@ def described(made):
     return dataclasses.replace(file, data=add_metadata(file.data, metadata))
 
 
-@pytest.mark.parametrize("tool", [mediapipe, tflite_support])
+@pytest.mark.parametrize("tool", [MEDIAPIPE, TFLITE_SUPPORT])
 def test_readers_agree_on_metadata(described, tool):
     found = asked(tool, described)
     assert found.status == "passed", found
@@ -161,25 +155,25 @@ def test_readers_agree_on_metadata(described, tool):
 
 
 def test_tflite_support_does_not_apply_without_metadata(made):
-    found = ask(tflite_support, made("int8"))
+    found = ask(TFLITE_SUPPORT, made("int8"))
     assert found.status == "not applicable"
     assert "no metadata" in found.reason
 
 
 def test_mediapipe_fails_on_a_float_image_without_metadata(made):
-    found = asked(mediapipe, made("int8"))
+    found = asked(MEDIAPIPE, made("int8"))
     assert found.status == "failed"
     assert "requires specifying NormalizationOptions metadata" in found.reason
 
 
 def test_mediapipe_takes_a_uint8_image_without_metadata(made):
-    found = asked(mediapipe, made("int8", "uint8"))
+    found = asked(MEDIAPIPE, made("int8", "uint8"))
     assert (found.status, found.figures["labels"]) == ("passed", 0)
 
 
 def test_mediapipe_does_not_take_int8(made, described):
     file = dataclasses.replace(made("int8", "int8"), data=described.data)
-    found = ask(mediapipe, file)
+    found = ask(MEDIAPIPE, file)
     assert (found.status, "the input is int8" in found.reason) == ("not applicable", True)
 
 
@@ -196,7 +190,7 @@ def test_mediapipe_normalizes_as_the_metadata_says(described, made):
     assert np.abs(task.scores - other.scores).max() > 0.001
 
 
-@pytest.mark.parametrize("tool", [tflm, openvino, onnxruntime, vela, arm64, litertjs])
+@pytest.mark.parametrize("tool", [TFLM, OPENVINO, ONNXRUNTIME, VELA, ARM64, LITERTJS])
 def test_without_an_environment_it_is_not_run(made, tool, tmp_path, monkeypatch):
     file = made("int8")
     (tmp_path / "file").touch()
@@ -208,7 +202,7 @@ def test_without_an_environment_it_is_not_run(made, tool, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("tool", "program", "package"),
-    [(arm64, "qemu-aarch64-static", "qemu-user-static"), (litertjs, "chromium", "chromium")],
+    [(ARM64, "qemu-aarch64-static", "qemu-user-static"), (LITERTJS, "chromium", "chromium")],
 )
 def test_without_its_program_it_says_what_to_install(made, tool, program, package, monkeypatch):
     file = made("int8")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfcompress.files import writing
-from tfcompress.tools import onnxruntime, openvino
+from tfcompress.tools import runtimes
 from tfcompress.tools.comparison import compare
 from tfcompress.tools.driving import Answer, Refused
 from tfcompress.tools.subject import Subject, read_subject
@@ -33,14 +33,14 @@ _FORMATS = {
         "ONNX",
         ".onnx",
         ("float32", "float16", "dynamic_int8", "int8"),
-        lambda file: onnxruntime.onnx(file.data, file.inputs),
+        lambda file: runtimes.onnx(file.data, file.inputs),
     ),
     # A .xml, and a .bin of its weights beside it; int8 as FakeQuantize with int8 weights.
     "openvino": _Format(
         "OpenVINO IR",
         ".xml",
         ("float32", "float16", "dynamic_int8", "int8", "int16x8"),
-        lambda file: openvino.openvino(file.data, file.inputs, save=True),
+        lambda file: runtimes.openvino(file.data, file.inputs, save=True),
     ),
 }
 PRECISIONS = {name: format.precisions for name, format in _FORMATS.items()}

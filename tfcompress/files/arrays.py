@@ -16,11 +16,8 @@ from tfcompress.files.writing import PathLike
 Arrays = np.ndarray | tuple[np.ndarray, ...] | dict[str, np.ndarray]
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 
-SCALINGS: dict[str, tuple[float, float]] = {  # name -> value = byte * factor + offset
-    "none": (1.0, 0.0),
-    "0_1": (1 / 255, 0.0),
-    "-1_1": (1 / 127.5, -1.0),
-}
+# The ranges that pixels are brought to: value = (pixel - mean) / std, as (mean, std).
+SCALINGS = {"none": (0.0, 1.0), "0_1": (0.0, 255.0), "-1_1": (127.5, 127.5)}
 
 _EXPECTED = "expected a .npy file, a .npz file or a folder of images"
 
@@ -152,7 +149,8 @@ def load_images(
     if limit is not None and limit < len(names):
         names = [names[i * len(names) // limit] for i in range(limit)]
     images: np.ndarray | None = None
-    factor, offset = SCALINGS[scaling]
+    mean, std = SCALINGS[scaling]
+    factor, offset = 1 / std, -mean / std
     for i, name in enumerate(names):
         pixels = _load_image(name, size, channels)
         if images is None:

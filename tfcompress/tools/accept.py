@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
+import pkgutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.errors import expected_one_of
 from tfcompress.results import Result, plain, print_line, print_table
-from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Status
+from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Status, Tool
 from tfcompress.tools.environments import Unavailable
 from tfcompress.tools.subject import Subject, read_subject
 
@@ -23,18 +22,18 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int | None], Any]
 
-# name -> the module that runs the tool, imported when it is asked
+# name -> where the tool is, which is imported when it is asked
 TOOLS = {
-    "apk": "tfcompress.export.android.apk_tool",
-    "arm64": "tfcompress.tools.arm64",
-    "kotlin": "tfcompress.export.android.kotlin_tool",
-    "litertjs": "tfcompress.tools.litertjs",
-    "mediapipe": "tfcompress.tools.mediapipe",
-    "onnxruntime": "tfcompress.tools.onnxruntime",
-    "openvino": "tfcompress.tools.openvino",
-    "tflite_support": "tfcompress.tools.tflite_support",
-    "tflm": "tfcompress.tools.tflm",
-    "vela": "tfcompress.tools.vela",
+    "apk": "tfcompress.export.android.checking:APK",
+    "arm64": "tfcompress.tools.arm64:TOOL",
+    "kotlin": "tfcompress.export.android.checking:KOTLIN",
+    "litertjs": "tfcompress.tools.litertjs:TOOL",
+    "mediapipe": "tfcompress.tools.mediapipe:TOOL",
+    "onnxruntime": "tfcompress.tools.runtimes:ONNXRUNTIME",
+    "openvino": "tfcompress.tools.runtimes:OPENVINO",
+    "tflite_support": "tfcompress.tools.tflite_support:TOOL",
+    "tflm": "tfcompress.tools.runtimes:TFLM",
+    "vela": "tfcompress.tools.vela:TOOL",
 }
 
 
@@ -53,7 +52,7 @@ class ToolResult:
     title: str
     status: Status
     reason: str
-    figures: dict[str, Figure]
+    figures: Mapping[str, Figure]
     seconds: float
 
 
@@ -152,19 +151,20 @@ def accept(
             f"path must be the path of a .tflite file; received {type(path).__name__}. Write the "
             "file first, then name it."
         )
-    names = check_tools(tools)
-    modules = {name: _module(name) for name in names}
-    _check_options(modules, options)
+    asked: dict[str, Tool] = {
+        name: pkgutil.resolve_name(TOOLS[name]) for name in check_tools(tools)
+    }
+    _check_options(asked, options)
     file = read_subject(path, options, data)
     results = []
-    for number, (name, module) in enumerate(modules.items()):
+    for number, (name, tool) in enumerate(asked.items()):
         if progress is not None:
-            progress(name, number, len(modules))
+            progress(name, number, len(asked))
         start = time.perf_counter()
-        outcome = ask(module, file)
+        said = ask(tool, file)
         seconds = round(time.perf_counter() - start, 2)
         results.append(
-            ToolResult(name, module.TITLE, outcome.status, outcome.reason, outcome.figures, seconds)
+            ToolResult(name, tool.title, said.status, said.reason, said.figures, seconds)
         )
     return Acceptance(str(Path(path)), tuple(results), (file.note,) if file.note else ())
 
@@ -200,10 +200,10 @@ def check_tools(tools: Iterable[str] | str | None) -> list[str]:
     return names
 
 
-def ask(module: ModuleType, file: Subject) -> Outcome:
+def ask(tool: Tool, file: Subject) -> Outcome:
     """Run one tool."""
     try:
-        return module.run(file)
+        return tool.run(file)
     except Refused as refusal:
         return Outcome("failed", str(refusal))
     except NotApplicable as reason:
@@ -212,7 +212,7 @@ def ask(module: ModuleType, file: Subject) -> Outcome:
         return Outcome("not run", str(reason))
 
 
-def told(figures: dict[str, Figure]) -> str:
+def told(figures: Mapping[str, Figure]) -> str:
     """Figures in one line."""
     return ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
@@ -220,18 +220,10 @@ def told(figures: dict[str, Figure]) -> str:
     )
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(TOOLS[name])
-
-
-def _check_options(modules: dict[str, ModuleType], options: dict[str, Any]) -> None:
-    known = {
-        name: check
-        for module in modules.values()
-        for name, check in getattr(module, "OPTIONS", {}).items()
-    }
+def _check_options(tools: dict[str, Tool], options: dict[str, Any]) -> None:
+    known = {name: check for tool in tools.values() for name, check in tool.options.items()}
     for name, value in options.items():
         if name not in known:
             expected = expected_one_of(name, known) if known else "these tools take none."
-            raise ValueError(f"unknown option {name!r} of {', '.join(modules)}; {expected}")
+            raise ValueError(f"unknown option {name!r} of {', '.join(tools)}; {expected}")
         known[name](value)

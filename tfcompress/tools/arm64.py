@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from tfcompress.tools.comparison import difference, figures_of
-from tfcompress.tools.driving import Figure, NotApplicable, Outcome, drive
+from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Tool, drive
 from tfcompress.tools.environments import Unavailable, install, made, program, run_tool
 from tfcompress.tools.subject import Subject
 
-TITLE = "LiteRT 2.3.0 on ARM64 (qemu-user)"
 PACKAGES = ("ai-edge-litert==2.3.0", "numpy==2.2.6")
 RELEASE = "bookworm"
 DEBIAN = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6")
@@ -51,7 +50,7 @@ def run(file: Subject) -> Outcome:
         raise NotApplicable("this machine is an ARM64 itself")
     if file.note:  # Other kernels give other integers on another processor.
         raise NotApplicable(file.note)
-    answer = drive(_python(), "run_litert.py", file.data, file.inputs, what="LiteRT on ARM64")
+    answer = drive(_python(), "run_litert", file.data, file.inputs, what="LiteRT on ARM64")
     count = len(file.units)
     reference = [sample[:count] for sample in answer.outputs]
     found = difference(file, reference)
@@ -70,6 +69,9 @@ def run(file: Subject) -> Outcome:
     if (found.lsb or 0) == 0 and (found.relative or 0) <= file.relative:
         return Outcome("passed", "", figures)
     return Outcome("failed", "outputs are not those of the reference kernels on x86-64", figures)
+
+
+TOOL = Tool("LiteRT 2.3.0 on ARM64 (qemu-user)", run)
 
 
 def _python() -> list[str | Path]:

@@ -1,20 +1,64 @@
-"""Other tools, driven by scripts that run in environments of their own."""
+"""What a tool is, what it says of a file, and how one is driven in its own environment."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from tfcompress.tools.environments import Unavailable, run_tool
+from tfcompress.tools.environments import Unavailable, python_environment, run_tool
 
 DRIVERS = Path(__file__).parent / "drivers"
 _SECONDS = 600.0
+
+
+Status = Literal["passed", "failed", "not run", "not applicable"]
+Figure = int | float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a tool said of a file.
+
+    Attributes:
+        status: "passed"; "failed", also if the tool refuses the file; "not run", the tool cannot
+            be had here; "not applicable", the tool is not meant for such a file.
+        reason: why, in words; a remark if it passed, mostly empty.
+        figures: what it measured, by name with the unit.
+    """
+
+    status: Status
+    reason: str = ""
+    figures: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
+
+
+class Refused(Exception):
+    """A tool ran and said no to the file; the message is the tool's own."""
+
+
+class NotApplicable(Exception):
+    """A tool is not meant for such a file; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """A tool that takes .tflite files.
+
+    Attributes:
+        title: with its version.
+        run: asks it about a `Subject`; besides what it returns, it may raise `Refused`,
+            `NotApplicable` or `Unavailable`.
+        options: what it can be told, by name, and what raises a ValueError of a wrong value.
+    """
+
+    title: str
+    run: Callable[[Any], Outcome]
+    options: Mapping[str, Callable[[Any], None]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +91,13 @@ def drive(
 
     The driver runs in a folder that holds `model.tflite`, `inputs.npz` (arrays named
     "sample/input" by their numbers) and `settings.json`; it writes `outputs.npz` likewise and
-    `answer.json`, see `drivers/answering.py`.
+    `answer.json`.
 
     Args:
+        command: what starts Python.
+        driver: a function of `drivers/run.py`.
         data: the bytes of the .tflite file.
+        what: the tool, for messages.
         seconds: after which it is killed.
     """
     with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
@@ -64,10 +111,39 @@ def drive(
         }
         np.savez(folder / "inputs.npz", **arrays)  # type: ignore[arg-type]
         try:
-            run_tool([*command, DRIVERS / driver], what=what, seconds=seconds, folder=folder)
+            script = [*command, DRIVERS / "run.py", driver]
+            run_tool(script, what=what, seconds=seconds, folder=folder)
         except Unavailable as error:  # It is there; so it is the file that it fails on.
             raise Refused(str(error)) from error
         return _read(folder, len(inputs), files, what)
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A Python library that takes .tflite files.
+
+    Attributes:
+        name: of its environment.
+        what: it is, for messages.
+        packages: with their versions.
+    """
+
+    name: str
+    what: str
+    packages: tuple[str, ...]
+
+    def drive(
+        self,
+        driver: str,
+        data: bytes,
+        inputs: Sequence[Mapping[str, np.ndarray]] = (),
+        *,
+        settings: Mapping[str, Any] | None = None,
+        files: Sequence[str] = (),
+    ) -> Answer:
+        """Run it on a file, see `drive`."""
+        python = python_environment(self.name, self.packages)
+        return drive([python], driver, data, inputs, what=self.what, settings=settings, files=files)
 
 
 def _read(folder: Path, samples: int, files: Sequence[str], what: str) -> Answer:
@@ -82,31 +158,3 @@ def _read(folder: Path, samples: int, files: Sequence[str], what: str) -> Answer
             outputs[int(key.split("/")[0])].append(arrays[key])
     made = {name: (folder / name).read_bytes() for name in files}
     return Answer(outputs, answer["figures"], made)
-
-
-Status = Literal["passed", "failed", "not run", "not applicable"]
-Figure = int | float | str
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a tool said of a file.
-
-    Attributes:
-        status: "passed"; "failed", also if the tool refuses the file; "not run", the tool cannot
-            be had here; "not applicable", the tool is not meant for such a file.
-        reason: why, in words; a remark if it passed, mostly empty.
-        figures: what it measured, by name with the unit.
-    """
-
-    status: Status
-    reason: str = ""
-    figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
-
-
-class Refused(Exception):
-    """A tool ran and said no to the file; the message is the tool's own."""
-
-
-class NotApplicable(Exception):
-    """A tool is not meant for such a file; the message says why."""

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 
 from tfcompress.tools.comparison import compare
-from tfcompress.tools.driving import DRIVERS, Answer, NotApplicable, Outcome, Refused
+from tfcompress.tools.driving import DRIVERS, Answer, NotApplicable, Outcome, Refused, Tool
 from tfcompress.tools.environments import node_environment, program
 from tfcompress.tools.subject import Subject
 
-TITLE = "LiteRT.js 2.5.3 in Chromium (WebAssembly)"
 PACKAGES = ("@litertjs/core@2.5.3", "@litertjs/wasm-utils@2.5.3")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DTYPES = ("float32", "int32")  # of its tensors
@@ -48,6 +47,9 @@ def run(file: Subject) -> Outcome:
                 'only; convert with io_dtype="float32"'
             )
     return compare(file, _run, lsb=1)
+
+
+TOOL = Tool("LiteRT.js 2.5.3 in Chromium (WebAssembly)", run)
 
 
 def _run(file: Subject) -> Answer:

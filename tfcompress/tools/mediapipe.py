@@ -9,12 +9,10 @@ import numpy as np
 
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, read_metadata
-from tfcompress.tools.driving import Figure, NotApplicable, Outcome, drive
-from tfcompress.tools.environments import python_environment
+from tfcompress.tools.driving import Figure, Library, NotApplicable, Outcome, Tool
 from tfcompress.tools.subject import Subject, grid_of, tensors_of
 
-TITLE = "MediaPipe 1.2.2, ImageClassifier"
-PACKAGES = ("mediapipe==1.2.2",)
+_MEDIAPIPE = Library("mediapipe", "MediaPipe", ("mediapipe==1.2.2",))
 
 # Of scores from 0 to 1: MediaPipe runs its own copy of LiteRT, on XNNPACK.
 TOLERANCE = 0.05
@@ -35,17 +33,15 @@ def run(file: Subject) -> Outcome:
     MediaPipe itself says what it misses, such as the normalization of a float32 input.
     """
     task = _task(file)
-    answer = drive(
-        [python_environment("mediapipe", PACKAGES)],
-        "run_mediapipe.py",
-        file.data,
-        [{"picture": picture} for picture in task.pictures],
-        what="MediaPipe",
-        settings={"classes": task.scores.shape[1]},
-    )
+    inputs = [{"picture": picture} for picture in task.pictures]
+    settings = {"classes": task.scores.shape[1]}
+    answer = _MEDIAPIPE.drive("run_mediapipe", file.data, inputs, settings=settings)
     scores = np.array([sample[0] for sample in answer.outputs])
     labels = {int(k): v for k, v in json.loads(str(answer.figures["labels"])).items()}
     return judge(task.scores, scores, task.labels, labels)
+
+
+TOOL = Tool("MediaPipe 1.2.2, ImageClassifier", run)
 
 
 def judge(
@@ -86,8 +82,8 @@ def _task(file: Subject) -> _Task:
     if not entry.mean:  # MediaPipe refuses such a float32 input, and takes uint8 as it is.
         entry = dataclasses.replace(entry, mean=(0.0,), std=(1.0,))
     labels = metadata.outputs[0].labels if metadata.outputs else ()
-    pictures = [_picture(next(iter(sample.values())), entry) for sample in file.inputs]
-    return _Task(pictures, _scores(file, pictures, entry), labels)
+    pictures = [_picture(*sample.values(), entry) for sample in file.inputs]
+    return _Task(pictures, _scores(file, value.dtype, pictures, entry), labels)
 
 
 def _picture(value: np.ndarray, entry: TensorMetadata) -> np.ndarray:
@@ -98,15 +94,12 @@ def _picture(value: np.ndarray, entry: TensorMetadata) -> np.ndarray:
     return np.clip(np.rint(real), 0, 255).astype(np.uint8)
 
 
-def _scores(file: Subject, pictures: list[np.ndarray], entry: TensorMetadata) -> np.ndarray:
-    tensors = []
-    for picture in pictures:
-        value = picture
-        if next(iter(file.inputs[0].values())).dtype != np.uint8:
-            value = (picture - np.asarray(entry.mean, np.float32)) / np.asarray(
-                entry.std, np.float32
-            )
-        tensors.append({"picture": value.astype(next(iter(file.inputs[0].values())).dtype)})
+def _scores(
+    file: Subject, dtype: np.dtype, pictures: list[np.ndarray], entry: TensorMetadata
+) -> np.ndarray:
+    mean, std = np.asarray(entry.mean, np.float32), np.asarray(entry.std, np.float32)
+    values = pictures if dtype == np.uint8 else [(picture - mean) / std for picture in pictures]
+    tensors = [{"picture": value.astype(dtype)} for value in values]
     graph = flatbuffer.read(file.data).subgraphs[0]
     (index,) = (int(i) for i in graph.outputs)
     found = [sample[index].ravel() for sample in tensors_of(file.data, tensors, [index])]

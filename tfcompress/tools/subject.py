@@ -151,7 +151,7 @@ def _try_out(content: bytes, inputs: list[Arrays], where: str) -> None:
     """Raise if LiteRT crashes on a file, which would end this process: so another one runs it."""
     try:
         with contextlib.suppress(Unavailable):
-            drive([sys.executable], "try_litert.py", content, inputs, what="LiteRT")
+            drive([sys.executable], "try_litert", content, inputs, what="LiteRT")
     except Refused as refusal:
         raise ValueError(
             f"{where} is damaged: LiteRT crashes on it; expected a file that it runs. "

@@ -6,12 +6,10 @@ import json
 from typing import Any
 
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, read_metadata, split_labels
-from tfcompress.tools.driving import NotApplicable, Outcome, drive
-from tfcompress.tools.environments import python_environment
+from tfcompress.tools.driving import Library, NotApplicable, Outcome, Tool
 from tfcompress.tools.subject import Subject
 
-TITLE = "tflite-support 0.4.4"
-PACKAGES = ("tflite-support==0.4.4",)
+_LIBRARY = Library("tflite-support", "tflite-support", ("tflite-support==0.4.4",))
 _TEXTS = ("name", "description", "version", "author", "license")
 
 
@@ -20,10 +18,12 @@ def run(file: Subject) -> Outcome:
     ours = read_metadata(file.data)
     if ours is None:
         raise NotApplicable("the file holds no metadata; write it with convert(metadata=...)")
-    python = python_environment("tflite-support", PACKAGES)
-    answer = drive([python], "run_tflite_support.py", file.data, what="tflite-support")
+    answer = _LIBRARY.drive("run_tflite_support", file.data)
     shown = json.loads(str(answer.figures["metadata"]))
     return judge(ours, shown, json.loads(str(answer.figures["files"])))
+
+
+TOOL = Tool("tflite-support 0.4.4", run)
 
 
 def judge(ours: Metadata, shown: dict[str, Any], files: dict[str, str]) -> Outcome:
@@ -41,8 +41,8 @@ def judge(ours: Metadata, shown: dict[str, Any], files: dict[str, str]) -> Outco
     labels = sum(len(entry.labels) for entries in tensors.values() for entry in entries)
     figures = {"tensors": len(ours.inputs) + len(ours.outputs), "labels": labels}
     if not wrong:
-        return Outcome("passed", "", {**figures})
-    return Outcome("failed", f"it reads otherwise than tfcompress: {', '.join(wrong)}", {**figures})
+        return Outcome("passed", "", figures)
+    return Outcome("failed", f"it reads otherwise than tfcompress: {', '.join(wrong)}", figures)
 
 
 def _wrong(mine: TensorMetadata, other: dict[str, Any], files: dict[str, str]) -> list[str]:

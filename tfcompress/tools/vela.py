@@ -8,11 +8,10 @@ import tempfile
 from pathlib import Path
 
 from tfcompress.errors import expected_one_of
-from tfcompress.tools.driving import Figure, Outcome, Refused
+from tfcompress.tools.driving import Figure, Outcome, Refused, Tool
 from tfcompress.tools.environments import Unavailable, python_environment, run_tool
 from tfcompress.tools.subject import Subject
 
-TITLE = "Arm Vela 5.2.0"
 PACKAGES = ("ethos-u-vela==5.2.0", "flatbuffers==25.12.19", "numpy==2.2.6")
 SECONDS = 600.0
 
@@ -42,9 +41,6 @@ def check_accelerator(value: object) -> None:
         )
 
 
-OPTIONS = {"accelerator": check_accelerator}
-
-
 def run(file: Subject) -> Outcome:
     """Compile the file: passed if all operators run on the NPU and none on the CPU."""
     accelerator = file.options.get("accelerator", DEFAULT)
@@ -64,6 +60,9 @@ def run(file: Subject) -> Outcome:
         with open(folder / "out" / f"model_summary_{system}.csv", newline="") as table:
             (summary,) = csv.DictReader(table)
     return judge(said, summary, accelerator)
+
+
+TOOL = Tool("Arm Vela 5.2.0", run, {"accelerator": check_accelerator})
 
 
 def judge(said: str, summary: dict[str, str], accelerator: str) -> Outcome:

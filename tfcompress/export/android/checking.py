@@ -1,18 +1,34 @@
-"""Compilers on a generated project: Android's resources by aapt, Kotlin against stubs."""
+"""The tools "kotlin" and "apk", which ask about the app that `tfcompress android` makes of a file.
+
+Kotlin's compiler takes the app, and Java runs what quantizes in it. Android's and LiteRT's own
+libraries cannot be had from a package index that is open to all: the compiler sees stubs of what
+the app calls, see `stubs`. Resources are compiled by aapt; the APK around them and the file is
+aligned and signed as a build would.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
+import struct
 import subprocess
-from collections.abc import Sequence
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tfcompress.tools.driving import Refused
+import numpy as np
+
+from tfcompress.export.android.contents import fill
+from tfcompress.export.android.project import AndroidReport, android_project
+from tfcompress.export.android.reference import stored
+from tfcompress.export.android.tensors import Tensor
+from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Tool
 from tfcompress.tools.environments import Unavailable, node_environment, program, run_tool
+from tfcompress.tools.subject import Subject, run_reference
 
 STUBS = Path(__file__).parent / "stubs"
-KOTLIN = "2.4.20"
+KOTLIN_VERSION = "2.4.20"
 _FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 _MIN_SDK, _TARGET_SDK = "24", "36"
 _SECONDS = 600.0
@@ -79,5 +95,196 @@ def run_kotlin(classes: Path, main: str, *arguments: str) -> str:
 def kotlin_compiler() -> tuple[str, Path]:
     """Return Java and the folder of the Kotlin compiler's libraries."""
     java = program("java", "openjdk-17-jre-headless")
-    folder = node_environment("kotlin", [f"kotlin-compiler@{KOTLIN}"])
+    folder = node_environment("kotlin", [f"kotlin-compiler@{KOTLIN_VERSION}"])
     return java, folder / "node_modules/kotlin-compiler/lib"
+
+
+PACKAGE = "com.example.accept"
+
+# In each runner, a call and one that the API does not have.
+_WRONG = {
+    "CompiledModel": ("model.run(", "model.execute("),
+    "Interpreter": (".runForMultipleInputsOutputs(", ".runForInputs("),
+}
+
+
+def ask_kotlin(file: Subject) -> Outcome:
+    """Compile the app of a file, and compare what quantizes and dequantizes in it with NumPy."""
+    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+        folder = Path(name)
+        made = make_app(file, folder / "app")
+        sources = sorted((folder / "app").rglob("*.kt"))
+        check = folder / "Check.kt"
+        base = made.model_class.removesuffix("Model")
+        samples = len(file.inputs)
+        check.write_text(fill("Check.kt", {"package": PACKAGE, "base": base, "samples": samples}))
+        package_resources(folder / "app/app", PACKAGE, folder / "resources")
+        classes = folder / "classes"
+        errors = compile_kotlin([*sources, check, folder / "resources/R.java"], classes)
+        if errors:
+            return Outcome("failed", f"{len(errors)} errors: {'; '.join(errors[:3])}")
+        if not refuses_wrong_call(made.api):
+            return Outcome("failed", "a call that LiteRT does not have was compiled, too")
+        figures: dict[str, Figure] = {"LiteRT API": made.api, "Kotlin files": len(sources)}
+        reason, count = _compare(file, made, folder)
+        if reason:
+            return Outcome("failed", reason, figures)
+        return Outcome("passed", "", {**figures, "equal numbers": count})
+
+
+KOTLIN = Tool(f"Kotlin {KOTLIN_VERSION}, against stubs of Android and LiteRT", ask_kotlin)
+
+
+def make_app(file: Subject, folder: Path) -> AndroidReport:
+    """Make the project of a file; with labels if an output can have some."""
+    try:
+        made = android_project(file.path, folder, package=PACKAGE, name="accepted")
+        output = made.outputs[0]
+        if made.labels is None and output.is_real and output.shape[-1:] == (output.size,):
+            labels = [f'class {i} "$x"' for i in range(output.size)]
+            made = android_project(
+                file.path, folder, package=PACKAGE, name="accepted", labels=labels, force=True
+            )
+    except ValueError as error:
+        raise NotApplicable(str(error)) from error
+    return made
+
+
+@functools.cache
+def refuses_wrong_call(api: str) -> bool:
+    """Tell whether the compiler refuses a call of a method that LiteRT's API does not have."""
+    right, wrong = _WRONG[api]
+    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+        folder = Path(name)
+        for file in (f"{api}Runner.kt", "TensorSpec.kt"):
+            text = fill(file, {"package": PACKAGE})
+            if file.startswith(api) and right not in text:
+                return False
+            (folder / file).write_text(text.replace(right, wrong))
+        errors = compile_kotlin([folder], folder / "classes")
+    method = wrong.strip("(").split(".")[-1]
+    return any("unresolved reference" in error and f"'{method}'" in error for error in errors)
+
+
+def _compare(file: Subject, made: AndroidReport, folder: Path) -> tuple[str, int]:
+    """Return what differs between Java's numbers and NumPy's, and how many were compared."""
+    asked, expected = b"", b""
+    count = 0
+    for tensor, samples in _tensors(file, made):
+        for codes in samples:
+            asked += stored(codes)
+            if tensor.is_real:
+                expected += stored(dequantize(tensor, codes))
+            expected += stored(codes)
+            count += codes.size
+        if tensor.is_real:
+            values = _drawn(tensor)
+            asked += stored(values)
+            expected += stored(quantize(tensor, values))
+            count += values.size
+    (folder / "asked.bin").write_bytes(asked)
+    run_kotlin(folder / "classes", f"{PACKAGE}.CheckKt", str(folder))
+    answered = (folder / "answered.bin").read_bytes()
+    if len(answered) != len(expected):
+        return f"Kotlin gave {len(answered)} bytes; expected {len(expected)}", count
+    different = np.frombuffer(answered, np.uint8) != np.frombuffer(expected, np.uint8)
+    if different.any():
+        return f"Kotlin's numbers differ from NumPy's in {different.sum()} bytes", count
+    return "", count
+
+
+def _tensors(file: Subject, made: AndroidReport) -> Iterator[tuple[Tensor, list[np.ndarray]]]:
+    for tensors, samples in ((made.inputs, file.inputs), (made.outputs, file.expected)):
+        for number, tensor in enumerate(tensors):
+            yield tensor, [list(sample.values())[number] for sample in samples]
+
+
+def quantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
+    """Real numbers as a tensor stores them, rounded half up as fake-quantization rounds."""
+    if tensor.dtype == "float32":
+        return values
+    limits = np.iinfo(tensor.dtype)
+    codes = np.floor(values / np.float32(tensor.scale) + np.float32(0.5))
+    return np.clip(codes + tensor.zero_point, limits.min, limits.max).astype(tensor.dtype)
+
+
+def dequantize(tensor: Tensor, codes: np.ndarray) -> np.ndarray:
+    """What a tensor stores, as real numbers."""
+    if tensor.dtype == "float32":
+        return codes
+    return (codes.astype(np.float32) - tensor.zero_point) * np.float32(tensor.scale)
+
+
+def _drawn(tensor: Tensor) -> np.ndarray:
+    """Draw real numbers in the range of a tensor and beyond, and halves between two codes."""
+    random = np.random.default_rng(0)
+    if tensor.dtype == "float32":
+        return random.standard_normal(tensor.size).astype(np.float32)
+    limits = np.iinfo(tensor.dtype)
+    low, high = ((end - tensor.zero_point) * tensor.scale for end in (limits.min, limits.max))
+    values = random.uniform(1.5 * low - 0.5 * high, 1.5 * high - 0.5 * low, tensor.size)
+    halves = (random.integers(limits.min, limits.max, tensor.size) + 0.5) * tensor.scale
+    return np.where(random.random(tensor.size) < 0.5, values, halves).astype(np.float32)
+
+
+# Of a key that lives as long as this check.
+_PASSWORD = "throw-away"
+_LOCAL_HEADER = 30
+
+
+def ask_apk(file: Subject) -> Outcome:
+    """Check that the APK is valid and holds the file so that it can be mapped into memory."""
+    tools = {name: program(name, name) for name in ("zipalign", "apksigner")}
+    tools["keytool"] = program("keytool", "openjdk-17-jre-headless")
+    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+        folder = Path(name)
+        make_app(file, folder / "app")
+        raw = package_resources(folder / "app/app", PACKAGE, folder / "resources")
+        apk = sign(raw, folder, tools)
+        reason = check_model(apk, "assets/accepted.tflite", file)
+        figures = {"APK bytes": apk.stat().st_size}
+    return Outcome("failed" if reason else "passed", reason, dict(figures))
+
+
+APK = Tool("APK of resources and model, without code (aapt, zipalign, apksigner)", ask_apk)
+
+
+def sign(raw: Path, folder: Path, tools: dict[str, str]) -> Path:
+    """Align and sign an APK with a key of its own, and verify both."""
+    keys, apk = folder / "keys.p12", folder / "app.apk"
+    make_key = [tools["keytool"], "-genkeypair", "-keystore", str(keys), "-storetype", "PKCS12"]
+    make_key += ["-storepass", _PASSWORD, "-alias", "check", "-keyalg", "RSA", "-keysize", "2048"]
+    ask([*make_key, "-validity", "2", "-dname", "CN=check"], what="keytool")
+    ask([tools["zipalign"], "-f", "4", str(raw), str(apk)], what="zipalign")
+    signing = [tools["apksigner"], "sign", "--ks", str(keys), "--ks-pass", f"pass:{_PASSWORD}"]
+    ask([*signing, str(apk)], what="apksigner")
+    ask([tools["zipalign"], "-c", "4", str(apk)], what="zipalign")
+    ask([tools["apksigner"], "verify", str(apk)], what="apksigner")
+    return apk
+
+
+def check_model(apk: Path, entry: str, file: Subject) -> str:
+    """Return what is wrong with the model in an APK; "" if nothing is."""
+    with zipfile.ZipFile(apk) as archive:
+        info = archive.getinfo(entry)
+        data = archive.read(entry)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return f"{entry} is compressed, so that it cannot be mapped into memory"
+    if start := _start(apk, info.header_offset) % 4:
+        return f"{entry} starts {start} bytes behind a multiple of 4"
+    if data != file.data:
+        return f"{entry} has other bytes than the file"
+    names = list(file.expected[0])
+    made = run_reference(data, file.inputs, names, f"{entry} of the APK")
+    for given, expected in zip(made, file.expected, strict=True):
+        if any(not np.array_equal(given[n], expected[n], equal_nan=True) for n in names):
+            return f"{entry} gives other outputs than the file"
+    return ""
+
+
+def _start(apk: Path, header: int) -> int:
+    """Return where the bytes of an entry start, by its own header: the padding is in it alone."""
+    with apk.open("rb") as stream:
+        stream.seek(header)
+        name, extra = struct.unpack("<HH", stream.read(_LOCAL_HEADER)[26:30])
+    return header + _LOCAL_HEADER + name + extra

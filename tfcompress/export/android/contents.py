@@ -1,13 +1,20 @@
-"""The files of a project by their paths, as bytes."""
+"""The files of a project by their paths, as bytes: templates filled in with what an app is."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
+from collections.abc import Iterable
+from pathlib import Path
 
-from tfcompress.export.android import kotlin
-from tfcompress.export.android.kotlin import App
-from tfcompress.export.android.naming import Values, android_text, fill, kotlin_text
-from tfcompress.export.android.tensors import Tensor
+import numpy as np
+
+from tfcompress.export import filling
+from tfcompress.export.android.naming import android_text, kotlin_text
+from tfcompress.export.android.reference import Reference
+from tfcompress.export.android.tensors import Classes, Interface, Tensor
+from tfcompress.export.filling import Values
 
 # Read in November 2026: Android Gradle plugin 9.3 needs Gradle 9.5.0 and Java 17 and knows API
 # levels up to 37 (developer.android.com/build/releases/agp-9-3-0-release-notes); LiteRT 2.3 needs
@@ -22,6 +29,66 @@ VERSIONS: dict[str, str | int] = {
 
 LITERT = f"com.google.ai.edge.litert:litert:{VERSIONS['litert']}"
 
+_READERS = {
+    "FloatArray": "floats",
+    "IntArray": "ints",
+    "LongArray": "longs",
+    "BooleanArray": "booleans",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """(pixel - mean) / std, by channel or for all, with pixels from 0 to 255; where it is from."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class App:
+    """What an app is made of.
+
+    Attributes:
+        package: of its classes.
+        base: the start of its class names; `file_base` that of its files.
+        title: shown to people.
+        interface: what the file exchanges.
+        normalizations: of each input that a picture fits, by its number.
+        classes: names of an output's classes, or None.
+        reference: for the test.
+        model_bytes: the size of the file.
+    """
+
+    package: str
+    base: str
+    file_base: str
+    title: str
+    interface: Interface
+    normalizations: dict[int, Normalization]
+    classes: Classes | None
+    reference: Reference
+    model_bytes: int
+
+    @property
+    def model(self) -> str:
+        """The main class."""
+        return f"{self.base}Model"
+
+    @property
+    def runner(self) -> str:
+        """The class that runs the file."""
+        return f"{self.interface.runner}Runner"
+
+    @property
+    def takes_picture(self) -> bool:
+        """Whether a picture is all that the model needs."""
+        return len(self.interface.inputs) == 1 and 0 in self.normalizations
+
+
+fill = functools.partial(filling.fill, Path(__file__).parent / "templates")
+
 
 def module_files(app: App, model: bytes, source: str = "java") -> dict[str, bytes]:
     """Return what runs the model in an app: its file, labels and classes.
@@ -34,7 +101,7 @@ def module_files(app: App, model: bytes, source: str = "java") -> dict[str, byte
     if app.classes is not None:
         text = "".join(f"{label}\n" for label in app.classes.labels)
         files[f"src/main/assets/{app.file_base}_labels.txt"] = text.encode()
-    made = kotlin.library(app)
+    made = _library(app)
     return files | {f"{folder}/{name}": text.encode() for name, text in made.items()}
 
 
@@ -52,6 +119,7 @@ def project_files(app: App, model: bytes) -> dict[str, bytes]:
         "title": android_text(app.title),
         "picture": app.takes_picture,
     }
+    kotlin = _kotlin_values(app)
     texts = {
         "README.md": fill("README.md", {**values, **_told(app)}),
         ".gitignore": fill("gitignore", values),
@@ -65,8 +133,8 @@ def project_files(app: App, model: bytes) -> dict[str, bytes]:
         "app/src/main/res/layout/activity_main.xml": fill("activity_main.xml", values),
         "app/src/main/res/values/strings.xml": fill("strings.xml", values),
         "app/src/main/res/values/themes.xml": fill("themes.xml", values),
-        f"app/src/main/java/{package}/MainActivity.kt": kotlin.activity(app),
-        f"app/src/androidTest/java/{package}/{app.model}Test.kt": kotlin.test(app),
+        f"app/src/main/java/{package}/MainActivity.kt": fill("MainActivity.kt", kotlin),
+        f"app/src/androidTest/java/{package}/{app.model}Test.kt": fill("ModelTest.kt", kotlin),
     }
     files = {path: text.encode() for path, text in texts.items()}
     files |= {f"app/{path}": data for path, data in module_files(app, model).items()}
@@ -164,3 +232,100 @@ def _notes(app: App) -> list[str]:
 
 def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
+
+
+def _library(app: App) -> dict[str, str]:
+    """Return the classes that run the model, by file name."""
+    values = _kotlin_values(app)
+    package: Values = {"package": app.package}
+    files = {
+        f"{app.model}.kt": fill("Model.kt", values),
+        f"{app.base}Tensors.kt": fill("Tensors.kt", values),
+        "TensorSpec.kt": fill("TensorSpec.kt", package),
+        f"{app.runner}.kt": fill(f"{app.runner}.kt", package),
+    }
+    if app.classes is not None:
+        files["Classification.kt"] = fill("Classification.kt", package)
+    if app.normalizations:
+        files["Pixels.kt"] = fill("Pixels.kt", package)
+    return files
+
+
+def _kotlin_values(app: App) -> Values:
+    inputs, outputs = app.interface.inputs, app.interface.outputs
+    tensors = f"{app.base}Tensors"
+    signature = app.interface.signature
+    return {
+        "package": app.package,
+        "base": app.base,
+        "model": app.model,
+        "asset": kotlin_text(f"{app.file_base}.tflite"),
+        "labels_asset": kotlin_text(f"{app.file_base}_labels.txt"),
+        "example_asset": kotlin_text(f"{app.file_base}_example.bin"),
+        "reference_asset": kotlin_text(f"{app.file_base}_reference.bin"),
+        "compiled": app.interface.compiled,
+        "signature": kotlin_text(signature or ""),
+        "input_specs": _indented(8, map(_spec, inputs)),
+        "output_specs": _indented(8, map(_spec, outputs)),
+        "input_parameters": _indented(8, (f"{t.identifier}: {t.array}," for t in inputs)),
+        "output_fields": _indented(8, (f"val {t.identifier}: {t.array}," for t in outputs)),
+        "encoded": _indented(
+            16, (f"{tensors}.inputs[{i}].encode({t.identifier})," for i, t in enumerate(inputs))
+        ),
+        "decoded": _indented(
+            8,
+            (
+                f"{tensors}.outputs[{i}].{_READERS[t.array]}(data[{i}]),"
+                for i, t in enumerate(outputs)
+            ),
+        ),
+        "arguments": ", ".join(t.identifier for t in inputs),
+        "image": bool(app.normalizations),
+        "image_functions": "".join(_image(app, i) for i in app.normalizations),
+        "picture": app.takes_picture,
+        "image_function": f"{inputs[0].identifier}From",
+        "classify_picture": app.takes_picture and app.classes is not None,
+        "run_on": "the example input" + (" or a picture" if app.takes_picture else ""),
+        "constants": app.takes_picture or app.classes is None,
+        "labels": app.classes is not None,
+        "label_count": len(app.classes.labels) if app.classes else 0,
+        "probabilities": _probabilities(app),
+        "tolerances": ", ".join(map(repr, app.reference.tolerances)),
+        "samples": app.reference.samples,
+    }
+
+
+def _indented(indent: int, lines: Iterable[str]) -> str:
+    return "\n".join(f"{' ' * indent}{line}" for line in lines)
+
+
+def _spec(tensor: Tensor) -> str:
+    shape = ", ".join(map(str, tensor.shape))
+    grid = ""
+    if tensor.scale:
+        grid = f", {np.float32(tensor.scale)!s}f, {tensor.zero_point}"
+    name, kind = kotlin_text(tensor.name), tensor.dtype.upper()
+    return f"TensorSpec({name}, listOf({shape}), ElementType.{kind}{grid}),"
+
+
+def _image(app: App, number: int) -> str:
+    tensor, normalization = app.interface.inputs[number], app.normalizations[number]
+    height, width, channels = tensor.image or (0, 0, 0)
+    values: Values = {
+        "parameter": tensor.identifier,
+        "function": f"{tensor.identifier}From",
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "normalization": normalization.source,
+        "mean": ", ".join(f"{np.float32(m)!s}f" for m in normalization.mean),
+        "std": ", ".join(f"{np.float32(s)!s}f" for s in normalization.std),
+    }
+    return fill("image_function.kt", values)
+
+
+def _probabilities(app: App) -> str:
+    if app.classes is None:
+        return ""
+    field = f"outputs.{app.interface.outputs[app.classes.output].identifier}"
+    return f"softmax({field})" if app.classes.logits else field

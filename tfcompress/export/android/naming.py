@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from xml.sax.saxutils import escape
 
 _JAVA = """abstract assert boolean break byte case catch char class const continue default do double
@@ -107,30 +105,3 @@ def android_text(text: str) -> str:
 
 def _words(name: str) -> list[str]:
     return re.findall(r"[A-Za-z0-9]+", name)
-
-
-FOLDER = Path(__file__).parent / "templates"
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
-_SECTION = re.compile(r"^\{\{([#^/])(\w+)\}\}$")
-Values = Mapping[str, str | int | bool]
-
-
-def fill(name: str, values: Values) -> str:
-    """Fill in a template.
-
-    `{{word}}` stands for a value. The lines between `{{#word}}` and `{{/word}}` stay if the value
-    is true, those between `{{^word}}` and `{{/word}}` if it is not. Values are not looked into, so
-    that what they hold is never taken for a place.
-    """
-    lines: list[str] = []
-    open_sections: list[bool] = []
-    for line in (FOLDER / f"{name}.tmpl").read_text(encoding="utf-8").splitlines():
-        section = _SECTION.match(line.strip())
-        if section is None:
-            if all(open_sections):
-                lines.append(_PLACE.sub(lambda place: str(values[place[1]]), line))
-        elif section[1] == "/":
-            open_sections.pop()
-        else:
-            open_sections.append(bool(values[section[2]]) == (section[1] == "#"))
-    return "\n".join(lines) + "\n"

@@ -9,13 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.errors import expected_one_of
-from tfcompress.export.android.contents import missing_settings, module_files, project_files
-from tfcompress.export.android.kotlin import App, Normalization
-from tfcompress.export.android.labels import Classes, assign, classes_of, read_labels
+from tfcompress.export.android.contents import (
+    App,
+    Normalization,
+    missing_settings,
+    module_files,
+    project_files,
+)
 from tfcompress.export.android.naming import check_package, class_base, file_base
 from tfcompress.export.android.reference import make_reference
-from tfcompress.export.android.tensors import Interface, Tensor, read_interface
+from tfcompress.export.android.tensors import (
+    Classes,
+    Interface,
+    Tensor,
+    assign,
+    classes_of,
+    read_interface,
+    read_labels,
+)
 from tfcompress.files import writing
+from tfcompress.files.arrays import SCALINGS
 from tfcompress.files.writing import PathLike
 from tfcompress.results import Result, Rows, print_table
 from tfcompress.tflite import flatbuffer
@@ -24,8 +37,6 @@ from tfcompress.tflite.metadata import Metadata, read_metadata
 if TYPE_CHECKING:
     from rich.console import Console
 
-# (mean, std) in units of pixels, by the range that they are brought to.
-_SCALINGS = {"none": (0.0, 1.0), "0_1": (0.0, 255.0), "-1_1": (127.5, 127.5)}
 _LONGEST_NAME = 32
 _BUILD_FILES = ("build.gradle.kts", "build.gradle")
 
@@ -125,8 +136,8 @@ def android_project(
         ... )  # doctest: +SKIP
     """
     check_package(package)
-    if scaling is not None and scaling not in _SCALINGS:
-        raise ValueError(f"unknown scaling {scaling!r}; {expected_one_of(scaling, _SCALINGS)}")
+    if scaling is not None and scaling not in SCALINGS:
+        raise ValueError(f"unknown scaling {scaling!r}; {expected_one_of(scaling, SCALINGS)}")
     target = Path(folder)
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"expected the path of a .tflite file; received {type(model).__name__}.")
@@ -223,7 +234,7 @@ def _normalizations(
             source = "Mean and std are those of the file's metadata."
             found[number] = Normalization(tuple(told.mean), tuple(told.std), source)
         else:
-            mean, std = _SCALINGS[scaling or "0_1"]
+            mean, std = SCALINGS[scaling or "0_1"]
             low, high = (0 - mean) / std, (255 - mean) / std
             source = f"They run from {low:g} to {high:g}: use what the model was trained on."
             found[number] = Normalization((mean,), (std,), source)

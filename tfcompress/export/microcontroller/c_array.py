@@ -19,6 +19,8 @@ from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.inspect import TensorInfo, inspect
 from tfcompress.tflite.signature import io_names
+from tfcompress.tools import runtimes
+from tfcompress.tools.driving import Refused
 from tfcompress.tools.environments import Unavailable
 
 _MOST_BYTES = 64 * 2**20
@@ -138,14 +140,11 @@ def measure_arena(data: bytes, where: str) -> tuple[int, str]:
 
     Returns (bytes, a multiple of 16; who measured).
     """
-    from tfcompress.tools import tflm
-    from tfcompress.tools.driving import Refused
-
     try:
-        found = tflm.arena_bytes(data)
+        found = runtimes.arena_bytes(data)
     except Refused as error:
         raise ValueError(
             f"TFLite Micro refuses {where}: {error}; expected a file that it can run. Convert "
             "again with target='microcontroller', or replace the layer that it names."
         ) from error
-    return found, f"measured by {tflm.TITLE} on a 64-bit machine"
+    return found, f"measured by {runtimes.TFLM.title} on a 64-bit machine"

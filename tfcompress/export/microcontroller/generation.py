@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tfcompress.export.microcontroller import templates
+from tfcompress.export.filling import Values, fill
 from tfcompress.export.microcontroller.result import CArray, Port
 from tfcompress.tflite.inspect import Inspection
+
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Kind(NamedTuple):
@@ -36,16 +39,20 @@ TYPES = {
 }
 
 
+# The files, named after the model, by their templates.
+_FILES = {
+    "array.h": "{}.h",
+    "array.cc": "{}.cc",
+    "ops.h": "{}_ops.h",
+    "settings.h": "{}_settings.h",
+    "main.cc": "main.cc",
+    "README.md": "README.md",
+}
+
+
 def file_names(name: str) -> tuple[str, ...]:
     """The files, named after the model."""
-    return (
-        f"{name}.h",
-        f"{name}.cc",
-        f"{name}_ops.h",
-        f"{name}_settings.h",
-        "main.cc",
-        "README.md",
-    )
+    return tuple(file.format(name) for file in _FILES.values())
 
 
 def generate(found: CArray, data: bytes) -> dict[str, str]:
@@ -54,53 +61,34 @@ def generate(found: CArray, data: bytes) -> dict[str, str]:
     Args:
         data: the bytes of the .tflite file.
     """
-    name, big = found.name, found.name.upper()
-    words = {"name": name, "NAME": big, "size": len(data)}
-    calls = "".join(templates.ADD_OP.format(method=method) for method in found.ops)
-    calls = calls or templates.NO_OPS
-    interpreter = templates.VARIABLES if found.variables else templates.PLAIN
-    fills = "".join(_fill(i, port) for i, port in enumerate(found.inputs))
-    prints = "".join(_print(i, port) for i, port in enumerate(found.outputs))
-    texts = (
-        templates.ARRAY_HEADER.format(**words),
-        templates.ARRAY_SOURCE.format(**words, bytes=byte_lines(data)),
+    big, measured = found.name.upper(), found.arena_bytes or 0
+    values: Values = {
+        "name": found.name,
+        "NAME": big,
+        "size": len(data),
+        "bytes": f"{len(data):,}",
+        "array": byte_lines(data),
+        "ops": len(found.ops),
         # The resolver of TFLite Micro has no room for none.
-        templates.OPS.format(**words, count=max(1, len(found.ops)), calls=calls),
-        templates.SETTINGS.format(
-            **words, arena=_arena(found, big), ports="\n".join(_port_lines(found, big))
+        "room": max(1, len(found.ops)),
+        "calls": "\n".join(
+            f"  if (resolver.{method}() != kTfLiteOk) return kTfLiteError;" for method in found.ops
         ),
-        templates.MAIN.format(
-            **words,
-            interpreter=interpreter.format(**words, variables=found.variables),
-            fills=fills,
-            prints=prints,
-        ),
-        templates.README.format(
-            **words, arena=_arena_text(found), ports="\n".join(_table(found)), ops=len(found.ops)
-        ),
-    )
-    return dict(zip(file_names(name), texts, strict=True))
-
-
-def _arena(found: CArray, big: str) -> str:
-    if found.arena_bytes is None:
-        return templates.ARENA_ESTIMATE.format(
-            NAME=big,
-            note=comment(found.arena_note),
-            lower=found.arena_lower_bound,
-            guess=_rounded(2 * found.arena_lower_bound + 16 * 1024),
-        )
-    size = _rounded(found.arena_bytes)
-    return templates.ARENA.format(NAME=big, note=comment(found.arena_note), size=size)
-
-
-def _arena_text(found: CArray) -> str:
-    if found.arena_bytes is None:
-        return (
-            f"not measured ({comment(found.arena_note)}); at least {found.arena_lower_bound:,} "
-            "bytes, an estimate from the activations alone"
-        )
-    return f"{found.arena_bytes:,} bytes, {comment(found.arena_note)}"
+        "measured": found.arena_bytes is not None,
+        "note": comment(found.arena_note),
+        "arena": _rounded(measured),
+        "arena_bytes": f"{measured:,}",
+        "lower": found.arena_lower_bound,
+        "lower_bytes": f"{found.arena_lower_bound:,}",
+        "guess": _rounded(2 * found.arena_lower_bound + 16 * 1024),
+        "variables": found.variables,
+        "fills": "\n".join(_fill(i, port) for i, port in enumerate(found.inputs)),
+        "prints": "\n".join(_print(i, port) for i, port in enumerate(found.outputs)),
+        "ports": "\n".join(_port_lines(found, big)),
+        "table": "\n".join(_table(found)),
+    }
+    texts = (fill(_TEMPLATES, template, values) for template in _FILES)
+    return dict(zip(file_names(found.name), texts, strict=True))
 
 
 def _rounded(size: int) -> int:
@@ -132,17 +120,20 @@ def _table(found: CArray) -> Iterator[str]:
 
 
 def _fill(i: int, port: Port) -> str:
-    kind = TYPES[port.dtype]
-    count = math.prod(port.shape)
-    return templates.FILL.format(i=i, count=count, member=kind.member, value=kind.value)
+    kind, count = TYPES[port.dtype], math.prod(port.shape)
+    return f"""\
+  TfLiteTensor* input_{i} = interpreter.input({i});
+  for (int i = 0; i < {count}; ++i) input_{i}->data.{kind.member}[i] = {kind.value};"""
 
 
 def _print(i: int, port: Port) -> str:
-    kind = TYPES[port.dtype]
-    count = math.prod(port.shape)
-    return templates.PRINT.format(
-        i=i, count=count, member=kind.member, form=kind.form, cast=kind.cast
-    )
+    kind, count = TYPES[port.dtype], math.prod(port.shape)
+    value = f"static_cast<{kind.cast}>(output_{i}->data.{kind.member}[i])"
+    return f"""\
+  const TfLiteTensor* output_{i} = interpreter.output({i});
+  for (int i = 0; i < {count}; ++i) {{
+    MicroPrintf("output {i}[%d]: {kind.form}", i, {value});
+  }}"""
 
 
 _BUILTIN = """
