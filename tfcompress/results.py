@@ -85,7 +85,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return plain_fields(value)
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # of NumPy

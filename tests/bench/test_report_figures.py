@@ -38,13 +38,6 @@ def test_numbers_are_written_with_thousands_apart_and_a_true_minus():
     assert page.spread(91.234, 0.0, 1, 2) == "91.23"
 
 
-def test_json_gets_no_nan_and_no_numpy():
-    assert page.finite({"a": math.nan, 1: (math.inf, 2.5, "text")}) == {
-        "a": None,
-        "1": [None, 2.5, "text"],
-    }
-
-
 def test_means_are_over_seeds_in_the_units_of_the_column():
     one = summary("a", [90, 92], [10, 12])
     assert QUALITY.text(one.mean("quality")) == "91.00 ± 1.41"

@@ -15,9 +15,15 @@ from op_files import (
     weight,
 )
 
-from tfcompress.targets.measures import MEASURES, inner_rank, measure
+from tfcompress.targets.measures import (
+    MEASURES,
+    compare,
+    inner_rank,
+    is_kept,
+    measure,
+    measured,
+)
 from tfcompress.targets.operators import operators
-from tfcompress.targets.whole_file import compare, is_kept, measured
 from tfcompress.tflite import flatbuffer
 
 X = real(1, 9, 8, 4)

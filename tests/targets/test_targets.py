@@ -160,7 +160,7 @@ def test_target_file_that_is_no_json_object(tmp_path, content):
 
 def test_schema_lists_what_the_code_knows():
     from tfcompress.targets.measures import MEASURES
-    from tfcompress.targets.whole_file import COMPARISONS
+    from tfcompress.targets.targets import COMPARISONS
 
     schema = json.loads((TARGETS / "schema.json").read_text())
     limit = schema["properties"]["limits"]["additionalProperties"]

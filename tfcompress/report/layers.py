@@ -17,7 +17,7 @@ import numpy as np
 
 from tfcompress.compression.finalize import rebuild_copy
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.layer_errors import float_twin
+from tfcompress.conversion.layer_errors import LayerNames, float_twin, tensor_errors
 from tfcompress.dispatch import is_legacy
 from tfcompress.files import samples as samples_of
 from tfcompress.graph.copying import copy_operation, copy_weights
@@ -150,9 +150,9 @@ def _range(t: TensorInfo) -> list[float] | None:
     """The real values of the smallest and the largest code of a quantized activation."""
     if t.scale is None or t.dtype not in QUANTIZED:
         return None
-    limits = np.iinfo(t.dtype) if t.dtype not in ("int2", "int4", "uint4") else None
-    if limits is None:
+    if t.dtype in ("int2", "int4", "uint4"):
         return None
+    limits = np.iinfo(t.dtype)
     point = t.zero_point or 0
     return [_rounded((code - point) * t.scale) for code in (int(limits.min), int(limits.max))]
 
@@ -205,8 +205,6 @@ def _errors(
     exact = _exact(file, model, reference)
     if exact is None:
         return {}
-    from tfcompress.conversion.layer_errors import tensor_errors
-
     return {
         index: None if math.isnan(ratio) or ratio == -math.inf else round(min(ratio, EXACT_DB), 2)
         for index, ratio in tensor_errors(
@@ -220,8 +218,6 @@ def _exact(file: Any, model: Any, reference: Any) -> Any:
     if reference is not None:
         return flatbuffer.read(reference, name=flatbuffer.describe(reference))
     if _is_keras3(model):
-        from tfcompress.conversion.layer_errors import float_twin
-
         return float_twin(model, file)
     # What TFMOT quantizes rounds as the file does, and is no float model any more.
     if not is_legacy(model) or any(type(x).__name__.startswith("Quantize") for x in model.layers):
@@ -350,7 +346,7 @@ _MAX = 60
 
 def layer_names(tensors: Sequence[str], model: Any = None) -> list[str]:
     """Names the layers that make tensors."""
-    known = _Known(model)
+    known = None if model is None else LayerNames(model)
     scopes = [_scope(tensor) for tensor in tensors]
     numbers = {match[1] for s in scopes if s and (match := re.search(r"_(\d+)$", s))}
     # Keras 3 exports a copy of the model, in which every layer has the same number behind it.
@@ -358,20 +354,9 @@ def layer_names(tensors: Sequence[str], model: Any = None) -> list[str]:
     names = []
     for tensor, scope in zip(tensors, scopes, strict=True):
         guessed = re.sub(r"_\d+$", "", scope) if scope and copied else scope
-        names.append((known.of(tensor) or _plain(guessed or tensor))[:_MAX])
+        name = known.of(tensor) if known else ""
+        names.append((name or _plain(guessed or tensor))[:_MAX])
     return names
-
-
-class _Known:
-    def __init__(self, model: Any):
-        self.names: Any = None
-        if model is not None:
-            from tfcompress.conversion.layer_errors import LayerNames
-
-            self.names = LayerNames(model)
-
-    def of(self, tensor: str) -> str:
-        return "" if self.names is None else self.names.of(tensor)
 
 
 def _scope(tensor: str) -> str | None:

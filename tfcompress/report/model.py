@@ -8,22 +8,25 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfcompress.conversion.layer_errors import Difference
-from tfcompress.conversion.verify import OutputCheck, Verification
+from tfcompress.conversion.verify import OutputCheck, Verification, verify
 from tfcompress.files import models
 from tfcompress.report.layer_data import task_entry
-from tfcompress.report.layers import EXACT_DB, layer_figures, layer_names
+from tfcompress.report.layers import (
+    EXACT_DB,
+    FloatFiles,
+    float_files,
+    layer_figures,
+    layer_names,
+)
 from tfcompress.report.page import MISSING, number, require_extra, significant, write_page
 from tfcompress.targets.check import check
 from tfcompress.targets.result import Check, OperatorCheck, caution, verdict_on
 from tfcompress.tflite.benchmark import FileBenchmark, benchmark
 from tfcompress.tflite.inspect import Inspection, inspect
 from tfcompress.tflite.machine import describe
-
-if TYPE_CHECKING:
-    from tfcompress.report.layers import FloatFiles
 
 Progress = Callable[[str, int, int | None], Any]
 RUNS, ROUNDS = 20, 5
@@ -54,9 +57,6 @@ def write_model_report(
     name = Path(tflite_path).name
     # Where a file lies is nobody else's business.
     checked = None if target is None else dataclasses.replace(check(tflite_path, target), path=name)
-    from tfcompress.conversion.verify import verify
-    from tfcompress.report.layers import float_files
-
     if isinstance(model, (str, os.PathLike)):
         model = models.load_model(model)
     if hasattr(data, "__next__"):

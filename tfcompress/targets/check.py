@@ -7,17 +7,15 @@ import itertools
 import os
 from typing import Any
 
-from tfcompress.targets.measures import measure
+from tfcompress.targets.measures import is_kept, measure, measured
 from tfcompress.targets.operators import Op, operators
 from tfcompress.targets.result import Check, Finding, OperatorCheck, Part
-from tfcompress.targets.targets import Target, load_target
+from tfcompress.targets.targets import Target, load_target, source_of
 from tfcompress.targets.whole_file import (
     constant_bytes,
     findings,
     input_shapes,
     io_mend,
-    is_kept,
-    measured,
     misfitting_edges,
 )
 from tfcompress.tflite import arena, flatbuffer
@@ -134,7 +132,7 @@ def _verdict(
     mend: str | None = None,
 ) -> OperatorCheck:
     info = op.info
-    known = next((r for r in target.rules if r.id == rule), None) if status else None
+    source, date = source_of(target, rule if status else None)
     words = target.statuses[status or "mapped"]
     if status is not None and mend is None:
         replaced = target.replacements.get(info.name) if status in ("operator", "dtype") else None
@@ -154,8 +152,8 @@ def _verdict(
         status=words,
         reason=reason,
         mend=mend,
-        source=known.source if known else None,
-        date=known.date if known else None,
+        source=source,
+        date=date,
         fatal=status in ("operator", "dtype") and info.name in target.fatal_operators,
     )
 

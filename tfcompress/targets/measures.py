@@ -1,18 +1,20 @@
-"""What the limits of a target measure of an operator: small pure functions, by name.
+"""What the limits of a target measure of an operator, and whether it keeps them.
 
-Each takes an `Op` and returns a number, a text, a bool, or a tuple of them; where the operator
-lacks what it looks at, it raises one of `UNMEASURABLE`, and the value counts as not known.
+`MEASURES` are small pure functions, by name. Each takes an `Op` and returns a number, a text, a
+bool, or a tuple of them; where the operator lacks what it looks at, it raises one of
+`UNMEASURABLE`, and the value counts as not known.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tfcompress.targets.operators import Op, is_real
+from tfcompress.targets.targets import COMPARISONS
 from tfcompress.tflite.inspect import FLOATS, QUANTIZED, TensorInfo
 
 Value = bool | int | float | str | tuple[Any, ...]
@@ -30,6 +32,49 @@ def measure(op: Op, name: str) -> Value | None:
         return function(op)
     except UNMEASURABLE:
         return None
+
+
+def is_kept(op: Op, limit: Mapping[str, Any]) -> bool | None:
+    """Tells whether an operator keeps a limit.
+
+    Returns none if what the limit looks at cannot be known.
+    """
+    condition = limit.get("when")
+    if condition is not None:
+        applies = is_kept(op, condition)
+        if not applies:
+            return None if applies is None else True
+    value = measure(op, limit["value"])
+    if value is None:
+        return None
+    name = next(name for name in COMPARISONS if name in limit)
+    return compare(value, name, limit[name])
+
+
+def compare(value: Value, comparison: str, expected: Any) -> bool:
+    """Compares what was measured; of several values, each must hold."""
+    values = value if isinstance(value, tuple) else (value,)
+    if comparison in ("includes", "excludes"):
+        return any(v in expected for v in values) == (comparison == "includes")
+    if comparison == "equals":
+        return all(v == expected for v in values)
+    if comparison == "in":
+        return all(v in expected for v in values)
+    if any(isinstance(v, str) for v in values):
+        return False
+    if comparison == "multiple_of":
+        return all(v % expected == 0 for v in values)
+    return all(v >= expected if comparison == "min" else v <= expected for v in values)
+
+
+def measured(op: Op, limit: Mapping[str, Any]) -> str:
+    """Says what was measured, in a few words."""
+    value = measure(op, limit["value"])
+    name = limit["value"].replace("_", " ")
+    if value is None:
+        return f"{name} is not known"
+    shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"{name} {shown if shown != '' else 'none'}"
 
 
 def inner_rank(shape: tuple[int, ...]) -> int:

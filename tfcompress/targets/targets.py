@@ -104,6 +104,12 @@ def load_target(name_or_path: str | os.PathLike[str]) -> Target:
     return target
 
 
+def source_of(target: Target, rule: str | None) -> tuple[str | None, str | None]:
+    """Source and date of one of a target's rules; None if there is none of this id."""
+    found = next((entry for entry in target.rules if entry.id == rule), None)
+    return (found.source, found.date) if found else (None, None)
+
+
 def _shipped(name: str) -> str:
     return (_FOLDER / f"{name}.json").read_text(encoding="utf-8")
 
@@ -193,7 +199,8 @@ def _listed(names: list[Any], received: Any) -> str:
     return f"{', '.join(map(str, names[:10]))}, ... ({len(names)} in all). {close}".rstrip()
 
 
-_COMPARISONS = ("equals", "min", "max", "multiple_of", "in", "includes", "excludes")
+# How a limit compares what was measured: it has exactly one of these keys.
+COMPARISONS = ("equals", "min", "max", "multiple_of", "in", "includes", "excludes")
 
 
 def _check_references(target: Target, where: str) -> None:
@@ -214,9 +221,7 @@ def _check_references(target: Target, where: str) -> None:
             _check_comparison(limit.when, f"{here}: when")
         _check_name(limit.status, target.statuses, f"{here}: status")
         _check_name(limit.rule, rules, f"{here}: rule")
-    for key in ("weights", "shapes", "memory", "channels"):
-        _check_name(target[key].rule, [*rules, None], f"{where}: {key}: rule")
-    for key in ("inputs", "metadata", "refused_io"):
+    for key in ("weights", "shapes", "memory", "channels", "inputs", "metadata", "refused_io"):
         if target[key] is not None:
             _check_name(target[key].rule, [*rules, None], f"{where}: {key}: rule")
     for key in ("precisions_rule", "io_rule"):
@@ -232,10 +237,10 @@ def _check_references(target: Target, where: str) -> None:
 
 
 def _check_comparison(limit: Target, where: str) -> None:
-    given = [key for key in _COMPARISONS if key in limit]
+    given = [key for key in COMPARISONS if key in limit]
     if len(given) != 1:
         raise ValueError(
-            f"{where} must have exactly one of {', '.join(_COMPARISONS)}; received {given}"
+            f"{where} must have exactly one of {', '.join(COMPARISONS)}; received {given}"
         )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from tfcompress.targets.measures import Value, measure, output_channels
+from tfcompress.targets.measures import is_kept, measured, output_channels
 from tfcompress.targets.operators import Op, tensors
 from tfcompress.targets.result import Finding
-from tfcompress.targets.targets import IO_DTYPES, Target
+from tfcompress.targets.targets import IO_DTYPES, Target, source_of
 from tfcompress.tflite import arena
 from tfcompress.tflite.inspect import TensorInfo
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, metadata_of
@@ -173,10 +172,7 @@ def finding(
     rule: str | None = None,
 ) -> Finding:
     """Return a `Finding` with the source and date of its rule."""
-    known = next((r for r in target.rules if r.id == rule), None)
-    return Finding(
-        kind, fatal, text, mend, known.source if known else None, known.date if known else None
-    )
+    return Finding(kind, fatal, text, mend, *source_of(target, rule))
 
 
 def input_shapes(model: Any) -> list[tuple[int, ...]]:
@@ -262,49 +258,3 @@ def metadata(model: Any, data: bytes, target: Target) -> list[Finding]:
 
 def _listed(shape: tuple[Any, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-COMPARISONS = ("equals", "min", "max", "multiple_of", "in", "includes", "excludes")
-
-
-def is_kept(op: Op, limit: Mapping[str, Any]) -> bool | None:
-    """Tells whether an operator keeps a limit.
-
-    Returns none if what the limit looks at cannot be known.
-    """
-    condition = limit.get("when")
-    if condition is not None:
-        applies = is_kept(op, condition)
-        if not applies:
-            return None if applies is None else True
-    value = measure(op, limit["value"])
-    if value is None:
-        return None
-    name = next(name for name in COMPARISONS if name in limit)
-    return compare(value, name, limit[name])
-
-
-def compare(value: Value, comparison: str, expected: Any) -> bool:
-    """Compares what was measured; of several values, each must hold."""
-    values = value if isinstance(value, tuple) else (value,)
-    if comparison in ("includes", "excludes"):
-        return any(v in expected for v in values) == (comparison == "includes")
-    if comparison == "equals":
-        return all(v == expected for v in values)
-    if comparison == "in":
-        return all(v in expected for v in values)
-    if any(isinstance(v, str) for v in values):
-        return False
-    if comparison == "multiple_of":
-        return all(v % expected == 0 for v in values)
-    return all(v >= expected if comparison == "min" else v <= expected for v in values)
-
-
-def measured(op: Op, limit: Mapping[str, Any]) -> str:
-    """Says what was measured, in a few words."""
-    value = measure(op, limit["value"])
-    name = limit["value"].replace("_", " ")
-    if value is None:
-        return f"{name} is not known"
-    shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-    return f"{name} {shown if shown != '' else 'none'}"
