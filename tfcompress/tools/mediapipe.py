@@ -82,7 +82,7 @@ def _task(file: Subject) -> _Task:
     if not entry.mean:  # MediaPipe refuses such a float32 input, and takes uint8 as it is.
         entry = dataclasses.replace(entry, mean=(0.0,), std=(1.0,))
     labels = metadata.outputs[0].labels if metadata.outputs else ()
-    pictures = [_picture(*sample.values(), entry) for sample in file.inputs]
+    pictures = [_picture(next(iter(sample.values())), entry) for sample in file.inputs]
     return _Task(pictures, _scores(file, value.dtype, pictures, entry), labels)
 
 
