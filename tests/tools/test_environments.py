@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,11 +19,10 @@ def cache(monkeypatch, tmp_path):
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def package(tmp_path):
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
     """A package that pip installs without an index."""
-    folder = tmp_path / "package"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("package")
     (folder / "pyproject.toml").write_text(
         "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
     )
@@ -43,16 +43,41 @@ def package(tmp_path):
     return str(folder)
 
 
-def test_environment_holds_its_packages_and_is_made_once(cache, package, monkeypatch):
-    python = environments.python_environment("answer", [package])
+@pytest.fixture(scope="module")
+def answer(package, tmp_path_factory):
+    """The cache that an environment of this package was made in, and its Python."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFCOMPRESS_CACHE", str(folder))
+        return folder, environments.python_environment("answer", [package])
+
+
+@pytest.fixture
+def copied(answer, monkeypatch):
+    """To save time, further virtual environments are copies of the first, which was really made."""
+    run_tool = environments.run_tool
+
+    def run(command, **options):
+        if command[1:3] != ["-m", "venv"]:
+            return run_tool(command, **options)
+        shutil.copytree(answer[1].parents[1], command[3], symlinks=True, dirs_exist_ok=True)
+        (Path(command[3]) / ".ready").unlink()
+        return ""
+
+    monkeypatch.setattr(environments, "run_tool", run)
+
+
+def test_environment_holds_its_packages_and_is_made_once(answer, package, monkeypatch):
+    cache, python = answer
     assert python.is_relative_to(cache)
     asked = [python, "-c", "import answer; print(answer.VALUE)"]
     assert environments.run_tool(asked, what="answer") == "42\n"
+    monkeypatch.setenv("TFCOMPRESS_CACHE", str(cache))
     monkeypatch.setattr(subprocess, "run", None)  # Nothing may be run the second time.
     assert environments.python_environment("answer", [package]) == python
 
 
-def test_environment_that_fails_is_not_taken_for_whole(cache, package):
+def test_environment_that_fails_is_not_taken_for_whole(cache, copied, package):
     for _ in range(2):
         with pytest.raises(Unavailable, match=r"cannot install .*nowhere for broken: .*nowhere"):
             environments.python_environment("broken", [f"{package}/nowhere"])
@@ -99,7 +124,7 @@ def test_cache_that_cannot_be_written(monkeypatch, tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_without_a_network_pip_says_so_in_one_line(cache, monkeypatch):
+def test_without_a_network_pip_says_so_in_one_line(cache, copied, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     start = time.monotonic()
