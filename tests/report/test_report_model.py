@@ -27,25 +27,35 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def folder(qat_cnn, float_cnn, images, tmp_path_factory):
-    """A trained model, data, and files made of it; the report on the int8 one."""
+    """A trained model, data, and files made of it."""
     folder = tmp_path_factory.mktemp("model")
     qat_cnn.save(folder / "qat.keras")
     np.save(folder / "x.npy", images[0][:40])
     tfc.convert(qat_cnn, folder / "int8.tflite", io_dtype="int8")
     tfc.convert(float_cnn, folder / "float16.tflite", precision="float16")
-    size = write_model_report(
-        folder / "qat.keras",
-        folder / "int8.tflite",
-        folder / "int8.html",
-        images[0][:40],
-        "edge_tpu",
-    )
-    assert (folder / "int8.html").stat().st_size == size
     return folder
 
 
 @pytest.fixture(scope="module")
-def text(folder):
+def float_known(folder, qat_cnn):
+    """The float files of the model, which take the most time, made once."""
+    return report.float_files(qat_cnn, folder / "int8.tflite")
+
+
+@pytest.fixture
+def quick(float_known, monkeypatch):
+    """For reports on that model of which other things are asked."""
+    monkeypatch.setattr(report, "float_files", lambda model, path: float_known)
+
+
+@pytest.fixture(scope="module")
+def text(folder, float_known, images):
+    """The report on the int8 file."""
+    given = (folder / "qat.keras", folder / "int8.tflite", folder / "int8.html")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "float_files", lambda model, path: float_known)
+        size = write_model_report(*given, images[0][:40], "edge_tpu")
+    assert (folder / "int8.html").stat().st_size == size
     return (folder / "int8.html").read_text()
 
 
@@ -97,7 +107,7 @@ def test_what_a_target_lacks_comes_first_with_its_mend(folder, float_cnn, images
         assert html.escape(mend, quote=True).replace("&#x27;", "&#39;") in path.read_text()
 
 
-def test_a_file_that_runs_in_parts_is_no_failure(folder, qat_cnn, images, tmp_path):
+def test_a_file_that_runs_in_parts_is_no_failure(quick, qat_cnn, images, tmp_path):
     file, path = tmp_path / "a.tflite", tmp_path / "r.html"
     tfc.convert(qat_cnn, file)
     write_model_report(qat_cnn, file, path, images[0][:8], "mobile_cpu")
@@ -137,7 +147,7 @@ def test_latency_is_measured_beside_float32(text):
     assert all(float(value.replace(",", "")) > 0 for value in this[1:])
 
 
-def test_names_in_a_file_are_texts_and_nothing_else(folder, qat_cnn, images, tmp_path):
+def test_names_in_a_file_are_texts_and_nothing_else(quick, folder, qat_cnn, images, tmp_path):
     file = flatbuffer.read(folder / "int8.tflite")
     for i, tensor in enumerate(file.subgraphs[0].tensors):
         tensor.name = f"{EVIL}{i}"
@@ -242,12 +252,12 @@ def test_command_finds_slips_before_it_loads_the_model(folder, tmp_path, capsys,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_the_page_is_whole_at_any_width(folder, width):
+def test_the_page_is_whole_at_any_width(folder, text, width):
     browser = Browser()
     try:
         check_page(browser, folder / "int8.html", width)
         assert check_plots(browser, ".tall") == 2
-        (task,) = data_of((folder / "int8.html").read_text())["layers"]
+        (task,) = data_of(text)["layers"]
         weighted = [each for each in task["files"][0]["layers"] if each["histogram"]]
         assert check_plots(browser, ".histogram") == len(weighted)
         outlines = browser.all("#histograms .scatterlayer .js-line")
