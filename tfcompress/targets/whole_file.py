@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tfcompress.targets.measures import is_kept, measured, output_channels
@@ -25,8 +26,8 @@ def findings(model: Any, ops: list[Op], data: bytes, target: Target) -> tuple[Fi
         *_refused(model, target),
         *_io_dtypes(model, ops, target),
         *_batch(model, target),
-        *shapes(model, target),
-        *metadata(model, data, target),
+        *_shapes(model, target),
+        *_metadata(model, data, target),
         *_memory(model, len(data), target),
         *_advice(ops, target),
         *_channels(ops, target),
@@ -42,35 +43,30 @@ def constant_bytes(model: Any) -> int:
     return sum(len(stored) for stored in data if stored is not None)
 
 
-def _refused(model: Any, target: Target) -> list[Finding]:
+def _refused(model: Any, target: Target) -> Iterator[Finding]:
     """Inputs and outputs over which the target's compiler fails."""
     if target.refused_io is None:
-        return []
-    found = []
+        return
     for kind, tensor in edges(model):
         if tensor.dtype in target.refused_io.dtypes:
             text = f"{kind} '{tensor.name}' is {tensor.dtype}"
             mend = f"Leave what gives or takes {tensor.dtype} at the edge to the program around it."
             rule = target.refused_io.rule
-            found.append(finding(target, "refused", True, text, mend, rule=rule))
-    return found
+            yield finding(target, "refused", True, text, mend, rule=rule)
 
 
-def _io_dtypes(model: Any, ops: list[Op], target: Target) -> list[Finding]:
+def _io_dtypes(model: Any, ops: list[Op], target: Target) -> Iterator[Finding]:
     expected = ", ".join(target.io_dtypes)
     fitting = [dtype for dtype in target.io_dtypes if dtype in IO_DTYPES[_computed(ops)]]
     mend = io_mend((fitting or target.io_dtypes)[0])
-    found = []
     for kind, tensor in misfitting_edges(model, target):
         text = f"{kind} '{tensor.name}' is {tensor.dtype}; {target.title} takes {expected}"
-        found.append(finding(target, "io_dtype", True, text, mend, rule=target.io_rule))
-    return found
+        yield finding(target, "io_dtype", True, text, mend, rule=target.io_rule)
 
 
-def _batch(model: Any, target: Target) -> list[Finding]:
+def _batch(model: Any, target: Target) -> Iterator[Finding]:
     expected, fatal = target.shapes.batch, target.shapes.batch_required
     known = tensors(model, 0)
-    found = []
     for tensor in (known[i] for i in model.subgraphs[0].inputs):
         batch = tensor.shape_signature[0] if len(tensor.shape_signature) > 1 else expected
         if expected is not None and batch != expected:
@@ -79,22 +75,17 @@ def _batch(model: Any, target: Target) -> list[Finding]:
             text = f"input '{tensor.name}' has a batch {size}; {expected} is "
             text += "required here" if fatal else f"better here. {mend}"
             given = mend if fatal else None
-            found.append(finding(target, "batch", fatal, text, given, rule=target.shapes.rule))
-    return found
+            yield finding(target, "batch", fatal, text, given, rule=target.shapes.rule)
 
 
-def _memory(model: Any, file_bytes: int, target: Target) -> list[Finding]:
+def _memory(model: Any, file_bytes: int, target: Target) -> Iterator[Finding]:
     memory = target.memory
-    found = []
+    activations = arena.activation_bytes(model)
+    smaller = "Make the model's inputs or its first layers smaller."
+    compress = "Compress the weights, or take a smaller model."
     for key, used, what, mend in (
-        (
-            *("sram_bytes", arena.activation_bytes(model), "activations take at least"),
-            "Make the model's inputs or its first layers smaller.",
-        ),
-        (
-            *("weight_bytes", constant_bytes(model), "constants take"),
-            "Compress the weights, or take a smaller model.",
-        ),
+        ("sram_bytes", activations, "activations take at least", smaller),
+        ("weight_bytes", constant_bytes(model), "constants take", compress),
         ("flash_bytes", file_bytes, "the file takes", "Compress the weights of the model."),
     ):
         limit = memory[key]
@@ -102,13 +93,11 @@ def _memory(model: Any, file_bytes: int, target: Target) -> list[Finding]:
             fatal = key in memory.fatal
             effect = "it does not fit" if fatal else "what is beyond makes it slower"
             text = f"{what} {used:,} bytes, of {limit:,} there are: {effect}"
-            found.append(
-                finding(target, "memory", fatal, text, mend if fatal else None, rule=memory.rule)
-            )
-    return found
+            given = mend if fatal else None
+            yield finding(target, "memory", fatal, text, given, rule=memory.rule)
 
 
-def _advice(ops: list[Op], target: Target) -> list[Finding]:
+def _advice(ops: list[Op], target: Target) -> Iterator[Finding]:
     """Limits that keep no operator from being mapped."""
     found: dict[str, list[Op]] = {}
     for op in ops:
@@ -116,39 +105,36 @@ def _advice(ops: list[Op], target: Target) -> list[Finding]:
         for name in (*target.common_limits, *entry.limits) if entry else ():
             if target.limits[name].get("advice") and is_kept(op, target.limits[name]) is False:
                 found.setdefault(name, []).append(op)
-    made = []
     for name, several in found.items():
         limit, first = target.limits[name], several[0]
         many = f" and {len(several) - 1} more" if len(several) > 1 else ""
         mend = limit.get("mend")
         text = f"{first.info.layer.split(';')[0] or first.info.name}{many}: {limit.text}"
         text = f"{text} ({measured(first, limit)}){'. ' + mend if mend else ''}"
-        made.append(finding(target, "advice", False, text, rule=limit.rule))
-    return made
+        yield finding(target, "advice", False, text, rule=limit.rule)
 
 
-def _channels(ops: list[Op], target: Target) -> list[Finding]:
+def _channels(ops: list[Op], target: Target) -> Iterator[Finding]:
     multiple = target.channels.multiple
     if multiple is None:
-        return []
+        return
     widths = [(op.info.layer.split(";")[0], output_channels(op)) for op in ops]
     odd = [(layer, width) for layer, width in widths if width and width % multiple]
     if not odd:
-        return []
+        return
     listed = ", ".join(f"{layer} ({width})" for layer, width in odd[:3])
     more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
     text = (
         f"channels are handled {multiple} at a time; not so many: {listed}{more}. The next "
         f"multiple of {multiple} costs about the same time"
     )
-    return [finding(target, "channels", False, text, rule=target.channels.rule)]
+    yield finding(target, "channels", False, text, rule=target.channels.rule)
 
 
-def _precision(ops: list[Op], target: Target) -> list[Finding]:
-    if not ops or _computed(ops) == target.precision:
-        return []
-    text = f"the file computes in {_computed(ops)}; {target.precision} is recommended here"
-    return [finding(target, "precision", False, text)]
+def _precision(ops: list[Op], target: Target) -> Iterator[Finding]:
+    if ops and _computed(ops) != target.precision:
+        text = f"the file computes in {_computed(ops)}; {target.precision} is recommended here"
+        yield finding(target, "precision", False, text)
 
 
 def _computed(ops: list[Op]) -> str:
@@ -202,12 +188,11 @@ def io_mend(dtype: str) -> str:
     return f"Convert with io_dtype='{dtype}' (--io-dtype {dtype})."
 
 
-def shapes(model: Any, target: Target) -> list[Finding]:
-    """Return what is wrong with the shapes of a file's inputs."""
+def _shapes(model: Any, target: Target) -> Iterator[Finding]:
+    """What is wrong with the shapes of a file's inputs."""
     if target.inputs is None:
-        return []
+        return
     expected, known = target.inputs.shape, tensors(model, 0)
-    found = []
     for index, shape in zip(model.subgraphs[0].inputs, input_shapes(model), strict=True):
         fits = len(shape) == len(expected) and all(
             isinstance(wanted, str) or size == wanted
@@ -219,24 +204,23 @@ def shapes(model: Any, target: Target) -> list[Finding]:
                 f"{_listed(expected)}"
             )
             rule = target.inputs.rule
-            found.append(finding(target, "shape", True, text, target.inputs.mend, rule=rule))
-    return found
+            yield finding(target, "shape", True, text, target.inputs.mend, rule=rule)
 
 
-def metadata(model: Any, data: bytes, target: Target) -> list[Finding]:
-    """Return what the metadata of a file do not say although the target reads it there.
+def _metadata(model: Any, data: bytes, target: Target) -> Iterator[Finding]:
+    """What the metadata of a file do not say although the target reads it there.
 
     Args:
         data: the bytes of the file.
     """
     rules = target.metadata
     if rules is None:
-        return []
+        return
     try:
         said = metadata_of(model, data, "the file") or Metadata()
     except ValueError as error:
-        return [finding(target, "metadata", True, str(error), rules.mend, rule=rules.rule)]
-    found = []
+        yield finding(target, "metadata", True, str(error), rules.mend, rule=rules.rule)
+        return
     known = tensors(model, 0)
     for position, index in enumerate(model.subgraphs[0].inputs):
         tensor = known[index]
@@ -246,14 +230,13 @@ def metadata(model: Any, data: bytes, target: Target) -> list[Finding]:
                 f"input '{tensor.name}' is {tensor.dtype}, and the file's metadata give no mean "
                 "and std of it"
             )
-            found.append(finding(target, "metadata", True, text, rules.mend, rule=rules.rule))
+            yield finding(target, "metadata", True, text, rules.mend, rule=rules.rule)
     if rules.labels and not any(entry.labels for entry in said.outputs):
         text = (
             "the file's metadata hold no labels, so that classes have no names. Give them with "
             "metadata= (--metadata)"
         )
-        found.append(finding(target, "metadata", False, text, rule=rules.rule))
-    return found
+        yield finding(target, "metadata", False, text, rule=rules.rule)
 
 
 def _listed(shape: tuple[Any, ...]) -> str:

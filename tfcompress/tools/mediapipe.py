@@ -10,7 +10,7 @@ import numpy as np
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, read_metadata
 from tfcompress.tools.driving import Figure, Library, NotApplicable, Outcome, Tool
-from tfcompress.tools.subject import Subject, grid_of, tensors_of
+from tfcompress.tools.subject import Subject, grid_of, outputs_of
 
 _MEDIAPIPE = Library("mediapipe", "MediaPipe", ("mediapipe==1.2.2",))
 
@@ -101,7 +101,6 @@ def _scores(
     values = pictures if dtype == np.uint8 else [(picture - mean) / std for picture in pictures]
     tensors = [{"picture": value.astype(dtype)} for value in values]
     graph = flatbuffer.read(file.data).subgraphs[0]
-    (index,) = (int(i) for i in graph.outputs)
-    found = [sample[index].ravel() for sample in tensors_of(file.data, tensors, [index])]
-    scores, grid = np.array(found, np.float64), grid_of(graph.tensors[index])
+    found = [output.ravel() for (output,) in outputs_of(file.data, tensors)]
+    scores, grid = np.array(found, np.float64), grid_of(graph.tensors[graph.outputs[0]])
     return scores if grid is None else (scores - grid[1]) * grid[0]

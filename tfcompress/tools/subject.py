@@ -105,27 +105,35 @@ def run_reference(data: bytes, inputs: list[Arrays], outputs: list[str], name: s
     Args:
         data: the bytes of the file.
     """
-    indices = [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
     try:
-        found = tensors_of(data, inputs, indices)
+        found = outputs_of(data, inputs)
     except Exception as error:  # Damaged files fail in many ways.
         raise run.cannot_run(name, error) from error
-    return [
-        {name: sample[index] for name, index in zip(outputs, indices, strict=True)}
-        for sample in found
-    ]
+    return [dict(zip(outputs, sample, strict=True)) for sample in found]
 
 
 def with_other_kernels(file: Subject) -> dict[str, Subject]:
     """The file with what LiteRT's other kernels give, which round otherwise than its reference."""
-    indices = [int(index) for index in flatbuffer.read(file.data).subgraphs[0].outputs]
     found = {}
     for name, kind in run.OTHERS.items():
         with contextlib.suppress(Exception):  # Damaged files fail in many ways.
-            samples = tensors_of(file.data, file.inputs, indices, kind)
-            expected = [dict(zip(file.units, sample.values(), strict=True)) for sample in samples]
+            samples = outputs_of(file.data, file.inputs, kind)
+            expected = [dict(zip(file.units, sample, strict=True)) for sample in samples]
             found[name] = dataclasses.replace(file, expected=expected)
     return found
+
+
+def outputs_of(
+    data: bytes, inputs: list[Arrays], kind: str = run.REFERENCE
+) -> list[list[np.ndarray]]:
+    """Run LiteRT and return the outputs of each sample.
+
+    Args:
+        data: the bytes of the file.
+    """
+    indices = [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
+    found = tensors_of(data, inputs, indices, kind)
+    return [[sample[index] for index in indices] for sample in found]
 
 
 def tensors_of(

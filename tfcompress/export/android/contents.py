@@ -29,6 +29,21 @@ VERSIONS: dict[str, str | int] = {
 
 LITERT = f"com.google.ai.edge.litert:litert:{VERSIONS['litert']}"
 
+# Files that are the same for all apps but for names and versions, and their templates.
+_PROJECT = {
+    ".gitignore": "gitignore",
+    "settings.gradle.kts": "settings.gradle.kts",
+    "build.gradle.kts": "build.gradle.kts",
+    "gradle.properties": "gradle.properties",
+    "gradle/libs.versions.toml": "libs.versions.toml",
+    "gradle/wrapper/gradle-wrapper.properties": "gradle-wrapper.properties",
+    "app/build.gradle.kts": "app_build.gradle.kts",
+    "app/src/main/AndroidManifest.xml": "AndroidManifest.xml",
+    "app/src/main/res/layout/activity_main.xml": "activity_main.xml",
+    "app/src/main/res/values/strings.xml": "strings.xml",
+    "app/src/main/res/values/themes.xml": "themes.xml",
+}
+
 _READERS = {
     "FloatArray": "floats",
     "IntArray": "ints",
@@ -122,17 +137,7 @@ def project_files(app: App, model: bytes) -> dict[str, bytes]:
     kotlin = _kotlin_values(app)
     texts = {
         "README.md": fill("README.md", {**values, **_told(app)}),
-        ".gitignore": fill("gitignore", values),
-        "settings.gradle.kts": fill("settings.gradle.kts", values),
-        "build.gradle.kts": fill("build.gradle.kts", values),
-        "gradle.properties": fill("gradle.properties", values),
-        "gradle/libs.versions.toml": fill("libs.versions.toml", values),
-        "gradle/wrapper/gradle-wrapper.properties": fill("gradle-wrapper.properties", values),
-        "app/build.gradle.kts": fill("app_build.gradle.kts", values),
-        "app/src/main/AndroidManifest.xml": fill("AndroidManifest.xml", values),
-        "app/src/main/res/layout/activity_main.xml": fill("activity_main.xml", values),
-        "app/src/main/res/values/strings.xml": fill("strings.xml", values),
-        "app/src/main/res/values/themes.xml": fill("themes.xml", values),
+        **{path: fill(template, values) for path, template in _PROJECT.items()},
         f"app/src/main/java/{package}/MainActivity.kt": fill("MainActivity.kt", kotlin),
         f"app/src/androidTest/java/{package}/{app.model}Test.kt": fill("ModelTest.kt", kotlin),
     }

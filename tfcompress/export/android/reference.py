@@ -8,8 +8,8 @@ import os
 import numpy as np
 
 from tfcompress.export.android.tensors import Tensor
-from tfcompress.tflite import flatbuffer, run
-from tfcompress.tools.subject import Arrays, Subject, read_subject, tensors_of
+from tfcompress.tflite import run
+from tfcompress.tools.subject import Arrays, Subject, outputs_of, read_subject
 
 SAMPLES = 4
 
@@ -103,12 +103,10 @@ def _largest(values: np.ndarray) -> float:
 
 
 def _default_kernels(data: bytes, inputs: list[Arrays], where: str) -> list[list[np.ndarray]]:
-    indices = [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
     try:
-        made = tensors_of(data, inputs, indices, run.DEFAULT)
+        return outputs_of(data, inputs, run.DEFAULT)
     except Exception as error:  # Damaged files fail in many ways.
         raise ValueError(
             f"LiteRT cannot run '{where}': {run.line(error)}. Its reference "
             "kernels can, but an app does not take those. Convert the model again."
         ) from error
-    return [[sample[index] for index in indices] for sample in made]

@@ -157,25 +157,17 @@ _IRREGULAR = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
 }
 
+_SIGNAL = """
+    Delay Energy FftAutoScale FilterBank FilterBankLog FilterBankSpectralSubtraction
+    FilterBankSquareRoot Framer Irfft OverlapAdd PCAN Rfft Stacker Window
+"""
+
 _CUSTOM = {
     "CIRCULAR_BUFFER": "CircularBuffer",
     "TFLite_Detection_PostProcess": "DetectionPostprocess",
     "TFLM_DECODE": "Decode",
     "ethos-u": "EthosU",
-    "SignalDelay": "Delay",
-    "SignalEnergy": "Energy",
-    "SignalFftAutoScale": "FftAutoScale",
-    "SignalFilterBank": "FilterBank",
-    "SignalFilterBankLog": "FilterBankLog",
-    "SignalFilterBankSpectralSubtraction": "FilterBankSpectralSubtraction",
-    "SignalFilterBankSquareRoot": "FilterBankSquareRoot",
-    "SignalFramer": "Framer",
-    "SignalIrfft": "Irfft",
-    "SignalOverlapAdd": "OverlapAdd",
-    "SignalPCAN": "PCAN",
-    "SignalRfft": "Rfft",
-    "SignalStacker": "Stacker",
-    "SignalWindow": "Window",
+    **{f"Signal{method}": method for method in _SIGNAL.split()},
 }
 
 
