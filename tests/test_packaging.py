@@ -93,6 +93,9 @@ def test_wheel_holds_the_data_and_nothing_else(wheel):
     }
     assert len(pages) >= 6
     assert pages <= set(names)
+    kinds = {".html", ".java", ".kt", ".tmpl"}
+    exported = [path for path in (ROOT / "tfcompress").rglob("*") if path.suffix in kinds]
+    assert {path.relative_to(ROOT).as_posix() for path in exported} <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "tfcompress",
