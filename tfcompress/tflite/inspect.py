@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tfcompress.results import Result, Rows, plain_fields, print_table
+from tfcompress.results import Result, Rows, plain, plain_fields, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import metadata_of
 from tfcompress.tflite.metadata.types import Metadata, print_metadata
@@ -331,7 +331,7 @@ class TensorInfo:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with what follows from the scales."""
         grid = {"scale_count": self.scale_count, "scale": self.scale, "zero_point": self.zero_point}
-        return {**plain_fields(self), **grid}
+        return {**plain_fields(self), **plain(grid)}
 
 
 @dataclasses.dataclass(frozen=True)
