@@ -40,7 +40,7 @@ bench: $(READY)  ## compare methods of compression on the digits (short form; AR
 	$(BIN)/tfcompress bench --short $(ARGS)
 
 bench-parts: $(READY)  ## measure the cost of training and conversion, how equal files are, and what is lost
-	$(BIN)/python -m tfcompress.bench.parts $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m measurements $(ARGS)
 
 demo test test-full accept bench bench-parts: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.

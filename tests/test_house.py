@@ -26,7 +26,7 @@ ROOF = {"__main__", "registered"}
 # A visitor whose methods take each other's types: a walk over the kinds of layers and operations.
 VISITOR = {f"tfcompress.channels.{x}" for x in ("following", "layers", "operations", "shapes")}
 # Run in the environments of other tools, by themselves.
-ELSEWHERE = ("tools/drivers", "bench/parts/torch_groups.py")
+ELSEWHERE = "tools/drivers"
 
 
 def name_of(path):

@@ -4,9 +4,9 @@ import importlib
 import json
 
 import pytest
+from measurements.__main__ import MEASUREMENTS, main
 
 from tfcompress.bench import parts
-from tfcompress.bench.parts.__main__ import MEASUREMENTS, main
 
 
 def measurement(arguments=None):
@@ -63,12 +63,12 @@ def test_each_is_reached_by_its_name(name, capsys):
         main([name, "--help"])
     assert ended.value.code == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert told.startswith(f"usage: python -m tfcompress.bench.parts {name} [-h]")
+    assert told.startswith(f"usage: python -m measurements {name} [-h]")
     assert "--json" in told
 
 
 def test_speedups_count_without_amx_where_there_is_some(monkeypatch):
-    surgery = importlib.import_module("tfcompress.bench.parts.surgery_quality")
+    surgery = importlib.import_module("measurements.surgery_quality")
     first, second = {"ratio": 1.0}, {"ratio": 0.5, "no_amx": {"ratio": 0.25}}
     found = [first, second, {"ratio": 0.8, "no_amx": None}]
     monkeypatch.setattr(surgery, "latencies", lambda paths: found)

@@ -1,1 +1,1 @@
-"""The compression benchmark, `tfcompress bench`, and older measurements, `make bench-parts`."""
+"""The compression benchmark, `tfcompress bench`."""

@@ -3,9 +3,9 @@
 Models take turns in one process and each round gives one ratio per model; tables show their
 medians. Run them on an idle machine:
 
-    python -m tfcompress.bench.parts training_cost --rounds 7
-    python -m tfcompress.bench.parts distillation_cost --rounds 7
-    python -m tfcompress.bench.parts mask_update --rounds 5
+    PYTHONPATH=tests python -m measurements training_cost --rounds 7
+    PYTHONPATH=tests python -m measurements distillation_cost --rounds 7
+    PYTHONPATH=tests python -m measurements mask_update --rounds 5
 """
 
 import argparse
@@ -24,9 +24,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from measurements import interleaved, parser_of, seconds_of, show
 from tfcompress import schedules
 from tfcompress.bench.methods import peers
-from tfcompress.bench.parts import interleaved, parser_of, seconds_of, show
 from tfcompress.compression.callbacks import UpdateCompression
 from tfcompress.compression.compress import compress
 from tfcompress.compression.finalize import rebuild_copy

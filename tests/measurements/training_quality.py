@@ -2,8 +2,8 @@
 
 Run them on an idle machine:
 
-    python -m tfcompress.bench.parts joint_quality --seeds 3
-    python -m tfcompress.bench.parts distillation_quality --seeds 5
+    PYTHONPATH=tests python -m measurements joint_quality --seeds 3
+    PYTHONPATH=tests python -m measurements distillation_quality --seeds 5
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ import keras
 import numpy as np
 from keras import layers
 
+from measurements import parser_of, show, spread, tell
 from tfcompress import schedules
 from tfcompress.bench import demo, models
 from tfcompress.bench.models import fit
-from tfcompress.bench.parts import parser_of, show, spread, tell
 from tfcompress.compression.callbacks import UpdateCompression
 from tfcompress.compression.compress import compress, quantize_aware
 from tfcompress.compression.finalize import finalize

@@ -1,4 +1,4 @@
-"""Carries a measurement out, or all: `python -m tfcompress.bench.parts [NAME [options]]`."""
+"""Carries a measurement out, or all: `python -m measurements [NAME [options]]`."""
 
 import argparse
 import importlib
@@ -22,7 +22,7 @@ MEASUREMENTS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Hands the options on to the measurement that is named; without a name runs all."""
-    parser = argparse.ArgumentParser(prog="python -m tfcompress.bench.parts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m measurements", description=__doc__)
     parser.add_argument("name", nargs="?", choices=MEASUREMENTS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="NAME --help lists them")
     given = parser.parse_args(arguments)
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in MEASUREMENTS:
             subprocess.run([sys.executable, "-m", __package__, name], check=True)
         return 0
-    module = importlib.import_module(f"tfcompress.bench.parts.{MEASUREMENTS[given.name]}")
+    module = importlib.import_module(f"measurements.{MEASUREMENTS[given.name]}")
     return getattr(module, given.name)(given.options)
 
 

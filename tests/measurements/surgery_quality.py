@@ -4,7 +4,7 @@ For each seed a float model is trained; then half of its MACs (of the autoencode
 go, and what is left is trained for half of the steps. Accuracy is that of Keras models and of int8
 files; files are timed in turns under XNNPACK. Run it on an idle machine:
 
-    python -m tfcompress.bench.parts surgery_quality --seeds 3
+    PYTHONPATH=tests python -m measurements surgery_quality --seeds 3
 
 Exit status 1 tells that a goal is missed: on the mean of the seeds at most 0.5 point of accuracy
 lost, in float32 and in int8, and int8 files 1.6 times as fast; at most 0.01 AUC lost.
@@ -24,9 +24,9 @@ import numpy as np
 from keras import layers
 from scipy import ndimage
 
+from measurements import parser_of, show_table, spread, tell
 from tfcompress.bench import demo
 from tfcompress.bench.models import autoencoder, fit
-from tfcompress.bench.parts import parser_of, show_table, spread, tell
 from tfcompress.bench.running.latency import latencies
 from tfcompress.bench.tasks.anomaly import Sounds, machine_sounds
 from tfcompress.conversion.convert import convert

@@ -2,8 +2,8 @@
 
 Run them on an idle machine:
 
-    python -m tfcompress.bench.parts ptq_speed --rounds 3
-    python -m tfcompress.bench.parts equality --samples 10000
+    PYTHONPATH=tests python -m measurements ptq_speed --rounds 3
+    PYTHONPATH=tests python -m measurements equality --samples 10000
 """
 
 import statistics
@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from tfcompress.bench.parts import interleaved, parser_of, seconds_of, show
+from measurements import interleaved, parser_of, seconds_of, show
 from tfcompress.compression.compress import quantize_aware
 from tfcompress.conversion.convert import convert
 from tfcompress.conversion.layer_errors import Tally

@@ -3,7 +3,7 @@
 ResNet-50 and MobileNetV2 of keras.applications are built in PyTorch node by node; then the groups
 of both tools, and the MACs and parameters that uniform pruning leaves, are compared:
 
-    python -m tfcompress.bench.parts channel_groups
+    PYTHONPATH=tests python -m measurements channel_groups
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfcompress.bench.parts import parser_of, show
+from measurements import parser_of, show
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.surgery.base import opened
 from tfcompress.surgery.pruning.groups import Structure

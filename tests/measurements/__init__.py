@@ -2,7 +2,7 @@
 
 Each is a function that takes a command line:
 
-    python -m tfcompress.bench.parts NAME [--json ...]
+    PYTHONPATH=tests python -m measurements NAME [--json ...]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def parser_of(
         with_json: with the option that `show` reads.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m tfcompress.bench.parts {measurement.__name__}",
+        prog=f"python -m measurements {measurement.__name__}",
         description=(measurement.__doc__ or "").splitlines()[0],
     )
     for name, (default, text) in counts.items():
