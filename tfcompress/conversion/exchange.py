@@ -77,10 +77,6 @@ def exchange(
 
     A tool converts and runs what it made; the outputs are compared with those of LiteRT's
     reference kernels before anything is written.
-
-    Args:
-        format: "onnx" or "openvino".
-        data: the bytes of the .tflite file.
     """
     check_exchange(format, path)
     title = _FORMATS[format].title

@@ -87,11 +87,7 @@ def float_twin(model: keras.Model, file: Any) -> Any:
 def tensor_errors(
     file: Any, content: bytes, exact: Any, batches: list[dict[str, np.ndarray]]
 ) -> dict[int, float]:
-    """Compares the activations of two files that have the same name.
-
-    Args:
-        file, content: the `ModelT` of the file, and its bytes.
-    """
+    """Compares the activations of two files that have the same name."""
     pairs = _pairs(file, exact)
     return _measure(file, content, exact, pairs, batches) if pairs else {}
 

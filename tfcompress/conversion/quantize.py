@@ -261,11 +261,7 @@ UNTOUCHED = "keep"
 
 
 def static_recipe(tags: set[str], io_dtype: str) -> list[dict[str, Any]]:
-    """A recipe that quantizes operations by the tags in their outputs' names.
-
-    Args:
-        io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs.
-    """
+    """A recipe that quantizes operations by the tags in their outputs' names."""
     recipe = []
     for tag in sorted(tags - {UNTOUCHED}):
         activations, rest = tag[1:].split("w")

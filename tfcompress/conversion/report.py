@@ -128,11 +128,7 @@ _MEND = "rebuild the recurrent layer with unroll=True"
 
 
 def require_no_loops(file: Any, model: Any, io_dtype: str) -> None:
-    """Raise if a file with a loop is to have integer inputs and outputs.
-
-    Args:
-        io_dtype: that is asked for.
-    """
+    """Raise if a file with a loop is to have integer inputs and outputs."""
     graph = file.subgraphs[0]
     loops = [op for op in graph.operators if flatbuffer.op_name(file, op) == "WHILE"]
     if not loops or io_dtype == "float32":

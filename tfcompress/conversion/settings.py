@@ -53,11 +53,7 @@ def settle(
     dense: str | None = None,
     target: str | os.PathLike[str] | Target | None = None,
 ) -> Settings:
-    """Fill in what was not said from the target, or as usual, and check the whole.
-
-    Args:
-        precision, io_dtype, batch_size, dense: as of `convert`; None where nothing was said.
-    """
+    """Fill in what was not said from the target, or as usual, and check the whole."""
     found, usual = None, ("int8", "float32", 1, "per_channel")
     if target is not None:
         found = target if isinstance(target, Target) else load_target(target)

@@ -25,10 +25,6 @@ _EXPECTED = "expected a .npy file, a .npz file or a folder of images"
 def load_arrays(path: PathLike, **images: Any) -> Arrays:
     """Load the inputs of a model: a `.npy`, a `.npz`, or a folder of images.
 
-    Args:
-        path: the file or folder.
-        images: see `load_images`.
-
     Returns np.ndarray: of a `.npy`, of a `.npz` of one array, or of images. A `.npz` of several
     gives a dict by name, or a tuple if `np.savez` named them itself (`arr_0`, `arr_1`, ...). A
     `.npy` is read when it is used.

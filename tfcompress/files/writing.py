@@ -157,10 +157,6 @@ def write_all(files: Mapping[Any, bytes], folder: PathLike = "") -> None:
     All are written under other names first; only then they get their own, and what they replace
     comes back if one of them cannot. A new `folder` gets its name when all is in it. A process that
     is killed between two renames can leave a mixture, which no file system prevents.
-
-    Args:
-        files: content by path.
-        folder: what the paths are relative to; other files in it stay.
     """
     base = Path(folder).resolve()
     if base.is_dir():

@@ -54,11 +54,7 @@ def write(
     compilation: Callable[[], dict[str, Any] | None],
     precision: str | None,
 ) -> dict[str, Any]:
-    """Writes a model; returns the fields of `Written`, but for the time that it took.
-
-    Args:
-        compilation: makes the arguments of compile of a .keras file; None leaves it as it is.
-    """
+    """Writes a model; returns the fields of `Written`, but for the time that it took."""
     suffix = Path(options.output).suffix
     old, _ = content_of(original, suffix, compilation())
     settings: dict[str, Any] = {}
@@ -85,11 +81,7 @@ def content_of(
     compilation: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[bytes, Check | None]:
-    """A model as the bytes of a file, and what its target says of them.
-
-    Args:
-        settings: of the conversion to a .tflite file, which is in float32 by default.
-    """
+    """A model as the bytes of a file, and what its target says of them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"model{suffix}")
         if suffix == ".tflite":

@@ -120,11 +120,7 @@ def _symbolic_weights(layer, inputs: list):
 
 
 def parameter_of(variable, owner: keras.Layer) -> Parameter:
-    """A `Parameter` layer that holds a copy of a weight.
-
-    Args:
-        owner: the layer whose dtype policy and flags the weight follows.
-    """
+    """A `Parameter` layer that holds a copy of a weight."""
     casts = owner.autocast and keras.backend.is_float_dtype(variable.dtype)
     parameter = Parameter(
         tuple(variable.shape),

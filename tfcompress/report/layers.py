@@ -59,11 +59,7 @@ def layer_figures(
     data: Any = None,
     reference: str | os.PathLike[str] | bytes | None = None,
 ) -> list[dict[str, Any]]:
-    """Describes the operations of a .tflite file as layers, in their order.
-
-    Args:
-        tflite_path: the file, or its bytes.
-    """
+    """Describes the operations of a .tflite file as layers, in their order."""
     content = flatbuffer.load(tflite_path)
     file = flatbuffer.read(content, name=flatbuffer.describe(tflite_path))
     found = inspect(content)

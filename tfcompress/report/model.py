@@ -47,9 +47,6 @@ def write_model_report(
 
     Sizes, how far the outputs are from the model's, latency beside the float32 file of the same
     model, what a target says, and every layer: bytes, sparsity, SQNR, ranges, weights.
-
-    Args:
-        progress: called as `progress(stage, done, total)`.
     """
     require_extra()
     say = progress or (lambda stage, done, total: None)
@@ -214,11 +211,7 @@ _LAYERS = 3
 
 
 def check_rows(found: Check, names: dict[tuple[int, int], str]) -> dict[str, Any]:
-    """A check with its operators grouped by what was said of them.
-
-    Args:
-        names: (subgraph, index) of an operator -> the name of its layer.
-    """
+    """A check with its operators grouped by what was said of them."""
     groups: dict[tuple[Any, ...], list[OperatorCheck]] = {}
     for op in found.operators:
         key = (op.mapped, op.name, op.dtype, op.status, op.reason)

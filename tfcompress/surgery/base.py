@@ -97,11 +97,7 @@ def reported(
     kept: Iterable[Change],
     before: tuple[int, int],
 ) -> keras.Model:
-    """The new model, with a report.
-
-    Args:
-        before: MACs and parameters of the old one, see `macs.count`.
-    """
+    """The new model, with a report."""
     macs, params = zip(before, count(model), strict=True)
     report = SurgeryReport(operation, tuple(changes), tuple(kept), macs, params)
     return with_report(model, report)

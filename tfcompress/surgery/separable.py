@@ -129,9 +129,6 @@ def full_rank(kernel: np.ndarray) -> int:
 def separate(kernel: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
     """The best approximation of a convolution by a depthwise and a pointwise one.
 
-    Args:
-        kernel: float64 array of shape (*places, inputs, outputs).
-
     Returns (depthwise kernel of shape (*places, inputs, m), pointwise kernel of shape (*ones,
     inputs * m, outputs), fraction of the sum of squares that they keep).
     """

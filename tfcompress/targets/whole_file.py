@@ -17,11 +17,7 @@ _PRECISIONS = {"int16": "int16x8", "dynamic_int8": "dynamic_int8", "int8": "int8
 
 
 def findings(model: Any, ops: list[Op], data: bytes, target: Target) -> tuple[Finding, ...]:
-    """Return what is to be said of a whole file, fatal things first.
-
-    Args:
-        data: the bytes of the file.
-    """
+    """Return what is to be said of a whole file, fatal things first."""
     found = [
         *_refused(model, target),
         *_io_dtypes(model, ops, target),
@@ -208,11 +204,7 @@ def _shapes(model: Any, target: Target) -> Iterator[Finding]:
 
 
 def _metadata(model: Any, data: bytes, target: Target) -> Iterator[Finding]:
-    """What the metadata of a file do not say although the target reads it there.
-
-    Args:
-        data: the bytes of the file.
-    """
+    """What the metadata of a file do not say although the target reads it there."""
     rules = target.metadata
     if rules is None:
         return

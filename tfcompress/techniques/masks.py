@@ -210,11 +210,7 @@ def group(
     inputs: tuple[int, ...] = (),
     outputs: tuple[int, ...] = (),
 ) -> Groups:
-    """The groups of a weight under a pattern.
-
-    Args:
-        shape: of the weight.
-    """
+    """The groups of a weight under a pattern."""
     if pattern.kind in ("unstructured", "n:m"):
         return Groups(shape)
     axes = inputs if pattern.kind == "channels" else outputs

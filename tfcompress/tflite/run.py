@@ -140,9 +140,6 @@ def load(content: bytes, kernels: str = REFERENCE, *, keep: bool = False) -> tup
     The reference kernels lack a few operators (ELU, CEIL, ROUND, SEGMENT_SUM and others) that the
     optimized ones have: a file with one of these takes the optimized kernels, without XNNPACK.
 
-    Args:
-        content: the bytes of the file.
-
     Returns (the interpreter with its tensors allocated, a note if it has not the kernels asked
     for).
     """

@@ -114,11 +114,7 @@ def run_tool(
     seconds: float = _SECONDS,
     folder: Path | None = None,
 ) -> str:
-    """Run a program of an environment and return what it printed on standard output.
-
-    Args:
-        seconds: after which it is killed.
-    """
+    """Run a program of an environment and return what it printed on standard output."""
     # The libraries of the calling environment are none of the tool's business.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     try:

@@ -30,11 +30,7 @@ ONNX_LIBRARY = Library(
 
 
 def onnx(data: bytes, inputs: Inputs) -> Answer:
-    """Convert a file to ONNX by tf2onnx, and run that with ONNX Runtime.
-
-    Args:
-        data: the bytes of the .tflite file.
-    """
+    """Convert a file to ONNX by tf2onnx, and run that with ONNX Runtime."""
     tensors = flatbuffer.read(data).subgraphs[0].tensors
     half = any(flatbuffer.dtype_name(tensor) == "float16" for tensor in tensors)
     settings = {"opset": OPSET, "half": half}
@@ -51,11 +47,7 @@ OPENVINO_LIBRARY = Library("openvino", "OpenVINO", ("openvino==2026.4.1", "numpy
 
 
 def openvino(data: bytes, inputs: Inputs, *, save: bool = False) -> Answer:
-    """Run a file with OpenVINO, Intel's runtime for servers and desktops, in float32.
-
-    Args:
-        data: the bytes of the .tflite file.
-    """
+    """Run a file with OpenVINO, Intel's runtime for servers and desktops, in float32."""
     files = ["model.xml", "model.bin"] if save else []
     return OPENVINO_LIBRARY.drive(
         "run_openvino", data, inputs, settings={"save": save}, files=files
@@ -77,9 +69,6 @@ def arena_bytes(data: bytes) -> int:
 
     Measured on a 64-bit machine: a microcontroller, whose pointers are smaller, takes a little
     less for what is not tensor data, and its own kernels may take other scratch buffers.
-
-    Args:
-        data: the bytes of a .tflite file.
     """
     return int(_drive_tflm("measure_tflm", data, ()).figures["arena bytes"])
 

@@ -100,11 +100,7 @@ def read_subject(
 
 
 def run_reference(data: bytes, inputs: list[Arrays], outputs: list[str], name: str) -> list[Arrays]:
-    """Run LiteRT's reference kernels on samples in the file's own types.
-
-    Args:
-        data: the bytes of the file.
-    """
+    """Run LiteRT's reference kernels on samples in the file's own types."""
     try:
         found = outputs_of(data, inputs)
     except Exception as error:  # Damaged files fail in many ways.
@@ -126,11 +122,7 @@ def with_other_kernels(file: Subject) -> dict[str, Subject]:
 def outputs_of(
     data: bytes, inputs: list[Arrays], kind: str = run.REFERENCE
 ) -> list[list[np.ndarray]]:
-    """Run LiteRT and return the outputs of each sample.
-
-    Args:
-        data: the bytes of the file.
-    """
+    """Run LiteRT and return the outputs of each sample."""
     indices = [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
     found = tensors_of(data, inputs, indices, kind)
     return [[sample[index] for index in indices] for sample in found]
@@ -139,11 +131,7 @@ def outputs_of(
 def tensors_of(
     data: bytes, inputs: list[Arrays], indices: Sequence[int], kind: str = run.REFERENCE
 ) -> list[dict[int, np.ndarray]]:
-    """Run LiteRT and return tensors.
-
-    Args:
-        data: the bytes of the file.
-    """
+    """Run LiteRT and return tensors."""
     interpreter, _ = run.load(data, kind, keep=kind == run.REFERENCE)
     entries = [entry["index"] for entry in interpreter.get_input_details()]
     found = []

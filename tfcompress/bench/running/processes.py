@@ -36,11 +36,7 @@ def _context() -> Any:
 
 
 def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
-    """Calls a function in a process of its own.
-
-    Args:
-        seconds: after which the process is killed.
-    """
+    """Calls a function in a process of its own."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)

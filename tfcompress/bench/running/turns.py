@@ -111,11 +111,7 @@ def check_data_dir(data_dir: Path | None) -> None:
 def find_sources(
     plan: Plan, data_dir: Path | None, prepare: Prepare, progress: Callable[..., Any]
 ) -> dict[str, Source]:
-    """Makes or reads the data of all tasks.
-
-    Args:
-        progress: called as `progress(stage, done, total)`.
-    """
+    """Makes or reads the data of all tasks."""
     real = _real_sources(plan, data_dir, prepare, progress)
     found, missing = {}, {}
     for number, name in enumerate(plan.tasks):

@@ -141,9 +141,6 @@ def split_designs(files: Sequence[Path]) -> tuple[list[Design], list[Design]]:
 def cropped(file: Path, characters: str, size: int) -> Iterator[Image.Image | None]:
     """Characters of a font as grey images, without what is empty around them.
 
-    Args:
-        size: of the font, pixels.
-
     Yields an image for each; None where nothing was drawn.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -220,11 +217,7 @@ def draw_file(random: np.random.Generator, designs: list[Design]) -> Path:
 
 
 def draw_mask(file: Path, character: int, pose: Pose, side: int) -> np.ndarray:
-    """A character as float32 (side, side) from 0, nothing, to 1.
-
-    Args:
-        side: of the image, pixels.
-    """
+    """A character as float32 (side, side) from 0, nothing, to 1."""
     from PIL import Image
 
     # From pixels of the image to those of the large character: the inverse of how it is placed.

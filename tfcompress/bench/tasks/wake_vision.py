@@ -126,11 +126,7 @@ def regions() -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def draw_crop(random: np.random.Generator, parts: list[np.ndarray], side: int) -> np.ndarray:
-    """A square of one part at a random scale, mirrored, its colours changed.
-
-    Args:
-        side: of the crop that is returned, pixels.
-    """
+    """A square of one part at a random scale, mirrored, its colours changed."""
     from PIL import Image
 
     part = parts[random.integers(len(parts))]

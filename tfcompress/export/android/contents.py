@@ -106,11 +106,7 @@ fill = functools.partial(filling.fill, Path(__file__).parent / "templates")
 
 
 def module_files(app: App, model: bytes, source: str = "java") -> dict[str, bytes]:
-    """Return what runs the model in an app: its file, labels and classes.
-
-    Args:
-        model: the bytes of the .tflite file.
-    """
+    """Return what runs the model in an app: its file, labels and classes."""
     folder = f"src/main/{source}/{app.package.replace('.', '/')}"
     files = {f"src/main/assets/{app.file_base}.tflite": model}
     if app.classes is not None:
@@ -121,11 +117,7 @@ def module_files(app: App, model: bytes, source: str = "java") -> dict[str, byte
 
 
 def project_files(app: App, model: bytes) -> dict[str, bytes]:
-    """Return a whole project.
-
-    Args:
-        model: the bytes of the .tflite file.
-    """
+    """Return a whole project."""
     package = app.package.replace(".", "/")
     values: Values = {
         **VERSIONS,

@@ -70,11 +70,7 @@ def c_array(
 
 
 def examine(data: bytes, name: str, where: str) -> CArray:
-    """Find out what the files need to say, but for the size of the arena.
-
-    Args:
-        data: the bytes of the .tflite file.
-    """
+    """Find out what the files need to say, but for the size of the arena."""
     if len(data) > _MOST_BYTES:
         raise ValueError(
             f"{where} takes {len(data):,} bytes; expected at most {_MOST_BYTES:,}, far more than a "
@@ -134,9 +130,6 @@ def _measured(data: bytes, where: str, found: CArray) -> tuple[int | None, str]:
 
 def measure_arena(data: bytes, where: str) -> tuple[int, str]:
     """Let TFLite Micro find the smallest arena in which a model can be planned and run.
-
-    Args:
-        data: the bytes of the .tflite file.
 
     Returns (bytes, a multiple of 16; who measured).
     """

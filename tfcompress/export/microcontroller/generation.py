@@ -56,11 +56,7 @@ def file_names(name: str) -> tuple[str, ...]:
 
 
 def generate(found: CArray, data: bytes) -> dict[str, str]:
-    """Write the files as texts.
-
-    Args:
-        data: the bytes of the .tflite file.
-    """
+    """Write the files as texts."""
     big, measured = found.name.upper(), found.arena_bytes or 0
     values: Values = {
         "name": found.name,

@@ -37,9 +37,6 @@ def evbmf(energies: np.ndarray, shape: tuple[int, int]) -> int:
 
     The global analytic solution with unknown noise (Nakajima et al. 2013, "Global analytic
     solution of fully-observed variational Bayesian matrix factorization", JMLR 14).
-
-    Args:
-        shape: of the matrix.
     """
     small, large = sorted(shape)
     alpha = small / large

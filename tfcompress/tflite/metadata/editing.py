@@ -28,9 +28,6 @@ def add_metadata(data: bytes, metadata: Metadata) -> bytes:
 
     An input of four dimensions with 1 or 3 channels is declared an image, so that MediaPipe feeds
     it pictures; for a float32 image it also asks for `mean` and `std`. The model stays the same.
-
-    Args:
-        data: the bytes of the file.
     """
     return described(flatbuffer.read(data), metadata)
 
@@ -59,9 +56,6 @@ def described(model: Any, metadata: Metadata) -> bytes:
 
 def read_metadata(data: bytes | str | os.PathLike[str]) -> Metadata | None:
     """Read the metadata of a .tflite file, whichever tool has written it.
-
-    Args:
-        data: the bytes of the file, or its path.
 
     Returns the metadata, with the file's first labels of each tensor; None if it has none.
     """
@@ -186,11 +180,7 @@ _LONGEST_DIRECTORY = 2**20
 
 
 def append_files(data: bytes, files: dict[str, bytes]) -> bytes:
-    """Append files as a zip archive; equal input gives equal bytes.
-
-    Args:
-        data: the bytes of the .tflite file, without an archive.
-    """
+    """Append files as a zip archive; equal input gives equal bytes."""
     if not files:
         return data
     target = io.BytesIO(data)
@@ -204,11 +194,7 @@ def append_files(data: bytes, files: dict[str, bytes]) -> bytes:
 
 
 def read_file(data: bytes, name: str) -> bytes:
-    """Read a file of the archive at the end of a .tflite file.
-
-    Args:
-        data: the bytes of the .tflite file.
-    """
+    """Read a file of the archive at the end of a .tflite file."""
     if not name or set(name) & set("/\\\0:") or name in (".", ".."):
         raise ValueError(f"{name!r:.80} is no name of a file without a folder")
     _check_directory(data)

@@ -59,9 +59,6 @@ class _Table(flatbuffers.table.Table):
 def unpack(data: bytes) -> tuple[dict, list[dict], list[dict]]:
     """Unpack the metadata table.
 
-    Args:
-        data: the bytes of the flatbuffer.
-
     Returns (fields of the model, of each input, of each output); those of a tensor are named as in
     `TensorMetadata`, but "labels" is the name of the file that holds them, "" if none.
     """
