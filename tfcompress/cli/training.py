@@ -21,7 +21,7 @@ from tfcompress.cli.options import (
     choice,
 )
 from tfcompress.cli.terminal import Progress
-from tfcompress.surgery.shrink import METHODS, SCOPES, SCORES, Shrink
+from tfcompress.surgery.shrink import LOOKING, METHODS, SCOPES, SCORES, Shrink
 
 
 @contextlib.contextmanager
@@ -332,7 +332,7 @@ _OPTIONS_OF_FACTORS = ("macs", "params", "rank", "energy", "layers")
 _AMOUNTS = ("macs", "params", "sparsity", "rank", "energy")
 
 # Scores and scopes of channels that look at data.
-_LOOKING = ("taylor", "fisher", "apoz", "sensitivity")
+_LOOKING = (*LOOKING, "sensitivity")
 
 # Options that mean something without training, too.
 _WITHOUT_TRAINING = ("batch_size", "seed", "precision", "io_dtype", "target")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from tfcompress.surgery.base import SurgeryReport
 
 METHODS = ("svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal")
-SCORES = ("l1", "l2", "bn_gamma", "fpgm", "random", "taylor", "fisher", "apoz")
+# Scores that look at data, and all.
+LOOKING = ("taylor", "fisher", "apoz")
+SCORES = ("l1", "l2", "bn_gamma", "fpgm", "random", *LOOKING)
 SCOPES = ("global", "local", "sensitivity")
 
 
