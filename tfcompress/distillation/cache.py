@@ -412,7 +412,7 @@ def _staying(rows: np.ndarray, stay: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _load(stream: IO[bytes], path: Path) -> Kept:
-    if stream.read(len(models._HDF5)) == models._HDF5:
+    if stream.read(len(models.HDF5)) == models.HDF5:
         raise ValueError(
             f"'{path}' is an HDF5 file, but no cache of a teacher (perhaps a model, or a cache of "
             "an earlier version); expected one, or no file. Name another file, or delete it if it "

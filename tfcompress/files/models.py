@@ -15,7 +15,7 @@ from tfcompress.files.writing import PathLike
 if TYPE_CHECKING:
     import keras
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
+HDF5 = b"\x89HDF\r\n\x1a\n"
 _CUSTOM = re.compile(r"(?:Could not locate \w+|Unknown [\w ]+:) '([^']+)'")
 
 
@@ -77,7 +77,7 @@ def check_model_file(file: Path) -> str | None:
         raise ValueError(
             f"'{file}' is a .tflite file already; {expected}. Name the Keras model it came from."
         )
-    kind = ".keras" if start[:2] == b"PK" else ".h5" if start == _HDF5 else None
+    kind = ".keras" if start[:2] == b"PK" else ".h5" if start == HDF5 else None
     if file.suffix not in (".keras", ".h5", ".hdf5"):
         mend = f"It looks like a {kind} file: rename it." if kind else "Name a Keras model."
         raise ValueError(f"'{file}' has the ending '{file.suffix}'; {expected}. {mend}")

@@ -74,7 +74,7 @@ def _curve(drops: Mapping[float, float], max_sparsity: float) -> Points:
     return points
 
 
-def _scaled(schedule: Schedule | None, final: float) -> Schedule:
+def scaled(schedule: Schedule | None, final: float) -> Schedule:
     """A schedule stretched so that it ends with another value."""
     if schedule is None:
         return constant(final)

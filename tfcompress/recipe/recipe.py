@@ -14,7 +14,7 @@ from tfcompress.distillation.distiller import Distillation
 from tfcompress.errors import check
 from tfcompress.files import writing
 from tfcompress.recipe import file
-from tfcompress.recipe.allocation import _scaled, allocate
+from tfcompress.recipe.allocation import allocate, scaled
 from tfcompress.recipe.findings import Sensitivity
 from tfcompress.schedules import Schedule
 from tfcompress.surgery.shrink import Shrink
@@ -163,7 +163,7 @@ class Recipe(Rules):
         everywhere = [t for t in after if isinstance(t, Quantize)]
         rules = [Rule("*", everywhere)] if everywhere else []
         for layer, share in shares.items():
-            pruning = [dataclasses.replace(found.prune, sparsity=_scaled(schedule, share))]
+            pruning = [dataclasses.replace(found.prune, sparsity=scaled(schedule, share))]
             rules.append(Rule(glob.escape(layer), [*(pruning if share else []), *after]))
         return cls(rules)
 
