@@ -1,4 +1,4 @@
-"""The nine floors of the house: a room imports only rooms on lower floors, and no files in a circle."""
+"""The nine floors of the house: a room imports only rooms on lower floors, no files in a circle."""
 
 import ast
 from graphlib import TopologicalSorter

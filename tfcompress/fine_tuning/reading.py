@@ -57,7 +57,7 @@ class Read:
         return model if self.teaching is None else self.teaching.distiller(model)
 
     def evaluate(self, model: keras.Model, trained: Any = None) -> dict[str, float]:
-        """Loss and metrics of a model, or how near it is to its teacher where labels are missing."""
+        """Loss and metrics of a model, or how near it is to its teacher without labels."""
         size = self.options.batch_size
         if not self.judged.labels and self.teaching is not None:
             return self.teaching.judge(model, self.judged, size, trained)

@@ -158,7 +158,7 @@ def op_code(model: Any, builtin: int, version: int = 1) -> int:
 
 
 def zipped_size(data: bytes) -> int:
-    """Return the bytes of a zip file with the model in it (deflate, level 9), as an app ships it."""
+    """The bytes of a zip file with the model in it (deflate, level 9), as an app ships it."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         archive.writestr(zipfile.ZipInfo("model.tflite"), data, zipfile.ZIP_DEFLATED, 9)
