@@ -83,6 +83,28 @@ def test_norms_do_not_change_with_the_scale_between_layers():
     np.testing.assert_allclose(scored(rescaled, "l2")["hidden"], wanted, rtol=1e-5)
 
 
+def test_largest_weights_of_a_dense_layer():
+    # 4 * |-3| = 12, 5 * 0.5 = 2.5, 2 * 0 = 0
+    model = dense([[3, 1, -2], [-4, -5, 0]], [[2, -3], [0.5, 0.1], [0, 0]])
+    np.testing.assert_allclose(scored(model, "max")["hidden"], [12, 2.5, 0])
+
+
+def test_largest_weights_of_a_group_of_several_layers():
+    model = residual()
+    names = "first", "inner", "last", "out"
+    kernels = {name: np.zeros(model.get_layer(name).kernel.shape) for name in names}
+    # "first" and "last" make the group, "inner" and "out" read it: of both the larger counts.
+    kernels["first"][0, 2, 1] = [1, -7, 2, 0]
+    kernels["last"][0, 0, 2] = [-5, 1, 2, 0]
+    kernels["inner"][1, 1, :, 2] = [2, -3, 0, 1]
+    kernels["out"][4:8, 1] = [1, -4, 0.5, 1]
+    for name, kernel in kernels.items():
+        model.get_layer(name).kernel.assign(kernel)
+    found = scored(model, "max")
+    np.testing.assert_allclose(found["first"], [5 * 2, 7 * 4, 2 * 0.5, 0])
+    np.testing.assert_allclose(found["inner"], [0, 0, 3 * 5])
+
+
 def test_norms_of_heads():
     x = keras.Input((5, 8))
     attended = layers.MultiHeadAttention(4, 3, name="attention")(x, x)
@@ -130,7 +152,7 @@ def test_geometric_median_adds_layers():
     np.testing.assert_allclose(scored(model, "fpgm")["first"], wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("score", ["l1", "l2", "bn_gamma"])
+@pytest.mark.parametrize("score", ["l1", "l2", "max", "bn_gamma"])
 def test_channels_of_zeros_are_the_lowest(score):
     structure = Structure(opened(residual()))
     for group in structure.prunable().values():

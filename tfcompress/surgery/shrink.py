@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 METHODS = ("svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal")
 # Scores that look at data, and all.
 LOOKING = ("taylor", "fisher", "apoz")
-SCORES = ("l1", "l2", "bn_gamma", "fpgm", "random", *LOOKING)
+SCORES = ("l1", "l2", "max", "bn_gamma", "fpgm", "random", *LOOKING)
 SCOPES = ("global", "local", "sensitivity")
 
 

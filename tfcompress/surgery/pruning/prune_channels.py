@@ -57,9 +57,9 @@ def prune_channels(
         macs, params: the share of the model's that may remain, such as 0.5.
         sparsity: the fraction of channels to remove.
         per_layer: {name of a layer: fraction of its channels to remove}.
-        score: how important channels are: "l1", "l2", "bn_gamma", "fpgm", "random"; with `data`
-            "taylor", "fisher" and "apoz"; or a function f(group) -> array of shape (channels,),
-            given a `ChannelGroup`. See `tfcompress.surgery.pruning.scores`.
+        score: how important channels are: "l1", "l2", "max", "bn_gamma", "fpgm", "random"; with
+            `data` "taylor", "fisher" and "apoz"; or a function f(group) -> array of shape
+            (channels,), given a `ChannelGroup`. See `tfcompress.surgery.pruning.scores`.
         scope: "global": all channels compete; "local": each layer loses the same fraction;
             "sensitivity": each layer loses what costs least, by trying it on `data`.
         round_to: the number of channels that stay in a layer is a multiple of it, or all.

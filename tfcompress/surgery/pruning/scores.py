@@ -33,6 +33,7 @@ def score_groups(
     """How important each channel of each group is that can be pruned.
 
     "l1" and "l2"  see `norms`.
+    "max"          see `largest`.
     "bn_gamma"     see `bn_gamma`.
     "fpgm"         see `geometric_median`.
     "random"       uniform in [0, 1): what other scores have to beat.
@@ -131,6 +132,20 @@ def norms(group: ChannelGroup, power: int) -> np.ndarray:
     ]
     made, read = sums[0], sums[1] if np.ndim(sums[1]) else np.ones(group.size)
     return np.asarray((made * read) ** (1 / power))
+
+
+def largest(group: ChannelGroup) -> np.ndarray:
+    """The largest absolute weight that makes each channel times the largest of those that read it.
+
+    The product, and what is left out, as of `norms`.
+
+    Returns an array of shape (channels,).
+    """
+    made, read = (
+        [np.abs(_slices(m)).max(axis=1) for m in group.members if m.role == role]
+        for role in ("makes", "reads")
+    )
+    return np.max(made, axis=0) * (np.max(read, axis=0) if read else 1.0)
 
 
 def bn_gamma(group: ChannelGroup, gammas: Collection[int]) -> np.ndarray:
@@ -409,6 +424,7 @@ def _bn_gamma(structure: Structure, seed: int) -> ScoreFunction:
 WITHOUT_DATA: dict[str, Callable[[Structure, int], ScoreFunction]] = {
     "l1": lambda structure, seed: functools.partial(norms, power=1),
     "l2": lambda structure, seed: functools.partial(norms, power=2),
+    "max": lambda structure, seed: largest,
     "bn_gamma": _bn_gamma,
     "fpgm": lambda structure, seed: geometric_median,
     "random": _random,
