@@ -19,7 +19,7 @@ demo: $(READY)  ## train, compress, convert and verify a small CNN on real data
 	$(BIN)/tfcompress demo $(ARGS)
 
 test: $(READY)  ## quick tests
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-full: $(READY)  ## every test and every tutorial
 	$(BIN)/python -m pytest $(ARGS)
