@@ -3,10 +3,9 @@
 import importlib
 import json
 
+import measurements as parts
 import pytest
 from measurements.__main__ import MEASUREMENTS, main
-
-from tfcompress.bench import parts
 
 
 def measurement(arguments=None):
