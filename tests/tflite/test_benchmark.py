@@ -222,6 +222,10 @@ def test_counts_below_one_are_refused(files, arguments, message):
 
 
 def test_bad_files_are_refused(files, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"expected the path or the bytes of a .tflite file; received int"
+    ):
+        benchmark([5])
     with pytest.raises(ValueError, match=r"received none\. Name a file"):
         benchmark([])
     with pytest.raises(ValueError, match=r"no file at '.*gone.tflite'"):

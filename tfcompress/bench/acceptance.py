@@ -203,7 +203,7 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class MadeFile:
-    """A file of the suite, and inputs that the model was not trained with; see `suite.Row`."""
+    """A file of the suite, and inputs that the model was not trained with; see `Row`."""
 
     model: str
     method: str

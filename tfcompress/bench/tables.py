@@ -14,6 +14,7 @@ from tfcompress.bench.methods.run import OURS
 from tfcompress.bench.running.results import latest, machines, of_form, read_rows
 from tfcompress.bench.summaries import FLOAT, Mean, Summary, summarize
 from tfcompress.files import writing
+from tfcompress.results import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +35,6 @@ class Table:
 
     def render(self, console: Console) -> None:
         """Prints it on a rich console."""
-        from tfcompress.results import print_table
-
         print_table(console, self.title, ",".join(self.columns), list(self.rows))
 
     def markdown(self) -> str:
@@ -253,7 +252,7 @@ def written(text: str, results: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes or checks; see this module."""
+    """Writes the tables into the README, or says with --check whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--readme", type=Path, default=README)

@@ -230,11 +230,11 @@ def benchmark(
     """
     from tfcompress.files.arrays import load_inputs
     from tfcompress.tflite.benchmark import benchmark as run
-    from tfcompress.tflite.inspect import inspect
+    from tfcompress.tflite.inspect import inspect as look_into
 
     arrays: Any = None
     if data is not None:
-        shapes = [tensor.shape for tensor in inspect(files[0]).inputs]
+        shapes = [tensor.shape for tensor in look_into(files[0]).inputs]
         arrays = load_inputs(data, shapes, limit=1)
     return run(
         files,

@@ -151,10 +151,6 @@ def _option(name: str) -> Callable[[Op], Value]:
     return read
 
 
-def _is_dynamic_op(op: Op) -> bool:
-    return op.info.dtype.startswith("dynamic_")
-
-
 _GENERAL: dict[str, Callable[[Op], Value]] = {
     "dtype": lambda op: op.info.dtype,
     "version": lambda op: op.info.version,

@@ -134,7 +134,8 @@ class _Runner:
     def __init__(self, file: str | os.PathLike[str], threads: int, data: Any):
         from ai_edge_litert.interpreter import Interpreter
 
-        self.path, self.content = os.fspath(file), flatbuffer.load(file)
+        self.content = flatbuffer.load(file)  # which refuses what is no file
+        self.path = os.fspath(file)
         self.model = flatbuffer.read(self.content, name=flatbuffer.describe(file))
         try:
             self.interpreter = Interpreter(model_content=self.content, num_threads=threads)

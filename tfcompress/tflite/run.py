@@ -85,7 +85,7 @@ class Runner:
         keep: keep intermediate tensors for `tensor`.
 
     Attributes:
-        note: what is to be told if other kernels had to be taken, see `kernels.load`; else empty.
+        note: what is to be told if other kernels had to be taken, see `load`; else empty.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Subject:
             kernels add in different orders; 0.05 if activations are quantized at run time, which
             each runtime does in its own way or not at all.
         options: of the tools, by name.
-        note: what is to be told if other kernels had to be taken, see `kernels.load`; else empty.
+        note: what is to be told if other kernels had to be taken, see `run.load`; else empty.
     """
 
     path: Path

@@ -182,7 +182,7 @@ class Work:
     Attributes:
         prepare, train, measure: see `child`.
         latencies: see `latency`.
-        vela: see `npu`.
+        vela: see `latency.vela_figures`.
         data_seconds, train_seconds, measure_seconds: after which a process is killed.
         preloaded: modules that processes need not import.
     """

@@ -1,1 +1,1 @@
-"""A model as C++ source for TFLite Micro: `tfcompress.microcontroller.c_array.c_array`."""
+"""A model as C++ source for TFLite Micro: `tfcompress.export.microcontroller.c_array`."""
