@@ -12,7 +12,9 @@ import numpy as np
 
 from tfcompress.bench.methods.cost import Meter, Plain, together
 from tfcompress.bench.tasks.task import Data, Task, Training
+from tfcompress.dispatch import is_legacy
 from tfcompress.files import models, writing
+from tfcompress.legacy import import_tf_keras
 
 if TYPE_CHECKING:
     import keras
@@ -87,8 +89,6 @@ class Run:
     @property
     def twin(self) -> Any:
         """The float model in tf_keras, a fresh copy each time."""
-        from tfcompress.legacy import import_tf_keras
-
         tf_keras, model = import_tf_keras(), self.model
         tf_keras.utils.set_random_seed(self.seed)
         twin = self.task.build(tf_keras, self.data.classes)
@@ -175,9 +175,6 @@ class Run:
 def kit_of(model: Any) -> Any:
     """The module that a model is of: `keras` or `tf_keras`."""
     import keras
-
-    from tfcompress.dispatch import is_legacy
-    from tfcompress.legacy import import_tf_keras
 
     return import_tf_keras() if is_legacy(model) else keras
 

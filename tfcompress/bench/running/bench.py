@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tfcompress.bench import tables
 from tfcompress.bench.comparison import contests, pairs
+from tfcompress.bench.report import write_results_report
 from tfcompress.bench.running.results import ResultsFile, Row, latest, machines, of_form, read_rows
 from tfcompress.bench.running.turns import Progress, Running, Work, check_data_dir, make_plan
 from tfcompress.bench.summaries import summarize
 from tfcompress.files import writing
+from tfcompress.report.page import require_extra
 from tfcompress.results import Result, plain, print_line
 
 if TYPE_CHECKING:
@@ -114,8 +116,6 @@ def report_only(
 
 def _page(results: PathLike, report: PathLike | None) -> Path | None:
     """Where the report goes; None if it cannot be drawn and was not asked for."""
-    from tfcompress.report.page import require_extra
-
     try:
         require_extra()
     except ImportError as error:
@@ -135,7 +135,5 @@ def _page(results: PathLike, report: PathLike | None) -> Path | None:
 
 def _drawn(rows: list[Row], results: PathLike, page: Path | None, failed: int = 0) -> BenchResult:
     if page is not None:
-        from tfcompress.bench.report import write_results_report
-
         write_results_report(rows, page)
     return BenchResult(tuple(rows), os.fspath(results), str(page) if page else None, failed)

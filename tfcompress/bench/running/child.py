@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfcompress.bench.methods import METHODS, cost
+from tfcompress.bench.methods.run import Run, train_float
 from tfcompress.bench.tasks import TASKS
 from tfcompress.bench.tasks.task import NotThere
 from tfcompress.files import models
@@ -88,8 +89,6 @@ def train(name: str, seed: int, short: bool, data_dir: Path | None) -> Path:
     _use_cpu()
     import keras
 
-    from tfcompress.bench.methods.run import train_float
-
     task = TASKS[name]
     data = load(task, data_dir)
     training, _ = task.trainings(short)
@@ -119,8 +118,6 @@ def measure(job: Job) -> dict[str, Any]:
     """Carries a method out and measures what it gives."""
     _use_cpu()
     import keras
-
-    from tfcompress.bench.methods.run import Run
 
     start = time.perf_counter()
     task, method = TASKS[job.task], METHODS[job.method]

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from tfcompress.bench.running.processes import Failed
-from tfcompress.tflite import machine
+from tfcompress.tflite import flatbuffer, machine
+from tfcompress.tflite.benchmark import benchmark
+from tfcompress.tflite.run import ports
 from tfcompress.tools import environments, vela
+from tfcompress.tools.accept import accept
 
 Pairs = list[tuple[float, float]]
 
@@ -89,8 +92,6 @@ def interleaved(paths: Sequence[str], threads: int) -> Pairs:
     """For each file the milliseconds of one invocation, and its ratio to the first file."""
     import numpy as np
 
-    from tfcompress.tflite.benchmark import benchmark
-
     def timed(order: np.ndarray, runs: int) -> np.ndarray:
         files = [paths[i] for i in order]
         found = benchmark(files, threads=threads, runs=runs, rounds=1, warmup=_WARMUP).files
@@ -149,8 +150,6 @@ def vela_figures(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
 
 
 def _figures(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    from tfcompress.tools.accept import accept
-
     figures = accept(path, [_NAME], accelerator=ACCELERATOR).results[0].figures
     if "cycles" not in figures:
         return None
@@ -159,9 +158,6 @@ def _figures(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _is_int8(path: str | os.PathLike[str]) -> bool:
-    from tfcompress.tflite import flatbuffer
-    from tfcompress.tflite.run import ports
-
     inputs, outputs = ports(flatbuffer.read(path))
     return all(port.dtype == "int8" for port in inputs + outputs)
 
