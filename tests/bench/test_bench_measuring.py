@@ -7,7 +7,6 @@ import pytest
 from conftest import run_tflite
 from refusals import refused
 
-from tfcompress.bench.methods import run
 from tfcompress.bench.running import child, latency
 from tfcompress.bench.running.processes import Failed
 from tfcompress.bench.tasks import TASKS, Data, Task, Training
@@ -170,7 +169,7 @@ def test_a_damaged_float_model_is_trained_anew(monkeypatch, tmp_path, float_cnn)
         return float_cnn
 
     monkeypatch.setenv("TFCOMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(run, "train_float", train)
+    monkeypatch.setattr(child, "train_float", train)
     # New models of one process have layers of other names, and their files, too.
     same = dataclasses.replace(TASKS["digits"], build=lambda kit, classes: float_cnn)
     monkeypatch.setitem(TASKS, "digits", same)
