@@ -6,9 +6,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # By default the processor decides whether it is on; off, channels_first convolutions do not run.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Several processes share the cores: threads of each would only wait for one another.
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 import numpy as np
 import pytest
