@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 BUILDING := $(VENV)/.building
 # For example: make test ARGS="-x -k targets"
 ARGS ?=
-# Processes that share the quick tests; each needs about 2 GiB.
-WORKERS ?= 2
+# Processes that share the quick tests; each needs about 2 GiB. One more than cores, as some wait.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full accept lint format bench bench-parts lock clean

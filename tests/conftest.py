@@ -1,5 +1,6 @@
 """What all tests share: quiet TensorFlow, and one small trained model in its forms."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,6 +10,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import numpy as np
 import pytest
+
+# Models leave millions of objects, which the collector would walk again and again in vain.
+gc.set_threshold(100_000, 50, 100)
 
 # What tests share asserts, too.
 pytest.register_assert_rewrite(

@@ -121,7 +121,7 @@ def test_every_other_method_does_too(make, name):
     check_cost(run, name)
 
 
-@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize("name", [PRUNED[0], pytest.param(PRUNED[1], marks=pytest.mark.slow)])
 def test_80_percent_of_the_weights_in_the_file_are_zeros(make, name):
     run = make(name)
     check_file(run, name)
@@ -195,6 +195,7 @@ def test_a_reconstruction_is_distilled_as_numbers(tmp_path):
     assert run.cost["steps"] == 12
 
 
+@pytest.mark.slow
 def test_ranges_of_tfmot_start_where_the_float_model_has_them(digits, checkpoint, tmp_path):
     run = run_of(DIGITS, digits, tmp_path, checkpoint)
     import tensorflow_model_optimization as tfmot_

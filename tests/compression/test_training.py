@@ -154,6 +154,7 @@ def test_jit_compile(reference):
     assert_same(fit(make(jit_compile=True)), reference, 0.02)
 
 
+@pytest.mark.slow
 def test_mirrored_strategy_on_two_devices():
     run_python("""
         import numpy as np, tensorflow as tf

@@ -270,6 +270,7 @@ def test_names_of_inputs_and_outputs():
     assert lower.io_names(tfc.quantize_aware(model)) == (["x"], ["y", "y_1", "flat"])
 
 
+@pytest.mark.slow
 def test_a_large_model_goes_another_way_to_the_same_file(monkeypatch, tmp_path):
     one, two = keras.Input((4,), name="zebra"), keras.Input((3,), name="ant")
     first = layers.Dense(2, name="last")(layers.Concatenate()([one, two]))

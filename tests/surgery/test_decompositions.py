@@ -156,6 +156,7 @@ def test_cp_is_as_near_as_that_of_tensorly():
         assert cp_error(tensor, cp(tensor, rank)) <= theirs * 1.03
 
 
+@pytest.mark.slow
 def test_cp_of_a_large_tensor_is_better_than_its_slices():
     tensor = normal(9, 128, 128)
     found = cp(tensor, 200)
