@@ -121,7 +121,8 @@ def test_every_other_method_does_too(make, name):
     check_cost(run, name)
 
 
-@pytest.mark.parametrize("name", [PRUNED[0], pytest.param(PRUNED[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRUNED)
 def test_80_percent_of_the_weights_in_the_file_are_zeros(make, name):
     run = make(name)
     check_file(run, name)
