@@ -5,7 +5,7 @@ import importlib.abc
 import sys
 from typing import TYPE_CHECKING
 
-from tfcompress.results import VERSION
+from tfcompress.version import VERSION
 
 if TYPE_CHECKING:
     from tfcompress import distillation, schedules

@@ -1,4 +1,4 @@
-"""What results share: the version, plain data for JSON, tables for the terminal."""
+"""What results share: plain data for JSON, tables for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-VERSION = "0.1.0"
 Rows = list[tuple[Any, ...]]
 
 # Where people are told things, while `sys.stderr` is kept from the libraries.

@@ -15,7 +15,7 @@ from typer import Option
 from tfcompress.cli import benchmarking, files, reports, shipping, terminal, training
 from tfcompress.cli.command import command
 from tfcompress.cli.terminal import Progress
-from tfcompress.results import VERSION
+from tfcompress.version import VERSION
 
 # Plain help: quick to make, and the same in a terminal, a pipe and a narrow window.
 app = typer.Typer(

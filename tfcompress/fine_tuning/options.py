@@ -19,8 +19,8 @@ from tfcompress.distillation.distiller import Distillation
 from tfcompress.errors import named_in_keras
 from tfcompress.files import writing
 from tfcompress.files.models import reason_of
-from tfcompress.results import VERSION
 from tfcompress.surgery.shrink import Shrink
+from tfcompress.version import VERSION
 
 PathLike = str | os.PathLike[str]
 

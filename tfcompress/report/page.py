@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tfcompress.files.writing import atomic_write
-from tfcompress.results import VERSION, plain
+from tfcompress.results import plain
+from tfcompress.version import VERSION
 
 FOLDER = Path(__file__).parent / "templates"
 SCRIPTS = ("tables.js", "report.js")

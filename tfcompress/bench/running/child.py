@@ -22,11 +22,11 @@ from tfcompress.bench.methods.run import Run, train_float
 from tfcompress.bench.tasks import TASKS
 from tfcompress.bench.tasks.task import NotThere
 from tfcompress.files import models
-from tfcompress.results import VERSION
 from tfcompress.tflite import flatbuffer, machine
 from tfcompress.tflite import run as tflite_run
 from tfcompress.tflite.run import ports
 from tfcompress.tools.environments import Unavailable, cache_folder
+from tfcompress.version import VERSION
 
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
