@@ -11,8 +11,21 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import numpy as np
 import pytest
 
-# Models leave millions of objects, which the collector would walk again and again in vain.
-gc.set_threshold(100_000, 50, 100)
+# Whole collections are left to `_collected`.
+gc.set_threshold(50_000, 20, 1000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected():
+    """Frees what a module leaves, and lets the collector never walk over the rest again.
+
+    TensorFlow, Keras and the models of all modules are millions of objects: walking over them at
+    times that nobody chose took up to a minute.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
+
 
 # What tests share asserts, too.
 pytest.register_assert_rewrite(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refusals_of
 
 from tfcompress.files.arrays import load_arrays, load_inputs
 
@@ -136,19 +137,4 @@ def test_without_pillow_the_error_says_what_to_install(tmp_path, monkeypatch):
 def test_damaged_archives_give_only_clear_errors(tmp_path):
     np.savez(tmp_path / "whole.npz", image=X, age=X[0])
     content = (tmp_path / "whole.npz").read_bytes()
-    rng = np.random.default_rng(0)
-    path, messages = tmp_path / "fuzz.npz", []
-    for i in range(100):
-        damaged = bytearray(content)
-        if i % 2:
-            del damaged[rng.integers(len(damaged)) :]
-        else:
-            for position in rng.integers(len(damaged), size=3):
-                damaged[position] ^= 1 << rng.integers(8)
-        path.write_bytes(damaged)
-        try:
-            load_arrays(path)
-        except ValueError as error:
-            messages.append(str(error))
-    assert len(messages) > 80
-    assert all("fuzz.npz" in message and "\n" not in message for message in messages)
+    assert len(refusals_of(load_arrays, content, tmp_path / "fuzz.npz")) > 80

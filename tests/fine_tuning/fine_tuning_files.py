@@ -1,11 +1,18 @@
 """Files for fine_tune: a model, a recipe and data; and runs with them."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
 from tfcompress.fine_tuning import fine_tune
+from tfcompress.fine_tuning.checkpoint import Checkpoint
 
 RECIPE = """
 rules:
@@ -73,3 +80,28 @@ def interrupted(run, at, **changed):
 
     with pytest.raises(InterruptedError):
         run(progress=progress, **changed)
+
+
+def check_killed_and_resumed(folder, kind, *words):
+    """Kills a command of 12 epochs at its third one, and compares what it writes when resumed."""
+
+    def command(output, *more):
+        code = "import sys; from tfcompress.cli.app import main; sys.exit(main())"
+        given = [*words, "--epochs", 12, "--batch-size", 2, "-o", folder / output, *more]
+        return [sys.executable, "-c", code, *map(str, given)]
+
+    subprocess.run(command("whole.tflite"), check=True, timeout=200)
+    process = subprocess.Popen(command("out.tflite"), stderr=subprocess.PIPE, text=True)
+    checkpoint = Checkpoint(folder / "out.tflite.checkpoint")
+    while checkpoint.epoch() < 3 and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, kind)
+    _, said = process.communicate(timeout=60)
+    done = checkpoint.epoch()
+    assert 3 <= done < 12
+    if kind is signal.SIGINT:
+        assert process.returncode == 130
+        assert f"{done} of 12 epochs are kept: go on with --resume added." in said
+    assert not (folder / "out.tflite").exists()
+    subprocess.run(command("out.tflite", "--resume"), check=True, timeout=200)
+    assert (folder / "out.tflite").read_bytes() == (folder / "whole.tflite").read_bytes()

@@ -1,12 +1,8 @@
 """`tfcompress distill`, and what is said of wrong arguments before training."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 import types
 
 import distilling_files
@@ -14,12 +10,11 @@ import keras
 import numpy as np
 import pytest
 from distilling_files import make_teacher
-from fine_tuning_files import make_data
+from fine_tuning_files import check_killed_and_resumed, make_data
 from keras import layers
 
 import tfcompress as tfc
 from tfcompress.cli.app import main
-from tfcompress.fine_tuning.checkpoint import Checkpoint
 
 # Fixtures of all modules about distill.
 made = distilling_files.made
@@ -242,25 +237,5 @@ def test_wrong_teachers_of_compress(command, untrained, tmp_path, words, message
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_command_is_resumed(made, tmp_path, kind):
-    def words(output, *more):
-        files = [made / "teacher.keras", made / "student.keras", "--data", made / "data.npz"]
-        settings = ["--recipe", made / "recipe.yaml", "--epochs", 12, "--batch-size", 2]
-        code = "import sys; from tfcompress.cli.app import main; sys.exit(main())"
-        command = ["distill", *files, *settings, "-o", tmp_path / output, *more]
-        return [sys.executable, "-c", code, *map(str, command)]
-
-    subprocess.run(words("whole.tflite"), check=True, timeout=200)
-    process = subprocess.Popen(words("out.tflite"), stderr=subprocess.PIPE, text=True)
-    checkpoint = Checkpoint(tmp_path / "out.tflite.checkpoint")
-    while checkpoint.epoch() < 3 and process.poll() is None:
-        time.sleep(0.01)
-    os.kill(process.pid, kind)
-    _, said = process.communicate(timeout=60)
-    done = checkpoint.epoch()
-    assert 3 <= done < 12
-    if kind is signal.SIGINT:
-        assert process.returncode == 130
-        assert f"{done} of 12 epochs are kept: go on with --resume added." in said
-    assert not (tmp_path / "out.tflite").exists()
-    subprocess.run(words("out.tflite", "--resume"), check=True, timeout=200)
-    assert (tmp_path / "out.tflite").read_bytes() == (tmp_path / "whole.tflite").read_bytes()
+    files = [made / "teacher.keras", made / "student.keras", "--data", made / "data.npz"]
+    check_killed_and_resumed(tmp_path, kind, "distill", *files, "--recipe", made / "recipe.yaml")

@@ -1,17 +1,13 @@
 """fine_tune: from files to a file, the same whether it was interrupted or not."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import fine_tuning_files
 import keras
 import numpy as np
 import pytest
-from fine_tuning_files import LOSS, NAMES, interrupted, make_data
+from fine_tuning_files import LOSS, NAMES, check_killed_and_resumed, interrupted, make_data
 from keras import layers
 
 import tfcompress as tfc
@@ -189,30 +185,8 @@ def predict(model, structure, arrays):
     return model([inputs["right"], inputs["left"]])
 
 
-def command(made, output, *more):
-    files = [made / "model.keras", "--recipe", made / "recipe.yaml", "--data", made / "data.npz"]
-    words = ["compress", *files, "--epochs", 12, "--batch-size", 2, "-o", output, *more]
-    code = "import sys; from tfcompress.cli.app import main; sys.exit(main())"
-    return [sys.executable, "-c", code, *map(str, words)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_command_is_resumed(made, tmp_path, kind):
-    subprocess.run(command(made, tmp_path / "whole.tflite"), check=True, timeout=200)
-    process = subprocess.Popen(
-        command(made, tmp_path / "out.tflite"), stderr=subprocess.PIPE, text=True
-    )
-    checkpoint = Checkpoint(tmp_path / "out.tflite.checkpoint")
-    while checkpoint.epoch() < 3 and process.poll() is None:
-        time.sleep(0.01)
-    os.kill(process.pid, kind)
-    _, said = process.communicate(timeout=60)
-    done = checkpoint.epoch()
-    assert 3 <= done < 12
-    if kind is signal.SIGINT:
-        assert process.returncode == 130
-        assert f"{done} of 12 epochs are kept: go on with --resume added." in said
-    assert not (tmp_path / "out.tflite").exists()
-    subprocess.run(command(made, tmp_path / "out.tflite", "--resume"), check=True, timeout=200)
-    assert (tmp_path / "out.tflite").read_bytes() == (tmp_path / "whole.tflite").read_bytes()
+    files = [made / "model.keras", "--recipe", made / "recipe.yaml", "--data", made / "data.npz"]
+    check_killed_and_resumed(tmp_path, kind, "compress", *files)
