@@ -10,8 +10,12 @@ from tfcompress.conversion.ranges import Range
 from tfcompress.tflite import flatbuffer
 
 
-def mark(x, low, high, bits=8):
+def fake_quant(x, low, high, bits=8):
     return tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, min=low, max=high, num_bits=bits)
+
+
+def mark(x, low, high, bits=8, wider=ranges.MARKED):
+    return fake_quant(fake_quant(x, low, high, bits), wider * low, wider * high, bits)
 
 
 def float_model(function, *shapes):
@@ -65,19 +69,25 @@ def test_sixteen_bits():
     assert limits(found) == (-1.0, 1.0)
 
 
-def test_a_second_wider_marker_says_float():
-    def function(x):
-        return mark(mark(tf.sin(x), -1.0, 1.0), -2.0, 2.0)
-
-    model = float_model(function, (1, 4))
+def test_another_width_says_float():
+    model = float_model(lambda x: mark(tf.sin(x), -1.0, 1.0, wider=ranges.MARKED_FLOAT), (1, 4))
     known, floats = ranges.take_markers(model)
     assert floats == set(model.subgraphs[0].outputs)
     assert known[model.subgraphs[0].outputs[0]].maximum == pytest.approx(1.0, abs=0.01)
 
 
-def test_the_same_marker_twice_says_nothing_more():
-    model = float_model(lambda x: mark(mark(tf.sin(x), -1.0, 1.0), -1.0, 1.0), (1, 4))
-    assert ranges.take_markers(model)[1] == set()
+def test_what_the_converter_adds_is_no_marker():
+    def function(x):  # it moves the reshape before the marker, and takes the mean's range for x's
+        return tf.reshape(mark(tf.reduce_mean(mark(x, -1.0, 1.0), 1), -0.1, 0.1), (1, 6))
+
+    model = float_model(function, (1, 5, 2, 3))
+    known, floats = ranges.take_markers(model)
+    assert ops_of(model) == ["MEAN", "RESHAPE"]
+    graph = model.subgraphs[0]
+    assert floats == set()
+    assert {limits(known[i])[1] for i in graph.inputs} == {0.9961}
+    spread = ranges.spread(model, known)
+    assert {limits(spread[i])[1] for op in graph.operators for i in op.outputs} == {0.0996}
 
 
 def test_reshapes_of_marked_constants_are_folded():

@@ -108,6 +108,22 @@ class TestFakeQuant:
         layer(tf.constant([1.0, 2.0]), training=True)
         np.testing.assert_array_equal(layer.range, [[0, 2]])
 
+    def test_zeros_alone_are_held_from_0_to_1_until_more_is_seen(self):
+        layer, x = FakeQuant(sources=2), np.array([0.3, 1.7], "float32")
+        layer(np.zeros(2, "float32"), source=0, training=True)
+        layer(np.zeros(2, "float32"), source=1, training=True)
+        assert layer.only_zeros
+        np.testing.assert_array_equal(ops.stack(layer.limits()), [0, 1])
+        np.testing.assert_array_equal(layer(x), fake_quant(x, 0.0, 1.0))
+        layer(0.01 * x, source=1, training=True)
+        np.testing.assert_allclose(ops.stack(layer.limits()), [0, 0.017], rtol=1e-6)
+
+    def test_observes_without_rounding(self):
+        layer, x = FakeQuant(observes=True), np.array([-1.0, 0.123, 3.0], "float32")
+        np.testing.assert_array_equal(layer(x, training=True), x)
+        np.testing.assert_array_equal(layer(x), x)
+        np.testing.assert_array_equal(ops.stack(layer.limits()), [-1, 3])
+
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
     def test_keeps_the_dtype_of_its_input(self, dtype):
         keras.config.set_dtype_policy("mixed_float16")

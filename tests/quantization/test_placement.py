@@ -231,6 +231,26 @@ def test_a_skipped_last_layer_gives_plain_floats():
     assert set(found) == {"x", "first"}
 
 
+def test_an_input_that_only_floats_read_is_observed_but_not_rounded():
+    x = image()
+    found = ranges_of(x, conv(layers.Identity()(conv(x, "skipped")), "after"), skip=["skipped"])
+    assert {name: f.observes for name, f in found.items()} == {
+        "x": True, "skipped": False, "after": False,
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:these operations stay float")
+def test_floats_read_what_floats_give_before_it_is_rounded():
+    x = image()
+    y = ops.sin(x)
+    qat = tfc.quantize_aware(keras.Model(x, [conv(x, "a"), conv(y, "b"), conv(ops.cos(y), "c")]))
+    graph = Graph.of(qat)
+    nodes = [n for n in graph.nodes if not n.is_input and not isinstance(n.operation, FakeQuant)]
+    before = [type(graph.producer(n.inputs[0]).operation).__name__ for n in nodes]
+    read = dict(zip([n.name.split("_")[0] for n in nodes], before, strict=True))
+    assert read == dict.fromkeys("abc", "FakeQuant") | {"sin": "InputLayer", "cos": "Sin"}
+
+
 def test_integer_inputs_have_none_and_embeddings_their_own_grid():
     tokens = keras.Input((5,), dtype="int32", name="tokens")
     x = keras.Input((5, 4), name="x")

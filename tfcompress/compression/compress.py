@@ -71,13 +71,19 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
             _check_calls(node.operation, recipe.techniques_of(origin(node)), calls)
             detach(node.operation)
 
+    exact: dict[int, tuple[Any, Any]] = {}  # id of a rounded tensor -> it, and what it was
+
     def call(node: Node, *args, **kwargs):
+        if id(node) in placement.floats:
+            args, kwargs = tree.map_structure(
+                lambda x: exact[id(x)][1] if id(x) in exact else x, (args, kwargs)
+            )
         if node.is_input or id(node) in placement.absorbed:
             y = args[0]
         else:
             techniques = recipe.techniques_of(origin(node))
             y = _wrap(node, techniques, placement, wrapped)(*args, **kwargs)
-        return _quantize_outputs(node, y, placement)
+        return _quantize_outputs(node, y, placement, exact)
 
     return graph.rebuild(call)
 
@@ -92,7 +98,8 @@ def quantize_aware(
 
     Args:
         model: any Keras 3 model that `flatten` takes; it is left untouched.
-        skip: names (or shell patterns) of layers to leave float.
+        skip: names (or shell patterns) of layers to leave float. An input that only they read is
+            not rounded while training; a file with integer inputs rounds it.
         inputs: see `flatten`.
         **settings: arguments of `Quantize`: bits, activation_bits, dense, momentum, delay, freeze.
 
@@ -149,12 +156,14 @@ def _check_calls(operation, techniques: tuple[Technique, ...], calls: Counter) -
         )
 
 
-def _quantize_outputs(node: Node, outputs, placement: Placement):
+def _quantize_outputs(node: Node, outputs, placement: Placement, exact: dict):
     flat = tree.flatten(outputs)
     new = []
     for tensor, value in zip(node.outputs, flat, strict=True):
         quantizer, row = placement.quantizers.get(id(tensor), (None, None))
         new.append(value if quantizer is None else quantizer(value, source=row))
+        if id(tensor) in placement.exact:
+            exact[id(new[-1])] = new[-1], value
     return (
         tree.pack_sequence_as(outputs, new) if len(new) > 1 or tree.is_nested(outputs) else new[0]
     )

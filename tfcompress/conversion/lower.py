@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import layers, tree
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from tfcompress.conversion.ranges import MARKED, MARKED_FLOAT
 from tfcompress.files import models
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
@@ -35,7 +36,7 @@ class _SameShape(layers.Layer):
 
 
 class Marker(_SameShape):
-    """A fake-quantization op of constant range, which tells the range to the file's reader."""
+    """Two fake-quantization ops in a row, which tell a constant range to the file's reader."""
 
     def __init__(self, quantizer: FakeQuant, low: float, high: float):
         super().__init__(name=quantizer.name)
@@ -45,10 +46,10 @@ class Marker(_SameShape):
         x = self.quantizer._activate(x)
         marked = _fake_quant(x, self.low, self.high, self.quantizer.bits)
         floats = self.quantizer.float_source
-        if floats is not True and source not in (floats or ()):
-            return marked
-        # Two in a row, the second one wider, say: what gives this tensor is to stay float.
-        return _fake_quant(marked, 2 * self.low, 2 * self.high, self.quantizer.bits)
+        stays = floats is True or source in (floats or ())
+        # The converter copies single ones to where it takes ranges for equal; ours come in pairs.
+        wider = MARKED_FLOAT if stays else MARKED
+        return _fake_quant(marked, wider * self.low, wider * self.high, self.quantizer.bits)
 
 
 class Affine(_SameShape):

@@ -1,7 +1,8 @@
 """Activation ranges read from the markers of a float .tflite, and spread to where they hold too.
 
-A converted fake-quantization op is a QUANTIZE -> DEQUANTIZE pair around nothing. Each pair tells
-the range of the tensor before it; the pairs are then taken out again, which leaves a float file.
+A converted fake-quantization op is a QUANTIZE -> DEQUANTIZE pair around nothing. A marker is two of
+them in a row, the second one so many times as wide: it tells the range of the tensor before it. All
+pairs are then taken out, also those that the converter added, which leaves a float file.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ FIXED = {
     "TANH": (-1.0, 127 / 128),
 }
 
+# How many times as wide a marker's second pair is; and where what gives the tensor stays float.
+MARKED, MARKED_FLOAT = 3.0, 5.0
+
 _INT32 = schema.TensorType.INT32
 
 # LiteRT's softmax ends the process at scales below, which it takes for multipliers of 1 and more.
@@ -51,22 +55,25 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     alias: dict[int, int] = {}
     ranges: dict[int, Range] = {}
     floats: set[int] = set()
+    before: dict[int, Range] = {}  # what the pair said that gives a tensor
     kept = []
     for op in graph.operators:
         name = op_name(model, op)
         if name not in ("QUANTIZE", "DEQUANTIZE"):
             kept.append(op)
             continue
-        source = alias.get(op.inputs[0], op.inputs[0])
-        alias[op.outputs[0]] = source
-        if name == "QUANTIZE":
-            told = _range_of(graph.tensors[op.outputs[0]])
-            if source not in ranges:
-                ranges[source] = told
-            elif op.inputs[0] in alias and told.maximum - told.minimum > 1.5 * (
-                ranges[source].maximum - ranges[source].minimum
-            ):
-                floats.add(source)  # the second, wider one of two in a row
+        read, made = op.inputs[0], op.outputs[0]
+        source = alias[made] = alias.get(read, read)
+        if name == "DEQUANTIZE":
+            if read in before:
+                before[made] = before[read]
+            continue
+        before[made] = _range_of(graph.tensors[made])
+        wider = _width(before[made]) / _width(before[read]) if read in before else 0.0
+        if _is_near(wider, MARKED) or _is_near(wider, MARKED_FLOAT):
+            ranges.setdefault(source, before[read])
+        if _is_near(wider, MARKED_FLOAT):
+            floats.add(source)
     graph.operators = kept
     for op in graph.operators:
         op.inputs = [alias.get(i, i) for i in op.inputs]
@@ -75,6 +82,14 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     new = _drop_unused_tensors(model)
     remaining = {new[i]: known for i, known in ranges.items() if i in new}
     return remaining, {new[i] for i in floats if i in new}
+
+
+def _width(known: Range) -> float:
+    return known.maximum - known.minimum
+
+
+def _is_near(value: float, wanted: float) -> bool:
+    return abs(value - wanted) < 1e-4 * wanted
 
 
 def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:

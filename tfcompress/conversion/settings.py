@@ -162,7 +162,7 @@ def require_started(model) -> None:
 
 
 def require_ranges(model) -> None:
-    """Raises if no range of activations was ever observed; warns if some were not."""
+    """Raises if no range of activations was ever observed; warns of those that saw 0 alone."""
     unseen = [
         layer.name.removesuffix("_range")
         for layer in quantizers(model)
@@ -174,9 +174,11 @@ def require_ranges(model) -> None:
             "untrained model. Fit it for a few steps first, or convert the float model with "
             "calibration=."
         )
-    if unseen:
+    zeros = [q.name.removesuffix("_range") for q in quantizers(model) if q.only_zeros]
+    if zeros:
         warnings.warn(
-            f"these activations were always 0 while training: {', '.join(unseen[:10])}.",
+            f"these activations were always 0 while training: {', '.join(zeros[:10])}. The file "
+            "holds what they are from 0 to 1.",
             stacklevel=4,
         )
 

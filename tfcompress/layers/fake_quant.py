@@ -9,6 +9,7 @@ from keras import ops
 
 from tfcompress.backend import as_tensor
 from tfcompress.techniques.quantize import (
+    ONLY_ZEROS,
     moving_range,
     quantize_activation,
     round_activation,
@@ -42,6 +43,7 @@ class FakeQuant(keras.layers.Layer):
         delay, freeze: see `Quantize`.
         float_source: which of the sources come from operations that are to stay float: a list of
             rows, or True for all of them.
+        observes: whether it gives what it gets, as only operations that stay float read it.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class FakeQuant(keras.layers.Layer):
         delay=0,
         freeze=None,
         float_source=False,
+        observes=False,
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -61,7 +64,7 @@ class FakeQuant(keras.layers.Layer):
         self.bits, self.momentum, self.activation = bits, momentum, activation
         self.sources, self.delay, self.freeze = sources, delay, freeze
         self.fixed = tuple(fixed) if fixed is not None else None
-        self.float_source = float_source
+        self.float_source, self.observes = float_source, observes
         self.supports_masking = True
 
     @property
@@ -105,6 +108,8 @@ class FakeQuant(keras.layers.Layer):
         clips = self.activation in _CLIPS and self.sources == 1
         y = x if clips else self._activate(x)
         low, high = self._union(self._observe(y, source, clips))
+        if self.observes:
+            return y
         if clips:  # a range from 0 clips as the activation would: one op instead of two
             low = 0.0
         if source is None:
@@ -120,6 +125,8 @@ class FakeQuant(keras.layers.Layer):
     def _infer(self, x, source):
         low, high = self.limits()
         y = self._activate(x)
+        if self.observes:
+            return y
         seen = high > low
         top = ops.where(seen, high, 1.0)
         tied = y if source is not None else ties_away(y, low, top, self.bits)
@@ -139,6 +146,7 @@ class FakeQuant(keras.layers.Layer):
         batch = ops.cast(ops.stack([low, high]), "float32")
         top = _CLIPS[self.activation] if clips else _HIGHEST
         batch = ops.clip(batch, ops.array([_LOWEST, 0.0]), ops.array([0.0, top]))
+        batch = ops.where(ops.all(batch == 0.0), ops.array([0.0, ONLY_ZEROS]), batch)
         if self.sources == 1:
             new = moving_range(old, batch[None], self.momentum)
         else:
@@ -152,6 +160,11 @@ class FakeQuant(keras.layers.Layer):
         self.range.assign(new)
         return new
 
+    @property
+    def only_zeros(self) -> bool:
+        """Whether every value was 0 while training."""
+        return self.fixed is None and 0.0 < float(ops.max(ops.abs(self.range))) <= ONLY_ZEROS
+
     def limits(self):
         """The range in use: scalars (minimum, maximum), the union over all sources."""
         if self.fixed is not None:
@@ -159,9 +172,11 @@ class FakeQuant(keras.layers.Layer):
         return self._union(as_tensor(self.range))
 
     def _union(self, rows):
-        if self.sources == 1:
-            return rows[0, 0], rows[0, 1]
-        return ops.min(rows[:, 0]), ops.max(rows[:, 1])
+        single = self.sources == 1
+        low = rows[0, 0] if single else ops.min(rows[:, 0])
+        high = rows[0, 1] if single else ops.max(rows[:, 1])
+        zeros = ops.logical_and(high > low, high - low <= ONLY_ZEROS)
+        return low, ops.where(zeros, 1.0, high)
 
     def _activate(self, x):
         return keras.activations.get(self.activation)(x) if self.activation else x
@@ -170,7 +185,7 @@ class FakeQuant(keras.layers.Layer):
         return keras.KerasTensor(x.shape, x.dtype)
 
     def get_config(self):
-        names = "bits momentum activation sources fixed delay freeze float_source".split()
+        names = "bits momentum activation sources fixed delay freeze float_source observes".split()
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

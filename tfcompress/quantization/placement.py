@@ -13,7 +13,7 @@ from keras import layers, tree
 
 from tfcompress.graph.layers import FixedTraining, Parameter, RepeatBatch
 from tfcompress.graph.nodes import Graph, Node
-from tfcompress.kinds import FILLING, FOLDING, FUSING, INTEGER, KEEPING, ROUNDING
+from tfcompress.kinds import FILLING, FOLDING, FUSING, INTEGER, KEEPING, ROUNDING, TRANSPARENT
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import Quantize
 
@@ -32,12 +32,16 @@ class Placement:
         absorbed: ids of activation nodes that a FakeQuant carries out.
         per_channel: ids of Dense nodes whose BatchNormalization makes scales per channel.
         left_float: (name, kind) of the operations that stay float because LiteRT has no kernel.
+        floats: ids of nodes that read floats as they are: what is given, and what floats give.
+        exact: ids of tensors that such nodes read before they are rounded for others.
     """
 
     quantizers: dict[int, tuple[FakeQuant, int | None]]
     absorbed: set[int]
     per_channel: set[int]
     left_float: list[tuple[str, str]]
+    floats: set[int] = dataclasses.field(default_factory=set)
+    exact: set[int] = dataclasses.field(default_factory=set)
 
 
 def place(graph: Graph, technique_of: Callable[[Node], Quantize | None]) -> Placement:
@@ -117,6 +121,7 @@ class _Placer:
 
     def run(self) -> Placement:
         self.wanted = self._find_wanted()
+        self.placement.floats = self._find_floats()
         done: set[int] = set()
         for node in self.graph.nodes:
             if id(node) in done or not _is_float(node.outputs[0]):
@@ -143,6 +148,25 @@ class _Placer:
             if reads:
                 wanted.update(id(t) for t in node.inputs)
         return wanted
+
+    def _find_floats(self) -> set[int]:
+        """Nodes that stay float, with those before them that are no operation in the file."""
+        floats: set[int] = set()
+        for node in reversed(self.graph.nodes):
+            if node.is_input:
+                continue
+            if kind_of(node.operation) in TRANSPARENT:
+                stays = all(self._is_read_by_floats(t, floats) for t in node.outputs)
+            else:
+                stays = not passes_through(node.operation) and self._quantized(node) is None
+            if stays:
+                floats.add(id(node))
+        return floats
+
+    def _is_read_by_floats(self, tensor, floats: set[int]) -> bool:
+        readers = self.graph.consumers(tensor)
+        all_float = bool(readers) and all(id(node) in floats for node in readers)
+        return all_float and not self.graph.is_output(tensor)
 
     def _quantized(self, node: Node) -> Quantize | None:
         technique = self.technique_of(node)
@@ -191,11 +215,7 @@ class _Placer:
         for key in self.sources:
             groups.setdefault(self._root(key), []).append(key)
         # What no quantized operation gives or reads stays float.
-        groups = {
-            root: keys
-            for root, keys in groups.items()
-            if any(self.sources[key][0] is not None or key in self.wanted for key in keys)
-        }
+        groups = {root: keys for root, keys in groups.items() if any(map(self._is_asked, keys))}
         own = [technique for technique, _, _ in self.sources.values() if technique is not None]
         shared: dict[int, FakeQuant] = {}
         rounded = {self._root(id(t)) for n in self._rounding() for t in n.outputs}
@@ -210,7 +230,15 @@ class _Placer:
             shared[root] = self._make(keys, technique)
             for row, key in enumerate(keys):
                 self.placement.quantizers[key] = (shared[root], row)
+            if not shared[root].observes:
+                self.placement.exact.update(k for k in keys if self._is_exact(*self.sources[k]))
         self._round_again(shared)
+
+    def _is_asked(self, key: int) -> bool:
+        technique, _, node = self.sources[key]
+        return key in self.wanted or (
+            technique is not None and not isinstance(node.operation, Parameter)
+        )
 
     def _make(self, keys: list[int], technique: Quantize) -> FakeQuant:
         _, activation, node = self.sources[keys[0]]
@@ -230,8 +258,15 @@ class _Placer:
             delay=technique.delay,
             freeze=technique.freeze,
             float_source=floats or False,
+            # The file may take integers, but floats need not be rounded where floats go on.
+            observes=node.is_input
+            and self._is_read_by_floats(node.outputs[0], self.placement.floats),
             name=self._unique_name(f"{node.name}_range"),
         )
+
+    @staticmethod
+    def _is_exact(technique: Quantize | None, activation: str | None, node: Node) -> bool:
+        return technique is None or isinstance(node.operation, layers.InputLayer | Parameter)
 
     @staticmethod
     def _stays_float(technique: Quantize | None, activation: str | None, node: Node) -> bool:

@@ -117,6 +117,10 @@ def ties_away(x, minimum, maximum, bits: int = 8):
     return x + ops.cast(ops.stop_gradient(shift), x.dtype)
 
 
+# The upper limit that a range of zeros alone has, to be told from one that was never seen.
+ONLY_ZEROS = 2.0**-100
+
+
 def moving_range(old, batch, momentum: float):
     """An exponential moving average of ranges whose first batch counts whole.
 
@@ -124,9 +128,10 @@ def moving_range(old, batch, momentum: float):
     gradient, so that a model whose outputs grow would wait for a slow range to follow.
 
     Args:
-        old: float tensor (..., 2) of (minimum, maximum); (0, 0) means that none was seen yet.
+        old: float tensor (..., 2) of (minimum, maximum); (0, 0) means that none was seen yet,
+            (0, ONLY_ZEROS) that no other value was.
     """
-    seen = ops.any(ops.not_equal(old, 0.0), axis=-1, keepdims=True)
+    seen = ops.any(ops.abs(old) > ONLY_ZEROS, axis=-1, keepdims=True)
     keep = ops.where(ops.abs(batch) > ops.abs(old), min(momentum, 0.9), momentum)
     keep = ops.where(seen, ops.cast(keep, old.dtype), 0.0)
     return batch + keep * (old - batch)
