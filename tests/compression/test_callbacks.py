@@ -162,12 +162,43 @@ def test_unscheduled_layers_cost_nothing(monkeypatch):
     assert len(calls) == 2 * count  # at the start and at step 2
 
 
-def test_forgotten_callback_is_told_at_finalize():
+FORGOTTEN = r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"
+
+
+class Evaluates(keras.callbacks.Callback):
+    """Uses the model before its schedules are known, as loggers do."""
+
+    def on_train_begin(self, logs=None):
+        self.model.evaluate(X[:4], Y[:4], verbose=0)
+        self.model(X[:4], training=True)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_fit_without_the_callback_stops_in_its_first_step(eager):
+    model = make(delay=2, eager=eager)
+    with pytest.raises(ValueError, match=FORGOTTEN):
+        model.fit(X, Y, verbose=0)
+    assert int(model.optimizer.iterations) == 0
+    fit(model, 3, [Evaluates()])
+    assert phases(model) == {1}
+    model.fit(X[:4], Y[:4], verbose=0)  # what the model remembers holds
+    np.testing.assert_array_equal(tfc.finalize(model)(X), model(X))
+
+
+def test_a_forgotten_callback_in_other_loops_is_told_at_finalize():
     model = make(delay=2)
-    model.fit(X, Y, verbose=0)
-    with pytest.raises(ValueError, match=r"callbacks=\[tfcompress.UpdateCompression\(\)\]"):
+    for _ in range(3):
+        model.train_on_batch(X[:4], Y[:4])
+    with pytest.raises(ValueError, match=FORGOTTEN):
         tfc.finalize(model)
-    fit(model, 3)
+    update = tfc.UpdateCompression()  # as its docstring shows
+    update.set_model(model)
+    update.on_train_begin()
+    update.on_train_batch_begin(0)
+    model.train_on_batch(X[:4], Y[:4])
+    update.on_train_batch_end(0)
+    assert phases(model) == {1}
+    update.on_epoch_end(0)
     np.testing.assert_array_equal(tfc.finalize(model)(X), model(X))
 
 

@@ -46,7 +46,8 @@ def test_forgotten_callback_and_too_short_training(tmp_path):
     few = {"x": X[:16], "y": Y[:16]}  # four steps
     eager = {"run_eagerly": True}
     model = make(**eager)
-    model.fit(X[:16], Y[:16], verbose=0)
+    with pytest.raises(ValueError, match=r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"):
+        model.fit(X[:16], Y[:16], verbose=0)
     with pytest.raises(ValueError, match=r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"):
         tfc.finalize(model)
     with pytest.raises(ValueError, match=r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"):

@@ -58,6 +58,10 @@ class UpdateCompression(LateStart):
     it stays right with `steps_per_execution` and after a reload. It never goes back: a model that
     is compiled anew, whose optimizer counts from 0, continues from the last step it was told.
 
+    Where it is needed and missing, the first step of `fit` raises. In a loop of your own, which no
+    one watches, call it yourself as below; the model is compiled or has its optimizer as
+    `model.optimizer`.
+
     Let `EarlyStopping(restore_best_weights=True)` `start_from_epoch` at the end of the schedules:
     an epoch before, which may be the best, is less compressed; `finalize` then warns.
 
@@ -66,6 +70,15 @@ class UpdateCompression(LateStart):
 
     Example:
         >>> qat.fit(x, y, callbacks=[UpdateCompression()])  # doctest: +SKIP
+
+        >>> update = UpdateCompression()  # doctest: +SKIP
+        >>> update.set_model(qat)  # doctest: +SKIP
+        >>> update.on_train_begin()  # doctest: +SKIP
+        >>> for step, (x, y) in enumerate(batches):  # doctest: +SKIP
+        ...     update.on_train_batch_begin(step)
+        ...     qat.train_on_batch(x, y)
+        ...     update.on_train_batch_end(step)
+        >>> update.on_epoch_end(0)  # doctest: +SKIP
     """
 
     def __init__(self):

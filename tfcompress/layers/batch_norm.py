@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.backend import as_tensor
-from tfcompress.layers.fake_quant import add_last_step, call_with
+from tfcompress.layers.fake_quant import add_last_step, call_with, require_callback
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -51,6 +51,7 @@ class FusedBatchNorm(keras.layers.Layer):
     def call(self, x, training=False, mask=None):
         if not training or not self.layer.trainable:
             return self.layer(x, training=False, mask=mask)
+        require_callback(self)
         moving = self.layer.moving_mean, self.layer.moving_variance
         if self.freeze is None:
             y, *statistics = self._train(x, mask)

@@ -15,7 +15,14 @@ from keras import ops
 
 from tfcompress.backend import as_tensor
 from tfcompress.layers.batch_norm import FusedBatchNorm
-from tfcompress.layers.fake_quant import FakeQuant, add_last_step, call_with, constant
+from tfcompress.layers.fake_quant import (
+    FakeQuant,
+    add_last_step,
+    call_with,
+    constant,
+    never_advanced,
+    require_callback,
+)
 from tfcompress.techniques.regularize import Penalty
 from tfcompress.techniques.technique import Technique, first_step, is_due
 
@@ -168,6 +175,7 @@ class Compressed(keras.layers.Layer):
         self.last_step.assign(ops.cast(step, "int32"))
 
     def call(self, inputs, *args, **kwargs):
+        require_callback(self)
         effective = {id(t.variable): effective_weight(t) for t in self._bound}
         outputs, updates, losses = call_with(self.layer, effective, inputs, *args, **kwargs)
         for variable, value in updates:
@@ -268,11 +276,7 @@ def require_advanced(model: keras.Model) -> None:
             continue
         last = int(as_tensor(layer.last_step))
         if last < 0:
-            raise ValueError(
-                f"layer '{layer.name}' follows a schedule that never advanced: its techniques are "
-                "as before the first step. Train with "
-                "fit(..., callbacks=[tfcompress.UpdateCompression()])."
-            )
+            raise never_advanced(layer)
         for technique in (t for target in getattr(layer, "bound", ()) for t in target.techniques):
             kind = type(technique).__name__
             if last < technique.begins():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import keras
@@ -103,6 +104,7 @@ class FakeQuant(keras.layers.Layer):
     def call(self, x, source=0, training=False):
         if self.fixed is not None:
             return quantize_activation(self._activate(x), *self.fixed, self.bits)
+        require_callback(self)
         if not training:
             return self._infer(x, source)
         clips = self.activation in _CLIPS and self.sources == 1
@@ -205,6 +207,56 @@ def call_with(layer, values: dict[int, Any], *args, **kwargs):
 def add_last_step(layer):
     """Adds the weight that keeps the optimizer step a scheduled layer was last told."""
     return _add_integer(layer, "last_step", -1)
+
+
+def require_callback(layer) -> None:
+    """Raises in the first step of a `fit` in which nothing advances a scheduled layer.
+
+    Called by the layer in its `call`; in a compiled step that is once, while it is traced.
+    """
+    if not layer.scheduled or vars(layer).get("_advances"):
+        return
+    model = _fitted_model(layer)
+    if model is None:
+        return
+    if _known_step(layer) < 0:
+        model.train_function = None  # TensorFlow does not go on with one that failed
+        raise never_advanced(layer)
+    layer._advances = True
+
+
+def never_advanced(layer) -> ValueError:
+    """The error for a scheduled layer whose schedule did not begin."""
+    return ValueError(
+        f"layer '{layer.name}' follows a schedule that never advanced: its techniques are as "
+        "before the first step. Train with fit(..., callbacks=[tfcompress.UpdateCompression()]); "
+        "the docstring of UpdateCompression tells how to use it in a loop of your own."
+    )
+
+
+def _fitted_model(layer) -> keras.Model | None:
+    """The model in a training step of whose `fit` a layer is being called; None if there is none."""
+    if not getattr(layer._get_call_context(), "training", None):
+        return None
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.callbacks.Callback):
+            return None
+        if frame.f_code.co_name == "fit" and isinstance(owner, keras.Model):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _known_step(layer) -> int:
+    """The step a layer was last told; 0 where that cannot be known while a step is compiled."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.init_scope():
+            return int(as_tensor(layer.last_step)) if tf.executing_eagerly() else 0
+    return 0 if keras.backend.backend() == "jax" else int(as_tensor(layer.last_step))
 
 
 def _add_integer(layer, name: str, value: int):
