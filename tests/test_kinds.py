@@ -12,7 +12,7 @@ from keras import layers
 import tfcompress as tfc
 from tfcompress import kinds
 
-OURS = {"Parameter", "RepeatBatch", "FakeQuant"}
+OURS = {"Parameter", "RepeatBatch", "KeepMask", "FakeQuant"}
 OTHERS = {"StochasticDepth"}  # of KerasHub
 
 

@@ -41,6 +41,7 @@ _TABLE = {
     "LogSoftmax Sparsemax": "mixing |",
     "UnitNormalization": "joint |",
     "Masking": "joint | transparent",
+    "KeepMask": "| transparent",
     "AveragePooling1D AveragePooling2D AveragePool Resizing Resize": "spatial | rounding",
     "MaxPooling1D MaxPooling2D MaxPooling3D MaxPool ZeroPadding1D ZeroPadding2D ZeroPadding3D "
     "Cropping1D Cropping2D Cropping3D": "spatial | same_scale",

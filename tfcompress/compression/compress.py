@@ -136,12 +136,17 @@ def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, w
             if any(technique.refuses(*each) is None for each in target_variables(operation)):
                 kept.append(technique)
         new = Compressed(operation, kept) if kept else operation
-    elif type(operation) is layers.BatchNormalization and techniques:
+    elif _is_plain_batch_norm(operation) and techniques:
         # Worth it without Quantize, too: the step of a small CNN takes a quarter less time.
         quantize = quantize_of(techniques)
         new = FusedBatchNorm(operation, quantize.freeze if quantize else None)
     wrapped[id(operation)] = new
     return new
+
+
+def _is_plain_batch_norm(operation) -> bool:
+    known = type(operation) is layers.BatchNormalization
+    return known and operation.activity_regularizer is None
 
 
 def _check_calls(operation, techniques: tuple[Technique, ...], calls: Counter) -> None:

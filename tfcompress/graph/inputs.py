@@ -102,13 +102,18 @@ def not_built(model) -> ValueError:
     )
 
 
+def mask_of(tensor):
+    """The mask that a tensor carries; None if it has none."""
+    return getattr(tensor, "_keras_mask", None)
+
+
 def with_mask(layer, args, kwargs) -> dict:
     """The mask that `Layer.__call__` would hand to `call`."""
     if "mask" not in inspect.signature(layer.call).parameters or kwargs.get("mask") is not None:
         return kwargs
     if not args or len(tensors_in((args, kwargs))) != len(tensors_in(args[0])):
         return kwargs
-    masks = tree.map_structure(lambda x: getattr(x, "_keras_mask", None), args[0])
+    masks = tree.map_structure(mask_of, args[0])
     return {**kwargs, "mask": masks} if tensors_in(masks) else kwargs
 
 
@@ -116,7 +121,7 @@ def nested_inputs(functional, node: Node, args, kwargs) -> list:
     """The tensors that a nested Functional model is called with, as it would convert them."""
     mask = node.kwargs.get("mask")
     if mask is not None and node.args:
-        own = [getattr(x, "_keras_mask", None) for x in tree.flatten(node.args[0])]
+        own = [mask_of(x) for x in tree.flatten(node.args[0])]
         if any(a is not b for a, b in zip(tree.flatten(mask), own, strict=False)):
             raise ValueError(
                 f"model '{functional.name}' is called with a mask= of its own, which a flat model "

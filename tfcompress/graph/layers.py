@@ -92,19 +92,56 @@ def fix_training(layer, training: bool):
 
 
 @_register
+class KeepMask(layers.Layer):
+    """A tensor with the mask of another, which it was computed from by operations that lose it.
+
+    Called with a list: the tensor, and the one that has the mask.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs):
+        return inputs[0]
+
+    def compute_output_spec(self, inputs):
+        return KerasTensor(inputs[0].shape, inputs[0].dtype)
+
+    def compute_mask(self, inputs, previous_mask):
+        return previous_mask[1]
+
+    def get_config(self):  # Keras writes one of its own only where dtype is a string
+        return {**super().get_config()}
+
+
+@_register
 class Parameter(keras.layers.Layer):
     """A lone weight as a layer: what an opened layer added for itself by `add_weight`.
 
     It ignores the value of its input, which only gives it a place in the graph.
+
+    Args:
+        shape: of the weight.
+        weight: its name, by which techniques know what it is.
+        regularizer, constraint: of the weight.
     """
 
-    def __init__(self, shape, **kwargs):
+    def __init__(self, shape, weight="value", regularizer=None, constraint=None, **kwargs):
         super().__init__(**kwargs)
-        self.shape = tuple(shape)
+        self.shape, self.weight = tuple(shape), weight
+        self.regularizer = keras.regularizers.get(regularizer)
+        self.constraint = keras.constraints.get(constraint)
 
     def build(self, input_shape):
-        make = {"dtype": self.dtype_policy.variable_dtype, "initializer": "zeros"}
-        self.value = self.add_weight(shape=self.shape, name="value", **make)
+        self.value = self.add_weight(
+            shape=self.shape,
+            name=self.weight,
+            dtype=self.dtype_policy.variable_dtype,
+            initializer="zeros",
+            regularizer=self.regularizer,
+            constraint=self.constraint,
+        )
 
     def call(self, anchor):
         return as_tensor(self.value)
@@ -113,4 +150,10 @@ class Parameter(keras.layers.Layer):
         return keras.KerasTensor(self.shape, self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), "shape": self.shape}
+        return {
+            **super().get_config(),
+            "shape": self.shape,
+            "weight": self.weight,
+            "regularizer": keras.regularizers.serialize(self.regularizer),
+            "constraint": keras.constraints.serialize(self.constraint),
+        }

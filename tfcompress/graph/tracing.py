@@ -127,11 +127,12 @@ def parameter_of(variable, owner: keras.Layer) -> Parameter:
         dtype=owner.dtype_policy if casts else variable.dtype,
         name=f"{owner.name}_{variable.name}",
         trainable=bool(variable.trainable),
+        weight=variable.name,
+        regularizer=variable.regularizer,
+        constraint=variable.constraint,
     )
     parameter.build(None)
     parameter.value.assign(variable)
-    parameter.value.regularizer = variable.regularizer
-    parameter.value.constraint = variable.constraint
     parameter.__dict__["source"] = variable  # not tracked: it stays the user's
     return parameter
 

@@ -102,6 +102,14 @@ class FakeQuant(keras.layers.Layer):
         self.last_step.assign(step)
 
     def call(self, x, source=0, training=False):
+        y = self._quantize(x, source, training)
+        # Keras computes losses of probabilities from what a softmax or sigmoid was given.
+        logits = getattr(x, "_keras_logits", None)
+        if logits is not None and not self.activation:
+            y._keras_logits = logits
+        return y
+
+    def _quantize(self, x, source, training):
         if self.fixed is not None:
             return quantize_activation(self._activate(x), *self.fixed, self.bits)
         require_callback(self)
@@ -235,7 +243,7 @@ def never_advanced(layer) -> ValueError:
 
 
 def _fitted_model(layer) -> keras.Model | None:
-    """The model in a training step of whose `fit` a layer is being called; None if there is none."""
+    """The model whose `fit` is calling a layer in a training step; None if there is none."""
     if not getattr(layer._get_call_context(), "training", None):
         return None
     frame: Any = sys._getframe(1)

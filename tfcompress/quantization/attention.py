@@ -5,6 +5,7 @@ import math
 import numpy as np
 from keras import layers, ops
 
+from tfcompress.graph.inputs import mask_of
 from tfcompress.kinds import equation_of
 from tfcompress.quantization.pieces import activate, dense_of
 
@@ -32,7 +33,7 @@ def open_attention(layer, query, value, key=None, attention_mask=None, **kwargs)
     """MultiHeadAttention -> Dense projections, matmul, softmax, matmul, Dense."""
     key = value if key is None else key
     tensors = (query, value, key)
-    masked = any(getattr(x, "_keras_mask", None) is not None for x in tensors)
+    masked = any(mask_of(x) is not None for x in tensors)
     closed = any(kwargs.get(name) is not None and kwargs[name] is not False for name in _CLOSED)
     if masked or closed or any(None in x.shape[1:] for x in tensors):
         return layer(query, value, key=key, attention_mask=attention_mask, **kwargs)

@@ -14,6 +14,7 @@ import keras
 from keras import layers, ops, tree
 
 from tfcompress.graph.copying import copy_operation, copy_weights
+from tfcompress.graph.inputs import mask_of
 from tfcompress.graph.nodes import has_own_call, tensors_in, unique
 from tfcompress.graph.tracing import parameter_of, trace
 from tfcompress.kinds import LINEAR, SEPARABLE, is_exactly
@@ -23,7 +24,14 @@ from tfcompress.quantization.attention import (
     open_attention,
     open_einsum,
 )
-from tfcompress.quantization.pieces import activate, constant, dense_of, with_weights
+from tfcompress.quantization.pieces import (
+    activate,
+    constant,
+    dense_of,
+    hand_on,
+    is_by_value,
+    with_weights,
+)
 
 __all__ = ["Rsqrt", "constant", "opener", "with_weights"]
 _register = keras.saving.register_keras_serializable("tfcompress")
@@ -170,6 +178,8 @@ def _times(layer, y, gamma, shape):
 
 def open_average(layer, inputs):
     """Average -> adds, multiply."""
+    if any(mask_of(x) is not None for x in inputs):  # it joins their masks
+        return layer(inputs)
     total = inputs[0]
     for x in inputs[1:]:
         total = ops.add(total, x)
@@ -205,7 +215,7 @@ def is_simple_user_layer(layer) -> bool:
     """Whether a user's leaf layer can be opened without losing what it does in training."""
     if not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model) or layer._layers:
         return False
-    if not has_own_call(type(layer)) or layer.activity_regularizer is not None:
+    if not has_own_call(type(layer)):
         return False
     random = len(layer.variables) != len(layer.weights)
     return not random and "training" not in inspect.signature(layer.call).parameters
@@ -213,6 +223,8 @@ def is_simple_user_layer(layer) -> bool:
 
 def open_user_layer(layer, *args, **kwargs):
     """A user's layer written in `keras.ops` -> its operations; as it is if it cannot be traced."""
+    if _reads_mask(layer) and any(mask_of(x) is not None for x in tree.flatten((args, kwargs))):
+        return layer(*args, **kwargs)
     try:
         inner = trace(layer, args, kwargs)
     except ValueError:
@@ -234,6 +246,13 @@ def open_user_layer(layer, *args, **kwargs):
         return node.operation(*a, **k)
 
     return inner.run(tensors, call)
+
+
+def _reads_mask(layer) -> bool:
+    """Whether a user's layer does something of its own with masks."""
+    own = type(layer).compute_mask is not keras.Layer.compute_mask
+    parameters = inspect.signature(layer.call).parameters
+    return own or any(name == "mask" or name.endswith("_mask") for name in parameters)
 
 
 def open_lstm(layer, x, initial_state=None, mask=None, **kwargs):
@@ -263,8 +282,9 @@ def open_gru(layer, x, initial_state=None, mask=None, **kwargs):
     biases = (cell.bias[0], cell.bias[1]) if cell.use_bias else (None, None)
     inputs = dense_of(layer, cell.kernel, biases[0], f"{layer.name}_inputs")
     recurrent = dense_of(layer, cell.recurrent_kernel, biases[1], f"{layer.name}_recurrent")
-    if cell.use_bias:  # an indexed variable does not hand on whether it trains
-        inputs.bias.trainable = recurrent.bias.trainable = bool(cell.bias.trainable)
+    if cell.use_bias:  # an indexed variable does not hand on how it trains
+        hand_on(inputs, "bias", cell.bias)
+        hand_on(recurrent, "bias", cell.bias)
     h = ops.multiply(x[:, 0, :1], ops.zeros((1, layer.units), x.dtype))
     outputs = []
     for step in _time_steps(layer, x):
@@ -292,7 +312,7 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (lambda x: _is_float32(x, layers.GroupNormalization) and x.axis == -1, open_group_norm),
     (is_plain_attention, open_attention),
     (lambda x: is_plain_rnn(x) and type(x) is layers.LSTM, open_lstm),
-    (lambda x: is_plain_rnn(x) and type(x) is layers.GRU, open_gru),
+    (lambda x: is_plain_rnn(x) and type(x) is layers.GRU and _has_parted_bias(x), open_gru),
     (lambda x: type(x) is layers.Average, open_average),
     (_is_operation("Square"), open_square),
     (_is_operation("Negative"), open_negative),
@@ -314,8 +334,14 @@ def is_plain_rnn(layer) -> bool:
     )
 
 
+def _has_parted_bias(gru) -> bool:
+    """Whether the two rows of a GRU's bias can train as two weights."""
+    bias = gru.cell.bias
+    return bias is None or (bias.constraint is None and is_by_value(bias.regularizer))
+
+
 def _is_plain_call(x, initial_state, mask) -> bool:
-    masked = mask is not None or getattr(x, "_keras_mask", None) is not None
+    masked = mask is not None or mask_of(x) is not None
     return not masked and initial_state is None and None not in x.shape[1:]
 
 

@@ -3,12 +3,15 @@
 from typing import Any
 
 import keras
-from keras import KerasTensor, tree
+from keras import KerasTensor, layers, ops, tree
 
 from tfcompress.graph.flatten import flatten
-from tfcompress.graph.nodes import Graph, Node, call_node
+from tfcompress.graph.inputs import mask_of
+from tfcompress.graph.layers import KeepMask
+from tfcompress.graph.nodes import Graph, Node, call_node, tensors_in
+from tfcompress.kinds import LINEAR, is_of
 from tfcompress.quantization import openers
-from tfcompress.quantization.placement import Placement
+from tfcompress.quantization.placement import Placement, relu_name
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
@@ -37,15 +40,18 @@ def open_with(flat: keras.Model, rules: Rules):
         technique = quantize_of(rules.techniques_of(operation))
         quantized = technique is not None and technique.activation_bits is not None
         function = openers.opener(operation) if quantized else None
-        if node.is_input or function is None:
+        if node.is_input or not quantized or not (function or _is_fused(operation)):
             return call_node(node, *args, **kwargs)
+        if function and isinstance(operation, keras.Layer) and not operation.supports_masking:
+            args, kwargs = tree.map_structure(_without_mask, (args, kwargs))
         tensors = [x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)]
         if id(operation) in opened:  # a shared layer: the same pieces on other tensors
-            return opened[id(operation)].run(tensors, call_node)
-        outputs = function(operation, *args, **kwargs)
-        opened[id(operation)] = pieces = Graph(tensors, outputs)
-        origins.update({id(part.operation): operation for part in pieces.nodes})
-        return outputs
+            outputs = opened[id(operation)].run(tensors, call_node)
+        else:
+            outputs = _regularized(operation, function, args, kwargs)
+            opened[id(operation)] = pieces = Graph(tensors, outputs)
+            origins.update({id(part.operation): operation for part in pieces.nodes})
+        return _masked_as(node, outputs, args)
 
     for node in graph.nodes:
         if not node.is_input:
@@ -58,6 +64,50 @@ def open_with(flat: keras.Model, rules: Rules):
         return operation if id(operation) in starts else origins.get(id(operation), operation)
 
     return opened_model, Graph.of(opened_model), origin
+
+
+def _is_fused(operation) -> bool:
+    """Whether an operation has an activity regularizer and may become a part of another."""
+    fused = relu_name(operation) or isinstance(operation, layers.BatchNormalization)
+    return bool(fused) and getattr(operation, "activity_regularizer", None) is not None
+
+
+def _regularized(operation, function, args, kwargs):
+    """What an opened layer gives, with its activity regularizer on what is given in the end."""
+    regularizer = getattr(operation, "activity_regularizer", None)
+    if regularizer is not None:
+        operation.activity_regularizer = None
+    outputs = (
+        operation(*args, **kwargs) if function is None else function(operation, *args, **kwargs)
+    )
+    if regularizer is None:
+        return outputs
+
+    def regularize(x):
+        last = x._keras_history.operation
+        if is_of(last, LINEAR) and len(last._inbound_nodes) == 1:  # which may be folded into
+            last.activity_regularizer = regularizer
+            return x
+        settings = {"name": f"{operation.name}_activity", "dtype": operation.dtype_policy}
+        return layers.Identity(activity_regularizer=regularizer, **settings)(x)
+
+    return tree.map_structure(regularize, outputs)
+
+
+def _without_mask(x):
+    """A tensor whose mask ends here, as it does at a layer that supports none."""
+    return ops.copy(x) if isinstance(x, KerasTensor) and mask_of(x) is not None else x
+
+
+def _masked_as(node: Node, outputs, args):
+    """The outputs of an opened layer, with its input's mask where the layer hands that on."""
+    source = next((x for x in tensors_in(args) if mask_of(x) is not None), None)
+    new = []
+    for before, after in zip(node.outputs, tree.flatten(outputs), strict=True):
+        if source is not None and mask_of(before) is not None and mask_of(after) is None:
+            after = KeepMask(name=f"{node.name}_mask", dtype=after.dtype)([after, source])
+        new.append(after)
+    return tree.pack_sequence_as(outputs, new) if tree.is_nested(outputs) else new[0]
 
 
 def name_outputs(flat: keras.Model, graph: Graph, placement: Placement | None) -> None:

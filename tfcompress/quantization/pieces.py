@@ -8,23 +8,85 @@ from keras import layers, ops
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.layers import Parameter
 
+_register = keras.saving.register_keras_serializable("tfcompress")
+
+# Rules that look at each value by itself, whatever the shape of the weight.
+_BY_VALUE = (
+    keras.regularizers.L1,
+    keras.regularizers.L2,
+    keras.regularizers.L1L2,
+    keras.constraints.NonNeg,
+)
+
+
+@_register
+class ViewRegularizer(keras.regularizers.Regularizer):
+    """A regularizer of a weight that is kept in another shape than the one it is meant for."""
+
+    def __init__(self, regularizer, shape):
+        self.regularizer = keras.regularizers.get(regularizer)
+        self.shape = tuple(shape)
+
+    def __call__(self, x):
+        return self.regularizer(ops.reshape(x, self.shape))
+
+    def get_config(self):
+        regularizer = keras.regularizers.serialize(self.regularizer)
+        return {"regularizer": regularizer, "shape": self.shape}
+
+
+@_register
+class ViewConstraint(keras.constraints.Constraint):
+    """A constraint of a weight that is kept in another shape than the one it is meant for."""
+
+    def __init__(self, constraint, shape):
+        self.constraint = keras.constraints.get(constraint)
+        self.shape = tuple(shape)
+
+    def __call__(self, w):
+        return ops.reshape(self.constraint(ops.reshape(w, self.shape)), w.shape)
+
+    def get_config(self):
+        return {"constraint": keras.constraints.serialize(self.constraint), "shape": self.shape}
+
 
 def with_weights(layer, x, **weights):
     """Calls a new layer on `x` and gives it weights."""
     y = layer(x)
     for name, value in weights.items():
         if value is not None:
-            fill(getattr(layer, name), value)
+            fill(layer, name, value)
     return y
 
 
-def fill(variable, value) -> None:
-    """Assigns a value, which may have another shape of the same size; see `with_weights`."""
+def fill(layer, name: str, value) -> None:
+    """Gives a layer a weight, which may have another shape of the same size, and its rules."""
+    variable = getattr(layer, name)
     variable.assign(ops.reshape(value, variable.shape))
     if isinstance(value, keras.Variable):
-        variable.regularizer = value.regularizer
-        variable.constraint = value.constraint if variable.shape == value.shape else None
-        variable.trainable = bool(value.trainable)
+        hand_on(layer, name, value)
+
+
+def hand_on(layer, name: str, source: keras.Variable) -> None:
+    """Lets a weight of a layer train as another does: whether, regularized and constrained."""
+    variable = getattr(layer, name)
+    variable.trainable = bool(source.trainable)
+    rules = {"regularizer": source.regularizer, "constraint": source.constraint}
+    for kind, rule in rules.items():
+        if rule is None:
+            continue
+        if tuple(variable.shape) != tuple(source.shape) and type(rule) not in _BY_VALUE:
+            view = ViewRegularizer if kind == "regularizer" else ViewConstraint
+            rule = view(rule, source.shape)
+        setattr(variable, kind, rule)
+        # The layer saves its own.
+        names = (f"{name}_{kind}", f"depthwise_{kind}", kind)
+        setattr(layer, next(x for x in names if hasattr(layer, x)), rule)
+
+
+def is_by_value(rule) -> bool:
+    """Whether a regularizer or constraint stays what it is for parts of a weight."""
+    return rule is None or type(rule) in _BY_VALUE
 
 
 def constant(value, anchor, name: str, trainable: bool = True, shape=None, dtype=None):
@@ -74,7 +136,7 @@ def dense_of(layer, kernel, bias, name: str, inputs: int = 1):
         dtype=layer.dtype_policy,
     )
     dense.build((None, math.prod(kernel.shape[:inputs])))
-    fill(dense.kernel, kernel)
+    fill(dense, "kernel", kernel)
     if bias is not None:
-        fill(dense.bias, bias)
+        fill(dense, "bias", bias)
     return dense

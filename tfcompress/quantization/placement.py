@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 from keras import layers, tree
 
-from tfcompress.graph.layers import FixedTraining, Parameter, RepeatBatch
+from tfcompress.graph.layers import FixedTraining, KeepMask, Parameter, RepeatBatch
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.kinds import FILLING, FOLDING, FUSING, INTEGER, KEEPING, ROUNDING, TRANSPARENT
 from tfcompress.layers.fake_quant import FakeQuant
@@ -174,8 +174,9 @@ class _Placer:
         return technique if quantizes and has_kernel(node.operation) else None
 
     def _tie(self, node: Node) -> None:
-        # RepeatBatch reads its second input only for the size of the batch.
-        inputs = node.inputs[:1] if isinstance(node.operation, RepeatBatch) else node.inputs
+        # RepeatBatch reads its second input only for the size of the batch, KeepMask for its mask.
+        first = isinstance(node.operation, RepeatBatch | KeepMask)
+        inputs = node.inputs[:1] if first else node.inputs
         tensors = [t for t in (*inputs, *node.outputs) if _is_float(t)]
         for tensor in tensors[1:]:
             self.parent[self._root(id(tensor))] = self._root(id(tensors[0]))
