@@ -33,10 +33,9 @@ class Part:
     def fill(self, trainable: bool) -> None:
         """Gives the layer its weights, once it is built; new ones train only if told so."""
         for name, value in self.weights.items():
-            variable = getattr(self.call, name)
-            fill(variable, value)
+            fill(self.call, name, value)
             if not isinstance(value, keras.Variable) and not trainable:
-                variable.trainable = False
+                getattr(self.call, name).trainable = False
 
 
 def with_parts(graph: Graph, parts: Mapping[int, Sequence[Part]]) -> keras.Model:
