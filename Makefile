@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILDING := $(VENV)/.building
+# What the models of `make zoo` come from.
+ZOO := $(VENV)/zoo
 # For example: make test ARGS="-x -k targets"
 ARGS ?=
 # Processes that share the quick tests; each needs about 2 GiB. One more than cores, as some wait.
@@ -42,9 +44,18 @@ bench: $(READY)  ## compare methods of compression on the digits (short form; AR
 bench-parts: $(READY)  ## measure the cost of training and conversion, how equal files are, and what is lost
 	PYTHONPATH=tests $(BIN)/python -m measurements $(ARGS)
 
-demo test test-full accept bench bench-parts: export TF_CPP_MIN_LOG_LEVEL = 3
+zoo: $(ZOO)/.ready  ## what becomes of models from KerasHub and other packages: docs/zoo.md
+	PYTHONPATH=tests:$(ZOO) $(BIN)/python -m measurements zoo --write $(ARGS)
+
+# Beside the packages of requirements.lock, which stay as they are.
+$(ZOO)/.ready: tests/zoo/requirements.txt $(READY)
+	rm -rf $(ZOO)
+	$(BIN)/pip install --quiet --no-deps --target $(ZOO) -r tests/zoo/requirements.txt
+	@touch $@
+
+demo test test-full accept bench bench-parts zoo: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.
-test test-full: export CUDA_VISIBLE_DEVICES =
+test test-full zoo: export CUDA_VISIBLE_DEVICES =
 
 # Existing pins are kept: `make lock ARGS=--upgrade` takes the newest versions instead.
 lock:  ## write requirements.lock anew from setup.cfg

@@ -17,17 +17,20 @@ MEASUREMENTS = {
     "distillation_quality": "training_quality",
     "surgery_quality": "surgery_quality",
     "channel_groups": "channel_groups",
+    "zoo": "zoo",
 }
+# Needs packages that `make zoo` installs.
+OWN_COMMAND = "zoo"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Hands the options on to the measurement that is named; without a name runs all."""
+    """Hands the options on to the measurement that is named; without a name runs all others."""
     parser = argparse.ArgumentParser(prog="python -m measurements", description=__doc__)
     parser.add_argument("name", nargs="?", choices=MEASUREMENTS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="NAME --help lists them")
     given = parser.parse_args(arguments)
     if given.name is None:
-        for name in MEASUREMENTS:
+        for name in (name for name in MEASUREMENTS if name != OWN_COMMAND):
             subprocess.run([sys.executable, "-m", __package__, name], check=True)
         return 0
     module = importlib.import_module(f"measurements.{MEASUREMENTS[given.name]}")
