@@ -180,6 +180,13 @@ class Samples:
             min=1, help="Use at most so many samples; by default all, of a folder of images 500."
         ),
     ] = None
+    trusted: Annotated[
+        bool,
+        Option(
+            "--trusted",
+            help="Take a SavedModel whose operators read or write files or run code, too.",
+        ),
+    ] = False
 
     def load(
         self,
@@ -198,7 +205,7 @@ class Samples:
         images = data is not None and data.is_dir()
         arrays: Any = None if data is None or images else load_arrays(data)
         progress("load the model", 0, None)
-        loaded = models.load_model(model)
+        loaded = models.load_model(model, trusted=self.trusted)
         if data is not None and images:
             if shapes is None:
                 # A model that is not built, or no Keras model, cannot tell its inputs.

@@ -267,6 +267,7 @@ def convert(
     strict: bool = False,
     select_tf_ops: bool = False,
     samples: int | None = 500,
+    trusted: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Writes a Keras model as a .tflite file, or on from there as ONNX or OpenVINO IR.
@@ -298,6 +299,8 @@ def convert(
         strict: raise if an operation stays float although integers were asked for.
         select_tf_ops: allow operations of TensorFlow that LiteRT lacks (needs the Flex delegate).
         samples: how many calibration samples to use, the first ones; None uses all.
+        trusted: take a SavedModel although it has operators that read or write files or run code
+            when it is loaded or run. Whoever made it can then do what you can.
         progress: called as `progress(stage, done, total)`.
 
     Returns:
@@ -316,7 +319,7 @@ def convert(
     writing.check_writable(path)
     job = Job(settings, strict, select_tf_ops, progress)
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
-        model = job.timed("load", models.load_model, model)
+        model = job.timed("load", models.load_model, model, trusted=trusted)
     file = job.run(model, calibration, samples)
     data = job.finish(file, known)
     report = job.report(path, file, data)

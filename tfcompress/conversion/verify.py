@@ -46,6 +46,7 @@ def verify(
     layers: bool = False,
     tolerance: float | None = None,
     samples: int | None = None,
+    trusted: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
     """Compares a .tflite file with its Keras model, on the same samples.
@@ -69,6 +70,7 @@ def verify(
             price of quantization, it asks for 10 dB and 90%. Outputs of whole numbers are judged
             by 90% in both cases.
         samples: at most so many samples; all by default.
+        trusted: as for `convert`.
         progress: called as `progress("verify", done, total)`.
 
     Returns:
@@ -86,7 +88,7 @@ def verify(
         raise ValueError(f"tolerance must be 0 LSB or more; received {tolerance!r}. Try 1.")
     where, content = flatbuffer.describe(path), flatbuffer.load(path)
     file = flatbuffer.read(content, name=where)
-    reference = Reference(model)
+    reference = Reference(model, trusted)
     runners = [Runner(file, content, where, reference=kind) for kind in (True, False)]
     match = _Match(reference, runners[0], where)
     tallies = [(Tally(), Tally()) for _ in match.outputs]
@@ -229,9 +231,9 @@ class Reference:
         outputs: names.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, trusted: bool = False):
         if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
-            model = models.load_model(model)
+            model = models.load_model(model, trusted=trusted)
         lower.require_convertible(model)
         if isinstance(model, models.SavedModel):
             self.model = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress.files import sizes
 from tfcompress.files.models import reason_of, start_of
 from tfcompress.files.writing import PathLike
 
@@ -85,12 +86,14 @@ def _load_file(file: Path) -> Arrays:
 
 def _load_npz(file: Path) -> Arrays:
     with zipfile.ZipFile(file) as archive:
+        sizes.check_zip(archive)
         broken = archive.testzip()
         if broken is not None:
             raise ValueError(f"the checksum of {broken} is wrong")
         members = archive.namelist()
-    if not members or not all(name.endswith(".npy") for name in members):
-        raise ValueError("it is a zip file that holds something else than arrays")
+        if not members or not all(name.endswith(".npy") for name in members):
+            raise ValueError("it is a zip file that holds something else than arrays")
+        sizes.check_arrays(archive)
     with np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     if len(arrays) == 1:

@@ -8,14 +8,17 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tfcompress.files import configs, saved_models, sizes
 from tfcompress.files.writing import PathLike
 
 if TYPE_CHECKING:
     import keras
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_TRUST = "If you trust whoever made it, pass trusted=True (--trusted)."
 _CUSTOM = re.compile(r"(?:Could not locate \w+|Unknown [\w ]+:) '([^']+)'")
 
 
@@ -30,10 +33,11 @@ class SavedModel:
     path: Path
 
 
-def load_model(path: PathLike) -> keras.Model | SavedModel:
+def load_model(path: PathLike, *, trusted: bool = False) -> keras.Model | SavedModel:
     """Load a model from disk, uncompiled, with Keras's safe mode on: no code in it is run.
 
-    Only a program that calls `keras.config.enable_unsafe_deserialization()` itself lifts that.
+    Args:
+        trusted: take a SavedModel whose operators reach outside it, too.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(
@@ -43,7 +47,18 @@ def load_model(path: PathLike) -> keras.Model | SavedModel:
     file = Path(path)
     version = _check_model_folder(file) if file.is_dir() else check_model_file(file)
     if (file / "saved_model.pb").is_file():
+        if not trusted:
+            saved_models.check(file, _TRUST)
         return SavedModel(file)
+    # The settings of `compile` that the whole model has are not looked at.
+    config = {**read_config(file), "compile_config": None}
+    old = version is not None and version.startswith(("1.", "2."))
+    mend = (
+        f"It was written by Keras {configs.short(version)[1:-1]} (tf_keras). Bring it over: "
+        f"`tfcompress migrate {path} new.keras`."
+    )
+    configs.check_keras(config, path, **({"mend": mend} if old else {}))
+    check_weights(file)
     import keras
 
     try:
@@ -61,12 +76,42 @@ def load_model(path: PathLike) -> keras.Model | SavedModel:
 
 
 def _check_model_folder(folder: Path) -> str | None:
-    if (folder / "saved_model.pb").is_file() or (folder / "config.json").is_file():
+    if (folder / "saved_model.pb").is_file() or (folder / _CONFIG).is_file():
         return None
     raise ValueError(
         f"'{folder}' is a folder without saved_model.pb; expected a .keras or .h5 file or a "
         "SavedModel folder. Name the model itself."
     )
+
+
+def read_config(path: Path, name: str = "model_config") -> dict[str, Any]:
+    """The configuration in a file that `check_model_file` has passed, or in a folder of Keras's.
+
+    Args:
+        name: of the attribute that it is in a .h5 file.
+    """
+    try:
+        if path.is_dir():
+            text: str | bytes = (path / _CONFIG).read_bytes()
+        elif path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                text = archive.read(_CONFIG)
+        else:
+            import h5py
+
+            with h5py.File(path, "r") as content:
+                text = content.attrs[name]
+        config = configs.parse(text, path)
+    except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"'{path}' is damaged: its configuration cannot be read. Save the model again."
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"'{path}' is damaged: its configuration is a {type(config).__name__}; expected that "
+            "of a model. Save the model again."
+        )
+    return config
 
 
 def check_model_file(file: Path) -> str | None:
@@ -94,27 +139,58 @@ def check_model_file(file: Path) -> str | None:
 
 
 def _zip_version(file: Path) -> str | None:
-    again = "Save the model again with model.save('model.keras'), or copy it again in full."
     try:
         with zipfile.ZipFile(file) as archive:
+            sizes.check_zip(archive)
             broken = archive.testzip()
             if broken is not None:
                 raise zipfile.BadZipFile(f"the checksum of {broken} is wrong")
-            missing = {"config.json", "metadata.json"} - set(archive.namelist())
-            if missing:
-                raise ValueError(
-                    f"'{file}' is a zip file without {sorted(missing)[0]}; expected a .keras file. "
-                    "Save the model with model.save('model.keras')."
-                )
-            metadata = json.loads(archive.read("metadata.json"))
-            json.loads(archive.read("config.json"))
-    except (MemoryError, ValueError) as error:
-        if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
-            raise ValueError(f"'{file}' is damaged: its JSON cannot be read. {again}") from error
+            missing = {_CONFIG, _METADATA} - set(archive.namelist())
+            metadata = b"{}" if missing else archive.read(_METADATA)
+        found = json.loads(metadata)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"'{file}' is damaged: its JSON cannot be read. Save the model again."
+        ) from error
+    except MemoryError:
         raise
-    except Exception as error:  # zipfile raises many kinds for damaged files.
-        raise ValueError(f"'{file}' is damaged or cut off: {reason_of(error)}. {again}") from error
-    return str(metadata.get("keras_version")) if isinstance(metadata, dict) else None
+    except Exception as error:  # zipfile and HDF5 raise many kinds for damaged files.
+        raise ValueError(_damaged(file, error)) from error
+    if missing:
+        raise ValueError(
+            f"'{file}' is a zip file without {sorted(missing)[0]}; expected a .keras file. "
+            "Save the model with model.save('model.keras')."
+        )
+    return str(found.get("keras_version")) if isinstance(found, dict) else None
+
+
+def check_weights(file: Path) -> None:
+    """Raises a ValueError if the weights beside a configuration lie elsewhere, or fill memory."""
+    import h5py
+
+    try:
+        if file.is_dir():
+            data = (file / _WEIGHTS).read_bytes() if (file / _WEIGHTS).is_file() else b""
+        elif file.suffix == ".keras":
+            with zipfile.ZipFile(file) as archive:
+                data = archive.read(_WEIGHTS) if _WEIGHTS in archive.namelist() else b""
+        else:
+            return  # One file holds both, and has been looked at.
+        if data:
+            # Not from a stream: HDF5 seeks at will, also after an error.
+            with h5py.File(h5py.h5f.open_file_image(data)) as content:
+                sizes.check_hdf5(content, len(data))
+    except MemoryError:
+        raise
+    except Exception as error:  # HDF5 raises many kinds for damaged files.
+        raise ValueError(_damaged(file, error)) from error
+
+
+def _damaged(file: Path, error: Exception) -> str:
+    return (
+        f"'{file}' is damaged or cut off: {reason_of(error)}. Save the model again with "
+        "model.save('model.keras'), or copy it again in full."
+    )
 
 
 def _hdf5_version(file: Path) -> str | None:
@@ -123,18 +199,19 @@ def _hdf5_version(file: Path) -> str | None:
     try:
         with h5py.File(file, "r") as content:
             version = content.attrs.get("keras_version")
-            if "model_config" not in content.attrs:
-                weights = file.name.endswith(".weights.h5") or "layers" in content
-                raise ValueError(
-                    f"'{file}' holds {'only weights' if weights else 'no model'}; expected a whole "
-                    "model. Build it in Python, call load_weights, and save that with "
-                    "model.save('model.keras')."
-                )
-    except (OSError, RuntimeError, KeyError) as error:
+            whole = "model_config" in content.attrs
+            weights = file.name.endswith(".weights.h5") or "layers" in content
+            sizes.check_hdf5(content, file.stat().st_size)
+    except MemoryError:
+        raise
+    except Exception as error:  # HDF5 raises many kinds for damaged files.
+        raise ValueError(_damaged(file, error)) from error
+    if not whole:
         raise ValueError(
-            f"'{file}' is damaged or cut off: {reason_of(error)}. Save the model again, or copy it "
-            "again in full."
-        ) from error
+            f"'{file}' holds {'only weights' if weights else 'no model'}; expected a whole "
+            "model. Build it in Python, call load_weights, and save that with "
+            "model.save('model.keras')."
+        )
     return version.decode(errors="replace") if isinstance(version, bytes) else version
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import keras
 from tfcompress.conversion.settings import settle
 from tfcompress.distillation.distiller import Distillation
 from tfcompress.errors import named_in_keras
-from tfcompress.files import writing
+from tfcompress.files import configs, models, writing
 from tfcompress.files.models import reason_of
 from tfcompress.surgery.shrink import Shrink
 from tfcompress.version import VERSION
@@ -222,6 +220,7 @@ class Settings:
         found: dict[str, Any] = {}
         if self.saved is not None:
             try:
+                configs.check_keras(self.saved, "the model")
                 found = keras.saving.deserialize_keras_object(self.saved)
             except Exception as error:
                 raise ValueError(
@@ -258,10 +257,10 @@ class Settings:
 def saved_settings(path) -> dict[str, Any] | None:
     """The serialized compile settings in a .keras or .h5 file; None if it has none."""
     if Path(path).suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json")).get("compile_config")
+        config = models.read_config(Path(path)).get("compile_config")
     else:
         try:
+            configs.check_keras(models.read_config(Path(path), "training_config"), path)
             model = keras.saving.load_model(path, compile=True, safe_mode=True)
             config = model.get_compile_config() if model.compiled else None
         except Exception:  # A loss of one's own, say; without compiling the file was loaded.

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 from rich.markup import escape
 from rich.table import Table
 
 from tfcompress.compression.logger import Weight, describe
 from tfcompress.files import writing
 from tfcompress.legacy import import_tf_keras, reading, require_graph
+from tfcompress.legacy.functions import FUNCTIONS
 from tfcompress.legacy.rebuild import (
     Found,
     Rebuild,
@@ -234,44 +234,6 @@ _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
 _BASE = frozenset(["name", "trainable", "dtype", "activity_regularizer"])
 
 
-def _binary(function):
-    return lambda x, y: function(x, y)
-
-
-def _unary(function):
-    return lambda x: function(x)
-
-
-def _reducing(function):
-    return lambda x, axis=None, keepdims=False: function(x, axis, keepdims)
-
-
-# TensorFlow functions called in a Functional model, by TensorFlow's names for them and arguments.
-_FUNCTIONS = {
-    **{
-        f"math.{name}": _unary(getattr(ops, name))
-        for name in ("exp", "negative", "sigmoid", "sqrt", "square", "tanh")
-    },
-    **{f"nn.{name}": _unary(getattr(ops, name)) for name in ("relu", "relu6")},
-    **{
-        f"math.{name}": _binary(getattr(ops, name))
-        for name in ("add", "maximum", "minimum", "multiply", "subtract")
-    },
-    **{f"math.{name}": _binary(ops.true_divide) for name in ("divide", "truediv")},
-    **{f"math.reduce_{name}": _reducing(getattr(ops, name)) for name in ("max", "mean", "sum")},
-    "__operators__.add": _binary(ops.add),
-    "__operators__.getitem": lambda x, slice_spec: x[slice_spec],
-    "clip_by_value": lambda t, clip_value_min, clip_value_max: ops.clip(
-        t, clip_value_min, clip_value_max
-    ),
-    "expand_dims": lambda input, axis: ops.expand_dims(input, axis),
-    "nn.softmax": lambda logits, axis=-1: ops.softmax(logits, axis),
-    "reshape": lambda tensor, shape: ops.reshape(tensor, shape),
-    "squeeze": lambda input, axis=None: ops.squeeze(input, axis),
-    "transpose": lambda a, perm=None: ops.transpose(a, perm),
-}
-
-
 def layer_of(layer) -> Any:
     """The Keras 3 layer for a plain tf_keras layer; a function for TensorFlow's own operations."""
     kind = type(layer).__name__
@@ -294,12 +256,7 @@ def name_of(name: str) -> str:
 
 def _function_of(layer):
     symbol = layer.symbol if hasattr(layer, "symbol") else layer.get_config().get("function")
-    if symbol not in _FUNCTIONS:
-        raise ValueError(
-            f"layer '{layer.name}' calls TensorFlow's tf.{symbol}, for which no function of Keras "
-            "3 is known here. Replace it in the tf_keras model by a layer, and save that."
-        )
-    function, names = _FUNCTIONS[symbol], itertools.count()
+    function, names = FUNCTIONS[symbol], itertools.count()
 
     def call(*args, name=None, **kwargs):
         y = function(*args, **kwargs)

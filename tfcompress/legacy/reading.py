@@ -1,17 +1,46 @@
 """Files of tf_keras, looked through before anything in them is made."""
 
+import contextlib
+import inspect
 import json
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfcompress.files import models, writing
+from tfcompress.files import models, saved_models, writing
+from tfcompress.files.configs import Named, names, parse, short
 from tfcompress.legacy import import_tf_keras, import_tfmot
+from tfcompress.legacy.functions import FUNCTIONS
 from tfcompress.legacy.rebuild import kind_of
 
 # Where classes named in a file may come from. A module named there would be imported.
 _TRUSTED = ("keras", "tf_keras", "tensorflow_model_optimization", "builtins")
+# Layers that call what they name, or rather what tf_keras finds by that name in TensorFlow.
+_CALLING = frozenset(
+    "TFOpLambda SlicingOpLambda ClassMethod InstanceMethod InstanceProperty "
+    "TensorFlowOpLayer AddLoss AddMetric".split()
+)
+_VALUES = frozenset(
+    "Functional MeanMetricWrapper TensorShape TypeSpec InputSpec "
+    "__tuple__ __tensor__ __numpy__ __bytes__ __ellipsis__".split()
+)
+# Modules of tf_keras in which classes, and what a setting names, are looked for.
+_CLASSES = (
+    "layers models initializers regularizers constraints mixed_precision losses metrics optimizers"
+).split()
+_ROOMS = {
+    "function": ["activations", "losses", "metrics", "layers"],
+    "activation": ["activations", "layers"],
+    "initializer": ["initializers"],
+    "regularizer": ["regularizers"],
+    "constraint": ["constraints"],
+    "fn": ["losses", "metrics"],
+}
+_READERS = ("get", "serialize", "deserialize", "experimental", "Lambda")
+# Settings that are not looked at in a model that is only rebuilt.
+_UNUSED = ("compile_config", "build_config", "training_config")
 _METADATA = "keras_metadata.pb"
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 
@@ -20,31 +49,21 @@ def check(source: writing.PathLike) -> str:
     """Raises unless a file is a whole tf_keras model without code; gives the writer's version.
 
     Raises:
-        ValueError: if it is damaged, of Keras 3, or holds code or classes of somebody's own.
+        ValueError: if it is damaged, of Keras 3, or names code, functions of TensorFlow that do
+            more than compute, or classes of somebody's own.
     """
     version, configs = _read(Path(source))
-    for config in configs:
-        _check_config(config, source)
+    with _wrappers():
+        for config in configs:
+            for named in names(config, source, _UNUSED):
+                _check_named(named, source)
+    models.check_weights(Path(source))
     return version
 
 
 def load(source: writing.PathLike) -> Any:
     """The model in a file that `check` has passed, uncompiled, with its TFMOT wrappers."""
-    tfmot = import_tfmot()
-    from tensorflow_model_optimization.python.core.clustering.keras import (
-        cluster_wrapper as wrapper,
-    )
-
-    # Missing from cluster_scope.
-    missing = {
-        kind.__name__: kind for kind in (wrapper.ClusterWeightsRNN, wrapper.ClusterWeightsMHA)
-    }
-    with (
-        tfmot.sparsity.keras.prune_scope(),
-        tfmot.clustering.keras.cluster_scope(),
-        tfmot.quantization.keras.quantize_scope(),
-        import_tf_keras().utils.custom_object_scope(missing),
-    ):
+    with _wrappers():
         try:
             model = _load(Path(source))
         except MemoryError:
@@ -61,25 +80,33 @@ def load(source: writing.PathLike) -> Any:
     return model
 
 
+@contextlib.contextmanager
+def _wrappers() -> Iterator[None]:
+    """Makes TFMOT's classes known to tf_keras."""
+    tfmot = import_tfmot()
+    from tensorflow_model_optimization.python.core.clustering.keras import (
+        cluster_wrapper as wrapper,
+    )
+    from tensorflow_model_optimization.python.core.sparsity.keras import pruning_schedule
+
+    # Missing from their scopes.
+    schedules = (pruning_schedule.ConstantSparsity, pruning_schedule.PolynomialDecay)
+    missing = (wrapper.ClusterWeightsRNN, wrapper.ClusterWeightsMHA, *schedules)
+    with (
+        tfmot.sparsity.keras.prune_scope(),
+        tfmot.clustering.keras.cluster_scope(),
+        tfmot.quantization.keras.quantize_scope(),
+        import_tf_keras().utils.custom_object_scope({kind.__name__: kind for kind in missing}),
+    ):
+        yield
+
+
 def _read(path: Path) -> tuple[str, list[Any]]:
     """The version that wrote a file, and the configurations in it."""
     if path.is_dir():
         return _read_saved_model(path)
     version = models.check_model_file(path) or "unknown"
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read(_CONFIG))
-    else:
-        import h5py
-
-        with h5py.File(path, "r") as content:
-            text = content.attrs["model_config"]
-        try:
-            config = json.loads(text)
-        except ValueError as error:
-            raise ValueError(
-                f"'{path}' is damaged: its configuration cannot be read. Save the model again."
-            ) from error
+    config = models.read_config(path)
     if not version.startswith(("1.", "2.", "unknown")):
         raise ValueError(
             f"'{path}' was written by Keras {version}: there is nothing to migrate. Expected a "
@@ -101,14 +128,15 @@ def _read_saved_model(folder: Path) -> tuple[str, list[Any]]:
             "use `tfcompress convert`."
         )
     import_tf_keras()
+    saved_models.check(folder, "Save the model as model.save('model.h5') where it was trained.")
     from google.protobuf.message import DecodeError
     from tf_keras.protobuf import saved_metadata_pb2
 
     metadata = saved_metadata_pb2.SavedMetadata()
     try:
         metadata.ParseFromString((folder / _METADATA).read_bytes())
-        configs = [json.loads(node.metadata) for node in metadata.nodes]
-    except (DecodeError, ValueError) as error:
+        configs = [parse(node.metadata, folder) for node in metadata.nodes]
+    except (DecodeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"'{folder}' is damaged: {_METADATA} cannot be read. Save the model again."
         ) from error
@@ -116,27 +144,56 @@ def _read_saved_model(folder: Path) -> tuple[str, list[Any]]:
     return str(known[0]) if known else "2", configs
 
 
-def _check_config(value: Any, source: writing.PathLike) -> None:
-    """Raises if a configuration holds code, or names classes that are not tf_keras's."""
-    if isinstance(value, list):
-        for part in value:
-            _check_config(part, source)
-    if not isinstance(value, dict):
-        return
-    kind, module = value.get("class_name"), value.get("module")
-    if kind == "Lambda" or kind == "__lambda__":
+def _check_named(named: Named, source: writing.PathLike) -> None:
+    """Raises if a configuration names what does more than compute."""
+    if named.kind in ("Lambda", "__lambda__"):
         raise ValueError(
             f"'{source}' holds Python code (a Lambda layer), which is not run; expected layers "
             "only. Replace it by layers in tf_keras, or rebuild the model in Keras 3."
         )
-    if isinstance(module, str) and module.split(".")[0] not in _TRUSTED:
+    # tf_keras looks for the registered name, too, in the module that the file names.
+    hidden = ">" not in (named.registered or ">") and named.registered != named.kind
+    if named.kind in _CALLING and not hidden:
+        called = _called(named)
+        if named.kind not in ("TFOpLambda", "SlicingOpLambda") or called not in FUNCTIONS:
+            raise ValueError(
+                f"'{source}' calls TensorFlow's tf.{short(called)[1:-1]}, which is not run; "
+                "expected layers, and functions that compute and are known here. Replace it in "
+                "the tf_keras model by a layer, and save that."
+            )
+        return
+    module = named.module or ""
+    trusted = not module or module.split(".")[0] in _TRUSTED
+    if not named.saved and (hidden or not trusted or not _is_known(named)):
+        where = f" of the module {short(module)}" if module else ""
         raise ValueError(
-            f"'{source}' needs the class '{kind}' of the module '{module}', which is not imported; "
-            "expected layers of tf_keras. Port the class to Keras 3, build the model there and "
+            f"'{source}' needs the {'function' if named.kind in _ROOMS else 'class'} "
+            f"{short(named.name)}{where}, which is not imported; "
+            "expected layers of tf_keras. Port it to Keras 3, build the model there and "
             "load its weights."
         )
-    for part in value.values():
-        _check_config(part, source)
+
+
+def _called(named: Named) -> str:
+    """The function of TensorFlow that a layer calls."""
+    settings = named.settings if isinstance(named.settings, dict) else {}
+    node = settings.get("node_def")
+    parts = (settings.get(key) for key in ("function", "cls_symbol", "method_name", "attr_name"))
+    found = ".".join(part for part in parts if isinstance(part, str))
+    return found or (f"raw_ops {node}" if node else named.kind)
+
+
+def _is_known(named: Named) -> bool:
+    tf_keras = import_tf_keras()
+    if named.kind in _VALUES:
+        return True
+    name = named.name.split(">")[-1]
+    if tf_keras.saving.get_registered_object(named.registered or named.name) is not None:
+        return True
+    rooms = _ROOMS.get(named.kind, _CLASSES)
+    found = (getattr(getattr(tf_keras, room), name, None) for room in rooms)
+    kind = callable if named.kind in _ROOMS else inspect.isclass
+    return name not in _READERS and any(map(kind, found))
 
 
 def _load(path: Path):

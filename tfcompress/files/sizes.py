@@ -1,0 +1,91 @@
+"""What archives declare to hold, against what they are, before anything in them is unpacked."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from typing import Any
+
+import numpy as np
+
+# A file may hold so many times its own size, and so many bytes more.
+TIMES, MORE = 10, 256 * 2**20
+# Text takes some 20 times its size when it is parsed.
+_TEXT = 16 * 2**20
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_HEADER = 30  # bytes before the name of a member of a zip file
+
+
+def check_size(declared: int, size: int, what: str) -> None:
+    """Raises a ValueError if what is declared can only be meant to fill the memory."""
+    if declared > TIMES * size + MORE:
+        raise ValueError(
+            f"{what} declares {declared:,} bytes, and {size:,} are there; expected at most "
+            f"{TIMES} times as many and {MORE:,} more. Save it again without compression"
+        )
+
+
+def check_zip(archive: zipfile.ZipFile) -> None:
+    """Raises a ValueError unless the members lie side by side and are of possible sizes."""
+    assert archive.fp is not None
+    size = archive.fp.seek(0, os.SEEK_END)
+    members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    check_size(sum(member.file_size for member in members), size, "it")
+    end, seen = 0, set()
+    for member in members:
+        if member.header_offset < end or member.filename in seen:
+            raise ValueError(f"its member '{member.filename[:80]}' lies over another one")
+        if member.compress_type not in _METHODS:
+            raise ValueError(f"its member '{member.filename[:80]}' is packed in an unusual way")
+        if member.filename.endswith(".json") and member.file_size > _TEXT:
+            raise ValueError(f"its '{member.filename[:80]}' declares {member.file_size:,} bytes")
+        seen.add(member.filename)
+        end = member.header_offset + _HEADER + member.compress_size
+
+
+def check_arrays(archive: zipfile.ZipFile) -> None:
+    """Raises a ValueError unless each array of a .npz is as large as its header says."""
+    for member in archive.infolist():
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read(stream)
+            declared = math.prod(shape) * dtype.itemsize
+            if not dtype.hasobject and declared > member.file_size:
+                raise ValueError(
+                    f"its array '{member.filename[:80]}' declares {declared:,} bytes, and "
+                    f"{member.file_size:,} are there"
+                )
+
+
+def check_hdf5(content: Any, size: int) -> None:
+    """Raises a ValueError if data sets lie in other files, or are of impossible sizes.
+
+    Args:
+        content: an open `h5py.File`.
+        size: of the file in bytes.
+    """
+    import h5py
+
+    declared, groups, seen = 0, [content], set()
+    while groups:
+        group = groups.pop()
+        for name in group:
+            kind = group.get(name, getclass=True, getlink=True)
+            if kind is not h5py.HardLink:
+                raise ValueError(f"its entry '{name[:80]}' leads elsewhere ({kind.__name__})")
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    raise ValueError(f"its data set '{name[:80]}' lies in another file")
+                declared += math.prod(item.shape or (0,)) * item.dtype.itemsize
+                check_size(declared, size, "it")
