@@ -12,7 +12,7 @@ import numpy as np
 
 from tfcompress.conversion.convert import float_file
 from tfcompress.graph.flatten import flatten
-from tfcompress.layers.compressed import TARGETS
+from tfcompress.kinds import is_kernel
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import INTEGERS, Runner, port
@@ -156,7 +156,7 @@ class LayerNames:
         self.weighted = {
             layer.name
             for layer in layers
-            if not layer._layers and any(v.name in TARGETS for v in layer.variables)
+            if not layer._layers and any(is_kernel(layer, v) for v in layer.variables)
         }
 
     def of(self, tensor: str) -> str:

@@ -25,7 +25,6 @@ def is_plain_attention(layer) -> bool:
         and tuple(layer._attention_axes or (1,)) == (1,)
         and not getattr(layer, "_use_gate", False)
         and not getattr(layer, "_sliding_window", None)
-        and layer.quantization_mode is None
     )
 
 
@@ -76,7 +75,7 @@ def _mask(scores, mask):
 
 def is_matrix_einsum(layer) -> bool:
     """Whether an EinsumDense contracts only the last axes of its input, in order."""
-    if type(layer) is not layers.EinsumDense or layer.quantization_mode is not None:
+    if type(layer) is not layers.EinsumDense:
         return False
     x, kernel, out = (letters.replace("...", "") for letters in equation_of(layer))
     shared = "".join(axis for axis in x if axis in kernel)

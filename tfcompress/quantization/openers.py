@@ -69,7 +69,7 @@ def opener(layer) -> Callable | None:
 
 def has_activation(layer) -> bool:
     """Whether the layer applies an activation of its own after its weights."""
-    if not is_exactly(layer, LINEAR - SEPARABLE) or layer.quantization_mode is not None:
+    if not is_exactly(layer, LINEAR - SEPARABLE):
         return False
     return layer.activation not in (None, keras.activations.linear)
 
