@@ -18,7 +18,8 @@ _TABLE = {
     "Conv3DTranspose": "linear transposed |",
     "DepthwiseConv1D DepthwiseConv2D": "linear depthwise | integer folding fusing",
     "SeparableConv1D SeparableConv2D": "linear separable |",
-    "Embedding Parameter InputLayer Normalization PReLU Matmul Dot": "| integer",
+    "Embedding ReversibleEmbedding Parameter InputLayer": "| integer",
+    "Normalization PReLU Matmul Dot": "| integer",
     "LSTM GRU SimpleRNN": "recurrent |",
     "BatchNormalization": "| integer fusing",
     "LayerNormalization GroupNormalization RMSNormalization": "normalizing |",
@@ -28,12 +29,12 @@ _TABLE = {
     "RandomBrightness RandomContrast RandomCrop RandomErasing RandomFlip RandomRotation "
     "RandomTranslation RandomZoom StochasticDepth": "| transparent",
     "Add Subtract Multiply": "pointwise | integer fusing",
-    "Abs Absolute Divide TrueDivide ELU Elu Exp Gelu HardSilu LeakyReLU LeakyRelu ReLU Relu Relu6 "
-    "Rescaling Rsqrt Sigmoid Silu Sqrt Tanh Where": "pointwise | integer",
+    "Abs Absolute Divide TrueDivide ELU Elu Exp Gelu HardSilu LeakyReLU LeakyRelu Log ReLU Relu "
+    "Relu6 Rescaling Rsqrt Sigmoid Silu Sqrt Tanh Where": "pointwise | integer",
     "Maximum Minimum": "pointwise | integer same_scale filling",
     "ConvertToTensor Copy": "pointwise | same_scale",
     "Activation Average Cast Ceil Celu Clip Cos Equal Erf Expm1 FakeQuant Floor Greater "
-    "GreaterEqual HardShrink HardSigmoid HardTanh Less LessEqual Log Log1p LogSigmoid LogicalAnd "
+    "GreaterEqual HardShrink HardSigmoid HardTanh Less LessEqual Log1p LogSigmoid LogicalAnd "
     "LogicalNot LogicalOr NanToNum Negative NotEqual Power Reciprocal Round Selu Sign Sin "
     "SoftShrink Softplus Softsign SparseSigmoid Square Squareplus TanhShrink Threshold": (
         "pointwise |"
@@ -59,7 +60,7 @@ _TABLE = {
     "Concatenate Stack Pad": "moving | same_scale filling",
     "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Split Unstack GetItem "
     "RepeatVector BroadcastTo RepeatBatch": "moving | same_scale",
-    "Take Repeat Tile Flip Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
+    "Take Repeat Tile Flip Roll Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
 }
 
 

@@ -77,11 +77,22 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     graph.operators = kept
     for op in graph.operators:
         op.inputs = [alias.get(i, i) for i in op.inputs]
+    _mark_before_reshapes(model, ranges, floats)
     _move_outputs(model, alias)
     _fold_reshapes(model, ranges)
     new = _drop_unused_tensors(model)
     remaining = {new[i]: known for i, known in ranges.items() if i in new}
     return remaining, {new[i] for i in floats if i in new}
+
+
+def _mark_before_reshapes(model, ranges: dict[int, Range], floats: set[int]) -> None:
+    """Says of what is reshaped that it is float, where the converter moved the reshape ahead."""
+    for op in reversed(model.subgraphs[0].operators):
+        made, source = op.outputs[0], op.inputs[0] if op.inputs else -1
+        if op_name(model, op) == "RESHAPE" and made in floats and source not in ranges:
+            floats.remove(made)
+            floats.add(source)
+            ranges[source] = ranges[made]
 
 
 def _width(known: Range) -> float:
