@@ -191,7 +191,7 @@ def verify(
     from tfcompress.tflite import flatbuffer
 
     flatbuffer.read(file)  # Before the seconds that TensorFlow takes.
-    loaded, arrays = reading.load(model, data, progress)
+    loaded, arrays = reading.load(model, data, progress, file=file)
     from tfcompress.conversion.verify import verify as run
 
     return run(

@@ -86,6 +86,17 @@ class Interface:
         """The API of LiteRT that runs it."""
         return "CompiledModel" if self.compiled else "Interpreter"
 
+    def with_shapes(self, shapes: Sequence[tuple[int, ...]]) -> Interface:
+        """The same with the shapes that outputs have when they are run.
+
+        For CompiledModel, which makes its buffers before the first run, they must be declared.
+        """
+        pairs = zip(self.outputs, shapes, strict=True)
+        outputs = tuple(dataclasses.replace(tensor, shape=shape) for tensor, shape in pairs)
+        return dataclasses.replace(
+            self, outputs=outputs, compiled=self.compiled and outputs == self.outputs
+        )
+
 
 def read_interface(model: Any, where: str) -> Interface:
     """Describe a file's inputs and outputs."""
