@@ -95,7 +95,8 @@ def told_by(model):
 def test_what_nothing_tells_is_asked_for(models, tmp_path):
     path = tmp_path / "m.tflite"
     convert(models["plain"][0], path, precision="float32")
-    with pytest.raises(ValueError, match=r"nothing tells how input 'image' .* scaling= \(--scaling\) 'none' for 0"):
+    message = r"nothing tells how input 'image' .* scaling= \(--scaling\) 'none' for 0"
+    with pytest.raises(ValueError, match=message):
         android_project(path, tmp_path / "app", package="com.example.m")
     made = android_project(path, tmp_path / "app", package="com.example.m", scaling="-1_1")
     assert made.pixels["image"].mean == (127.5,)

@@ -15,8 +15,8 @@ from tfcompress.cli.shipping import c_array as command
 from tfcompress.export.microcontroller import generation
 from tfcompress.export.microcontroller.c_array import c_array, examine
 from tfcompress.export.microcontroller.generation import METHODS, generate
-from tfcompress.tools.environments import Unavailable
 from tfcompress.tflite import flatbuffer
+from tfcompress.tools.environments import Unavailable
 
 
 @pytest.fixture(autouse=True)

@@ -343,7 +343,7 @@ def _with_pixels(model: Any, file: Any, known: Metadata | None) -> Metadata | No
     The converter folds a preprocessing into the first convolution.
     """
     inputs = file.subgraphs[0].inputs
-    shape = file.subgraphs[0].tensors[inputs[0]].shape if len(inputs) == 1 else ()
+    shape = list(file.subgraphs[0].tensors[inputs[0]].shape) if len(inputs) == 1 else []
     given = known.inputs[0] if known is not None and known.inputs else TensorMetadata()
     if len(shape) != 4 or shape[-1] not in (1, 3) or given.mean or normalization_of(file, None, 0):
         return known

@@ -33,7 +33,7 @@ def normalization_in_front(model: Any) -> Normalization | None:
     if np.all(factor == 1) and np.all(offset == 0):
         return None
     found = scaling_before(factor, offset)
-    return found and named(found, "The model has the preprocessing of its pixels inside.")
+    return named(found, "The model has the preprocessing of its pixels inside.") if found else None
 
 
 def _preprocessing(graph: Graph, tensor: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -71,7 +71,7 @@ def _behind(model: Any, index: int) -> Normalization | None:
         factor, offset = factor * step[0], offset * step[0] + step[1]
         known = True
     found = scaling_before(factor, offset) if known else None
-    return found and named(found, "The file has the preprocessing of its pixels inside.")
+    return named(found, "The file has the preprocessing of its pixels inside.") if found else None
 
 
 def _affine(model: Any, op: Any, name: str) -> tuple[np.ndarray, np.ndarray] | None:

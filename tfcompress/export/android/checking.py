@@ -236,9 +236,9 @@ def from_pixels(tensor: Tensor, told: Normalization, pixels: np.ndarray) -> np.n
     """The real numbers that an app makes of pixels, of (H, W, channels), for an input."""
     values = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.float32)
     if tensor.shape[-1] == 1:
-        brightness = np.float32([0.299, 0.587, 0.114]) * values
+        brightness = np.array([0.299, 0.587, 0.114], np.float32) * values
         values = brightness[..., :1] + brightness[..., 1:2] + brightness[..., 2:]
-    made = (values - np.float32(told.mean)) / np.float32(told.std)
+    made = (values - np.array(told.mean, np.float32)) / np.array(told.std, np.float32)
     return made.reshape(tensor.shape)
 
 
