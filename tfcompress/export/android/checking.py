@@ -119,7 +119,7 @@ def ask_kotlin(file: Subject) -> Outcome:
         check = folder / "Check.kt"
         base = made.model_class.removesuffix("Model")
         samples = len(file.inputs)
-        values = {"package": PACKAGE, "base": base, "samples": samples}
+        values: dict[str, Any] = {"package": PACKAGE, "base": base, "samples": samples}
         check.write_text(fill("Check.kt", {**values, "pictures": _pictures(made)}))
         package_resources(folder / "app/app", PACKAGE, folder / "resources")
         classes = folder / "classes"

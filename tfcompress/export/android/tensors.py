@@ -13,6 +13,7 @@ import numpy as np
 
 from tfcompress.export.android.naming import identifiers
 from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.makers import maker_of
 from tfcompress.tflite.signature import io_names
 
 # What the generated code stores, and the Kotlin array for integers and booleans.
@@ -189,7 +190,6 @@ def _are_names(texts: list[bytes | None]) -> bool:
     )
 
 
-_PASSED_ON = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE")
 _PROBABILITIES = ("SOFTMAX", "LOGISTIC")
 _LARGEST_FILE = 16 << 20
 
@@ -273,23 +273,10 @@ def classes_of(
     output = outputs[number]
     if not _is_row(output) or output.size != len(labels):
         return None
-    maker = _maker(model, model.subgraphs[0].outputs[number])
-    return Classes(tuple(labels), number, maker not in _PROBABILITIES)
+    maker = maker_of(model, model.subgraphs[0].outputs[number])
+    logits = maker is None or flatbuffer.op_name(model, maker) not in _PROBABILITIES
+    return Classes(tuple(labels), number, logits)
 
 
 def _is_row(output: Tensor) -> bool:
     return output.is_real and bool(output.shape) and output.shape[-1] == output.size
-
-
-def _maker(model: Any, index: int) -> str:
-    """Return the operator that computes a tensor, behind those that only pass numbers on."""
-    operators = model.subgraphs[0].operators
-    makers = {i: op for op in operators for i in op.outputs}
-    for _ in operators:
-        if index not in makers:
-            break
-        name = flatbuffer.op_name(model, makers[index])
-        if name not in _PASSED_ON:
-            return name
-        index = makers[index].inputs[0]
-    return ""
