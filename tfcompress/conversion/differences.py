@@ -75,7 +75,8 @@ class Tally:
         self.low = min(self.low, float(wanted.min()))
         self.high = max(self.high, float(wanted.max()))
         for part, moving in self._parts:
-            moving.add(wanted[(slice(None), *part)], error[(slice(None), *part)])
+            place = (slice(None), *part)
+            moving.add(wanted[place], error[place])
         self._decide(wanted, got, expected.dtype.kind in "iub")
 
     def _decide(self, wanted: np.ndarray, got: np.ndarray, whole: bool) -> None:
