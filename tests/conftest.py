@@ -31,6 +31,7 @@ def _collected():
 pytest.register_assert_rewrite(
     "callback_models",
     "channel_pruning_models",
+    "float_files",
     "graph_models",
     "opened_layers",
     "pruning_models",

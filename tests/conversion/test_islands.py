@@ -3,9 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from conftest import run_tflite
 from keras import layers, ops
 
 import tfcompress as tfc
+
+LIMITS = np.array([-0.5, 0.0, 0.1, 0.5], "float32")
 
 CASES = {
     "LEAKY_RELU": (lambda x: layers.LeakyReLU(0.2)(x), lambda x: np.where(x < 0, 0.2 * x, x)),
@@ -23,6 +26,10 @@ CASES = {
         lambda x: ops.concatenate(ops.split(x, [1], axis=-1)[::-1], axis=-1),
         lambda x: np.concatenate([x[..., 1:], x[..., :1]], -1),
     ),
+    "LOG_SOFTMAX": (
+        lambda x: ops.log_softmax(x), lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True)),
+    ),
+    "MAXIMUM": (lambda x: ops.maximum(x, LIMITS), lambda x: np.maximum(x, LIMITS)),
     "DEPTH_TO_SPACE": (lambda x: Blocks(2)(x), lambda x: blocks(x, 2)),
 }  # fmt: skip
 
@@ -141,3 +148,84 @@ def test_a_skipped_op_is_not_folded(tmp_path):
     qat(data(), training=True)
     report = tfc.convert(qat, tmp_path / "model.tflite", precision="int8")
     assert [f.op for f in report.float_ops] == ["LEAKY_RELU"]
+
+
+@pytest.mark.parametrize("name", ["GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"])
+def test_comparisons_and_numbers_of_their_truths(name, tmp_path):
+    function = {
+        "GREATER": lambda a, b: a > b,
+        "GREATER_EQUAL": lambda a, b: a >= b,
+        "LESS": lambda a, b: a < b,
+        "LESS_EQUAL": lambda a, b: a <= b,
+    }[name]
+    inputs = keras.Input((3, 4, 4), name="x")
+    model = keras.Model(inputs, ops.cast(function(inputs, 0.3), "float32") * inputs)
+    path, x = tmp_path / "model.tflite", data()
+    report = tfc.convert(model, path, precision="int8", calibration=x)
+    assert report.float_ops == []
+    assert {d for op, d, _ in report.ops if op in (name, "CAST")} == {"int8"}
+    apart = np.abs(x - 0.3) > 2 / 255
+    error = np.abs(run(path, x) - np.where(function(x, 0.3), x, 0.0))
+    assert error[apart].max() <= 2.02 / 255
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_comparisons_that_integers_cannot_tell_stay_float(scale, tmp_path):
+    """LiteRT compares in 256ths, and ends the process at scales of 1."""
+    inputs = keras.Input((3, 4, 4), name="x")
+    model = keras.Model(inputs, ops.where(inputs > 0.3 * scale, inputs, 0.0))
+    path, x = tmp_path / "model.tflite", scale * data()
+    report = tfc.convert(model, path, precision="int8", calibration=x)
+    assert [f.op for f in report.float_ops] == ["GREATER"]
+    apart = np.abs(x - 0.3 * scale) > 2 * scale / 255
+    error = np.abs(run(path, x) - np.where(x > 0.3 * scale, x, 0.0))
+    assert error[apart].max() <= 1.01 * scale * 2 / 255
+
+
+def test_the_place_of_the_greatest(tmp_path):
+    class Places(layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.argmax(x, -1, output_type="int32") * 10 + tf.argmin(
+                x, -1, output_type="int32"
+            )
+
+    inputs = keras.Input((3, 4, 4), name="x")
+    model = keras.Model(inputs, Places()(inputs))
+    path, x = tmp_path / "model.tflite", data()
+    report = tfc.convert(model, path, precision="int8", calibration=x)
+    assert report.float_ops == []
+    ordered = np.sort(x, -1)
+    apart = (np.diff(ordered, axis=-1)[..., [0, -1]] > 2 / 255).all(-1)
+    np.testing.assert_array_equal(run(path, x)[apart], (x.argmax(-1) * 10 + x.argmin(-1))[apart])
+
+
+def test_a_divisor_near_zero_stays_float(tmp_path):
+    inputs = keras.Input((3, 4, 4), name="x")
+    divisor = ops.abs(inputs) + 0.01
+    model = keras.Model(inputs, (inputs / divisor, 1.0 / (ops.abs(inputs) + 1.0)))
+    path = tmp_path / "model.tflite"
+    report = tfc.convert(model, path, precision="int8", calibration=data())
+    assert [f.op for f in report.float_ops] == ["ADD", "DIV"]
+    assert {f.reason for f in report.float_ops} == {
+        "its divisor comes so near to 0 that integers would round it there"
+    }
+    x = np.linspace(-1, 1, 48, dtype="float32").reshape(1, 3, 4, 4)
+    assert np.abs(run(path, x) - x / (np.abs(x) + 0.01)).max() < 0.3
+
+
+def test_a_masked_average_divides_by_whole_counts(tmp_path):
+    tokens = keras.Input((10,), dtype="int32", name="t")
+    x = layers.Embedding(20, 6, mask_zero=True)(tokens)
+    model = keras.Model(tokens, layers.GlobalAveragePooling1D()(x))
+    random = np.random.default_rng(0)
+    t = random.integers(1, 20, (32, 10)).astype("int32")
+    t[np.arange(10) >= random.integers(1, 11, 32)[:, None]] = 0
+    path = tmp_path / "model.tflite"
+    expected = np.concatenate([np.asarray(model(sample[None])) for sample in t])
+    for precision, steps in (("int8", 6), ("int16x8", 3)):
+        tfc.convert(model, path, precision=precision, calibration=t)
+        for reference in (True, False):
+            error = np.abs(run_tflite(path, t, reference) - expected).max()
+            assert error <= steps * np.ptp(expected) / 255

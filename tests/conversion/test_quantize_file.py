@@ -145,7 +145,7 @@ def test_calibration_takes_in_the_extremes_of_all_samples():
     model = keras.Model(inputs, layers.Dense(2, name="d")(inputs))
     parsed, _, _ = convert.float_file(model)
     data = [{"x": np.full((1, 2), value, "float32")} for value in (0.1, 5.0, -3.0, 0.2)]
-    found = quantize.calibrate(flatbuffer.write(parsed), iter(data), "serve")
+    found = quantize.calibrate(flatbuffer.write(parsed), data, "serve")
     assert found["x"] == (-3.0, 5.0)
 
 

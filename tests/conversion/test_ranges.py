@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from float_files import float_model, ops_of, run
 
-from tfcompress.conversion import ranges
+from tfcompress.conversion import constants, ranges
 from tfcompress.conversion.ranges import Range
-from tfcompress.tflite import flatbuffer
 
 
 def fake_quant(x, low, high, bits=8):
@@ -16,28 +16,6 @@ def fake_quant(x, low, high, bits=8):
 
 def mark(x, low, high, bits=8, wider=ranges.MARKED):
     return fake_quant(fake_quant(x, low, high, bits), wider * low, wider * high, bits)
-
-
-def float_model(function, *shapes):
-    """A parsed float file of a TensorFlow function."""
-    specs = [tf.TensorSpec(shape, name=f"x{n}") for n, shape in enumerate(shapes)]
-    concrete = tf.function(function, input_signature=specs).get_concrete_function()
-    return flatbuffer.read(tf.lite.TFLiteConverter.from_concrete_functions([concrete]).convert())
-
-
-def ops_of(model) -> list[str]:
-    return [flatbuffer.op_name(model, op) for op in model.subgraphs[0].operators]
-
-
-def run(model, *values):
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(model_content=bytes(flatbuffer.write(model)))
-    runner.allocate_tensors()
-    for entry, value in zip(runner.get_input_details(), values, strict=True):
-        runner.set_tensor(entry["index"], value)
-    runner.invoke()
-    return [runner.get_tensor(entry["index"]) for entry in runner.get_output_details()]
 
 
 def limits(known: Range) -> tuple[float, float]:
@@ -97,7 +75,8 @@ def test_reshapes_of_marked_constants_are_folded():
         return tf.reshape(mark(weight, 0.0, 5.1), (2, 3)) * x
 
     model = float_model(function, (2, 3))
-    known, _ = ranges.take_markers(model)
+    known, floats = ranges.take_markers(model)
+    constants.fold(model, known, floats)
     assert ops_of(model) == ["MUL"]
     (constant,) = [i for i in known if ranges.is_constant(model, i)]
     assert ranges.constant(model, constant).shape == (2, 3)

@@ -13,7 +13,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.conversion import exchange, grids, lower, quantize, ranges
+from tfcompress.conversion import (
+    constants,
+    exchange,
+    extremes,
+    forms,
+    grids,
+    lower,
+    quantize,
+    ranges,
+)
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
@@ -29,15 +38,13 @@ from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.files import models, writing
 from tfcompress.files import samples as samples_of
 from tfcompress.graph.inputs import require_model
-from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.layers.compressed import is_compressed, require_advanced
 from tfcompress.quantization.opening import open_layers
 from tfcompress.targets.check import check_parsed
 from tfcompress.targets.targets import Target
 from tfcompress.tflite import flatbuffer, signature
 from tfcompress.tflite.inspect import inspect_parsed
-from tfcompress.tflite.metadata import Metadata, TensorMetadata, described, load_metadata
-from tfcompress.tflite.pixels import normalization_of
+from tfcompress.tflite.metadata import described, load_metadata
 
 STATIC = ("int8", "int16x8", "int4")
 
@@ -56,6 +63,9 @@ def _read_marked(converter, names):
     """What a converter writes: the named file without its markers, and what they said."""
     parsed = flatbuffer.read(lower.run_converter(converter))
     known, floats = ranges.take_markers(parsed)
+    constants.fold(parsed, known, floats)
+    forms.rewrite(parsed, known, floats)
+    constants.part(parsed, known)
     signature.name_inputs_and_outputs(parsed, *names)
     return parsed, known, floats
 
@@ -72,6 +82,7 @@ class Job:
         self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
         self.weights_only = False
+        self.divisors: set[int] = set()  # that come near 0
 
     def timed(self, stage: str, function, *args, **kwargs):
         self.progress(stage, 0, None)
@@ -149,10 +160,11 @@ class Job:
             known = {**grids.table_ranges(parsed, weight_bits), **known}
         known = ranges.spread(parsed, known)
         ranges.widen_softmax_inputs(parsed, known)
+        ranges.make_kernels_symmetric(parsed, known)
         if self.precision == "int16x8":
             known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
         ranges.drop_clipped_relus(parsed, known)
-        self.reasons = float_reasons(parsed, known, floats)
+        self.reasons = float_reasons(parsed, known, floats, self.divisors)
         return self.timed(
             "quantize",
             quantize.static,
@@ -176,14 +188,17 @@ class Job:
     def _calibrate(self, parsed, calibration, samples) -> dict[int, ranges.Range]:
         inputs = signature.inputs(parsed)
         data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
-        batches = (batch for _, batch in filled(data, self.batch_size))
+        batches = [batch for _, batch in filled(data, self.batch_size)]
         found = quantize.calibrate(flatbuffer.write(parsed), batches, "serve")
-        known = {}
+        seen = {}
         for index, tensor in enumerate(parsed.subgraphs[0].tensors):
             name = tensor.name.decode()
             if name in found and tensor.type == 0 and not ranges.is_constant(parsed, index):
-                low, high = min(found[name][0], 0.0), max(found[name][1], 0.0)
-                known[index] = ranges.Range(low, max(high, low + 1e-6))
+                seen[index] = found[name]
+        known = {i: ranges.with_zero(*limits) for i, limits in seen.items()}
+        self.divisors = ranges.drop_small_divisors(parsed, known, seen)
+        bits = 16 if self.precision == "int16x8" else 8
+        extremes.narrow(parsed, known, batches, bits)
         return known
 
     def _counted(self, batches: Iterable):
@@ -294,8 +309,7 @@ def convert(
             what is None above and checks the file at the end, see `check`. What contradicts it is
             an error. For targets whose compilers reject new op versions, these are lowered.
         metadata: a `Metadata`, a dict or a JSON file: names, descriptions, normalization and labels
-            that go into a .tflite file. Where the file could not tell that its model has the
-            preprocessing of pixels inside, the normalization is filled in.
+            that go into a .tflite file.
         format: "tflite", "onnx" or "openvino" (an .xml file and a .bin file beside it), made from
             the .tflite file by tf2onnx and OpenVINO in environments of their own. None: by the
             path's ending.
@@ -324,7 +338,7 @@ def convert(
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", models.load_model, model, trusted=trusted)
     file = job.run(model, calibration, samples)
-    data = job.finish(file, _with_pixels(model, file, known))
+    data = job.finish(file, known)
     report = job.report(path, file, data)
     if format == "tflite":
         writing.atomic_write(path, data)
@@ -335,20 +349,3 @@ def convert(
     return dataclasses.replace(
         report, format=format, exchanged=exchanged, seconds=job.rounded_seconds()
     )
-
-
-def _with_pixels(model: Any, file: Any, known: Metadata | None) -> Metadata | None:
-    """The metadata, and how the model takes pixels if that is known but cannot be seen in the file.
-
-    The converter folds a preprocessing into the first convolution.
-    """
-    inputs = file.subgraphs[0].inputs
-    shape = list(file.subgraphs[0].tensors[inputs[0]].shape) if len(inputs) == 1 else []
-    given = known.inputs[0] if known is not None and known.inputs else TensorMetadata()
-    if len(shape) != 4 or shape[-1] not in (1, 3) or given.mean or normalization_of(file, None, 0):
-        return known
-    told = normalization_in_front(model)
-    if told is None:
-        return known
-    entry = dataclasses.replace(given, mean=told.mean, std=told.std)
-    return dataclasses.replace(known or Metadata(), inputs=(entry,))

@@ -24,15 +24,21 @@ KERNELS = {
     "LEAKY_RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1, "PRELU": 1, "ELU": 1, "EXPAND_DIMS": 1,
     "SQUEEZE": 1, "TILE": 2, "REDUCE_MAX": 2, "MINIMUM": 2, "ABS": 2, "EXP": 2, "LOG": 2,
     "DEPTH_TO_SPACE": 1, "SPACE_TO_BATCH_ND": 2, "BATCH_TO_SPACE_ND": 2, "REVERSE_V2": 1,
-    "SPLIT_V": 2,
+    "SPLIT_V": 2, "GREATER": 2, "GREATER_EQUAL": 2, "LESS": 2, "LESS_EQUAL": 2, "ARG_MAX": 2,
+    "ARG_MIN": 2, "LOG_SOFTMAX": 2, "CAST": 1,
 }  # fmt: skip
+
+_COMPARING = ("GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL")
+
+# LiteRT compares in 256ths, and ends the process at scales of 1.
+_COMPARED = (1 / 256, 1.0)
 
 # Those that move codes about and never look at scales: all of their tensors must have the same.
 SAME_SCALE = set(
     "EXPAND_DIMS SQUEEZE TILE REDUCE_MAX MINIMUM DEPTH_TO_SPACE SPACE_TO_BATCH_ND "
     "BATCH_TO_SPACE_ND REVERSE_V2 SPLIT_V".split()
 )
-_FLOAT, _INT8 = 0, 9
+_FLOAT, _BOOL, _INT8 = 0, 6, 9
 
 
 def fold(model, ranges: dict[str, Range]) -> None:
@@ -80,14 +86,29 @@ class _Folder:
         inputs = self._floats(op.inputs)
         constants = [i for i in inputs if is_constant(self.model, self.graph.tensors[i])]
         activations = [i for i in inputs if i not in constants]
-        if not activations or (constants and name not in ("PRELU", "MINIMUM")):
+        if name == "CAST":
+            return self._is_truth(op)
+        if not activations or (constants and name not in ("PRELU", "MINIMUM", *_COMPARING)):
             return False
-        grids = [self._grid_of(i) for i in activations]
-        if None in grids:
+        grids = [grid for grid in map(self._grid_of, activations) if grid is not None]
+        if len(grids) < len(activations):
             return False
         if name in SAME_SCALE and len(set(grids)) > 1:
             return False
+        if name in _COMPARING:
+            grids += [(self._symmetric_scale(i, name), 0) for i in constants]
+            return all(_COMPARED[0] <= scale < _COMPARED[1] for scale, _ in grids)
         return all(self._wanted_grid(i) is not None for i in self._floats(op.outputs))
+
+    def _is_truth(self, op) -> bool:
+        """Whether a CAST makes numbers of truths, for integers to read."""
+        source, made = op.inputs[0], op.outputs[0]
+        return self.graph.tensors[source].type == _BOOL and self._wanted_grid(made) == (1.0, 0)
+
+    def _symmetric_scale(self, index: int, name: str) -> float:
+        values: Any = tensor_values(self.model, self.graph.tensors[index])
+        least = 0.5 if name in _COMPARING else 1e-9
+        return max(float(np.abs(values).max(initial=0.0)), least) / 127
 
     def _grid_of(self, index: int) -> tuple[float, int] | None:
         """Scale and zero point with which a float tensor can be read as int8."""
@@ -115,7 +136,7 @@ class _Folder:
                 self.operators.append(_conversion(self.model, "QUANTIZE", index, made))
                 self.source[index] = made
         op.inputs = [self.source.get(i, i) for i in op.inputs]
-        first = next(i for i in op.inputs if i >= 0 and tensors[i].type == _INT8)
+        first = next((i for i in op.inputs if i >= 0 and tensors[i].type == _INT8), -1)
         for index in self._floats(op.inputs):
             op.inputs = [self._constant(i, first, name) if i == index else i for i in op.inputs]
         outputs = list(op.outputs)
@@ -124,6 +145,9 @@ class _Folder:
             if tensors[output].type != _FLOAT:
                 continue
             grid = _grid(tensors[first]) if name in SAME_SCALE else self._wanted_grid(output)
+            if name == "CAST":  # on a grid of scale 1
+                op.builtinOptionsType = schema.BuiltinOptions.CastOptions
+                op.builtinOptions = schema.CastOptionsT(_BOOL, _INT8)
             outputs[position] = self.source[output] = self._integer_tensor(output, grid)
             back = _conversion(self.model, "DEQUANTIZE", outputs[position], output)
             self.operators.append(back)
@@ -154,7 +178,7 @@ class _Folder:
         """An int8 twin of a constant: on its own symmetric grid, or on that of another tensor."""
         tensor = self.graph.tensors[index]
         values: Any = tensor_values(self.model, tensor)
-        scale, zero = max(float(np.abs(values).max(initial=0.0)), 1e-9) / 127, 0
+        scale, zero = self._symmetric_scale(index, name), 0
         if name in SAME_SCALE:
             scale, zero = _grid(self.graph.tensors[like])
         codes = np.clip(np.rint(values / scale) + zero, -128, 127).astype(np.int8)

@@ -116,16 +116,15 @@ def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, fl
 
     Args:
         data: bytes of a float .tflite.
-        batches: iterable of dicts input name -> array, shaped as the file's inputs.
+        batches: list of dicts input name -> array, shaped as the file's inputs.
     """
     recipe = recipe_manager.RecipeManager()
     recipe.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
     observer = calibrator.Calibrator(
         data, num_threads=2, mode=_PROFILER, qsv_update_func=qsv_utils.min_max_update
     )
-    samples = list(batches)  # a generator would be used up by its count of the samples
     with _hushed():
-        observer.calibrate({signature: samples}, recipe)
+        observer.calibrate({signature: batches}, recipe)
     return {
         name: (float(np.min(entry["min"])), float(np.max(entry["max"])))
         for name, entry in observer.get_model_qsvs().items()

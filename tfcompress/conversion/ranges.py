@@ -29,12 +29,19 @@ FIXED = {
     "SOFTMAX": (0.0, 255 / 256),
     "LOGISTIC": (0.0, 255 / 256),
     "TANH": (-1.0, 127 / 128),
+    "LOG_SOFTMAX": (-255 / 16, 0.0),
 }
 
 # How many times as wide a marker's second pair is; and where what gives the tensor stays float.
 MARKED, MARKED_FLOAT = 3.0, 5.0
 
-_INT32 = schema.TensorType.INT32
+# What reads a kernel as its second operand.
+_WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
+
+# How many steps of 8 bits a divisor must have at least.
+_DIVISOR_STEPS = 8.0
+
+_INT32, _BOOL = schema.TensorType.INT32, schema.TensorType.BOOL
 
 # LiteRT's softmax ends the process at scales below, which it takes for multipliers of 1 and more.
 _SOFTMAX_SCALE = 1.001 * 2.0**-26
@@ -47,6 +54,16 @@ class Range:
     minimum: float
     maximum: float
     bits: int = 8
+
+
+# What a truth is as int8: its own codes 0 and 1.
+_TRUTH = Range(-128.0, 127.0)
+
+
+def with_zero(low: float, high: float) -> Range:
+    """The range of values from `low` to `high`: it holds zero, and is not empty."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    return Range(low, max(high, low + 1e-6))
 
 
 def take_markers(model) -> tuple[dict[int, Range], set[int]]:
@@ -77,22 +94,9 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     graph.operators = kept
     for op in graph.operators:
         op.inputs = [alias.get(i, i) for i in op.inputs]
-    _mark_before_reshapes(model, ranges, floats)
     _move_outputs(model, alias)
-    _fold_reshapes(model, ranges)
-    new = _drop_unused_tensors(model)
-    remaining = {new[i]: known for i, known in ranges.items() if i in new}
-    return remaining, {new[i] for i in floats if i in new}
-
-
-def _mark_before_reshapes(model, ranges: dict[int, Range], floats: set[int]) -> None:
-    """Says of what is reshaped that it is float, where the converter moved the reshape ahead."""
-    for op in reversed(model.subgraphs[0].operators):
-        made, source = op.outputs[0], op.inputs[0] if op.inputs else -1
-        if op_name(model, op) == "RESHAPE" and made in floats and source not in ranges:
-            floats.remove(made)
-            floats.add(source)
-            ranges[source] = ranges[made]
+    drop_unused(model, ranges, floats)
+    return ranges, floats
 
 
 def _width(known: Range) -> float:
@@ -112,6 +116,8 @@ def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
         bits = next((known[i].bits for i in op.inputs if i in known), 8)
         if fixed and bits == 8:
             known[op.outputs[0]] = Range(*fixed)
+        elif _makes_numbers_of_truths(model, op) and known.get(op.outputs[0], _TRUTH).bits == 8:
+            known[op.outputs[0]] = _TRUTH
     changed = True
     while changed:
         changed = False
@@ -123,6 +129,12 @@ def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
             known.update((i, found) for i in missing)
             changed = changed or bool(missing)
     return known
+
+
+def _makes_numbers_of_truths(model, op) -> bool:
+    tensors = model.subgraphs[0].tensors
+    from_bool = op_name(model, op) == "CAST" and tensors[op.inputs[0]].type == _BOOL
+    return from_bool and tensors[op.outputs[0]].type == 0
 
 
 def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:
@@ -138,6 +150,42 @@ def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:
         least = found.minimum + 255 * _SOFTMAX_SCALE
         if found.bits == 8 and found.maximum < least:
             ranges[index] = Range(found.minimum, least)
+
+
+def make_kernels_symmetric(model, ranges: dict[int, Range]) -> None:
+    """Widens ranges of computed kernels, in which LiteRT takes no zero point. Changes `ranges`."""
+    kernels: set[int] = set()
+    for op in reversed(model.subgraphs[0].operators):
+        if op_name(model, op) in _WITH_KERNEL:
+            kernels.add(op.inputs[1])
+        elif kernels.intersection(op.outputs):
+            kernels.update(_same_scale(model, op))
+    for index in kernels.intersection(ranges):
+        found = ranges[index]
+        most = max(-found.minimum * 127 / 128, found.maximum)
+        if found.bits == 8 and not is_constant(model, index):
+            ranges[index] = Range(-most * 128 / 127, most)
+
+
+def drop_small_divisors(model, ranges: dict[int, Range], found: dict[int, tuple]) -> set[int]:
+    """Takes out the ranges of divisors that integers would round to 0, or far. Changes `ranges`.
+
+    Args:
+        found: least and greatest values seen, by tensor index.
+
+    Returns the tensors that were taken out.
+    """
+    dropped = set()
+    for op in model.subgraphs[0].operators:
+        divisor = op.inputs[1] if op_name(model, op) == "DIV" else -1
+        if divisor not in found or divisor not in ranges:
+            continue
+        low, high = found[divisor]
+        least = 0.0 if low <= 0.0 <= high else min(abs(low), abs(high))
+        if least < _DIVISOR_STEPS * (ranges[divisor].maximum - ranges[divisor].minimum) / 255:
+            dropped.add(divisor)
+            del ranges[divisor]
+    return dropped
 
 
 def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
@@ -197,25 +245,8 @@ def _range_of(tensor) -> Range:
     return Range((lowest - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
 
 
-def _fold_reshapes(model, ranges: dict[int, Range]) -> None:
-    """Carries out RESHAPE of constants, which their markers kept the converter from folding."""
-    graph, kept = model.subgraphs[0], []
-    for op in graph.operators:
-        source, target = op.inputs[0] if op.inputs else -1, op.outputs[0]
-        if op_name(model, op) != "RESHAPE" or not is_constant(model, source):
-            kept.append(op)
-            continue
-        # A buffer of its own: the converter lets equal constants share one, and each of them may
-        # be quantized in another way.
-        data: Any = flatbuffer.tensor_bytes(model, graph.tensors[source])
-        graph.tensors[target].buffer = add_buffer(model, data)
-        if source in ranges:
-            ranges[target] = ranges[source]
-    graph.operators = kept
-
-
-def _drop_unused_tensors(model) -> dict[int, int]:
-    """Takes out tensors that nothing refers to; returns old index -> new index."""
+def drop_unused(model, ranges: dict[int, Range], floats: set[int]) -> None:
+    """Takes out tensors that nothing refers to. Changes all three arguments."""
     graph = model.subgraphs[0]
     used = {i for op in graph.operators for i in (*op.inputs, *op.outputs) if i >= 0}
     used |= {*graph.inputs, *graph.outputs}
@@ -228,7 +259,11 @@ def _drop_unused_tensors(model) -> dict[int, int]:
     for signature in model.signatureDefs:
         for entry in (*signature.inputs, *signature.outputs):
             entry.tensorIndex = new[entry.tensorIndex]
-    return new
+    known, kept = dict(ranges), set(floats)
+    ranges.clear()
+    ranges.update((new[i], found) for i, found in known.items() if i in new)
+    floats.clear()
+    floats.update(new[i] for i in kept if i in new)
 
 
 def _move_outputs(model, alias: dict[int, Any]) -> None:

@@ -96,7 +96,9 @@ def _exchanged(found: dict[str, Any]) -> list[tuple[str, str]]:
 _NO_KERNEL = "LiteRT has no integer kernel that is used for it"
 
 
-def float_reasons(file: Any, known: Collection[int], floats: Collection[int]) -> dict[str, str]:
+def float_reasons(
+    file: Any, known: Collection[int], floats: Collection[int], divisors: Collection[int] = ()
+) -> dict[str, str]:
     """Why operations will stay float if they do, before a file is quantized."""
     found = {}
     tensors = file.subgraphs[0].tensors
@@ -104,6 +106,8 @@ def float_reasons(file: Any, known: Collection[int], floats: Collection[int]) ->
         reason = _NO_KERNEL
         if any(index in floats for index in op.outputs):
             reason = "left out of the recipe, or without an integer kernel"
+        elif any(index in divisors for index in (*op.inputs, *op.outputs)):
+            reason = "its divisor comes so near to 0 that integers would round it there"
         elif any(index not in known for index in ranges.floats_of(file, op)):
             reason = "the range of one of its tensors is not known"
         for index in op.outputs:
