@@ -75,7 +75,3 @@ def test_what_keeps_weights_plain():
     assert kinds.has_plain_weights(layer)
     layer.enable_lora(2)
     assert not kinds.has_plain_weights(layer)
-    layer = layers.Dense(4)
-    layer.build((None, 3))
-    layer.quantize("int8")
-    assert not kinds.has_plain_weights(layer)

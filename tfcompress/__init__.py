@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tfcompress.export.android.project import android_project
     from tfcompress.export.microcontroller.c_array import c_array
     from tfcompress.graph.flatten import flatten
+    from tfcompress.kinds import register_kernel
     from tfcompress.recipe.findings import Sensitivity
     from tfcompress.recipe.recipe import Recipe
     from tfcompress.search.sensitivity import sensitivity
@@ -61,6 +62,7 @@ _HOMES = {
     "tfcompress.export.android.project": ["android_project"],
     "tfcompress.export.microcontroller.c_array": ["c_array"],
     "tfcompress.graph.flatten": ["flatten"],
+    "tfcompress.kinds": ["register_kernel"],
     "tfcompress.recipe.recipe": ["Recipe"],
     "tfcompress.recipe.findings": ["Sensitivity"],
     "tfcompress.search.sensitivity": ["sensitivity"],
@@ -134,6 +136,7 @@ __all__ = [
     "prune_channels",
     "prune_channels_iteratively",
     "quantize_aware",
+    "register_kernel",
     "remove_dead_channels",
     "schedules",
     "sensitivity",

@@ -4,7 +4,8 @@ Names stand for layers of Keras and of tf_keras, for our own, and for operations
 alike. Nothing is imported.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 # Names of classes -> their traits, which are explained below. Before the bar: what they compute;
 # behind it: what LiteRT makes of them.
@@ -17,7 +18,8 @@ _TABLE = {
     "Conv3DTranspose": "linear transposed |",
     "DepthwiseConv1D DepthwiseConv2D": "linear depthwise | integer folding fusing",
     "SeparableConv1D SeparableConv2D": "linear separable |",
-    "Embedding Parameter InputLayer Normalization PReLU Matmul Dot": "| integer",
+    "Embedding ReversibleEmbedding Parameter InputLayer": "| integer",
+    "Normalization PReLU Matmul Dot": "| integer",
     "LSTM GRU SimpleRNN": "recurrent |",
     "BatchNormalization": "| integer fusing",
     "LayerNormalization GroupNormalization RMSNormalization": "normalizing |",
@@ -27,12 +29,12 @@ _TABLE = {
     "RandomBrightness RandomContrast RandomCrop RandomErasing RandomFlip RandomRotation "
     "RandomTranslation RandomZoom StochasticDepth": "| transparent",
     "Add Subtract Multiply": "pointwise | integer fusing",
-    "Abs Absolute Divide TrueDivide ELU Elu Exp Gelu HardSilu LeakyReLU LeakyRelu ReLU Relu Relu6 "
-    "Rescaling Rsqrt Sigmoid Silu Sqrt Tanh Where": "pointwise | integer",
+    "Abs Absolute Divide TrueDivide ELU Elu Exp Gelu HardSilu LeakyReLU LeakyRelu Log ReLU Relu "
+    "Relu6 Rescaling Rsqrt Sigmoid Silu Sqrt Tanh Where": "pointwise | integer",
     "Maximum Minimum": "pointwise | integer same_scale filling",
     "ConvertToTensor Copy": "pointwise | same_scale",
     "Activation Average Cast Ceil Celu Clip Cos Equal Erf Expm1 FakeQuant Floor Greater "
-    "GreaterEqual HardShrink HardSigmoid HardTanh Less LessEqual Log Log1p LogSigmoid LogicalAnd "
+    "GreaterEqual HardShrink HardSigmoid HardTanh Less LessEqual Log1p LogSigmoid LogicalAnd "
     "LogicalNot LogicalOr NanToNum Negative NotEqual Power Reciprocal Round Selu Sign Sin "
     "SoftShrink Softplus Softsign SparseSigmoid Square Squareplus TanhShrink Threshold": (
         "pointwise |"
@@ -58,7 +60,7 @@ _TABLE = {
     "Concatenate Stack Pad": "moving | same_scale filling",
     "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Split Unstack GetItem "
     "RepeatVector BroadcastTo RepeatBatch": "moving | same_scale",
-    "Take Repeat Tile Flip Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
+    "Take Repeat Tile Flip Roll Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
 }
 
 
@@ -112,6 +114,73 @@ _AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 _HOMES = ("keras", "tf_keras", "tfcompress")
 
+# The names under which Keras keeps the weights that compression is meant for.
+KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings")
+
+# Classes of users' layers -> names of weights that are kernels, too.
+_DECLARED: dict[type, tuple[str, ...]] = {}
+
+
+def register_kernel(*names: str) -> Callable[[type], type]:
+    """Declares which weights of a layer class of your own are kernels.
+
+    Pruning and clustering are meant for kernels, not for the vectors and tables that layers keep
+    beside them. They know the kernels of Keras by their names ("kernel", "depthwise_kernel",
+    "pointwise_kernel", "recurrent_kernel", "embeddings"); those of your own layers that are called
+    otherwise are declared, once, where the class is defined, as it is registered for saving.
+    Classes derived from it have them, too.
+
+    Args:
+        *names: of weights: their attributes in the layer, or the names given to `add_weight`. The
+            last axis counts outputs, the one before inputs.
+
+    Returns:
+        A decorator of a layer class, which gives the class back; call it on a class from elsewhere.
+
+    Raises:
+        TypeError: if it is given something else than names, or decorates something else than a
+            class.
+
+    Example:
+        >>> import keras
+        >>> @register_kernel("mixing")
+        ... @keras.saving.register_keras_serializable("mine")
+        ... class Mixer(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.mixing = self.add_weight(shape=(shape[-1], shape[-1]))
+        ...
+        ...     def call(self, x):
+        ...         return keras.ops.matmul(x, self.mixing)
+    """
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise TypeError(
+            f"register_kernel takes the names of weights; received {names!r}. Write "
+            "@register_kernel('weight') above the class."
+        )
+
+    def declare(cls: type) -> type:
+        if not isinstance(cls, type):
+            raise TypeError(
+                f"register_kernel decorates a class of layers; received {cls!r}. Pass its class."
+            )
+        _DECLARED[cls] = tuple(dict.fromkeys((*_DECLARED.get(cls, ()), *names)))
+        return cls
+
+    return declare
+
+
+def is_kernel(layer: Any, variable: Any) -> bool:
+    """Whether a weight of a layer is what compression is meant for."""
+    declared = (name for cls in type(layer).__mro__ for name in _DECLARED.get(cls, ()))
+    return variable.name in KERNELS or any(
+        variable.name == name or getattr(layer, name, None) is variable for name in declared
+    )
+
+
+def is_known(layer: Any) -> bool:
+    """Whether a layer's class is one of Keras, or of ours."""
+    return type(layer).__module__.partition(".")[0] in _HOMES
+
 
 def kinds_of(operation) -> Iterator[str]:
     """The names of an operation's class and of those it derives from, as far as they are known."""
@@ -132,9 +201,8 @@ def is_exactly(operation, names: Collection[str]) -> bool:
 
 
 def has_plain_weights(layer) -> bool:
-    """Whether a layer computes with its weights as they are: not quantized, nor with LoRA's."""
-    quantized = getattr(layer, "quantization_mode", None) is not None
-    return not (quantized or getattr(layer, "lora_enabled", False))
+    """Whether a layer computes with its weights as they are: without LoRA's."""
+    return not getattr(layer, "lora_enabled", False)
 
 
 def is_depthwise(layer, weight: str = "kernel") -> bool:

@@ -16,13 +16,13 @@ COMMANDS = [command.__name__.replace("_", "-") for command in app.COMMANDS]
 
 def test_options_name_what_the_library_knows():
     from tfcompress.conversion import settings
-    from tfcompress.files import arrays
+    from tfcompress.files import pixels
     from tfcompress.targets import targets
 
     assert settings.PRECISIONS == options.PRECISIONS
     assert set().union(*targets.IO_DTYPES.values()) == set(options.IO_DTYPES)
     assert settings.FORMATS == options.FORMATS
-    assert tuple(arrays.SCALINGS) == options.SCALINGS
+    assert tuple(pixels.SCALINGS) == options.SCALINGS
 
 
 def test_help_has_examples_that_parse(capsys, monkeypatch, tmp_path):

@@ -220,3 +220,46 @@ def test_low_rank_weights_must_be_merged():
     model, x, callback = lora_model(), np.zeros((4, 6)), tfc.PruneCallback(tfc.Prune(0.5))
     with pytest.raises(ValueError, match=LORA):
         model.fit(x, x[:, :5], verbose=0, callbacks=[callback])
+
+
+def test_the_way_out_of_low_rank_weights(tmp_path):
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((6,), dtype="int32"),
+                keras.layers.Embedding(9, 8, name="embedding"),
+                keras.layers.EinsumDense("abc,cd->abd", (None, 5), name="einsum"),
+                keras.layers.Dense(4, name="d"),
+            ]
+        )
+
+    model, path = make(), tmp_path / "merged.weights.h5"
+    for layer in model.layers:
+        layer.enable_lora(2)
+    for variable in model.trainable_variables:
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    model.save_weights(path)
+    merged, x = make(), np.arange(12).reshape(2, 6) % 9
+    merged.load_weights(path)
+    np.testing.assert_allclose(merged(x), model(x), rtol=1e-4, atol=1e-4)
+    assert tfc.compress(merged, [tfc.Rule("*", [tfc.Prune(0.5)])]).count_params() > 0
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_averages_of_weights_are_as_sparse(wrapped, tmp_path):
+    """A checkpoint of what SwapEMAWeights puts in, whatever comes first in the list."""
+    model = make()
+    optimizer = keras.optimizers.Adam(0.01, use_ema=True)
+    if wrapped:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model.compile(optimizer, "mse", jit_compile=False)
+    path = tmp_path / "model.keras"
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    save = keras.callbacks.ModelCheckpoint(path)
+    x = np.random.default_rng(0).normal(size=(32, *model.input_shape[1:])).astype("float32")
+    y = np.zeros((32, *model.output_shape[1:]), "float32")
+    prune = PruneCallback(Prune(schedules.polynomial(0.0, 0.75, end=6)))
+    model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[swap, save, prune])
+    for each in (model, keras.saving.load_model(path)):
+        kernels = [np.array(v) for v in each.trainable_variables if v.name == "kernel"]
+        assert [round(float(np.mean(k == 0)), 1) for k in kernels] == [0.8] * len(kernels)

@@ -3,12 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+import tensorflow as tf
+from keras import layers, ops
 from pruning_models import GROWING, RANDOM, X, Y, assert_same, compiled, fit
 
 import tfcompress as tfc
 from tfcompress import Cluster, Prune, Quantize, Regularize
-from tfcompress.layers.compressed import Compressed
+from tfcompress.layers.compressed import Compressed, effective_weight
 
 
 def shared(*techniques):
@@ -133,3 +134,110 @@ def test_opened_layers_with_quantize(tmp_path):
     path = tmp_path / "model.tflite"
     tfc.convert(model, path, precision="int8")
     assert tfc.verify(model, path, TOKENS[:8]).passed
+
+
+@keras.saving.register_keras_serializable("tests")
+class Mixer(layers.Layer):
+    """A layer that computes with a weight of any name."""
+
+    def __init__(self, weight, **kwargs):
+        super().__init__(**kwargs)
+        self.weight = weight
+
+    def build(self, shape):
+        self.matrix = self.add_weight(shape=(shape[-1], 8), name=self.weight)
+        self.offset = self.add_weight(shape=(8,), name="offset")
+
+    def call(self, x):
+        return ops.add(ops.matmul(x, self.matrix), self.offset)
+
+    def get_config(self):
+        return {**super().get_config(), "weight": self.weight}
+
+
+@tfc.register_kernel("matrix")
+@keras.saving.register_keras_serializable("tests")
+class Declared(Mixer):
+    pass
+
+
+@keras.saving.register_keras_serializable("tests")
+class Around(layers.Layer):
+    """A layer made of layers, with a weight beside them."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(8)
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.table = self.add_weight(shape=(4, 8), name="table")
+
+    def call(self, x):
+        return ops.add(self.dense(x), ops.matmul(x, self.table))
+
+
+@pytest.mark.parametrize("quantize", [[], [Quantize()]])
+@pytest.mark.parametrize("technique", [Prune(0.5), Cluster(4)])
+@pytest.mark.parametrize("own", [lambda: Mixer("kernel"), lambda: Declared("w")])
+def test_kernels_of_own_layers(own, technique, quantize):
+    model = keras.Sequential([keras.Input((4,)), own(), layers.Dense(2)])
+    small = tfc.compress(model, [tfc.Rule("*", [technique, *quantize])])
+    for layer in small.layers:
+        if getattr(layer, "scheduled", False):
+            layer.advance(0)
+    found = {x.name: x for x in small.layers if isinstance(x, Compressed)}
+    assert len(found) == 2
+    (target,) = next(x for name, x in found.items() if "dense" not in name).bound
+    held = np.array(effective_weight(target))
+    assert np.mean(held == 0) == 0.5 if isinstance(technique, Prune) else len(np.unique(held)) == 4
+    x = RANDOM.normal(size=(3, 4)).astype("float32")
+    np.testing.assert_allclose(tfc.finalize(small)(x), small(x))
+
+
+def test_weights_of_own_layers_that_nothing_tells_of():
+    mixer = Mixer("w", name="mix")
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), Around(name="around"), mixer])
+    told = r"Prune leaves .*around_table/table, mix/w\. .*register_kernel\('table'\)"
+    with pytest.warns(UserWarning, match=told):
+        tfc.compress(model, [tfc.Rule("*", [Prune(0.5)])])
+    compiled(model)
+    callback = tfc.PruneCallback(Prune(0.5))
+    callback.set_model(model)
+    with pytest.warns(UserWarning, match=r"Prune leaves .*around/table, mix/w"):
+        callback.find()
+    with pytest.raises(ValueError, match=r"layers without kernels.*register_kernel\('w'\)"):
+        tfc.compress(model, [tfc.Rule("mix", [Prune(0.5)])])
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda: tfc.register_kernel(Mixer), lambda: tfc.register_kernel("w")(Mixer("w"))]
+)
+def test_wrong_declarations(wrong):
+    with pytest.raises(TypeError, match="register_kernel"):
+        wrong()
+
+
+TECHNIQUES = {
+    "prune": [Prune(0.8)],
+    "movement": [Prune(0.8, score="movement")],
+    "cluster": [Cluster(4)],
+    "delayed": [Quantize(delay=2)],
+}
+
+
+@pytest.mark.parametrize("techniques", TECHNIQUES.values(), ids=TECHNIQUES)
+def test_tensorflow_checkpoints_hold_all_states(techniques, tmp_path):
+    def make():
+        inputs = keras.Input((6, 4))
+        model = keras.Model(inputs, layers.Bidirectional(layers.LSTM(5))(inputs))
+        return tfc.compress(model, [tfc.Rule("*", techniques)])
+
+    trained, fresh = make(), make()
+    rng = np.random.default_rng(0)
+    for variable in trained.variables:  # as if trained
+        if "seed" not in variable.path:
+            variable.assign(rng.integers(0, 2, variable.shape))
+    path = tf.train.Checkpoint(model=trained).save(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(model=fresh).restore(path).assert_existing_objects_matched()
+    assert_same(trained, fresh)

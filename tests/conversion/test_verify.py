@@ -11,7 +11,7 @@ from keras import layers
 from rich.console import Console
 
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.layer_errors import Tally, sqnr_db
+from tfcompress.conversion.differences import Tally, sqnr_db
 from tfcompress.conversion.verify import verify
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import Port
@@ -248,7 +248,7 @@ def test_result_prints_and_serializes(qat_cnn, images, int8_file, capfd):
     assert {"layer", "op", "sqnr_db", "input_sqnr_db"} <= set(plain["layers"][0])
     target = io.StringIO()
     found.render(Console(file=target, width=100))
-    assert "passed: at most 1 LSB, or a mean of 0.5 LSB" in target.getvalue()
+    assert "passed: at most 1 LSB, or an SQNR of 30 dB" in target.getvalue()
     assert "pointwise" in str(found)
 
 

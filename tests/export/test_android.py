@@ -15,6 +15,7 @@ from tfcompress.cli.shipping import android
 from tfcompress.cli.terminal import run
 from tfcompress.export.android.naming import kotlin_text
 from tfcompress.export.android.project import android_project
+from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, add_metadata
 
 PACKAGE = "com.example.digits"
@@ -133,11 +134,22 @@ def test_tensors_have_the_names_and_grids_of_the_file(make):
     ],
 )
 def test_each_type_goes_through_an_api_that_takes_it(make, data, api):
-    project, report = make(data)
+    project, report = make(data, scaling="0_1")
     assert report.api == api
     assert f"runner = {api}Runner(" in project[f"{SOURCES}/DigitsModel.kt"]
     runners = {p.name for p in (project.folder / SOURCES).glob("*Runner.kt")}
     assert runners == {f"{api}Runner.kt"}
+
+
+def test_outputs_whose_shape_is_told_when_they_are_run(make):
+    # As those of detectors that end with TFLite_Detection_PostProcess.
+    model = flatbuffer.read(several())
+    for index in (2, 3):
+        model.subgraphs[0].tensors[index].shape = []
+    project, report = make(flatbuffer.write(model))
+    assert [output.shape for output in report.outputs] == [(4,), (2, 3)]
+    assert report.api == "Interpreter"
+    assert "listOf(2, 3)" in project[f"{SOURCES}/DigitsTensors.kt"].split("outputs")[1]
 
 
 def test_several_inputs_and_outputs_are_typed(make):
@@ -214,7 +226,7 @@ def test_the_name_in_the_metadata_names_the_classes_unless_it_is_a_description(
 
 def test_labels_of_metadata_belong_to_the_output_that_tells_them(make):
     told = Metadata(outputs=(TensorMetadata("tint", labels=LABELS),))
-    project, report = make(add_metadata(colours("float32", 2), told))
+    project, report = make(add_metadata(colours("float32", 2), told), scaling="0_1")
     assert [o.identifier for o in report.outputs] == ["colour", "tint"]
     assert "topClasses(softmax(outputs.tint), labels" in project[f"{SOURCES}/DigitsModel.kt"]
 

@@ -15,6 +15,7 @@ from tfcompress.cli.shipping import c_array as command
 from tfcompress.export.microcontroller import generation
 from tfcompress.export.microcontroller.c_array import c_array, examine
 from tfcompress.export.microcontroller.generation import METHODS, generate
+from tfcompress.tflite import flatbuffer
 from tfcompress.tools.environments import Unavailable
 
 
@@ -138,6 +139,15 @@ def test_files_that_do_not_run_are_refused(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):
         c_array(data, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_the_signature_leaves_open_is_the_one_that_is_stored(tmp_path):
+    model = flatbuffer.read(dense())
+    for index in (0, 3):
+        stored = model.subgraphs[0].tensors[index]
+        stored.shapeSignature = [-1, *stored.shape[1:]]
+    found = c_array(flatbuffer.write(model), tmp_path / "out")
+    assert [port.shape for port in (*found.inputs, *found.outputs)] == [(1, 2), (1, 3)]
 
 
 def test_a_refusal_of_tflite_micro_leaves_nothing_behind(tmp_path, monkeypatch):

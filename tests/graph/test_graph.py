@@ -20,6 +20,7 @@ from graph_models import (
 )
 from keras import layers, ops
 
+import tfcompress as tfc
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import Graph
@@ -250,3 +251,35 @@ def application(name, size):
 )
 def test_applications(name, size, tmp_path):
     flat_and_equal(application(name, size), 100 * normal(1, size, size, 3), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_models_that_keras_quantized_are_refused_at_once(mode, tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8), layers.Dense(2)])
+    before = keras.models.clone_model(model)
+    before.set_weights(model.get_weights())  # the way out that is told
+    nested = keras.Sequential([keras.Input((4,)), model])
+    model.quantize(mode)
+    rules = [tfc.Rule("*", [tfc.Prune(0.5)])]
+    uses = {
+        "flatten": tfc.flatten,
+        "compress": lambda model: tfc.compress(model, rules),
+        "quantize_aware": tfc.quantize_aware,
+        "convert": lambda model: tfc.convert(model, tmp_path / "model.tflite"),
+        "finalize": tfc.finalize,
+        "profile": tfc.profile,
+        "prune_channels": lambda model: tfc.prune_channels(model, macs=0.5, round_to=1),
+        "factorize": lambda model: tfc.factorize(model, rank=1),
+        "fold": tfc.fold_batch_norm,
+        "student": lambda model: tfc.Distiller(model, before),
+    }
+    for use in uses.values():
+        for each in (model, nested):
+            with pytest.raises(
+                ValueError, match=rf"quantized: layer .* is {mode}.*before model\.quantize\(\)"
+            ):
+                use(each)
+    assert tfc.Distiller(before, model).student is not None
+    for name in ("compress", "flatten", "profile"):
+        uses[name](before)

@@ -21,7 +21,7 @@ from keras import layers
 from measurements import interleaved, parser_of, seconds_of, show
 from tfcompress.compression.compress import quantize_aware
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.layer_errors import Tally
+from tfcompress.conversion.differences import Tally
 from tfcompress.conversion.verify import verify
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect

@@ -91,12 +91,31 @@ def test_einsum_dense(layer, shape, tmp_path):
         ("abc,cde->abde", (3, 5, 2), "e", (3, 4)),
     ],
 )
-def test_einsums_that_are_no_plain_matrix_product_are_left(
-    equation, output_shape, bias_axes, shape
-):
+def test_other_einsums_multiply_with_a_weight(equation, output_shape, bias_axes, shape):
     layer = layers.EinsumDense(equation, output_shape, bias_axes=bias_axes)
-    layer.build((None, *shape))
-    assert opener(layer) is None
+    opened = open_and_compare(layer, normal(2, *shape))
+    assert kinds(opened).count("Matmul") == 1
+
+
+def test_grouped_attention():
+    layer = layers.GroupQueryAttention(3, 4, 2, dropout=0.1)
+    for settings in ({}, {"use_causal_mask": True}):
+        opened = open_and_compare(layer, normal(2, 5, 6), normal(2, 4, 6), **settings)
+        assert kinds(opened).count("Dense") == 4
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_scale": True}])
+def test_attention_of_one_head(settings):
+    layer = layers.Attention(**settings)
+    x, y = keras.Input((5, 6)), keras.Input((4, 6))
+    data = [normal(2, 5, 6), 2.0 * normal(2, 4, 6)]
+    for call in ({}, {"use_causal_mask": True}):
+        model = keras.Model([x, y], layer([x, y], **call))
+        opened = keras.Model([x, y], opener(layer)(layer, [x, y], **call))
+        np.testing.assert_allclose(opened(data), model(data), atol=1e-5)
+        assert kinds(opened).count("Matmul") == 2
+    scores = opener(layer)(layer, [x, y], return_attention_scores=True)
+    assert scores[0]._keras_history.operation is layer
 
 
 def test_einsum_over_an_axis_of_unknown_length():

@@ -14,7 +14,7 @@ from report_browser import NARROW, WIDE, Browser, check_page, check_plots
 from report_pages import cells_of, data_of, run, without_scripts
 
 import tfcompress as tfc
-from tfcompress.conversion.layer_errors import Difference
+from tfcompress.conversion.differences import Difference
 from tfcompress.conversion.verify import OutputCheck, Verification
 from tfcompress.report import model as report
 from tfcompress.report.model import write_model_report
@@ -192,8 +192,11 @@ def test_no_more_is_taken_of_a_generator_than_is_asked_for(tmp_path):
     ],
 )
 def test_ratios_that_are_no_numbers_have_their_place(ratios, card, cells, order, folder):
-    found = [Difference(1.0, 0.5, 0.1, None, ratio) for ratio in ratios[::order]]
-    outputs = tuple(OutputCheck("y", "int8", 1.0, True, each, each, True) for each in found)
+    found = [Difference(1.0, 0.5, 0.1, None, ratio, ratio) for ratio in ratios[::order]]
+    outputs = tuple(
+        OutputCheck("y", "int8", 1.0, True, each, each, True, "values", "SQNR dB", 1.0, 1.0)
+        for each in found
+    )
     verified = Verification("a.tflite", 1, None, False, outputs)
     (time,) = tfc.benchmark(folder / "int8.tflite", runs=1, rounds=1).files
     cards = report._cards(tfc.inspect(folder / "int8.tflite"), verified, [time])

@@ -109,7 +109,7 @@ def test_kernels_that_cannot():
     batched = of_layer(layers.EinsumDense("abc,bcd->abd", (4, 3), name="batched"), 4, 5)
     cases = [
         (broken, "svd", "NaN or infinite"),
-        (quantized, "svd", "it is quantized by Keras"),
+        (quantized, "svd", "one that Keras quantized: layer 'quantized' is int8"),
         (lora, "svd", "LoRA"),
         (of_layer(Mine(8, name="mine"), 8), "svd", "Mine is a class of its own"),
         (prime, "kronecker", "its 11x7 kernel has no sizes to split"),

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from acceptance_files import two_layers
+from ai_edge_litert import schema_py_generated as schema
 from keras import layers
 from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
@@ -51,6 +52,24 @@ def test_what_the_reference_lacks_runs_on_the_optimized_kernels(ops, note, expec
     (found,) = runner.run({"t0": np.float32([[-1.3, 2.6]])})
     np.testing.assert_allclose(found, [expected], rtol=1e-6)
     assert runner.note == note
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_sums_of_integers_are_those_of_the_optimized_kernels(dtype):
+    scale = 4 / np.iinfo(dtype).max
+    kind, options = getattr(TYPES, dtype.upper()), schema.ReducerOptionsT()
+    tensors = [
+        tensor("x", [1, 16, 4], kind, 0, [scale], [0]),
+        tensor("axes", [1], TYPES.INT32, 1),
+        tensor("y", [1, 4], kind, 0, [4 * scale], [0]),
+    ]
+    layer = operator(0, [0, 1], [2], schema.BuiltinOptions.ReducerOptions, options)
+    axes = [np.int32([1]).tobytes()]
+    data = build([code(OPS.SUM, 2)], [graph(tensors, [layer], [0], [2])], axes)
+    x = np.random.default_rng(0).normal(size=(1, 16, 4))
+    runner = Runner(flatbuffer.read(data), data, "it", reference=True)
+    np.testing.assert_allclose(runner.run({"x": x})[0], x.sum(1), atol=10 * scale)
+    assert "sum integers wrongly" in runner.note
 
 
 def test_verify_tells_it(tmp_path):

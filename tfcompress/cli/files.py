@@ -170,8 +170,8 @@ def verify(
         Option(
             min=0.0,
             metavar="LSB",
-            help="Largest difference in units of an output's last bit. By default 1; of a file "
-            "that was quantized after training, its SQNR and its decisions are judged.",
+            help="Largest difference in units of an output's last bit, for all outputs. By default "
+            "each is judged by what it is: 1, or its SQNR and the decisions of scores.",
         ),
     ] = None,
     *,
@@ -191,7 +191,7 @@ def verify(
     from tfcompress.tflite import flatbuffer
 
     flatbuffer.read(file)  # Before the seconds that TensorFlow takes.
-    loaded, arrays = reading.load(model, data, progress)
+    loaded, arrays = reading.load(model, data, progress, file=file)
     from tfcompress.conversion.verify import verify as run
 
     return run(

@@ -171,9 +171,13 @@ class Samples:
         ),
     ] = None
     scaling: Annotated[
-        str,
-        choice(SCALINGS, "Range of the pixels that the model was trained with: none is 0 to 255."),
-    ] = "none"
+        str | None,
+        choice(
+            SCALINGS,
+            "Range of the pixels that the model was trained with: none is 0 to 255. By default "
+            "what the .tflite file or the model tells; needed where they tell nothing.",
+        ),
+    ] = None
     samples: Annotated[
         int | None,
         Option(
@@ -194,10 +198,12 @@ class Samples:
         data: Path | None,
         progress: Callable[[str, int, int | None], None],
         shapes: Sequence[tuple[int | None, ...]] | None = None,
+        file: Path | None = None,
     ) -> tuple[Any, Any]:
         """Load model and data, first what is quick to be found wrong.
 
-        Images get the shape of the inputs: `shapes`, or by default those of the model.
+        Images get the shape of the inputs: `shapes`, or by default those of the model; and the
+        scaling that the .tflite `file` or the model tells, if none was given.
         """
         from tfcompress.files import models
         from tfcompress.files.arrays import load_arrays, load_inputs
@@ -214,8 +220,21 @@ class Samples:
                 data,
                 shapes,
                 size=parse_size(self.image_size),
-                scaling=self.scaling,
+                scaling=self.scaling or _normalization(loaded, file),
                 limit=self.samples or 500,
                 progress=lambda done, total: progress("read images", done, total),
             )
         return loaded, arrays
+
+
+def _normalization(model: Any, file: Path | None) -> Any:
+    """How a model takes pixels, as its file or it tells; None if neither does."""
+    from tfcompress.graph.pixels import normalization_in_front
+    from tfcompress.tflite import flatbuffer
+    from tfcompress.tflite.metadata import read_metadata
+    from tfcompress.tflite.pixels import normalization_of
+
+    told = None
+    if file is not None:
+        told = normalization_of(flatbuffer.read(file), read_metadata(file), 0)
+    return told or normalization_in_front(model)

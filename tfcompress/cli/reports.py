@@ -151,7 +151,7 @@ def _on_model(
     rules = None if target is None else load_target(target)
     graph = flatbuffer.read(files[1]).subgraphs[0]
     shapes = [tuple(graph.tensors[i].shape) for i in graph.inputs]
-    loaded, arrays = reading.load(files[0], data, progress, shapes)
+    loaded, arrays = reading.load(files[0], data, progress, shapes, files[1])
     from tfcompress.report.model import write_model_report
 
     return write_model_report(

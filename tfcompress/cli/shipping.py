@@ -44,7 +44,7 @@ def android(
         choice(
             SCALINGS,
             "Range of the pixels that the model was trained with: none is 0 to 255. By "
-            "default what the file's metadata says, else 0_1.",
+            "default what the file tells; needed where it tells nothing.",
         ),
     ] = None,
     force: Annotated[

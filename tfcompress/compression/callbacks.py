@@ -193,19 +193,26 @@ def _check_averages(model: Any) -> None:
 
 def _advance(layer: Any, step: int, optimizer: Any) -> None:
     """Advances a layer; the averages (use_ema) of what it sets anew, centroids say, begin there."""
-    optimizer = inner_optimizer(optimizer)
-    averages: dict[int, Any] = {}
-    if optimizer.use_ema and optimizer.built:
-        pairs = zip(
-            optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True
-        )
-        averages = {id(variable): average for variable, average in pairs}
+    averages = averages_of(optimizer)
     states = [s for t in getattr(layer, "bound", ()) for each in t.states for s in each.values()]
     before = [(s, ops.convert_to_numpy(as_tensor(s))) for s in states if id(s) in averages]
     layer.advance(step)
     for state, old in before:
         if np.any(ops.convert_to_numpy(as_tensor(state)) != old):
             averages[id(state)].assign(as_tensor(state))
+
+
+def averages_of(optimizer: Any) -> dict[int, Any]:
+    """The average (use_ema) that an optimizer keeps of each variable, by its identity."""
+    optimizer = inner_optimizer(optimizer)
+    found: dict[int, Any] = {}
+    for each in getattr(optimizer, "optimizers", None) or [optimizer]:
+        if each.use_ema and each.built:
+            kept = each._model_variables_moving_average
+            for variable, average in zip(each._trainable_variables, kept, strict=True):
+                if average is not None:
+                    found[id(variable)] = average
+    return found
 
 
 def inner_optimizer(optimizer: Any) -> Any:

@@ -19,10 +19,11 @@ from tfcompress.layers.compressed import Compressed, is_compressed, target_varia
 from tfcompress.quantization.opening import detach, name_outputs, open_with
 from tfcompress.quantization.placement import Placement, kind_of, place
 from tfcompress.techniques import Quantize, Technique
+from tfcompress.techniques.quantize import quantize_weight
 from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
 # Layers whose weights are quantized: LiteRT has integer kernels for them.
-_QUANTIZABLE_WEIGHTS = FOLDING | {"Embedding"}
+_QUANTIZABLE_WEIGHTS = FOLDING | {"Embedding", "ReversibleEmbedding"}
 
 
 def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None) -> keras.Model:
@@ -78,6 +79,8 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
             args, kwargs = tree.map_structure(
                 lambda x: exact[id(x)][1] if id(x) in exact else x, (args, kwargs)
             )
+        if kind_of(node.operation) == "Matmul" and (technique := technique_of(node)):
+            args = tuple(_on_grid(x, technique.bits) for x in args)
         if node.is_input or id(node) in placement.absorbed:
             y = args[0]
         else:
@@ -149,6 +152,12 @@ def _is_plain_batch_norm(operation) -> bool:
     return known and operation.activity_regularizer is None
 
 
+def _on_grid(value, bits: int):
+    """A constant that a product reads as its weights, rounded as weights are."""
+    is_constant = not isinstance(value, keras.KerasTensor) and len(getattr(value, "shape", ())) > 1
+    return quantize_weight(value, bits) if is_constant else value
+
+
 def _check_calls(operation, techniques: tuple[Technique, ...], calls: Counter) -> None:
     """Raises if a state that each call would overwrite is asked of a layer with several calls."""
     taking = [t for t in techniques if t.overwritten_states]
@@ -177,10 +186,16 @@ def _quantize_outputs(node: Node, outputs, placement: Placement, exact: dict):
 def _warn_left_float(placement: Placement) -> None:
     if not placement.left_float:
         return
-    listed = ", ".join(f"'{name}' ({kind})" for name, kind in placement.left_float[:10])
-    more = len(placement.left_float) - 10
+    by_reason: dict[str, list[str]] = {}
+    for name, kind, reason in placement.left_float:
+        by_reason.setdefault(reason, []).append(f"'{name}' ({kind})")
+    listed = [
+        f"as {reason}: {', '.join(named[:10])}"
+        f"{f' and {len(named) - 10} more' if len(named) > 10 else ''}"
+        for reason, named in by_reason.items()
+    ]
     warnings.warn(
-        f"these operations stay float, as LiteRT has no integer kernel for them: {listed}"
-        f"{f' and {more} more' if more > 0 else ''}. Name them in skip= to silence this warning.",
+        f"these operations stay float, {'; '.join(listed)}. Name them in skip= to silence this "
+        "warning.",
         stacklevel=4,
     )

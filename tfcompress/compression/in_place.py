@@ -14,12 +14,21 @@ from keras import ops
 from tfcompress.backend import as_tensor
 from tfcompress.compression.callbacks import (
     LateStart,
+    averages_of,
     inner_optimizer,
     iterations,
     layers_of,
+    models_of,
     next_due,
 )
-from tfcompress.layers.compressed import TARGETS, Compressed, require_merged, target_variables
+from tfcompress.graph.inputs import require_float
+from tfcompress.layers.compressed import (
+    Compressed,
+    require_merged,
+    target_variables,
+    undeclared_weights,
+    warn_undeclared,
+)
 from tfcompress.techniques.prune import Prune, as_mask, global_masks, taylor_scores
 from tfcompress.techniques.regularize import Penalty, Regularize
 from tfcompress.techniques.rules import Rule
@@ -64,7 +73,7 @@ class MaskingCallback(LateStart):
         with _scope(self.model):
             self._weights = self.find()
         for weight in self._weights:
-            weight.attach()
+            weight.attach(self.model.optimizer)
         # The step may be compiled already, without the masks.
         _recompile(self.model)
         self.await_start()
@@ -171,15 +180,19 @@ class PruneCallback(MaskingCallback):
 
     def find(self) -> list[_Pruned]:
         found: list[_Pruned] = []
-        reasons = {}
+        reasons, unknown = {}, []
+        for part in models_of(self.model):
+            require_float(part)
         for layer in layers_of(self.model):
             if isinstance(layer, Compressed):
                 raise ValueError(
                     f"PruneCallback prunes models that are not wrapped; layer '{layer.name}' comes "
                     "from tfcompress.compress. Put Prune into its recipe instead."
                 )
+            if self._rule.matches(layer):
+                unknown += undeclared_weights(layer)
             # Each layer for itself: the layers inside it have their own turn.
-            for owner, variable in target_variables(layer, TARGETS):
+            for owner, variable in target_variables(layer):
                 if owner is layer and self._rule.matches(layer):
                     reasons[f"{layer.name}/{variable.name}"] = reason = self.prune.refuses(
                         layer, variable
@@ -193,6 +206,7 @@ class PruneCallback(MaskingCallback):
                 f"layers={self._rule.layers!r}: received {listed or 'no layer with a kernel'}. "
                 "Mend the pattern, or build the model before fit."
             )
+        warn_undeclared(unknown, self.prune)
         return found
 
     def on_train_end(self, logs=None):
@@ -247,8 +261,9 @@ class MaskedWeight:
             aggregation="mean",
         )
 
-    def attach(self) -> None:
-        """Lets the optimizer mask the weight after each step."""
+    def attach(self, optimizer) -> None:
+        """Lets the optimizer mask the weight after each step, and the average it keeps of it."""
+        self._optimizer = optimizer
         if isinstance(self.variable.constraint, _Mask):  # left if a `fit` was interrupted
             self.variable.constraint.weight.detach()
         self._own = (self.variable.constraint, self.variable.regularizer)
@@ -263,6 +278,7 @@ class MaskedWeight:
 
     def constrain(self, weight):
         """The weight under its own constraint, masked."""
+        self._hold_average()
         own = self._own[0]
         return self.masked(as_tensor(weight) if own is None else own(weight))
 
@@ -278,6 +294,12 @@ class MaskedWeight:
         """Sets to zero what is masked."""
         # Adding zero makes 0.0 of -0.0, which would zip as another value.
         self.variable.assign(self.masked(as_tensor(self.variable)) + 0.0)
+        self._hold_average()
+
+    def _hold_average(self) -> None:
+        average = averages_of(self._optimizer).get(id(self.variable))
+        if average is not None:
+            average.assign(self.masked(as_tensor(average)) + 0.0)
 
     def came_back(self) -> bool:
         """Whether something else than training wrote into what is masked."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import keras
 
-from tfcompress.layers.compressed import target_variables
+from tfcompress.layers.compressed import target_variables, undeclared_weights, warn_undeclared
 from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.rules import Rule, Rules
 
@@ -60,15 +60,21 @@ def matches_of(rule: Rule, candidates: Sequence[Any], model) -> list[Any]:
 
 def _check_takers(rule: Rule, technique: Technique, operations: list[Any]) -> None:
     layers = [x for x in operations if isinstance(x, keras.Layer)]
+    unknown = [name for layer in layers for name in undeclared_weights(layer)]
     found = [each for layer in layers for each in target_variables(layer)]
     reasons = {f"{o.name}/{v.name}": technique.refuses(o, v) for o, v in found}
     if any(reason is None for reason in reasons.values()):
+        warn_undeclared(unknown, technique)
         return
     listed = "; ".join(f"{name} is {reason}" for name, reason in list(reasons.items())[:4])
     kind = type(technique).__name__
+    mend = "Take it out of the rule, or mend its settings."
+    if unknown:
+        name = unknown[0].rpartition("/")[2]
+        mend += f" Weights of your own layers are declared: @tfcompress.register_kernel({name!r})."
     raise ValueError(
         f"{kind} of the rule {_name(rule)} finds no weight that it is meant for: received "
-        f"{listed or 'layers without kernels'}. Take it out of the rule, or mend its settings."
+        f"{listed or 'layers without kernels'}. {mend}"
     )
 
 

@@ -38,13 +38,15 @@ from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.files import models, writing
 from tfcompress.files import samples as samples_of
 from tfcompress.graph.inputs import require_model
+from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.layers.compressed import is_compressed, require_advanced
 from tfcompress.quantization.opening import open_layers
 from tfcompress.targets.check import check_parsed
 from tfcompress.targets.targets import Target
 from tfcompress.tflite import flatbuffer, signature
 from tfcompress.tflite.inspect import inspect_parsed
-from tfcompress.tflite.metadata import described, load_metadata
+from tfcompress.tflite.metadata import Metadata, TensorMetadata, described, load_metadata
+from tfcompress.tflite.pixels import normalization_of
 
 STATIC = ("int8", "int16x8", "int4")
 
@@ -309,7 +311,8 @@ def convert(
             what is None above and checks the file at the end, see `check`. What contradicts it is
             an error. For targets whose compilers reject new op versions, these are lowered.
         metadata: a `Metadata`, a dict or a JSON file: names, descriptions, normalization and labels
-            that go into a .tflite file.
+            that go into a .tflite file. Where the file could not tell that its model has the
+            preprocessing of pixels inside, the normalization is filled in.
         format: "tflite", "onnx" or "openvino" (an .xml file and a .bin file beside it), made from
             the .tflite file by tf2onnx and OpenVINO in environments of their own. None: by the
             path's ending.
@@ -338,7 +341,7 @@ def convert(
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", models.load_model, model, trusted=trusted)
     file = job.run(model, calibration, samples)
-    data = job.finish(file, known)
+    data = job.finish(file, _with_pixels(model, file, known))
     report = job.report(path, file, data)
     if format == "tflite":
         writing.atomic_write(path, data)
@@ -349,3 +352,20 @@ def convert(
     return dataclasses.replace(
         report, format=format, exchanged=exchanged, seconds=job.rounded_seconds()
     )
+
+
+def _with_pixels(model: Any, file: Any, known: Metadata | None) -> Metadata | None:
+    """The metadata, and how the model takes pixels if that is known but cannot be seen in the file.
+
+    The converter folds a preprocessing into the first convolution.
+    """
+    inputs = file.subgraphs[0].inputs
+    shape = list(file.subgraphs[0].tensors[inputs[0]].shape) if len(inputs) == 1 else []
+    given = known.inputs[0] if known is not None and known.inputs else TensorMetadata()
+    if len(shape) != 4 or shape[-1] not in (1, 3) or given.mean or normalization_of(file, None, 0):
+        return known
+    told = normalization_in_front(model)
+    if told is None:
+        return known
+    entry = dataclasses.replace(given, mean=told.mean, std=told.std)
+    return dataclasses.replace(known or Metadata(), inputs=(entry,))

@@ -52,15 +52,35 @@ class Marker(_SameShape):
         return _fake_quant(marked, wider * self.low, wider * self.high, self.quantizer.bits)
 
 
+class OnGrid(_SameShape):
+    """Weights rounded for good: the converter folds them, and the grid tells their scale."""
+
+    def __init__(self, quantizer: FakeQuant):
+        super().__init__(name=quantizer.name)
+        self.levels = 2.0 ** (quantizer.bits - 1) - 1.0
+        self.step = float(quantizer.limits()[1]) / self.levels
+
+    def call(self, x, source=0):
+        return tf.clip_by_value(tf.round(x / self.step), -self.levels, self.levels) * self.step
+
+
 class Affine(_SameShape):
     """scale * x + offset by channel, as a 1x1 depthwise convolution: one exactly quantizable op."""
 
-    def __init__(self, scale, offset, **kwargs):
+    def __init__(self, scale, offset, axis: int = -1, **kwargs):
         super().__init__(**kwargs)
-        self.scale, self.offset = scale, offset
+        self.scale, self.offset, self.axis = scale, offset, axis
 
     def call(self, x):
         x = tf.cast(x, "float32")  # images may come in as integers
+        last = len(x.shape) - 1
+        if self.axis in (-1, last):
+            return self._on_last(x)
+        order = [i for i in range(last + 1) if i != self.axis] + [self.axis]
+        back = [order.index(i) for i in range(last + 1)]
+        return tf.transpose(self._on_last(tf.transpose(x, order)), back)
+
+    def _on_last(self, x):
         channels = x.shape[-1]
         scale = tf.broadcast_to(tf.cast(self.scale, x.dtype), (channels,))
         offset = tf.broadcast_to(tf.cast(self.offset, x.dtype), (channels,))
@@ -222,6 +242,8 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
 def _plain_layer(operation, integer: bool):
     """A float32 copy of an operation without our wrappers, and where its weights come from."""
     if isinstance(operation, FakeQuant):
+        if integer and operation.symmetric:
+            return OnGrid(operation), None
         if integer:
             return Marker(operation, *(float(limit) for limit in operation.limits())), None
         return layers.Activation(operation.activation or "linear", name=operation.name), None
@@ -239,9 +261,8 @@ def _canonical(graph: Graph, node: Node):
     if isinstance(operation, FusedBatchNorm):
         operation = operation.layer
     if isinstance(operation, layers.BatchNormalization) and not _folds(graph, node):
-        if operation.axis not in (-1, len(node.outputs[0].shape) - 1):
-            return None
-        return Affine(*scale_and_offset(operation), name=operation.name)
+        axis = operation.axis % len(node.outputs[0].shape)
+        return Affine(*scale_and_offset(operation), axis=axis, name=operation.name)
     if isinstance(operation, layers.Normalization) and _is_by_channel(operation):
         mean, variance = (
             keras.ops.convert_to_numpy(v).reshape(-1) for v in (operation.mean, operation.variance)

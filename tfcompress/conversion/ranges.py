@@ -94,9 +94,20 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     graph.operators = kept
     for op in graph.operators:
         op.inputs = [alias.get(i, i) for i in op.inputs]
+    _mark_before_reshapes(model, ranges, floats)
     _move_outputs(model, alias)
     drop_unused(model, ranges, floats)
     return ranges, floats
+
+
+def _mark_before_reshapes(model, ranges: dict[int, Range], floats: set[int]) -> None:
+    """Says of what is reshaped that it is float, where the converter moved the reshape ahead."""
+    for op in reversed(model.subgraphs[0].operators):
+        made, source = op.outputs[0], op.inputs[0] if op.inputs else -1
+        if op_name(model, op) == "RESHAPE" and made in floats and source not in ranges:
+            floats.remove(made)
+            floats.add(source)
+            ranges[source] = ranges[made]
 
 
 def _width(known: Range) -> float:

@@ -237,7 +237,7 @@ def check_model(model: Any, whose: str) -> None:
             "with `tfcompress migrate old.h5 new.keras`."
         )
     try:
-        require_model(model)
+        require_model(model, floats=whose != "teacher")
     except TypeError as error:
         raise TypeError(f"{whose}: {error}") from None
     if not model.built:

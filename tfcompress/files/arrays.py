@@ -12,13 +12,11 @@ import numpy as np
 
 from tfcompress.files import sizes
 from tfcompress.files.models import reason_of, start_of
+from tfcompress.files.pixels import SCALINGS, Normalization, named, untold
 from tfcompress.files.writing import PathLike
 
 Arrays = np.ndarray | tuple[np.ndarray, ...] | dict[str, np.ndarray]
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
-
-# The ranges that pixels are brought to: value = (pixel - mean) / std, as (mean, std).
-SCALINGS = {"none": (0.0, 1.0), "0_1": (0.0, 255.0), "-1_1": (127.5, 127.5)}
 
 _EXPECTED = "expected a .npy file, a .npz file or a folder of images"
 
@@ -106,7 +104,7 @@ def load_images(
     folder: Path,
     *,
     size: tuple[int, int] | None = None,
-    scaling: str = "none",
+    scaling: str | Normalization | None = "none",
     channels: int = 3,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -116,13 +114,14 @@ def load_images(
     Args:
         size: (height, width) in pixels that images are resized to, bilinearly and regardless of
             their proportions; None keeps theirs, which must all be the same.
-        scaling: range of the pixels: "none" for 0 to 255, "0_1", or "-1_1".
+        scaling: range of the pixels: "none" for 0 to 255, "0_1", or "-1_1"; or mean and std.
+            None, that nothing is known of them, is refused where there are images.
         limit: how many to take at the most, evenly from all.
         progress: called as `progress(done, total)` after each image.
 
     Returns float32 array of shape (images, height, width, channels).
     """
-    if scaling not in SCALINGS:
+    if isinstance(scaling, str) and scaling not in SCALINGS:
         raise ValueError(
             f"scaling must be one of {', '.join(SCALINGS)}; received {scaling!r}. "
             "Take the one that the model was trained with."
@@ -145,11 +144,14 @@ def load_images(
             f"no images in the folder '{folder}'; expected files that end in "
             f"{', '.join(IMAGE_ENDINGS)}. Name another folder, a .npy or a .npz file."
         )
+    if scaling is None:
+        raise untold("the model")
     if limit is not None and limit < len(names):
         names = [names[i * len(names) // limit] for i in range(limit)]
     images: np.ndarray | None = None
-    mean, std = SCALINGS[scaling]
-    factor, offset = 1 / std, -mean / std
+    pixels_as = named(scaling, "") if isinstance(scaling, str) else scaling
+    mean, std = np.array(pixels_as.mean), np.array(pixels_as.std)
+    factor, offset = np.float32(1 / std), np.float32(-mean / std)
     for i, name in enumerate(names):
         pixels = _load_image(name, size, channels)
         if images is None:
@@ -159,7 +161,7 @@ def load_images(
                 f"image '{name}' has {_pixels(pixels.shape)} pixels, the first one, '{names[0]}', "
                 f"{_pixels(images.shape[1:])}; expected the same size. Give a size to resize to."
             )
-        images[i] = pixels * np.float32(factor) + np.float32(offset)
+        images[i] = pixels * factor + offset
         if progress is not None:
             progress(i + 1, len(names))
     assert images is not None

@@ -12,9 +12,11 @@ from tfcompress.dispatch import is_legacy
 from tfcompress.graph.nodes import Node, tensors_in
 
 
-def require_model(model) -> None:
-    """Raises a TypeError unless this is a Keras 3 model."""
+def require_model(model, floats: bool = True) -> None:
+    """Raises unless this is a Keras 3 model, by default one that computes with float weights."""
     if isinstance(model, keras.Model):
+        if floats:
+            require_float(model)
         if hasattr(model, "students") and hasattr(model, "frozen_models"):
             name = "student" if hasattr(model, "student") else "students[0]"
             raise TypeError(
@@ -34,6 +36,19 @@ def require_model(model) -> None:
     else:
         hint = "Pass a keras.Model, or load one with keras.saving.load_model(path)."
     raise TypeError(f"model must be a keras.Model of Keras 3; received {kind}. {hint}")
+
+
+def require_float(model) -> None:
+    """Raises a ValueError for a model whose weights Keras has quantized."""
+    for layer in model._flatten_layers():
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise ValueError(
+                f"model '{model.name}' must have float weights; received one that Keras quantized: "
+                f"layer '{layer.name}' is {mode}. Pass the model as it was before "
+                "model.quantize(), a file saved then or a copy: keras.models.clone_model(model), "
+                "then copy.set_weights(model.get_weights()). tfcompress quantizes it itself."
+            )
 
 
 def inputs_of(model, inputs=None) -> tuple[Any, tuple, dict]:

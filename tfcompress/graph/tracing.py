@@ -14,6 +14,7 @@ from keras import KerasTensor, layers, ops, tree
 
 from tfcompress.graph.layers import Parameter, RepeatBatch
 from tfcompress.graph.nodes import Graph, Node, has_own_call, new_input, tensors_in, unique
+from tfcompress.kinds import KERNELS, is_kernel
 
 # Two batch sizes that no layer has as a width: what differs between them depends on the batch.
 _BATCHES = (1009, 2003)
@@ -122,12 +123,14 @@ def _symbolic_weights(layer, inputs: list):
 def parameter_of(variable, owner: keras.Layer) -> Parameter:
     """A `Parameter` layer that holds a copy of a weight."""
     casts = owner.autocast and keras.backend.is_float_dtype(variable.dtype)
+    # Its own class is known no more.
+    kernel = variable.name not in KERNELS and is_kernel(owner, variable)
     parameter = Parameter(
         tuple(variable.shape),
         dtype=owner.dtype_policy if casts else variable.dtype,
         name=f"{owner.name}_{variable.name}",
         trainable=bool(variable.trainable),
-        weight=variable.name,
+        weight="kernel" if kernel else variable.name,
         regularizer=variable.regularizer,
         constraint=variable.constraint,
     )

@@ -14,6 +14,8 @@ import keras
 from keras import ops
 
 from tfcompress.backend import as_tensor
+from tfcompress.graph.layers import Parameter
+from tfcompress.kinds import KERNELS, is_kernel, is_known
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.fake_quant import (
     FakeQuant,
@@ -28,9 +30,6 @@ from tfcompress.techniques.technique import Technique, first_step, is_due
 
 _register = keras.saving.register_keras_serializable("tfcompress")
 
-# The names under which Keras keeps the weights that compression is meant for.
-TARGETS = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings")
-
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -42,8 +41,8 @@ class Target:
     states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
-def target_variables(layer, names=TARGETS) -> list[tuple[keras.Layer, Any]]:
-    """The weights of a layer, and of layers inside it, that bear one of some names.
+def target_variables(layer, names=KERNELS) -> list[tuple[keras.Layer, Any]]:
+    """The weights of a layer, and of layers inside it, that bear one of some names or are declared.
 
     Returns (owner, variable) pairs; the order depends on the layer's structure alone.
     """
@@ -51,8 +50,34 @@ def target_variables(layer, names=TARGETS) -> list[tuple[keras.Layer, Any]]:
         (part, variable)
         for part in layer._flatten_layers()
         for variable in (*part._trainable_variables, *part._non_trainable_variables)
-        if variable.name in names
+        if variable.name in names or is_kernel(part, variable)
     ]
+
+
+def undeclared_weights(layer) -> list[str]:
+    """The matrices of a user's own layer that no technique takes, as nothing tells of them.
+
+    A lone weight of a flat model comes from a user's layer, too.
+    """
+    if is_known(layer) and not isinstance(layer, Parameter):
+        return []
+    return [
+        f"{layer.name}/{variable.name}"
+        for variable in layer._trainable_variables
+        if sum(size > 1 for size in variable.shape) > 1 and not is_kernel(layer, variable)
+    ]
+
+
+def warn_undeclared(names: list[str], technique: Technique) -> None:
+    """Warns of weights that a technique leaves as they are, as it does not know them."""
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        warnings.warn(
+            f"{type(technique).__name__} leaves weights of your own layers as they are: "
+            f"{', '.join(names[:5])}{more}. If they are kernels, put @tfcompress.register_kernel"
+            f"({names[0].rpartition('/')[2]!r}) above the class that adds them.",
+            stacklevel=5,
+        )
 
 
 def weight_name(layer, owner, variable) -> str:
@@ -72,7 +97,7 @@ class Compressed(keras.layers.Layer):
         targets: names of the layer's weights that they apply to; by default its kernels.
     """
 
-    def __init__(self, layer, techniques, targets=TARGETS, **kwargs):
+    def __init__(self, layer, techniques, targets=KERNELS, **kwargs):
         kwargs.setdefault("name", layer.name)
         kwargs.setdefault("trainable", layer.trainable)
         # Casts are the wrapped layer's own business; techniques see weights in full precision.
@@ -103,6 +128,9 @@ class Compressed(keras.layers.Layer):
             target.states.extend(self._make_states(target, prefix + target.variable.name))
             _add_penalties(target)
         self._bound = tuple(bound)
+        every = (state for target in bound for each in target.states for state in each.values())
+        for number, state in enumerate(every):  # where tf.train.Checkpoint looks for them
+            setattr(self, f"state_{number}", state)
         if self.scheduled:
             self.last_step = add_last_step(self)
 
@@ -219,8 +247,9 @@ def require_merged(layer) -> None:
     if getattr(layer, "lora_enabled", False):
         raise ValueError(
             f"layer '{layer.name}' must have plain weights; received one with LoRA enabled, whose "
-            "sum with the kernel would be neither pruned nor clustered. Merge it first: save the "
-            "model, and load it again, or assign layer.kernel to a new layer."
+            "sum with the kernel would be neither pruned nor clustered. Merge it first: "
+            "model.save_weights('merged.weights.h5') writes merged weights; load them into the "
+            "same model built anew, without enable_lora."
         )
 
 

@@ -44,6 +44,7 @@ class FakeQuant(keras.layers.Layer):
         delay, freeze: see `Quantize`.
         float_source: which of the sources come from operations that are to stay float: a list of
             rows, or True for all of them.
+        symmetric: whether the range is that of weights, as far below 0 as above.
         observes: whether it gives what it gets, as only operations that stay float read it.
     """
 
@@ -58,6 +59,7 @@ class FakeQuant(keras.layers.Layer):
         freeze=None,
         float_source=False,
         observes=False,
+        symmetric=False,
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -65,7 +67,7 @@ class FakeQuant(keras.layers.Layer):
         self.bits, self.momentum, self.activation = bits, momentum, activation
         self.sources, self.delay, self.freeze = sources, delay, freeze
         self.fixed = tuple(fixed) if fixed is not None else None
-        self.float_source, self.observes = float_source, observes
+        self.float_source, self.observes, self.symmetric = float_source, observes, symmetric
         self.supports_masking = True
 
     @property
@@ -156,6 +158,9 @@ class FakeQuant(keras.layers.Layer):
         batch = ops.cast(ops.stack([low, high]), "float32")
         top = _CLIPS[self.activation] if clips else _HIGHEST
         batch = ops.clip(batch, ops.array([_LOWEST, 0.0]), ops.array([0.0, top]))
+        if self.symmetric:  # of the narrow range of codes, from -127 on
+            lowest = -(2.0 ** (self.bits - 1))
+            batch = ops.max(ops.abs(batch)) * ops.array([lowest / (-lowest - 1.0), 1.0])
         batch = ops.where(ops.all(batch == 0.0), ops.array([0.0, ONLY_ZEROS]), batch)
         if self.sources == 1:
             new = moving_range(old, batch[None], self.momentum)
@@ -195,8 +200,10 @@ class FakeQuant(keras.layers.Layer):
         return keras.KerasTensor(x.shape, x.dtype)
 
     def get_config(self):
-        names = "bits momentum activation sources fixed delay freeze float_source observes".split()
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        names = (
+            "bits momentum activation sources fixed delay freeze float_source observes symmetric"
+        )
+        return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
 
 
 def call_with(layer, values: dict[int, Any], *args, **kwargs):

@@ -6,8 +6,10 @@ smaller pieces that carry the layer's weights. The results are equal up to float
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 
 import keras
@@ -15,16 +17,22 @@ from keras import layers, ops, tree
 
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.inputs import mask_of
-from tfcompress.graph.nodes import has_own_call, tensors_in, unique
+from tfcompress.graph.nodes import Graph, call_node, has_own_call, tensors_in, unique
 from tfcompress.graph.tracing import parameter_of, trace
-from tfcompress.kinds import LINEAR, SEPARABLE, is_exactly
+from tfcompress.kinds import FOLDING, LINEAR, SEPARABLE, is_exactly
+from tfcompress.quantization import functions
 from tfcompress.quantization.attention import (
+    is_dot_attention,
     is_matrix_einsum,
+    is_other_einsum,
     is_plain_attention,
     open_attention,
+    open_dot_attention,
     open_einsum,
+    open_other_einsum,
 )
 from tfcompress.quantization.pieces import (
+    Rsqrt,
     activate,
     constant,
     dense_of,
@@ -32,26 +40,9 @@ from tfcompress.quantization.pieces import (
     is_by_value,
     with_weights,
 )
+from tfcompress.quantization.placement import has_kernel
 
 __all__ = ["Rsqrt", "constant", "opener", "with_weights"]
-_register = keras.saving.register_keras_serializable("tfcompress")
-
-
-@_register
-class Rsqrt(layers.Layer):
-    """1 / sqrt(x), where x = 0 gives the largest result of the tensor, as LiteRT's int8 kernel."""
-
-    def call(self, x):
-        positive = x > 0
-        y = ops.rsqrt(ops.where(positive, x, ops.ones_like(x)))
-        zero = ops.zeros_like(y)
-        return ops.where(positive, y, ops.max(ops.where(positive, y, zero)))
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):  # Keras writes one of its own only where dtype is a string
-        return {**super().get_config()}
 
 
 def opener(layer) -> Callable | None:
@@ -61,15 +52,34 @@ def opener(layer) -> Callable | None:
     carry copies of its weights; or None. The function calls the layer itself if it is called in a
     way that has no primitives (with masks, say).
     """
-    for predicate, function in _OPENERS:
-        if predicate(layer):
-            return function
-    return None
+    function = next((f for fits, f in _OPENERS if fits(layer)), functions.opener_of(layer))
+    return None if function is None else functools.partial(_open_deeply, function)
+
+
+def _open_deeply(function: Callable, operation, *args, **kwargs):
+    """What an operation is opened into, opened in its turn."""
+    outputs = function(operation, *args, **kwargs)
+    tensors = unique(tensors_in((args, kwargs)))
+    pieces = Graph(tensors, outputs)
+    found = {id(node.operation): opener(node.operation) for node in pieces.nodes}
+    left = getattr(operation, "activation", None)
+    for node in pieces.nodes:
+        part = node.operation
+        if part is operation or (left and getattr(part, "activation", None) is left):
+            found[id(part)] = None  # what could not be opened
+    if not any(found.values()):
+        return outputs
+
+    def call(node, *a, **k):
+        opened = None if node.is_input else found[id(node.operation)]
+        return call_node(node, *a, **k) if opened is None else opened(node.operation, *a, **k)
+
+    return pieces.run(tensors, call)
 
 
 def has_activation(layer) -> bool:
     """Whether the layer applies an activation of its own after its weights."""
-    if not is_exactly(layer, LINEAR - SEPARABLE) or layer.quantization_mode is not None:
+    if not is_exactly(layer, LINEAR - SEPARABLE):
         return False
     return layer.activation not in (None, keras.activations.linear)
 
@@ -84,13 +94,12 @@ def split_activation(layer, x, **_):
 
 
 def is_opened_activation(layer) -> bool:
-    """Whether an Activation has no integer kernel, but its parts have."""
-    known = (keras.activations.silu, keras.activations.hard_sigmoid)
-    return type(layer) is layers.Activation and layer.activation in known
+    """Whether an Activation has no integer kernel, but its parts may have."""
+    return type(layer) is layers.Activation and not has_kernel(layer)
 
 
 def open_activation(layer, x):
-    """silu -> sigmoid, multiply; hard_sigmoid -> add, relu6, multiply."""
+    """silu -> sigmoid, multiply; and so on."""
     return activate(layer.activation, x, layer.name, layer.dtype_policy)
 
 
@@ -186,39 +195,55 @@ def open_average(layer, inputs):
     return ops.multiply(total, 1.0 / len(inputs))
 
 
-def open_square(operation, x):
-    """Square -> multiply."""
-    return ops.multiply(x, x)
+def open_many(layer, inputs):
+    """Add, Multiply of three and more -> of two each."""
+    if len(inputs) <= 2:
+        return layer(inputs)
+    total = inputs[0]
+    for number, x in enumerate(inputs[1:]):
+        name = f"{layer.name}_{number}" if number < len(inputs) - 2 else layer.name
+        total = type(layer)(name=name, dtype=layer.dtype_policy)([total, x])
+    return total
 
 
-def open_negative(operation, x):
-    """Negative -> multiply."""
-    return ops.multiply(x, -1.0)
+def open_unit_norm(layer, x):
+    """UnitNormalization -> the steps of an RMS normalization."""
+    return ops.normalize(x, axis=layer.axis, order=2, epsilon=1e-12)
 
 
-def open_sum(operation, x):
-    """Sum -> mean, multiply: LiteRT's reference kernel of SUM is wrong in int8."""
-    axes = operation.axis if operation.axis is not None else range(len(x.shape))
-    axes = [axes] if isinstance(axes, int) else list(axes)
-    sizes = [x.shape[axis] for axis in axes]
-    if None in sizes:
-        return operation(x)
-    mean = ops.mean(x, axis=axes, keepdims=operation.keepdims)
-    return ops.multiply(mean, float(math.prod(sizes)))
+def open_dot(layer, inputs):
+    """Dot(normalize=True) -> two unit normalizations, Dot."""
+    axes = [layer.axes] * 2 if isinstance(layer.axes, int) else layer.axes
+    units = [ops.normalize(x, axis=a) for x, a in zip(inputs, axes, strict=True)]
+    plain = layers.Dot(layer.axes, name=layer.name, dtype=layer.dtype_policy)
+    return plain(units)
 
 
-def _is_operation(name: str) -> Callable[[object], bool]:
-    return lambda x: type(x).__name__ == name and not isinstance(x, keras.Layer)
+def is_time_distributed(layer) -> bool:
+    """Whether a TimeDistributed calls a layer that does the same in training."""
+    inner = layer.layer if type(layer) is layers.TimeDistributed else None
+    return is_exactly(inner, FOLDING | SEPARABLE)
+
+
+def open_time_distributed(layer, x, mask=None):
+    """TimeDistributed -> reshape, its layer, reshape; Dense alone, which takes any rank."""
+    shape = tuple(x.shape)
+    if mask is not None or mask_of(x) is not None or None in shape[1:]:
+        return layer(x, mask=mask)
+    twin = copy_operation(layer.layer)
+    dense = isinstance(twin, layers.Dense)
+    y = twin(x if dense else ops.reshape(x, (-1, *shape[2:])))
+    copy_weights([(layer.layer, twin)])
+    return y if dense else ops.reshape(y, (-1, shape[1], *y.shape[1:]))
 
 
 def is_simple_user_layer(layer) -> bool:
-    """Whether a user's leaf layer can be opened without losing what it does in training."""
+    """Whether a user's leaf layer may be opened without losing what it does in training."""
     if not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model) or layer._layers:
         return False
-    if not has_own_call(type(layer)):
+    if not has_own_call(type(layer)) and type(layer) is not layers.Lambda:
         return False
-    random = len(layer.variables) != len(layer.weights)
-    return not random and "training" not in inspect.signature(layer.call).parameters
+    return len(layer.variables) == len(layer.weights)  # else it is random
 
 
 def open_user_layer(layer, *args, **kwargs):
@@ -226,8 +251,10 @@ def open_user_layer(layer, *args, **kwargs):
     if _reads_mask(layer) and any(mask_of(x) is not None for x in tree.flatten((args, kwargs))):
         return layer(*args, **kwargs)
     try:
-        inner = trace(layer, args, kwargs)
-    except ValueError:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*computes something else if")
+            inner = trace(layer, args, kwargs)
+    except (ValueError, UserWarning):
         return layer(*args, **kwargs)
     tensors = unique(tensors_in((args, kwargs)))
     made: dict[int, object] = {}
@@ -301,6 +328,7 @@ def open_gru(layer, x, initial_state=None, mask=None, **kwargs):
 _OPENERS: list[tuple[Callable, Callable]] = [
     (lambda x: is_exactly(x, SEPARABLE), open_separable),
     (is_matrix_einsum, open_einsum),
+    (is_other_einsum, open_other_einsum),
     (has_activation, split_activation),
     (is_opened_activation, open_activation),
     # One that does not subtract the mean is an RMS normalization in disguise, and stays.
@@ -314,9 +342,13 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (lambda x: is_plain_rnn(x) and type(x) is layers.LSTM, open_lstm),
     (lambda x: is_plain_rnn(x) and type(x) is layers.GRU and _has_parted_bias(x), open_gru),
     (lambda x: type(x) is layers.Average, open_average),
-    (_is_operation("Square"), open_square),
-    (_is_operation("Negative"), open_negative),
-    (_is_operation("Sum"), open_sum),
+    (lambda x: type(x) in (layers.Add, layers.Multiply), open_many),
+    (lambda x: type(x) is layers.ReLU and not has_kernel(x), functions.relu),
+    (lambda x: type(x) is layers.ELU and x.alpha != 1.0, functions.elu),
+    (lambda x: type(x) is layers.UnitNormalization, open_unit_norm),
+    (lambda x: type(x) is layers.Dot and x.normalize, open_dot),
+    (is_time_distributed, open_time_distributed),
+    (is_dot_attention, open_dot_attention),
     (is_simple_user_layer, open_user_layer),
 ]
 

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.layers import Parameter
+from tfcompress.quantization.placement import has_kernel
 
 _register = keras.saving.register_keras_serializable("tfcompress")
 
@@ -48,6 +49,23 @@ class ViewConstraint(keras.constraints.Constraint):
 
     def get_config(self):
         return {"constraint": keras.constraints.serialize(self.constraint), "shape": self.shape}
+
+
+@_register
+class Rsqrt(layers.Layer):
+    """1 / sqrt(x), where x = 0 gives the largest result of the tensor, as LiteRT's int8 kernel."""
+
+    def call(self, x):
+        positive = x > 0
+        y = ops.rsqrt(ops.where(positive, x, ops.ones_like(x)))
+        zero = ops.zeros_like(y)
+        return ops.where(positive, y, ops.max(ops.where(positive, y, zero)))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):  # Keras writes one of its own only where dtype is a string
+        return {**super().get_config()}
 
 
 def with_weights(layer, x, **weights):
@@ -101,25 +119,23 @@ def constant(value, anchor, name: str, trainable: bool = True, shape=None, dtype
 
 
 def activate(activation, x, name: str, dtype=None):
-    """An activation function, or an activation that is a layer, applied by primitives.
-
-    silu becomes sigmoid and multiply, hard_sigmoid add, relu6 and multiply.
-    """
-    known = keras.activations
-    if activation is None or activation is known.linear:
+    """An activation function, or an activation that is a layer, applied by primitiv"""
+    if activation is None or activation is keras.activations.linear:
         return x
     if isinstance(activation, keras.Layer):
         twin = copy_operation(activation)
         y = twin(x)
         copy_weights([(activation, twin)])
         return y
-    if activation is known.silu:
-        gate = layers.Activation("sigmoid", name=name, dtype=dtype)(x)
-        return layers.Multiply(name=f"{name}_mul", dtype=dtype)([x, gate])
-    if activation is known.hard_sigmoid:
-        clipped = layers.ReLU(6.0, name=f"{name}_relu6", dtype=dtype)(ops.add(x, 3.0))
-        return ops.multiply(clipped, 1.0 / 6.0)
-    return layers.Activation(activation, name=name, dtype=dtype)(x)
+    layer = layers.Activation(activation, name=name, dtype=dtype)
+    if has_kernel(layer):
+        return layer(x)
+    if activation is keras.activations.mish:  # which takes no symbolic tensors
+        return ops.multiply(x, ops.tanh(ops.softplus(x)))
+    try:
+        return activation(x)
+    except Exception:  # written with other functions than those of Keras
+        return layer(x)
 
 
 def dense_of(layer, kernel, bias, name: str, inputs: int = 1):

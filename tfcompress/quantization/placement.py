@@ -6,13 +6,14 @@ concatenation the scale of their inputs, and fixes the ranges of softmax, sigmoi
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import keras
 from keras import layers, tree
 
 from tfcompress.graph.layers import FixedTraining, KeepMask, Parameter, RepeatBatch
-from tfcompress.graph.nodes import Graph, Node
+from tfcompress.graph.nodes import Graph, Node, has_own_call
 from tfcompress.kinds import FILLING, FOLDING, FUSING, INTEGER, KEEPING, ROUNDING, TRANSPARENT
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import Quantize
@@ -31,7 +32,7 @@ class Placement:
         quantizers: id of a tensor of the graph -> (FakeQuant, row of its range or None).
         absorbed: ids of activation nodes that a FakeQuant carries out.
         per_channel: ids of Dense nodes whose BatchNormalization makes scales per channel.
-        left_float: (name, kind) of the operations that stay float because LiteRT has no kernel.
+        left_float: (name, kind, reason) of the operations that stay float though asked for.
         floats: ids of nodes that read floats as they are: what is given, and what floats give.
         exact: ids of tensors that such nodes read before they are rounded for others.
     """
@@ -39,7 +40,7 @@ class Placement:
     quantizers: dict[int, tuple[FakeQuant, int | None]]
     absorbed: set[int]
     per_channel: set[int]
-    left_float: list[tuple[str, str]]
+    left_float: list[tuple[str, str, str]]
     floats: set[int] = dataclasses.field(default_factory=set)
     exact: set[int] = dataclasses.field(default_factory=set)
 
@@ -103,6 +104,45 @@ def rounds(operation) -> bool:
     return kind_of(operation) in ROUNDING
 
 
+def is_idle(node: Node) -> bool:
+    """Whether a user's layer gives back its input in inference, as one that drops paths does."""
+    layer = node.operation
+    if not isinstance(layer, keras.Layer) or not has_own_call(type(layer)) or layer.weights:
+        return False
+    if len(node.inputs) != 1 or "training" not in inspect.signature(layer.call).parameters:
+        return False
+    x = keras.KerasTensor(node.inputs[0].shape, node.inputs[0].dtype)
+    args, kwargs = tree.map_structure(
+        lambda value: x if isinstance(value, keras.KerasTensor) else value,
+        (node.args, node.kwargs),
+    )
+    try:
+        return layer.call(*args, **{**kwargs, "training": False}) is x
+    except Exception:
+        return False
+
+
+def float_reason(node: Node) -> str:
+    """Why an operation that was asked to be quantized stays float, as the end of a sentence."""
+    operation = node.operation
+    loops = [
+        operation,
+        getattr(operation, "layer", None),
+        getattr(operation, "forward_layer", None),
+    ]
+    if any(isinstance(x, layers.RNN) and not x.unroll for x in loops):
+        return "they are loops, which unroll=True undoes"
+    if any(getattr(t, "_keras_mask", None) is not None for t in node.inputs):
+        return "they read masks"
+    if isinstance(operation, keras.Layer) and has_own_call(type(operation)):
+        random = len(operation.variables) != len(operation.weights)
+        takes = "training" in inspect.signature(operation.call).parameters
+        if random or takes:
+            return "they do something else in training"
+        return "their call() is no graph of Keras layers and keras.ops"
+    return "LiteRT has no integer kernel for them"
+
+
 def fills(node: Node) -> bool:
     """Whether a node that keeps the scale of its inputs puts constants among their values."""
     leaves = tree.flatten((node.args, node.kwargs))
@@ -116,6 +156,7 @@ class _Placer:
         self.placement = Placement({}, set(), set(), [])
         self.parent: dict[int, int] = {}
         self.names: dict[str, int] = {}
+        self.idle = {id(node) for node in graph.nodes if not node.is_input and is_idle(node)}
         # id of a tensor -> (technique, None if its operation stays float; activation; node)
         self.sources: dict[int, tuple[Quantize | None, str | None, Node]] = {}
 
@@ -126,7 +167,7 @@ class _Placer:
         for node in self.graph.nodes:
             if id(node) in done or not _is_float(node.outputs[0]):
                 continue
-            if not node.is_input and passes_through(node.operation):
+            if not node.is_input and self._passes(node):
                 self._tie(node)
                 if fills(node) and (technique := self._quantized(node)) is not None:
                     self.sources[id(node.outputs[0])] = (technique, None, node)
@@ -141,7 +182,7 @@ class _Placer:
         for node in reversed(self.graph.nodes):
             if node.is_input:
                 continue
-            if passes_through(node.operation):
+            if self._passes(node):
                 reads = any(id(t) in wanted for t in node.outputs)
             else:
                 reads = self._quantized(node) is not None
@@ -155,13 +196,19 @@ class _Placer:
         for node in reversed(self.graph.nodes):
             if node.is_input:
                 continue
-            if kind_of(node.operation) in TRANSPARENT:
+            if kind_of(node.operation) in TRANSPARENT or id(node) in self.idle:
                 stays = all(self._is_read_by_floats(t, floats) for t in node.outputs)
             else:
-                stays = not passes_through(node.operation) and self._quantized(node) is None
+                stays = not self._passes(node) and self._quantized(node) is None
             if stays:
                 floats.add(id(node))
         return floats
+
+    def _passes(self, node: Node) -> bool:
+        """Whether a node's output keeps the scale of its input."""
+        if kind_of(node.operation) == "Cast":
+            return all(map(_is_float, node.inputs))
+        return id(node) in self.idle or passes_through(node.operation)
 
     def _is_read_by_floats(self, tensor, floats: set[int]) -> bool:
         readers = self.graph.consumers(tensor)
@@ -192,8 +239,10 @@ class _Placer:
         technique = self._quantized(node)
         kind = kind_of(node.operation)
         asked = self.technique_of(node)
-        if technique is None and asked is not None and asked.activation_bits is not None:
-            self.placement.left_float.append((node.name, kind))
+        wanted = asked is not None and asked.activation_bits is not None
+        # What makes floats out of whole numbers has nothing to quantize.
+        if technique is None and wanted and any(map(_is_float, node.inputs)):
+            self.placement.left_float.append((node.name, kind, float_reason(node)))
         unit, activation = [node], None
         if technique is not None and kind in FOLDING:
             follower = self.graph.only_consumer(node.outputs[0])
@@ -219,16 +268,17 @@ class _Placer:
         groups = {root: keys for root, keys in groups.items() if any(map(self._is_asked, keys))}
         own = [technique for technique, _, _ in self.sources.values() if technique is not None]
         shared: dict[int, FakeQuant] = {}
+        multiplied = self._multiplied()
         rounded = {self._root(id(t)) for n in self._rounding() for t in n.outputs}
         for root, keys in groups.items():
             technique, _, node = self.sources[keys[0]]
-            embedded = kind_of(node.operation) == "Embedding" and technique is not None
+            embedded = technique is not None and _looks_up(node)
             if embedded and len(keys) == 1 and root not in rounded:
                 continue  # its rows lie on the grid of its weights already
             # A float operation's output takes the settings of those that read it.
             techniques = [self.sources[key][0] for key in keys] + own + [Quantize()]
             technique = next(t for t in techniques if t is not None)
-            shared[root] = self._make(keys, technique)
+            shared[root] = self._make(keys, technique, root in multiplied)
             for row, key in enumerate(keys):
                 self.placement.quantizers[key] = (shared[root], row)
             if not shared[root].observes:
@@ -241,7 +291,18 @@ class _Placer:
             technique is not None and not isinstance(node.operation, Parameter)
         )
 
-    def _make(self, keys: list[int], technique: Quantize) -> FakeQuant:
+    def _multiplied(self) -> set[int]:
+        """The roots of weights that are multiplied with as a Dense layer does, not by value."""
+        products = [n for n in self.graph.nodes if kind_of(n.operation) == "Matmul"]
+        read = {self._root(id(t)) for n in products for t in n.inputs}
+        others = {
+            self._root(key)
+            for key, (_, _, node) in self.sources.items()
+            if not isinstance(node.operation, Parameter)
+        }
+        return read - others
+
+    def _make(self, keys: list[int], technique: Quantize, symmetric: bool) -> FakeQuant:
         _, activation, node = self.sources[keys[0]]
         alone = len(keys) == 1
         if not alone:  # a shared range need not start at 0, so that each ReLU does its own work
@@ -250,7 +311,8 @@ class _Placer:
         bits = technique.activation_bits or 8
         fixed = {fixed_range(self.sources[key][2].operation, bits) for key in keys}
         return FakeQuant(
-            bits=bits,
+            bits=8 if symmetric else bits,
+            symmetric=symmetric,
             # A weight's range is what it is now.
             momentum=0.0 if isinstance(node.operation, Parameter) else technique.momentum,
             activation=activation if alone else None,
@@ -298,6 +360,13 @@ def _is_foldable(node: Node) -> bool:
         return False
     rank = len(node.outputs[0].shape)
     return operation.axis in (-1, rank - 1)
+
+
+def _looks_up(node: Node) -> bool:
+    """Whether a node gives rows of a table of weights."""
+    if kind_of(node.operation) == "ReversibleEmbedding":
+        return not (node.kwargs.get("reverse") or any(x is True for x in node.args))
+    return kind_of(node.operation) == "Embedding"
 
 
 def _is_float(tensor) -> bool:

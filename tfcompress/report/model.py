@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfcompress.conversion.layer_errors import Difference
+from tfcompress.conversion.differences import Difference
 from tfcompress.conversion.verify import OutputCheck, Verification, verify
 from tfcompress.files import models
 from tfcompress.report.layer_data import task_entry

@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.signature import first_signature
@@ -138,11 +139,15 @@ def load(content: bytes, kernels: str = REFERENCE, *, keep: bool = False) -> tup
     """Load a file into LiteRT.
 
     The reference kernels lack a few operators (ELU, CEIL, ROUND, SEGMENT_SUM and others) that the
-    optimized ones have: a file with one of these takes the optimized kernels, without XNNPACK.
+    optimized ones have, and add quantized numbers wrongly: a file with one of these takes the
+    optimized kernels, without XNNPACK.
 
     Returns (the interpreter with its tensors allocated, a note if it has not the kernels asked
     for).
     """
+    if kernels == REFERENCE and _sums_integers(content):
+        note = "LiteRT's reference kernels sum integers wrongly (SUM): its optimized ones instead"
+        return _interpreter(content, _OPTIMIZED, keep), note
     try:
         return _interpreter(content, kernels, keep), ""
     except ValueError as error:
@@ -151,6 +156,22 @@ def load(content: bytes, kernels: str = REFERENCE, *, keep: bool = False) -> tup
             raise
     note = f"LiteRT's reference kernels lack {lacking[1]}: its optimized ones instead"
     return _interpreter(content, _OPTIMIZED, keep), note
+
+
+def _sums_integers(content: bytes) -> bool:
+    """Whether a file has a SUM of quantized numbers."""
+    root = schema.Model.GetRootAs(content)
+    codes = [root.OperatorCodes(i) for i in range(root.OperatorCodesLength())]
+    known = [max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes]
+    if schema.BuiltinOperator.SUM not in known:
+        return False
+    model = flatbuffer.read(content)
+    return any(
+        flatbuffer.op_name(model, op) == "SUM"
+        and flatbuffer.dtype_name(graph.tensors[op.inputs[0]]) in INTEGERS
+        for graph in model.subgraphs
+        for op in graph.operators
+    )
 
 
 def _interpreter(content: bytes, kernels: str, keep: bool) -> Any:

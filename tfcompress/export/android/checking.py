@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from tfcompress.export.android.contents import fill
 from tfcompress.export.android.project import AndroidReport, android_project
 from tfcompress.export.android.reference import stored
 from tfcompress.export.android.tensors import Tensor
+from tfcompress.files.pixels import Normalization
 from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Tool
 from tfcompress.tools.environments import Unavailable, node_environment, program, run_tool
 from tfcompress.tools.subject import Subject, run_reference
@@ -117,7 +119,8 @@ def ask_kotlin(file: Subject) -> Outcome:
         check = folder / "Check.kt"
         base = made.model_class.removesuffix("Model")
         samples = len(file.inputs)
-        check.write_text(fill("Check.kt", {"package": PACKAGE, "base": base, "samples": samples}))
+        values: dict[str, Any] = {"package": PACKAGE, "base": base, "samples": samples}
+        check.write_text(fill("Check.kt", {**values, "pictures": _pictures(made)}))
         package_resources(folder / "app/app", PACKAGE, folder / "resources")
         classes = folder / "classes"
         errors = compile_kotlin([*sources, check, folder / "resources/R.java"], classes)
@@ -138,13 +141,13 @@ KOTLIN = Tool(f"Kotlin {KOTLIN_VERSION}, against stubs of Android and LiteRT", a
 def make_app(file: Subject, folder: Path) -> AndroidReport:
     """Make the project of a file; with labels if an output can have some."""
     try:
-        made = android_project(file.path, folder, package=PACKAGE, name="accepted")
+        # How it takes pixels does not matter to what is asked here.
+        settings: dict[str, Any] = {"package": PACKAGE, "name": "accepted", "scaling": "-1_1"}
+        made = android_project(file.path, folder, **settings)
         output = made.outputs[0]
         if made.labels is None and output.is_real and output.shape[-1:] == (output.size,):
             labels = [f'class {i} "$x"' for i in range(output.size)]
-            made = android_project(
-                file.path, folder, package=PACKAGE, name="accepted", labels=labels, force=True
-            )
+            made = android_project(file.path, folder, labels=labels, force=True, **settings)
     except ValueError as error:
         raise NotApplicable(str(error)) from error
     return made
@@ -182,6 +185,12 @@ def _compare(file: Subject, made: AndroidReport, folder: Path) -> tuple[str, int
             asked += stored(values)
             expected += stored(quantize(tensor, values))
             count += values.size
+    for tensor, normalization in images_of(made):
+        pixels = np.random.default_rng(0).integers(0, 256, tensor.shape[1:]).astype(np.uint8)
+        asked += stored(_argb(pixels))
+        values = from_pixels(tensor, normalization, pixels)
+        expected += stored(quantize(tensor, values))
+        count += values.size
     (folder / "asked.bin").write_bytes(asked)
     run_kotlin(folder / "classes", f"{PACKAGE}.CheckKt", str(folder))
     answered = (folder / "answered.bin").read_bytes()
@@ -197,6 +206,40 @@ def _tensors(file: Subject, made: AndroidReport) -> Iterator[tuple[Tensor, list[
     for tensors, samples in ((made.inputs, file.inputs), (made.outputs, file.expected)):
         for number, tensor in enumerate(tensors):
             yield tensor, [list(sample.values())[number] for sample in samples]
+
+
+def images_of(made: AndroidReport) -> list[tuple[Tensor, Normalization]]:
+    """The inputs that are made of a picture, and how."""
+    return [(t, made.pixels[t.identifier]) for t in made.inputs if t.identifier in made.pixels]
+
+
+def _pictures(made: AndroidReport) -> str:
+    """Kotlin that makes each image input of pixels, as its function does of a bitmap's."""
+    base, lines = made.model_class.removesuffix("Model"), []
+    for tensor, told in images_of(made):
+        height, width, channels = tensor.shape[1:]
+        mean, std = (", ".join(f"{np.float32(v)!s}f" for v in vs) for vs in (told.mean, told.std))
+        lines.append(
+            f"    pixels({channels}, {height * width}, floatArrayOf({mean}), floatArrayOf({std}), "
+            f"{base}Tensors.inputs[{made.inputs.index(tensor)}])"
+        )
+    return "\n".join(lines)
+
+
+def _argb(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of (H, W, channels) as Bitmap.getPixels gives them."""
+    red, green, blue = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.uint32).T
+    return (0xFF000000 | red << 16 | green << 8 | blue).T.astype(np.uint32)
+
+
+def from_pixels(tensor: Tensor, told: Normalization, pixels: np.ndarray) -> np.ndarray:
+    """The real numbers that an app makes of pixels, of (H, W, channels), for an input."""
+    values = np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.float32)
+    if tensor.shape[-1] == 1:
+        brightness = np.array([0.299, 0.587, 0.114], np.float32) * values
+        values = brightness[..., :1] + brightness[..., 1:2] + brightness[..., 2:]
+    made = (values - np.array(told.mean, np.float32)) / np.array(told.std, np.float32)
+    return made.reshape(tensor.shape)
 
 
 def quantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:

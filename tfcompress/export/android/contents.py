@@ -15,6 +15,7 @@ from tfcompress.export.android.naming import android_text, kotlin_text
 from tfcompress.export.android.reference import Reference
 from tfcompress.export.android.tensors import Classes, Interface, Tensor
 from tfcompress.export.filling import Values
+from tfcompress.files.pixels import Normalization
 
 # Read in November 2026: Android Gradle plugin 9.3 needs Gradle 9.5.0 and Java 17 and knows API
 # levels up to 37 (developer.android.com/build/releases/agp-9-3-0-release-notes); LiteRT 2.3 needs
@@ -50,15 +51,6 @@ _READERS = {
     "LongArray": "longs",
     "BooleanArray": "booleans",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Normalization:
-    """(pixel - mean) / std, by channel or for all, with pixels from 0 to 255; where it is from."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tfcompress.errors import expected_one_of
 from tfcompress.export.android.contents import (
     App,
-    Normalization,
     missing_settings,
     module_files,
     project_files,
@@ -28,11 +27,12 @@ from tfcompress.export.android.tensors import (
     read_labels,
 )
 from tfcompress.files import writing
-from tfcompress.files.arrays import SCALINGS
+from tfcompress.files.pixels import SCALINGS, Normalization, named, untold
 from tfcompress.files.writing import PathLike
 from tfcompress.results import Result, Rows, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import Metadata, read_metadata
+from tfcompress.tflite.pixels import normalization_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +52,7 @@ class AndroidReport(Result):
         api: LiteRT's "CompiledModel" or "Interpreter".
         inputs, outputs: in the order of the file.
         labels: how many classes have names; None if none.
+        pixels: how image inputs take pixels, by their identifiers.
         tolerances: the largest difference that the test lets pass, by output as stored.
         files: that were written, within the folder.
         to_add: lines that the module's build file still needs.
@@ -67,6 +68,7 @@ class AndroidReport(Result):
     tolerances: tuple[float, ...]
     files: tuple[str, ...]
     to_add: tuple[str, ...]
+    pixels: dict[str, Normalization] = dataclasses.field(default_factory=dict)
 
     def _print(self, console: Console) -> None:
         """Print what was made, and what is left to do."""
@@ -75,6 +77,7 @@ class AndroidReport(Result):
             ("LiteRT API", self.api),
             *((f"input {t.identifier}", _told(t)) for t in self.inputs),
             *((f"output {t.identifier}", _told(t)) for t in self.outputs),
+            *((f"pixels of {name}", _said(told)) for name, told in self.pixels.items()),
             ("labels", "none" if self.labels is None else self.labels),
             ("files", len(self.files)),
         ]
@@ -90,6 +93,11 @@ class AndroidReport(Result):
 def _told(tensor: Tensor) -> str:
     grid = f", scale {tensor.scale:.6g}, zero point {tensor.zero_point}" if tensor.scale else ""
     return f"{tensor.array} of {list(tensor.shape)}, stored as {tensor.dtype}{grid}"
+
+
+def _said(told: Normalization) -> str:
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (told.mean, told.std))
+    return f"(pixel - {mean}) / {std}. {told.source}"
 
 
 def android_project(
@@ -119,7 +127,8 @@ def android_project(
         name: of the model, for its classes, its file and the app; by default that in the file's
             metadata, else the file's own.
         scaling: how an image input takes pixels: "none" (0 to 255), "0_1", "-1_1"; by default
-            what the metadata says, else "0_1".
+            what the file tells, in its metadata, by the range that its input is quantized for, or
+            by the preprocessing inside.
         force: replace files of the same names in a folder that has other content.
 
     Returns:
@@ -127,7 +136,8 @@ def android_project(
 
     Raises:
         ValueError: the file is damaged or cannot be exchanged with Kotlin, the package is none,
-            labels do not fit, the folder has other content or is no module.
+            labels do not fit, nothing tells how an image input takes pixels, the folder has other
+            content or is no module.
         OSError: the folder cannot be written; nothing was changed.
 
     Example:
@@ -166,6 +176,7 @@ def android_project(
         tolerances=app.reference.tolerances,
         files=tuple(sorted(files)),
         to_add=_to_add(build, files) if build else (),
+        pixels={app.interface.inputs[i].identifier: n for i, n in app.normalizations.items()},
     )
 
 
@@ -182,15 +193,17 @@ def _app(
     model = flatbuffer.read(content, name=where)
     interface = read_interface(model, where)
     metadata = read_metadata(content)
+    reference = make_reference(path, interface.outputs)
+    interface = interface.with_shapes(reference.shapes)
     return App(
         package=package,
         base=class_base(name),
         file_base=file_base(name),
         title=name,
         interface=interface,
-        normalizations=_normalizations(interface, metadata, scaling),
+        normalizations=_normalizations(model, interface, metadata, scaling, where),
         classes=_classes(names, interface, model, metadata),
-        reference=make_reference(path, interface.outputs),
+        reference=reference,
         model_bytes=len(content),
     )
 
@@ -222,22 +235,19 @@ def _classes(
 
 
 def _normalizations(
-    interface: Interface, metadata: Metadata | None, scaling: str | None
+    model: Any, interface: Interface, metadata: Metadata | None, scaling: str | None, where: str
 ) -> dict[int, Normalization]:
     found = {}
     for number, tensor in enumerate(interface.inputs):
         if tensor.image is None:
             continue
-        told = metadata.inputs[number] if metadata and number < len(metadata.inputs) else None
-        fits = told is not None and len(told.mean) in (1, tensor.image[2])
-        if scaling is None and told is not None and fits and len(told.std) == len(told.mean):
-            source = "Mean and std are those of the file's metadata."
-            found[number] = Normalization(tuple(told.mean), tuple(told.std), source)
+        if scaling is not None:
+            told: Normalization | None = named(scaling, f"It was asked for: scaling '{scaling}'.")
         else:
-            mean, std = SCALINGS[scaling or "0_1"]
-            low, high = (0 - mean) / std, (255 - mean) / std
-            source = f"They run from {low:g} to {high:g}: use what the model was trained on."
-            found[number] = Normalization((mean,), (std,), source)
+            told = normalization_of(model, metadata, number)
+        if told is None:
+            raise untold(f"input {tensor.name!r} of {where}")
+        found[number] = told
     return found
 
 

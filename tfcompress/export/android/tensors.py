@@ -13,6 +13,7 @@ import numpy as np
 
 from tfcompress.export.android.naming import identifiers
 from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.makers import maker_of
 from tfcompress.tflite.signature import io_names
 
 # What the generated code stores, and the Kotlin array for integers and booleans.
@@ -85,6 +86,17 @@ class Interface:
     def runner(self) -> str:
         """The API of LiteRT that runs it."""
         return "CompiledModel" if self.compiled else "Interpreter"
+
+    def with_shapes(self, shapes: Sequence[tuple[int, ...]]) -> Interface:
+        """The same with the shapes that outputs have when they are run.
+
+        For CompiledModel, which makes its buffers before the first run, they must be declared.
+        """
+        pairs = zip(self.outputs, shapes, strict=True)
+        outputs = tuple(dataclasses.replace(tensor, shape=shape) for tensor, shape in pairs)
+        return dataclasses.replace(
+            self, outputs=outputs, compiled=self.compiled and outputs == self.outputs
+        )
 
 
 def read_interface(model: Any, where: str) -> Interface:
@@ -178,7 +190,6 @@ def _are_names(texts: list[bytes | None]) -> bool:
     )
 
 
-_PASSED_ON = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE")
 _PROBABILITIES = ("SOFTMAX", "LOGISTIC")
 _LARGEST_FILE = 16 << 20
 
@@ -262,23 +273,10 @@ def classes_of(
     output = outputs[number]
     if not _is_row(output) or output.size != len(labels):
         return None
-    maker = _maker(model, model.subgraphs[0].outputs[number])
-    return Classes(tuple(labels), number, maker not in _PROBABILITIES)
+    maker = maker_of(model, model.subgraphs[0].outputs[number])
+    logits = maker is None or flatbuffer.op_name(model, maker) not in _PROBABILITIES
+    return Classes(tuple(labels), number, logits)
 
 
 def _is_row(output: Tensor) -> bool:
     return output.is_real and bool(output.shape) and output.shape[-1] == output.size
-
-
-def _maker(model: Any, index: int) -> str:
-    """Return the operator that computes a tensor, behind those that only pass numbers on."""
-    operators = model.subgraphs[0].operators
-    makers = {i: op for op in operators for i in op.outputs}
-    for _ in operators:
-        if index not in makers:
-            break
-        name = flatbuffer.op_name(model, makers[index])
-        if name not in _PASSED_ON:
-            return name
-        index = makers[index].inputs[0]
-    return ""

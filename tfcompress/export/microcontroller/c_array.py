@@ -99,9 +99,10 @@ def examine(data: bytes, name: str, where: str) -> CArray:
 
 
 def _port(tensor: TensorInfo, name: str, where: str) -> Port:
-    dynamic = -1 in tensor.shape_signature or any(size < 1 for size in tensor.shape)
+    # TFLite Micro takes the sizes that are stored, whatever the signature leaves open.
+    dynamic = any(size < 1 for size in tensor.shape)
     if tensor.dtype not in TYPES or dynamic:
-        wrong = f"shape {list(tensor.shape_signature)}" if dynamic else f"type {tensor.dtype}"
+        wrong = f"shape {list(tensor.shape)}" if dynamic else f"type {tensor.dtype}"
         raise ValueError(
             f"'{name:.60}' of {where} has the {wrong}; expected fixed sizes and one of "
             f"{', '.join(TYPES)} for what goes in and out of TFLite Micro. Convert again with a "

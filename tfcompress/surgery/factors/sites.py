@@ -145,8 +145,6 @@ class MatrixSite(Site[int]):
 
 def common_reason(layer) -> str | None:
     """Why no method can take a layer apart, whatever it is; None if one may."""
-    if getattr(layer, "quantization_mode", None) is not None:
-        return "it is quantized by Keras"
     if getattr(layer, "lora_enabled", False):
         return "it has LoRA weights; merge them first"
     if getattr(layer, "groups", 1) > 1:
