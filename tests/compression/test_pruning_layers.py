@@ -241,3 +241,26 @@ def test_tensorflow_checkpoints_hold_all_states(techniques, tmp_path):
     path = tf.train.Checkpoint(model=trained).save(str(tmp_path / "checkpoint"))
     tf.train.Checkpoint(model=fresh).restore(path).assert_existing_objects_matched()
     assert_same(trained, fresh)
+
+
+STATEFUL = {
+    "lstm": lambda **k: layers.LSTM(4, **k),
+    "gru": lambda **k: layers.GRU(4, unroll=True, **k),
+    "both": lambda **k: layers.Bidirectional(layers.LSTM(3, **k)),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_states_go_from_batch_to_batch(name):
+    inputs = keras.Input((6, 4), batch_size=2)
+    model = keras.Model(inputs, STATEFUL[name](stateful=True)(inputs))
+    x = RANDOM.normal(size=(3, 2, 6, 4)).astype("float32")
+    small = tfc.compress(model, [tfc.Rule("*", [Prune(0.0)])])
+    wanted = [np.array(model(batch)) for batch in x]
+    assert np.abs(wanted[1] - model.layers[1](x[1])).max() > 1e-3  # which depends on the first
+    for _ in range(2):
+        got = [small(batch) for batch in x]
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+        for layer in small.layers:
+            if getattr(layer, "stateful", False):
+                layer.reset_states()

@@ -240,6 +240,25 @@ def test_an_untrained_qat_model_is_refused(float_cnn, tmp_path):
         tfc.convert(tfc.quantize_aware(float_cnn), tmp_path / "model.tflite", precision="int8")
 
 
+def test_names_that_are_no_scopes(tmp_path):
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+
+    def make(odd):
+        inputs = keras.Input((4,), name="my input: ü[0]")
+        hidden = layers.Dense(3, activation="relu", name="the layer" if odd else None)(inputs)
+        return keras.Model(inputs, layers.Dense(2)(hidden), name="a model" if odd else None)
+
+    # Only what is not compiled trains with layers of such names, of which inputs are none.
+    for odd, precision in ((False, "int8"), (True, "int8"), (True, "float32")):
+        model = tfc.quantize_aware(make(odd), delay=1)
+        model.compile("sgd", "mse", jit_compile=False, run_eagerly=odd)
+        model.fit(x, x[:, :2], batch_size=4, verbose=0, callbacks=[tfc.UpdateCompression()])
+        report = tfc.convert(model, tmp_path / "model.tflite", precision=precision)
+        assert not report.float_ops or precision == "float32"
+    path = tmp_path / "model.tflite"
+    np.testing.assert_allclose(run_tflite(path, x[:1]), tfc.finalize(model)(x[:1]), atol=0.1)
+
+
 def test_a_dynamic_size_is_refused(tmp_path):
     inputs = keras.Input((None, None, 3), name="image")
     model = keras.Model(inputs, layers.Conv2D(2, 3)(inputs))

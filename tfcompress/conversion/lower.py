@@ -16,7 +16,7 @@ from tfcompress.conversion.ranges import MARKED, MARKED_FLOAT
 from tfcompress.files import models
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
-from tfcompress.graph.nodes import Graph, Node, has_own_call
+from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
 from tfcompress.kinds import FOLDING
 from tfcompress.layers.batch_norm import FusedBatchNorm, scale_and_offset
 from tfcompress.layers.compressed import Compressed, baked_weight, target_variables
@@ -228,6 +228,10 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
             return copies[id(operation)](*args, **kwargs)
 
         exported = graph.rebuild(call, batch_size)
+    # Steps that are not compiled, and other backends, train layers of any name.
+    for operation in exported.operations:
+        operation.name = scope_name(operation.name)
+    exported.name = scope_name(exported.name).lstrip("_->") or "model"
     for source, twin in fill:
         if isinstance(source, Compressed):
             copy_weights([(source.layer, twin)])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -220,6 +221,11 @@ def _node_of(tensor):
     if history is None or history.operation is None:
         return None
     return history.operation._inbound_nodes[history.node_index]
+
+
+def scope_name(name: str) -> str:
+    """A name that TensorFlow takes for a scope, as each layer of a compiled step must have."""
+    return re.sub(r"[^A-Za-z0-9_.>-]", "_", name)
 
 
 def _make_names_unique(operations: list) -> None:

@@ -24,6 +24,7 @@ from tfcompress.layers.fake_quant import (
     constant,
     never_advanced,
     require_callback,
+    stateful_layers,
 )
 from tfcompress.techniques.regularize import Penalty
 from tfcompress.techniques.technique import Technique, first_step, is_due
@@ -211,6 +212,18 @@ class Compressed(keras.layers.Layer):
         for loss in losses:
             self.add_loss(loss)
         return outputs
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the layer keeps states from batch to batch, as a recurrent one may."""
+        return bool(stateful_layers(self.layer))
+
+    def reset_states(self) -> None:
+        """Sets the states of recurrent layers to zero."""
+        for part in stateful_layers(self.layer):
+            part.reset_states()
+
+    reset_state = reset_states  # Keras has both names
 
     def compute_output_spec(self, inputs, *args, **kwargs):
         return self.layer.compute_output_spec(inputs, *args, **kwargs)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import keras
-from keras import ops
+from keras import ops, tree
 
 from tfcompress.backend import as_tensor
 from tfcompress.techniques.quantize import (
@@ -208,7 +208,9 @@ class FakeQuant(keras.layers.Layer):
 
 def call_with(layer, values: dict[int, Any], *args, **kwargs):
     """Calls a layer with other values in some of its variables."""
-    mapping = [(v, values[id(v)] if id(v) in values else as_tensor(v)) for v in layer.variables]
+    states = [x for part in stateful_layers(layer) for x in tree.flatten(part.states)]
+    variables = [*layer.variables, *states]  # Keras counts no states among them
+    mapping = [(v, values[id(v)] if id(v) in values else as_tensor(v)) for v in variables]
     with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
         before = [scope.get_current_value(v) for v, _ in mapping]
         outputs = layer(*args, **kwargs)
@@ -217,6 +219,11 @@ def call_with(layer, values: dict[int, Any], *args, **kwargs):
         (v, new) for (v, _), old, new in zip(mapping, before, after, strict=True) if new is not old
     ]
     return outputs, updates, scope.losses
+
+
+def stateful_layers(layer) -> list[Any]:
+    """The recurrent layers, a layer or inside of it, that keep states from batch to batch."""
+    return [part for part in layer._flatten_layers() if getattr(part, "stateful", False)]
 
 
 def add_last_step(layer):

@@ -13,7 +13,7 @@ import keras
 from keras import layers, tree
 
 from tfcompress.graph.layers import FixedTraining, KeepMask, Parameter, RepeatBatch
-from tfcompress.graph.nodes import Graph, Node, has_own_call
+from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
 from tfcompress.kinds import FILLING, FOLDING, FUSING, INTEGER, KEEPING, ROUNDING, TRANSPARENT
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import Quantize
@@ -338,6 +338,7 @@ class _Placer:
 
     def _unique_name(self, name: str) -> str:
         """A layer that is called several times has a quantizer for each call."""
+        name = scope_name(name)  # inputs may have any name
         count = self.names[name] = self.names.get(name, 0) + 1
         return name if count == 1 else f"{name}_{count}"
 
