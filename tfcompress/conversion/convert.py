@@ -23,6 +23,7 @@ from tfcompress.conversion import (
     quantize,
     ranges,
 )
+from tfcompress.conversion.converters import Lowering
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
@@ -39,8 +40,7 @@ from tfcompress.files import models, writing
 from tfcompress.files import samples as samples_of
 from tfcompress.graph.inputs import require_model
 from tfcompress.graph.pixels import normalization_in_front
-from tfcompress.layers.compressed import is_compressed, require_advanced
-from tfcompress.quantization.opening import open_layers
+from tfcompress.layers.compressed import require_advanced
 from tfcompress.targets.check import check_parsed
 from tfcompress.targets.targets import Target
 from tfcompress.tflite import flatbuffer, signature
@@ -56,19 +56,17 @@ def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integ
 
     Returns (a `ModelT` without markers, ranges by tensor index, indices of tensors of float ops).
     """
-    # A compressed model was opened into what has integer kernels when it was wrapped.
-    prepared = open_layers(model) if integer and not is_compressed(model) else model
-    return _read_marked(*lower.to_float(prepared, batch_size, select_tf_ops, integer=integer))
+    return _marked(lower.to_float(model, batch_size, select_tf_ops, integer=integer))
 
 
-def _read_marked(converter, names):
+def _marked(lowering: Lowering):
     """What a converter writes: the named file without its markers, and what they said."""
-    parsed = flatbuffer.read(lower.run_converter(converter))
+    parsed = lowering.run()
     known, floats = ranges.take_markers(parsed)
     constants.fold(parsed, known, floats)
     forms.rewrite(parsed, known, floats)
     constants.part(parsed, known)
-    signature.name_inputs_and_outputs(parsed, *names)
+    lowering.name(parsed)
     return parsed, known, floats
 
 
@@ -127,27 +125,26 @@ class Job:
 
     def _by_converter(self, model) -> Any:
         """float32, float16 and dynamic_int8 are TFLiteConverter's own modes."""
-        converter, names = self.timed("lower", self._converter, model)
+        lowering = self.timed("lower", self._lowering, model, False)
+        converter = lowering.converter
         if self.precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if self.precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        data = self.timed("convert", lower.run_converter, converter)
-        parsed = flatbuffer.read(data)
-        signature.name_inputs_and_outputs(parsed, *names)
+        parsed = self.timed("convert", lowering.run)
+        lowering.name(parsed)
         return parsed
 
-    def _converter(self, model):
+    def _lowering(self, model, integer: bool) -> Lowering:
         if isinstance(model, models.SavedModel):
-            return lower.from_saved_model(model.path, self.batch_size, self.select_tf_ops)
-        return lower.to_float(model, self.batch_size, self.select_tf_ops, integer=False)
+            found = lower.from_saved_model(model, self.batch_size, self.select_tf_ops)
+        else:
+            found = lower.to_float(model, self.batch_size, self.select_tf_ops, integer=integer)
+        self.notes += [found.note] if found.note else []
+        return found
 
     def _float_file(self, model, integer: bool = True):
-        if isinstance(model, models.SavedModel):
-            return _read_marked(*self._converter(model))
-        return float_file(
-            model, batch_size=self.batch_size, select_tf_ops=self.select_tf_ops, integer=integer
-        )
+        return _marked(self._lowering(model, integer))
 
     def _integer(self, model, calibration, samples) -> Any:
         parsed, known, floats = self.timed("lower", self._float_file, model)
@@ -191,7 +188,8 @@ class Job:
         inputs = signature.inputs(parsed)
         data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
         batches = [batch for _, batch in filled(data, self.batch_size)]
-        found = quantize.calibrate(flatbuffer.write(parsed), batches, "serve")
+        key = flatbuffer.text(parsed.signatureDefs[0].signatureKey)
+        found = quantize.calibrate(flatbuffer.write(parsed), batches, key)
         seen = {}
         for index, tensor in enumerate(parsed.subgraphs[0].tensors):
             name = tensor.name.decode()

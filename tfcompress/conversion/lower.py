@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import layers, tree
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from tfcompress.conversion.converters import LARGE, Lowering, Names, allow, converter_of
 from tfcompress.conversion.ranges import MARKED, MARKED_FLOAT
 from tfcompress.files import models
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
+from tfcompress.graph.inputs import inputs_of
 from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
 from tfcompress.kinds import FOLDING
 from tfcompress.layers.batch_norm import FusedBatchNorm, scale_and_offset
-from tfcompress.layers.compressed import Compressed, baked_weight, target_variables
+from tfcompress.layers.compressed import (
+    Compressed,
+    baked_weight,
+    is_compressed,
+    target_variables,
+)
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.quantization.openers import Rsqrt
-from tfcompress.quantization.opening import OUTPUT_SUFFIX
+from tfcompress.quantization.opening import OUTPUT_SUFFIX, open_layers
 from tfcompress.quantization.placement import kind_of
 from tfcompress.tflite import run
-from tfcompress.tflite.signature import INPUT, OUTPUT
 
 
 class _SameShape(layers.Layer):
@@ -113,9 +119,6 @@ class Nearest(layers.Layer):
         return (shape[0], shape[1] * self.factors[0], shape[2] * self.factors[1], shape[3])
 
 
-Names = tuple[list[str], list[str]]  # of inputs and outputs
-
-
 def require_convertible(model: Any) -> None:
     """Raises a TypeError unless this is a Keras model or a SavedModel."""
     if not isinstance(model, keras.Model | models.SavedModel):
@@ -127,46 +130,43 @@ def require_convertible(model: Any) -> None:
 
 def to_float(
     model: keras.Model, batch_size: int, select_tf_ops: bool, *, integer: bool
-) -> tuple[tf.lite.TFLiteConverter, Names]:
-    """A TFLiteConverter set up for a model, and its names; `run_converter` gives the float file.
+) -> Lowering:
+    """A model on its way to a float file.
+
+    One that cannot be flattened, as its layers call functions of TensorFlow, goes as it is.
 
     Args:
         integer: whether integers will be made of the file: mark the ranges of activations, and
             take the forms that have integer kernels.
     """
-    flat = model if _is_flat(model) else flatten(model)
-    check_shapes(flat)
-    exported = _plain_copy(flat, batch_size, integer)
-    with run.quiet():
-        converter = converter_of(exported, batch_size)
-    _allow(converter, select_tf_ops)
-    return converter, io_names(flat)
-
-
-def _allow(converter: tf.lite.TFLiteConverter, select_tf_ops: bool) -> None:
-    if select_tf_ops:
-        ops = tf.lite.OpsSet
-        converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
-
-
-def run_converter(converter) -> bytes:
-    """Runs a converter with its chatter kept back; an error says what may be done."""
+    note = ""
     try:
-        with run.quiet():
-            return converter.convert()
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        custom = next((line for line in lines if "Ops:" in line), lines[0] if lines else "")
-        raise ValueError(
-            f"the TensorFlow Lite converter failed: {custom.strip()[:300]} If operations are "
-            "missing in LiteRT, rewrite the layer with others, or allow them with "
-            "select_tf_ops=True (the file then needs the Flex delegate, which most devices lack)."
-        ) from error
+        # A compressed model was opened into what has integer kernels when it was wrapped.
+        opened = open_layers(model) if integer and not is_compressed(model) else model
+        flat = opened if _is_flat(opened) else flatten(opened)
+    except ValueError as error:
+        (structure, call), names = _as_it_is(model), _own_names(model)
+        note = (
+            f"converted as it is, without the forms that have integer kernels: {error}"
+            if integer
+            else ""
+        )
+        _require_all_fixed(structure)
+        exported = model
+    else:
+        _require_all_fixed(flat._inputs_struct)
+        exported = _plain_copy(flat, batch_size, integer)
+        names, structure = io_names(flat), exported._inputs_struct
+        call = functools.partial(exported, training=False)
+    with run.quiet():
+        converter = _converter_of(exported, structure, call, batch_size)
+    allow(converter, select_tf_ops)
+    return Lowering(converter, names, model=exported, note=note)
 
 
-def check_shapes(model: keras.Model) -> None:
+def _require_all_fixed(structure: Any) -> None:
     """Raises if an input has a dynamic dimension other than the batch."""
-    for tensor in tree.flatten(model._inputs_struct):
+    for tensor in tree.flatten(structure):
         mend = "Rebuild the model with keras.Input of the size it will run at and load the weights "
         _require_fixed(tensor.name, tensor.shape, f"{mend}into it.")
 
@@ -197,6 +197,42 @@ def output_names(model: keras.Model) -> list[str]:
 def io_names(model: keras.Model) -> Names:
     """The names of a flat model's inputs and outputs."""
     return [t.name for t in tree.flatten(model._inputs_struct)], output_names(model)
+
+
+def interface(model: keras.Model) -> tuple[Names, Any, Callable]:
+    """The names that a model's file uses, the structure of its inputs, and a function of that."""
+    structure, call = _as_it_is(model)
+    try:
+        return io_names(model if _is_flat(model) else flatten(model)), structure, call
+    except ValueError:
+        return _own_names(model), structure, call
+
+
+def _as_it_is(model: keras.Model) -> tuple[Any, Callable]:
+    """The structure of a model's inputs, and the model as a function of that."""
+    source = getattr(model, "_functional", None) or model
+    structure, args, kwargs = inputs_of(source)
+    inputs = tree.flatten(structure)
+
+    def call(packed):
+        values = dict(zip(map(id, inputs), tree.flatten(packed), strict=True))
+        given = tree.map_structure(lambda x: values.get(id(x), x), (args, kwargs))
+        return source(*given[0], training=False, **given[1])
+
+    return structure, call
+
+
+def _own_names(model: keras.Model) -> Names:
+    """The names of the inputs and outputs of a model that cannot be flattened."""
+    source = getattr(model, "_functional", None) or model
+    structure, args, kwargs = inputs_of(source)
+    inputs = [tensor.name for tensor in tree.flatten(structure)]
+    if hasattr(source, "_outputs_struct"):
+        return inputs, output_names(source)
+    made = source.compute_output_spec(*args, **kwargs)
+    if isinstance(made, dict) and not any(tree.is_nested(part) for part in made.values()):
+        return inputs, sorted(map(str, made))
+    return inputs, [f"output_{i}" for i, _ in enumerate(tree.flatten(made))]
 
 
 def _is_flat(model) -> bool:
@@ -255,7 +291,8 @@ def _plain_layer(operation, integer: bool):
     twin = copy_operation(source.layer if isinstance(source, Compressed) else source)
     if not isinstance(twin, keras.Layer):
         return twin, None
-    twin.dtype_policy = "float32"
+    if source.compute_dtype is not None and "float" in source.compute_dtype:
+        twin.dtype_policy = "float32"  # indices stay what they are
     return twin, source
 
 
@@ -316,80 +353,76 @@ def _policy(name: str):
         keras.config.set_dtype_policy(old)
 
 
-# Bytes of weights from which memory counts for more than time. Frozen weights take some 25 times
-# their size on the way, those in a SavedModel 8 times; a small SavedModel takes 4 times as long.
-LARGE = 256 * 2**20
+@contextlib.contextmanager
+def _in_float32(model: keras.Model):
+    """LiteRT computes in float32 what Keras computes in half precision."""
+    layers = [x for x in model._flatten_layers() if x.compute_dtype in ("float16", "bfloat16")]
+    old = [layer._dtype_policy for layer in layers]
+    for layer in layers:
+        layer._dtype_policy = keras.DTypePolicy("float32")
+    try:
+        yield
+    finally:
+        for layer, policy in zip(layers, old, strict=True):
+            layer._dtype_policy = policy
 
 
-def converter_of(model: keras.Model, batch_size: int) -> tf.lite.TFLiteConverter:
-    """A TFLiteConverter for a plain, flat model."""
-    inputs = tree.flatten(model._inputs_struct)
+def _converter_of(
+    model: keras.Model, structure: Any, call: Callable, batch_size: int
+) -> tf.lite.TFLiteConverter:
     large = sum(4 * math.prod(v.shape) for v in model.variables) >= LARGE
+    inputs = tree.flatten(structure)
+    specs = [tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype) for t in inputs]
 
     def serve(*values):
-        packed = tree.pack_sequence_as(model._inputs_struct, list(values))
-        outputs = tree.flatten(model(packed, training=False))
-        return {f"{OUTPUT}{i:04}": y for i, y in enumerate(outputs)} if large else outputs
+        return call(tree.pack_sequence_as(structure, list(values)))
 
-    specs = [
-        tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype, f"{INPUT}{i:04}" if large else t.name)
-        for i, t in enumerate(inputs)
-    ]
-    function = tf.function(serve, input_signature=specs, autograph=False, jit_compile=False)
-    if not large:
-        return from_constants(function)
-    module = tf.Module()
-    module.weights = [variable.value for variable in model.variables]
-    return _by_saved_model(module, function)
+    with _in_float32(model):
+        return converter_of(serve, specs, large, holder=model)
 
 
-def from_constants(function):
-    # from_concrete_functions loses variables, so there must be none.
-    frozen = convert_variables_to_constants_v2(
-        function.get_concrete_function(), lower_control_flow=False
-    )
-    return tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+def load_signature(path, key: str | None = None, *, strict: bool = True) -> tuple[Any, str]:
+    """A SavedModel, and the name of its signature: the one asked for, or the usual one.
 
-
-def _by_saved_model(module: tf.Module, function) -> tf.lite.TFLiteConverter:
-    folder = tempfile.TemporaryDirectory(prefix="tfcompress_")
-    tf.saved_model.save(module, folder.name, signatures={"serve": function})
-    converter = tf.lite.TFLiteConverter.from_saved_model(folder.name, signature_keys=["serve"])
-    converter._tfcompress_folder = folder  # lives as long as the converter
-    return converter
-
-
-def load_signature(path) -> tuple[Any, Any]:
-    """A SavedModel, and the function of its first signature."""
+    Args:
+        strict: raise if it has not the one asked for, instead of taking the usual one.
+    """
     loaded = tf.saved_model.load(str(path))
-    key = next((k for k in ("serve", "serving_default") if k in loaded.signatures), None)
-    key = key or next(iter(loaded.signatures), None)
-    if key is None:
+    known = list(loaded.signatures)
+    if not known:
         raise ValueError(
             f"the SavedModel at '{path}' must have a signature; received one without. Save it with "
             "model.export(path) of Keras 3."
         )
-    return loaded, loaded.signatures[key]
+    if key is None or (key not in known and not strict):
+        usual = [k for k in ("serve", "serving_default") if k in known]
+        key = usual[0] if usual else known[0] if len(known) == 1 else None
+    if key not in known:
+        received = "none" if key is None else repr(key)
+        raise ValueError(
+            f"signature must be one of {', '.join(map(repr, known))}, which the SavedModel at "
+            f"'{path}' has; received {received}. Name one with signature= (--signature)."
+        )
+    return loaded, key
 
 
-def from_saved_model(
-    path, batch_size: int, select_tf_ops: bool
-) -> tuple[tf.lite.TFLiteConverter, Names]:
-    """A TFLiteConverter for a SavedModel's first signature at a fixed batch size, and its names."""
-    loaded, function = load_signature(path)
-    specs = []
+def from_saved_model(model: models.SavedModel, batch_size: int, select_tf_ops: bool) -> Lowering:
+    """A SavedModel's signature at a fixed batch size on its way to a float file."""
+    loaded, key = load_signature(model.path, model.signature)
+    function = loaded.signatures[key]
+    specs, names = [], []
     for name, spec in sorted(function.structured_input_signature[1].items()):
         shape = spec.shape.as_list() if spec.shape.rank is not None else [None, None]
         _require_fixed(name, shape, "Export the model with fixed sizes.")
-        specs.append(tf.TensorSpec([batch_size, *shape[1:]], spec.dtype, name=name))
-    names = [spec.name for spec in specs]
+        specs.append(tf.TensorSpec([batch_size, *shape[1:]], spec.dtype))
+        names.append(name)
 
-    @tf.function(input_signature=specs)
-    def serve(*inputs):
-        return function(**dict(zip(names, inputs, strict=True)))
+    def call(*values):
+        return function(**dict(zip(names, values, strict=True)))
 
-    module = tf.Module()
-    module.loaded, module.serve = loaded, serve
-    made = _by_saved_model(module, serve)
-    _allow(made, select_tf_ops)
-    return made, (names, sorted(function.structured_outputs))
+    converter = converter_of(call, specs, large=True, holder=loaded)
+    allow(converter, select_tf_ops)
+    others = [k for k in loaded.signatures if k not in (key, "serving_default")]
+    note = f"of the signatures, '{key}' was converted; left out: {', '.join(others)}"
+    outputs = sorted(function.structured_outputs)
+    return Lowering(converter, (names, outputs), key, note=note if others else "")

@@ -28,7 +28,6 @@ from tfcompress.conversion.differences import Difference, Tally
 from tfcompress.conversion.layer_errors import LayerError, layer_errors
 from tfcompress.files import models
 from tfcompress.files import samples as samples_of
-from tfcompress.graph.flatten import flatten
 from tfcompress.layers.compressed import Compressed, is_compressed, require_advanced
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.results import Result, plain_fields, print_line, print_table
@@ -100,7 +99,8 @@ def verify(
         raise ValueError(f"tolerance must be 0 LSB or more; received {tolerance!r}. Try 1.")
     where, content = flatbuffer.describe(path), flatbuffer.load(path)
     file = flatbuffer.read(content, name=where)
-    reference = Reference(model, trusted)
+    first_of = signature.first_signature(file)
+    reference = Reference(model, first_of and flatbuffer.text(first_of.signatureKey), trusted)
     runners = [Runner(file, content, where, reference=kind) for kind in (True, False)]
     match = _Match(reference, runners[0], where)
     kinds = [kind_of(file, entry) for entry in match.outputs]
@@ -237,6 +237,7 @@ class Reference:
 
     Args:
         model: a `keras.Model`, or the path of a .keras, .h5 or SavedModel.
+        key: the signature of a SavedModel, if it has it; else the usual one.
 
     Attributes:
         model: the `keras.Model`; None for a SavedModel.
@@ -245,34 +246,32 @@ class Reference:
         outputs: names.
     """
 
-    def __init__(self, model: Any, trusted: bool = False):
+    def __init__(self, model: Any, key: str | None = None, trusted: bool = False):
         if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
             model = models.load_model(model, trusted=trusted)
         lower.require_convertible(model)
         if isinstance(model, models.SavedModel):
             self.model = None
-            self._load(model.path)
+            self._load(model.path, model.signature or key)
         else:
             self.model = model
             require_advanced(model)
             self._trace(model)
 
     def _trace(self, model: keras.Model) -> None:
-        flat = flatten(model)
-        self.inputs: list[Any] = tree.flatten(flat._inputs_struct)
-        self.outputs = lower.output_names(flat)
-        struct = flat._inputs_struct
+        (_, self.outputs), struct, run = lower.interface(model)
+        self.inputs: list[Any] = tree.flatten(struct)
 
         @tf.function(jit_compile=False)
         def call(values):
-            packed = tree.pack_sequence_as(struct, values)
-            return tree.flatten(model(packed, training=False))
+            return tree.flatten(run(tree.pack_sequence_as(struct, values)))
 
         self._call = call
 
-    def _load(self, path) -> None:
+    def _load(self, path, key: str | None) -> None:
         # A signature does not keep its variables alive.
-        self._loaded, function = lower.load_signature(path)
+        self._loaded, key = lower.load_signature(path, key, strict=False)
+        function = self._loaded.signatures[key]
         specs = sorted(function.structured_input_signature[1].items())
         self.inputs = [
             signature.Input(name, (None, *spec.shape.as_list()[1:]), spec.dtype.name)

@@ -28,9 +28,11 @@ class SavedModel:
 
     Args:
         path: the folder that holds `saved_model.pb`.
+        signature: which of its functions is meant; None: the usual one.
     """
 
     path: Path
+    signature: str | None = None
 
 
 def load_model(path: PathLike, *, trusted: bool = False) -> keras.Model | SavedModel:

@@ -7,9 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfcompress.conversion import lower
+from tfcompress.conversion import converters
 from tfcompress.conversion.convert import Job
-from tfcompress.conversion.lower import from_constants
 from tfcompress.files import models
 from tfcompress.legacy import MOVE, require_graph
 from tfcompress.legacy.compression import finalize
@@ -39,17 +38,15 @@ def _trained(model, job: Job) -> Any:
         )
     plain = finalize(model)
     converter = job.timed(
-        "lower", lambda: from_constants(_serve(plain, job.batch_size, named=False))
+        "lower", lambda: converters.from_constants(_serve(plain, job.batch_size, named=False))
     )
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     kind = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}[job.io_dtype]
     converter.inference_input_type = converter.inference_output_type = kind
-    if job.select_tf_ops:
-        ops = tf.lite.OpsSet
-        converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
+    converters.allow(converter, job.select_tf_ops)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # the model has them
-        data = job.timed("convert", lower.run_converter, converter)
+        data = job.timed("convert", converters.run_converter, converter)
     parsed = flatbuffer.read(data)
     inner = {layer.name: getattr(layer, "layer", layer).name for layer in model.layers}
     outputs = [inner[name] for name in model.output_names]

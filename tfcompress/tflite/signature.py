@@ -67,13 +67,15 @@ def in_order(model) -> None:
     model.signatureDefs = []
 
 
-def name_inputs_and_outputs(model, inputs: list[str], outputs: list[str]) -> None:
-    """Gives a file the signature "serve" and its tensors the names of the Keras model's."""
+def name_inputs_and_outputs(
+    model, inputs: list[str], outputs: list[str], key: str = "serve"
+) -> None:
+    """Gives a file a signature if it has none, and its tensors the names of the Keras model's."""
     in_order(model)
     graph = model.subgraphs[0]
     if not model.signatureDefs:
         maps = (_tensor_maps(inputs, graph.inputs), _tensor_maps(outputs, graph.outputs))
-        model.signatureDefs = [schema.SignatureDefT(*maps, b"serve", 0)]
+        model.signatureDefs = [schema.SignatureDefT(*maps, key.encode(), 0)]
     signature = model.signatureDefs[0]
     for entry in (*signature.outputs, *signature.inputs):
         graph.tensors[entry.tensorIndex].name = entry.name

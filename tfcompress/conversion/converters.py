@@ -1,0 +1,236 @@
+"""What TensorFlow's converter is given, and what it says if it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+from tensorflow.python.framework import auto_control_deps_utils
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from tfcompress.graph.nodes import Graph
+from tfcompress.tflite import flatbuffer, run, signature
+from tfcompress.tflite.signature import INPUT, OUTPUT
+
+Names = tuple[list[str], list[str]]  # of inputs and outputs
+
+# Bytes of weights from which memory counts for more than time. Frozen weights take some 25 times
+# their size on the way, those in a SavedModel 8 times; a small SavedModel takes 4 times as long.
+LARGE = 256 * 2**20
+
+
+@dataclasses.dataclass
+class Lowering:
+    """A model on its way to a float file.
+
+    Attributes:
+        converter: set up for the model.
+        names: of inputs and outputs, in the order of the file.
+        key: name of the file's signature.
+        model: the Keras model whose layers an error names; None if there is none.
+        note: what is to be told of the way that was taken; else empty.
+    """
+
+    converter: tf.lite.TFLiteConverter
+    names: Names
+    key: str = "serve"
+    model: keras.Model | None = None
+    note: str = ""
+
+    def run(self) -> Any:
+        """The file as a `ModelT`, with names of the converter's own."""
+        return flatbuffer.read(run_converter(self.converter, self.model))
+
+    def name(self, parsed: Any) -> None:
+        """Gives the file its signature, and its inputs and outputs their names."""
+        signature.name_inputs_and_outputs(parsed, *self.names, key=self.key)
+
+
+def allow(converter: tf.lite.TFLiteConverter, select_tf_ops: bool) -> None:
+    """Lets a converter take operations of TensorFlow that LiteRT lacks, if so asked."""
+    if select_tf_ops:
+        ops = tf.lite.OpsSet
+        converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
+
+
+def converter_of(call: Callable, specs: Sequence[tf.TensorSpec], large: bool, holder: Any = None):
+    """A TFLiteConverter for a function of tensors in inference.
+
+    What it only reads becomes constants; what it assigns, if outputs depend on it, stays a variable
+    of the file, which keeps its value from one run to the next.
+
+    Args:
+        call: takes tensors as `specs` tells them, returns a structure of outputs.
+        holder: what holds the look-up tables of the function.
+    """
+
+    def serve(*values):
+        with _Assignments() as assignments:
+            outputs = tree.flatten(call(*values))
+        assignments.keep_what_is_read(outputs)
+        return {f"{OUTPUT}{i:04}": y for i, y in enumerate(outputs)}
+
+    # Names that tell the order, which a SavedModel does not keep.
+    named = [tf.TensorSpec(s.shape, s.dtype, f"{INPUT}{i:04}") for i, s in enumerate(specs)]
+    function = tf.function(serve, input_signature=named, autograph=False, jit_compile=False)
+    graph = function.get_concrete_function().graph
+    if not large and _only_reads_variables(graph):
+        return from_constants(function)
+    module = tf.Module()
+    module.variables_of_it, module.holder = list(graph.variables), holder
+    return by_saved_model(module, {"serve": function})
+
+
+class _Assignments(keras.StatelessScope):
+    """Keeps what Keras variables are assigned from becoming a part of the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.variables: dict[int, keras.Variable] = {}
+
+    def add_update(self, update):
+        super().add_update(update)
+        self.variables[id(update[0])] = update[0]
+
+    def keep_what_is_read(self, outputs: list) -> None:
+        """Assigns the variables that outputs depend on, now or by the next run's state.
+
+        Seeds of dropout, statistics of training and the like fall away.
+        """
+        pending = {key: (v, self.state_mapping[key]) for key, v in self.variables.items()}
+        needed = list(outputs)
+        while needed:
+            read = _captured(needed)
+            live = [key for key, (v, _) in pending.items() if id(v.value.handle) in read]
+            needed = [pending[key][1] for key in live]
+            for key in live:
+                variable, value = pending.pop(key)
+                variable.value.assign(value)
+
+
+def _captured(tensors: Iterable[Any]) -> set[int]:
+    """The identities of what tensors of a function depend on outside of it."""
+    seen: set[Any] = set()
+    stack = [t.op for t in tensors if tf.is_symbolic_tensor(t)]
+    while stack:
+        op = stack.pop()
+        if op.name not in seen:
+            seen.add(op.name)
+            stack.extend(t.op for t in op.inputs)
+    captures = tf.compat.v1.get_default_graph().captures
+    return {id(outside) for outside, inside in captures if inside.op.name in seen}
+
+
+def _only_reads_variables(graph) -> bool:
+    """Whether a function has no state but variables that it never writes."""
+    read_only = auto_control_deps_utils.get_read_only_resource_input_indices_graph(graph)
+    resources = [i for i, tensor in enumerate(graph.inputs) if tensor.dtype == tf.resource]
+    return set(resources) <= set(read_only)
+
+
+def from_constants(function):
+    # from_concrete_functions loses variables, so there must be none.
+    frozen = convert_variables_to_constants_v2(
+        function.get_concrete_function(), lower_control_flow=False
+    )
+    return tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+
+
+def by_saved_model(module: tf.Module, signatures: dict[str, Any]) -> tf.lite.TFLiteConverter:
+    """A TFLiteConverter for functions of a module that hold variables or tables."""
+    folder = tempfile.TemporaryDirectory(prefix="tfcompress_")
+    tf.saved_model.save(module, folder.name, signatures=signatures)
+    converter = tf.lite.TFLiteConverter.from_saved_model(
+        folder.name, signature_keys=list(signatures)
+    )
+    converter._tfcompress_folder = folder  # lives as long as the converter
+    return converter
+
+
+def run_converter(converter, model: keras.Model | None = None) -> bytes:
+    """Runs a converter with its chatter kept back; an error names layers and what may be done."""
+    try:
+        with run.quiet():
+            return converter.convert()
+    except Exception as error:
+        raise ValueError(_explain(error, model)) from error
+
+
+def _explain(error: Exception, model: keras.Model | None) -> str:
+    refused = _refused(error)
+    if not refused:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return (
+            f"the TensorFlow Lite converter failed: {lines[0][:300] if lines else ''}. Expected "
+            "layers that LiteRT has operations for: convert parts of the model alone to find the "
+            "layer, and rewrite it."
+        )
+    of_type = {} if model is None else _layers_by_type(model, set(refused))
+    named = []
+    for kind, places in refused.items():
+        layers = _layers_at(model, places) or of_type.get(kind, [])
+        where = ", ".join(f"'{name}'" for name in dict.fromkeys(layers)) or places[0]
+        named.append(f"{kind} in {where}" if where else kind)
+    return (
+        f"the TensorFlow Lite converter failed: LiteRT has no operator for {'; '.join(named)}"[:600]
+        + ". Compute these outside of the model, rewrite them with other operations, or allow them "
+        "with select_tf_ops=True (the file then needs the Flex delegate, which most devices lack)."
+    )
+
+
+_MISSING = re.compile(r"^\s*tf\.(\w+)\(", re.MULTILINE)
+
+
+def _refused(error: Exception) -> dict[str, list[str]]:
+    """The types of operations that LiteRT lacks, and the names that TensorFlow gave them."""
+    found: dict[str, list[str]] = {kind: [] for kind in _MISSING.findall(str(error))}
+    for entry in getattr(error, "errors", ()):
+        kind = entry.operator.name.removeprefix("tf.")
+        if kind and "failed" not in entry.error_message.split(":", 1)[0]:
+            names = [call.name for call in entry.location.call if call.name]
+            found.setdefault(kind, []).extend(names[:1])
+    return found
+
+
+def _layers_at(model: keras.Model | None, places: list[str]) -> list[str]:
+    """The layers in whose scopes operations lie, the innermost that the model knows."""
+    known = set() if model is None else {layer.name for layer in model._flatten_layers()}
+    known -= {getattr(model, "name", "")}
+    found = []
+    for place in places:
+        scopes = place.split("@")[0].split("/")[:-1]
+        names = [n for scope in scopes for n in (scope, re.sub(r"_\d+$", "", scope))]
+        found += [name for name in names if name in known][-1:]
+    return found
+
+
+def _layers_by_type(model: keras.Model, kinds: set[str]) -> dict[str, list[str]]:
+    """The operations of a flat model that make operations of TensorFlow of some types."""
+    found: dict[str, list[str]] = {}
+    if not hasattr(model, "_inputs_struct"):
+        return found
+    for node in Graph.of(model).nodes:
+        if node.is_input:
+            continue
+        for kind in kinds & _types_in(node):
+            found.setdefault(kind, []).append(node.name)
+    return found
+
+
+def _types_in(node) -> set[str]:
+    def call(*values):
+        given = {id(t): v for t, v in zip(node.inputs, values, strict=True)}
+        args, kwargs = tree.map_structure(lambda x: given.get(id(x), x), (node.args, node.kwargs))
+        return node.operation(*args, **kwargs)
+
+    specs = [tf.TensorSpec(t.shape, t.dtype) for t in node.inputs]
+    function = tf.function(call, input_signature=specs, autograph=False)
+    definition = function.get_concrete_function().graph.as_graph_def()
+    functions = [f.node_def for f in definition.library.function]
+    return {entry.op for nodes in (definition.node, *functions) for entry in nodes}
