@@ -212,7 +212,7 @@ def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
     producer = {index: op for op in graph.operators for index in op.outputs}
     kept = []
     for op in graph.operators:
-        source, target = op.inputs[0] if op.inputs else -1, op.outputs[0]
+        source, target = (indices[0] if indices else -1 for indices in (op.inputs, op.outputs))
         clips = op_name(model, op) in ("RELU", "RELU6") and source not in ranges
         alone = readers.get(source) == 1 and source in producer and source not in graph.outputs
         if clips and alone and target in ranges and ranges[target].minimum >= 0:

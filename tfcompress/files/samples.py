@@ -15,7 +15,8 @@ _FORMS = (
 )
 
 # What a model takes -> kinds of NumPy dtypes that can be turned into it.
-_KINDS = {"float": "fiub", "bfloat": "fiub", "int": "iub", "uint": "iub", "bool": "iub"}
+_KINDS = {"float": "fiub", "bfloat": "fiub", "string": "SUO"}
+_KINDS |= dict.fromkeys(("int", "uint", "bool"), "iub")
 
 
 class Input(Protocol):
@@ -245,10 +246,16 @@ def _check_kind(where: str, array: np.ndarray, wanted: str) -> None:
     raise ValueError(f"{where}: received dtype {array.dtype}; expected {wanted}: {mend}.")
 
 
+def _as_bytes(text: Any) -> bytes:
+    return text if isinstance(text, bytes) else str(text).encode()
+
+
 def _cast(wanted: Input, row: np.ndarray, number: int) -> np.ndarray:
     """Return one sample as the model takes it; its values must survive that."""
     where = f"data for input '{wanted.name}', sample {number}"
     row = np.ascontiguousarray(row)
+    if wanted.dtype == "string":
+        return np.vectorize(_as_bytes, [object])(row)
     if wanted.dtype.startswith(("float", "bfloat")):
         with np.errstate(over="ignore", invalid="ignore"):
             values = row.astype(np.float32)

@@ -36,7 +36,7 @@ class Port:
     def quantize(self, values: np.ndarray) -> np.ndarray:
         """Real values as the codes that the file takes, rounded as fake-quantization rounds."""
         if self.scale is None:
-            return values.astype(self.dtype)
+            return values if self.dtype == "string" else values.astype(self.dtype)
         limits = np.iinfo(self.dtype)
         codes = np.floor(values.astype(np.float32) / np.float32(self.scale) + np.float32(0.5))
         return np.clip(codes + self.zero_point, limits.min, limits.max).astype(self.dtype)
