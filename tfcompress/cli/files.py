@@ -81,6 +81,10 @@ def convert(
             "output's name says.",
         ),
     ] = None,
+    signature: Annotated[
+        str | None,
+        Option(help="Which signature of a SavedModel; by default serve, or the only one."),
+    ] = None,
     strict: Annotated[bool, Option("--strict", help="Fail if any operation stays float.")] = False,
     select_tf_ops: Annotated[
         bool, Option("--select-tf-ops", help="Allow TensorFlow operations (Flex delegate).")
@@ -133,6 +137,7 @@ def convert(
         strict=strict,
         select_tf_ops=select_tf_ops,
         samples=reading.samples,
+        signature=signature,
         progress=progress,
     )
 

@@ -25,11 +25,11 @@ FORMATS = ("tflite", "onnx", "openvino")
 SCALINGS = ("none", "0_1", "-1_1")
 
 
-def choice(choices: Sequence[str], help: str) -> Any:
-    """An option that takes one of a few values."""
+def choice(choices: Sequence[str], help: str, parts: int = 1) -> Any:
+    """An option that takes one of a few values, or so many of them with commas between."""
 
     def check(param: typer.CallbackParam, value: str | None) -> str | None:
-        if value is None or value in choices:
+        if value is None or all(v in choices for v in value.split(",", parts - 1)):
             return value
         mend = did_you_mean(value, choices, "Choose one of them.")
         raise ValueError(
@@ -81,7 +81,9 @@ IoDtype = Annotated[
     str | None,
     choice(
         IO_DTYPES,
-        "Type of inputs and outputs of the file; by default what the target prefers, or float32.",
+        "Type of inputs and outputs of the file, or one for each as in uint8,float32; by default "
+        "what the target prefers, or float32.",
+        parts=2,
     ),
 ]
 ForTarget = Annotated[

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -43,10 +43,11 @@ from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.layers.compressed import require_advanced
 from tfcompress.targets.check import check_parsed
 from tfcompress.targets.targets import Target
-from tfcompress.tflite import flatbuffer, signature
+from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect_parsed
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, described, load_metadata
 from tfcompress.tflite.pixels import normalization_of
+from tfcompress.tflite.signature import inputs as inputs_of
 
 STATIC = ("int8", "int16x8", "int4")
 
@@ -185,7 +186,7 @@ class Job:
             )
 
     def _calibrate(self, parsed, calibration, samples) -> dict[int, ranges.Range]:
-        inputs = signature.inputs(parsed)
+        inputs = inputs_of(parsed)
         data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
         batches = [batch for _, batch in filled(data, self.batch_size)]
         key = flatbuffer.text(parsed.signatureDefs[0].signatureKey)
@@ -254,6 +255,16 @@ class Job:
         )
 
 
+def with_signature(model: Any, name: str) -> models.SavedModel:
+    """A SavedModel of which one signature is meant."""
+    if not isinstance(model, models.SavedModel):
+        raise ValueError(
+            f"signature='{name}' is for the folder of a SavedModel; received a "
+            f"{type(model).__name__}, which has one. Leave it out."
+        )
+    return dataclasses.replace(model, signature=name)
+
+
 def filled(
     samples: Iterator[dict[str, np.ndarray]], size: int
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -274,7 +285,7 @@ def convert(
     path,
     *,
     precision: str | None = None,
-    io_dtype: str | None = None,
+    io_dtype: str | Sequence[str] | None = None,
     calibration: Any = None,
     batch_size: int | None = None,
     dense: str | None = None,
@@ -285,6 +296,7 @@ def convert(
     select_tf_ops: bool = False,
     samples: int | None = 500,
     trusted: bool = False,
+    signature: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Writes a Keras model as a .tflite file, or on from there as ONNX or OpenVINO IR.
@@ -297,7 +309,8 @@ def convert(
             quantized at run time); "int8"; "int16x8" (int16 activations); "int4" (4-bit weights of
             Conv2D and Dense, with int8 activations if their ranges are known, float otherwise).
             None: what the target prefers, or "int8".
-        io_dtype: type of inputs and outputs: "float32", "int8", "uint8", or "int16" with int16x8.
+        io_dtype: type of inputs and outputs: "float32", "int8", "uint8", or "int16" with int16x8;
+            or that of the inputs and that of the outputs, as ("uint8", "float32").
             None: what the target prefers, or "float32".
         calibration: samples of the inputs, for int8, int16x8 or int4 of a model not trained with
             `quantize_aware`: a NumPy array, dict, generator or `tf.data.Dataset` of float values
@@ -319,6 +332,8 @@ def convert(
         samples: how many calibration samples to use, the first ones; None uses all.
         trusted: take a SavedModel although it has operators that read or write files or run code
             when it is loaded or run. Whoever made it can then do what you can.
+        signature: which signature of a SavedModel; the file keeps its name. None: "serve",
+            "serving_default", or the only one.
         progress: called as `progress(stage, done, total)`.
 
     Returns:
@@ -338,6 +353,8 @@ def convert(
     job = Job(settings, strict, select_tf_ops, progress)
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", models.load_model, model, trusted=trusted)
+    if signature is not None:
+        model = with_signature(model, signature)
     file = job.run(model, calibration, samples)
     data = job.finish(file, _with_pixels(model, file, known))
     report = job.report(path, file, data)

@@ -177,11 +177,15 @@ def _explain(error: Exception, model: keras.Model | None) -> str:
         layers = _layers_at(model, places) or of_type.get(kind, [])
         where = ", ".join(f"'{name}'" for name in dict.fromkeys(layers)) or places[0]
         named.append(f"{kind} in {where}" if where else kind)
-    return (
-        f"the TensorFlow Lite converter failed: LiteRT has no operator for {'; '.join(named)}"[:600]
-        + ". Compute these outside of the model, rewrite them with other operations, or allow them "
-        "with select_tf_ops=True (the file then needs the Flex delegate, which most devices lack)."
-    )
+    mend = ". Compute these outside of the model, or rewrite them with other operations"
+    # What Flex lacks, too, is told as a custom operation.
+    if "Select ops:" in str(error) and "Custom ops:" not in str(error):
+        mend += (
+            "; or allow them with select_tf_ops=True (the file then needs the Flex delegate, which "
+            "most devices lack)"
+        )
+    told = f"the TensorFlow Lite converter failed: LiteRT has no operator for {'; '.join(named)}"
+    return f"{told[:600]}{mend}."
 
 
 _MISSING = re.compile(r"^\s*tf\.(\w+)\(", re.MULTILINE)

@@ -15,6 +15,7 @@ from keras import layers, tree
 from tfcompress.conversion.converters import LARGE, Lowering, Names, allow, converter_of
 from tfcompress.conversion.ranges import MARKED, MARKED_FLOAT
 from tfcompress.files import models
+from tfcompress.files.models import reason_of
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import inputs_of
@@ -119,6 +120,23 @@ class Nearest(layers.Layer):
         return (shape[0], shape[1] * self.factors[0], shape[2] * self.factors[1], shape[3])
 
 
+class Comparison:
+    """A table from integers to integers by comparing with each, as LiteRT knows those of texts.
+
+    Args:
+        table: of TensorFlow.
+    """
+
+    def __init__(self, table):
+        self.keys, self.values = (x.numpy() for x in table.export())
+        self.default = table.default_value.numpy()
+
+    def lookup(self, x):
+        equal = tf.equal(x[..., None], self.keys)
+        found = tf.reduce_sum(tf.where(equal, self.values, tf.zeros_like(self.values)), axis=-1)
+        return tf.where(tf.reduce_any(equal, axis=-1), found, self.default)
+
+
 def require_convertible(model: Any) -> None:
     """Raises a TypeError unless this is a Keras model or a SavedModel."""
     if not isinstance(model, keras.Model | models.SavedModel):
@@ -139,25 +157,21 @@ def to_float(
         integer: whether integers will be made of the file: mark the ranges of activations, and
             take the forms that have integer kernels.
     """
-    note = ""
+    structure, call = _as_it_is(model)
+    _require_all_fixed(structure)
+    note, exported = "", model
     try:
         # A compressed model was opened into what has integer kernels when it was wrapped.
         opened = open_layers(model) if integer and not is_compressed(model) else model
         flat = opened if _is_flat(opened) else flatten(opened)
-    except ValueError as error:
-        (structure, call), names = _as_it_is(model), _own_names(model)
-        note = (
-            f"converted as it is, without the forms that have integer kernels: {error}"
-            if integer
-            else ""
-        )
-        _require_all_fixed(structure)
-        exported = model
-    else:
-        _require_all_fixed(flat._inputs_struct)
-        exported = _plain_copy(flat, batch_size, integer)
-        names, structure = io_names(flat), exported._inputs_struct
-        call = functools.partial(exported, training=False)
+        names, exported = io_names(flat), _plain_copy(flat, batch_size, integer)
+        structure, call = exported._inputs_struct, functools.partial(exported, training=False)
+    except (TypeError, ValueError) as error:
+        if is_compressed(model):
+            raise
+        names = _own_names(model)
+        if integer:
+            note = f"its layers were not opened into what has integer kernels: {reason_of(error)}"
     with run.quiet():
         converter = _converter_of(exported, structure, call, batch_size)
     allow(converter, select_tf_ops)
@@ -291,8 +305,11 @@ def _plain_layer(operation, integer: bool):
     twin = copy_operation(source.layer if isinstance(source, Compressed) else source)
     if not isinstance(twin, keras.Layer):
         return twin, None
-    if source.compute_dtype is not None and "float" in source.compute_dtype:
-        twin.dtype_policy = "float32"  # indices stay what they are
+    for layer in twin._flatten_layers():
+        if "float" in (layer.compute_dtype or ""):
+            layer.dtype_policy = "float32"  # indices stay what they are
+    if isinstance(twin, layers.IntegerLookup):
+        twin.lookup_table = Comparison(source.lookup_table)
     return twin, source
 
 
@@ -397,7 +414,7 @@ def load_signature(path, key: str | None = None, *, strict: bool = True) -> tupl
     if key is None or (key not in known and not strict):
         usual = [k for k in ("serve", "serving_default") if k in known]
         key = usual[0] if usual else known[0] if len(known) == 1 else None
-    if key not in known:
+    if key is None or key not in known:
         received = "none" if key is None else repr(key)
         raise ValueError(
             f"signature must be one of {', '.join(map(repr, known))}, which the SavedModel at "

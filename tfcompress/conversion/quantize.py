@@ -28,6 +28,7 @@ from tfcompress.conversion.ranges import (
     require_ranges,
     type_unread_outputs,
 )
+from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer, signature
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.run import quiet
@@ -60,15 +61,15 @@ def static(
 
     Args:
         model: its `ModelT`, which is changed.
-        io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs.
+        io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs, or both
+            with a comma between.
 
     Returns the `ModelT` of the integer file.
     """
     graph = model.subgraphs[0]
     ranges = dict(ranges)
     part_outputs(model, ranges)
-    if io_dtype != "float32":
-        require_ranges(model, ranges, io_dtype)
+    require_ranges(model, ranges, io_dtype)
     tags: set[str] = set()
     tag_of: dict[int, str] = {}
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
@@ -266,11 +267,11 @@ def static_recipe(tags: set[str], io_dtype: str) -> list[dict[str, Any]]:
         activations, rest = tag[1:].split("w")
         config = op_config(int(activations), int(rest[:-1]), rest[-1])
         recipe.append(entry(f"^{tag}_", config))
-    if io_dtype == "float32":
-        return recipe + [untouched(name) for name in ("INPUT", "OUTPUT")]
-    bits = 16 if io_dtype == "int16" else 8
-    config = op_config(bits, 8, "c", unsigned=io_dtype == "uint8")
-    return recipe + [entry(".*", config, name) for name in ("INPUT", "OUTPUT")]
+    for name, dtype in zip(("INPUT", "OUTPUT"), io_pair(io_dtype), strict=True):
+        bits = 16 if dtype == "int16" else 8
+        config = op_config(bits, 8, "c", unsigned=dtype == "uint8")
+        recipe.append(untouched(name) if dtype == "float32" else entry(".*", config, name))
+    return recipe
 
 
 def entry(regex: str, config: dict[str, Any], operation: str = "*") -> dict[str, Any]:

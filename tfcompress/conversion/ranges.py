@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code, op_name
 
@@ -306,15 +307,17 @@ def part_outputs(model, ranges: dict[int, Range]) -> None:
 
 
 def require_ranges(model, ranges: dict[int, Range], io_dtype: str) -> None:
-    """Raises if an input or output cannot be of an integer type."""
+    """Raises if an input or output cannot be of the integer type asked for."""
     graph = model.subgraphs[0]
-    for kind, indices in (("input", graph.inputs), ("output", graph.outputs)):
+    sides = (("input", graph.inputs), ("output", graph.outputs))
+    for (kind, indices), dtype in zip(sides, io_pair(io_dtype), strict=True):
         for index in indices:
-            if graph.tensors[index].type == 0 and index not in ranges:
+            asked = dtype != "float32" and graph.tensors[index].type == 0
+            if asked and index not in ranges:
                 name = bytes(graph.tensors[index].name).decode()
                 raise ValueError(
                     f"{kind} '{name}' belongs to a layer that stays float, so that its range is "
-                    f"not known; received io_dtype='{io_dtype}'. Pass io_dtype='float32', or "
+                    f"not known; received io_dtype='{dtype}' for it. Pass 'float32' there, or "
                     "quantize that layer too."
                 )
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tfcompress.conversion import ranges
 from tfcompress.results import Result
+from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ class Report(Result):
     check: Check | None = None
 
     def _print(self, console: Console) -> None:
-        table = Table(title=escape(f"{self.path}: {self.precision}, {self.io_dtype} in and out"))
+        taken, given = io_pair(self.io_dtype)
+        types = f"{taken} in and out" if taken == given else f"{taken} in, {given} out"
+        table = Table(title=escape(f"{self.path}: {self.precision}, {types}"))
         table.add_column("what")
         table.add_column("value")
         size = "size" if self.exchanged is None else "size as .tflite"

@@ -13,7 +13,7 @@ from tfcompress.conversion.exchange import check_exchange
 from tfcompress.errors import check, expected_one_of
 from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.fake_quant import FakeQuant
-from tfcompress.targets.targets import IO_DTYPES, Target, load_target
+from tfcompress.targets.targets import IO_DTYPES, Target, io_pair, load_target
 from tfcompress.techniques import Quantize
 
 PRECISIONS = tuple(IO_DTYPES)
@@ -24,7 +24,7 @@ GRANULARITIES = ("per_channel", "per_tensor")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to convert; see `convert`."""
+    """How to convert; see `convert`. `io_dtype` is one name, or two with a comma between."""
 
     precision: str
     io_dtype: str
@@ -36,7 +36,8 @@ class Settings:
         precision, batch = self.precision, self.batch_size
         _check_choice("precision", precision, PRECISIONS)
         with_it = f" with precision '{precision}'"
-        _check_choice("io_dtype", self.io_dtype, IO_DTYPES[precision], with_it)
+        for dtype in io_pair(self.io_dtype):
+            _check_choice("io_dtype", dtype, IO_DTYPES[precision], with_it)
         whole = isinstance(batch, int) and not isinstance(batch, bool)
         check(whole and batch >= 1, "batch_size", "an integer of 1 or more", batch)
         _check_choice("dense", self.dense, GRANULARITIES)
@@ -48,27 +49,30 @@ def _check_choice(name: str, received: Any, known: Sequence[str], why: str = "")
 
 def settle(
     precision: str | None = None,
-    io_dtype: str | None = None,
+    io_dtype: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     dense: str | None = None,
     target: str | os.PathLike[str] | Target | None = None,
 ) -> Settings:
     """Fill in what was not said from the target, or as usual, and check the whole."""
     found, usual = None, ("int8", "float32", 1, "per_channel")
+    pair = None if io_dtype is None else io_pair(io_dtype)
+    edges = None if pair is None else ",".join(dict.fromkeys(pair))
     if target is not None:
         found = target if isinstance(target, Target) else load_target(target)
         _agree(found, "precision", precision, found.precisions)
-        _agree(found, "io_dtype", io_dtype, found.io_dtypes)
+        for dtype in pair or ():
+            _agree(found, "io_dtype", dtype, found.io_dtypes)
         if found.shapes.batch_required:
             _agree(found, "batch_size", batch_size, [found.shapes.batch])
         granularity = (found.weights.granularity.dense or "").replace("-", "_")
         if granularity:
             _agree(found, "dense", dense, [granularity])
         chosen = found.precision if precision is None else precision
-        fitting = _io_dtype(found, chosen) if io_dtype is None else io_dtype
+        fitting = edges or _io_dtype(found, chosen)
         usual = (chosen, fitting, found.shapes.batch or 1, granularity or "per_channel")
     names = ("precision", "io_dtype", "batch_size", "dense")
-    said = zip(names, (precision, io_dtype, batch_size, dense), usual, strict=True)
+    said = zip(names, (precision, edges, batch_size, dense), usual, strict=True)
     settled: dict[str, Any] = {
         name: otherwise if value is None else value for name, value, otherwise in said
     }

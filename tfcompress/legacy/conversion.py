@@ -13,6 +13,7 @@ from tfcompress.files import models
 from tfcompress.legacy import MOVE, require_graph
 from tfcompress.legacy.compression import finalize
 from tfcompress.legacy.rebuild import wrappers_of
+from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer, signature
 
 
@@ -41,8 +42,8 @@ def _trained(model, job: Job) -> Any:
         "lower", lambda: converters.from_constants(_serve(plain, job.batch_size, named=False))
     )
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    kind = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}[job.io_dtype]
-    converter.inference_input_type = converter.inference_output_type = kind
+    kinds = [tf.as_dtype(dtype) for dtype in io_pair(job.io_dtype)]
+    converter.inference_input_type, converter.inference_output_type = kinds
     converters.allow(converter, job.select_tf_ops)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # the model has them

@@ -259,3 +259,15 @@ IO_DTYPES = {
     "int16x8": ("float32", "int16"),
     "int4": ("float32", "int8", "uint8"),
 }
+
+
+def io_pair(io_dtype: Any) -> tuple[str, str]:
+    """The types of inputs and of outputs: one for both, or two, as in "uint8,float32"."""
+    parts = io_dtype.split(",") if isinstance(io_dtype, str) else io_dtype
+    names = [str(part).strip() for part in parts] if isinstance(parts, list | tuple) else []
+    if len(names) not in (1, 2):
+        raise ValueError(
+            f"io_dtype must be one type, or the inputs' and the outputs' as in 'uint8,float32'; "
+            f"received {io_dtype!r}."
+        )
+    return names[0], names[-1]
