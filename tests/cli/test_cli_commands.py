@@ -64,7 +64,16 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
     extra = ["--precision", "int16x8", "--io-dtype", "int16", "--strict", "--select-tf-ops"]
     images = ["--calibration", folder / "photos", "--scaling", "-1_1", "--samples", 3]
     (tmp_path / "metadata.json").write_text('{"name": "Shapes"}')
-    extra += ["--batch-size", 2, "--dense", "per_tensor", "--metadata", tmp_path / "metadata.json"]
+    extra += [
+        "--signature",
+        "serve",
+        "--batch-size",
+        2,
+        "--dense",
+        "per_tensor",
+        "--metadata",
+        tmp_path / "metadata.json",
+    ]
     assert run(*command, *extra, *images, "--target", "ethos_u55", "--format", "tflite") == 0
     assert received.pop("metadata").name == "Shapes"
     data, model = received.pop("calibration"), received.pop("model")
@@ -81,6 +90,7 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
         "samples": 3,
         "batch_size": 2,
         "dense": "per_tensor",
+        "signature": "serve",
         "target": "ethos_u55",
         "format": "tflite",
     }

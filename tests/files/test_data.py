@@ -213,7 +213,8 @@ INTEGER = [wanted(shape=(None,), dtype="int8")]
             "sample 1: received values from 200 to 200; expected int8, -1",
         ),
         (B, [wanted(shape=(None,), dtype="bool")], "sample 2: .*expected bool, 0 to 1"),
-        (B, [wanted(shape=(None,), dtype="string")], "takes string, which cannot be converted"),
+        (B, [wanted(shape=(None,), dtype="complex64")], "takes complex64, which cannot be conv"),
+        (B, [wanted(shape=(None,), dtype="string")], "expected string: make it an array of texts"),
     ],
 )
 def test_what_does_not_fit_is_refused(data, inputs, message):

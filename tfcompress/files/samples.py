@@ -237,7 +237,9 @@ def _check_kind(where: str, array: np.ndarray, wanted: str) -> None:
     kind = "f" if array.dtype.name == "bfloat16" else array.dtype.kind
     if kind in accepted:
         return
-    if kind == "f":
+    if wanted == "string":
+        mend = "make it an array of texts"
+    elif kind == "f":
         mend = f"convert it with x.astype('{wanted}')"
     elif kind == "O":
         mend = "it may hold samples of different shapes, or None; make it an array of numbers"
