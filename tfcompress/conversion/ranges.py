@@ -104,11 +104,16 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
 def _mark_before_reshapes(model, ranges: dict[int, Range], floats: set[int]) -> None:
     """Says of what is reshaped that it is float, where the converter moved the reshape ahead."""
     for op in reversed(model.subgraphs[0].operators):
-        made, source = op.outputs[0], op.inputs[0] if op.inputs else -1
+        source, made = _ends(op)
         if op_name(model, op) == "RESHAPE" and made in floats and source not in ranges:
             floats.remove(made)
             floats.add(source)
             ranges[source] = ranges[made]
+
+
+def _ends(op) -> tuple[int, int]:
+    """The first tensor that an op reads and the first that it writes, -1 for none."""
+    return op.inputs[0] if len(op.inputs) else -1, op.outputs[0] if len(op.outputs) else -1
 
 
 def _width(known: Range) -> float:
@@ -213,7 +218,7 @@ def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
     producer = {index: op for op in graph.operators for index in op.outputs}
     kept = []
     for op in graph.operators:
-        source, target = (indices[0] if indices else -1 for indices in (op.inputs, op.outputs))
+        source, target = _ends(op)
         clips = op_name(model, op) in ("RELU", "RELU6") and source not in ranges
         alone = readers.get(source) == 1 and source in producer and source not in graph.outputs
         if clips and alone and target in ranges and ranges[target].minimum >= 0:
