@@ -22,7 +22,7 @@ def rewrite(model, ranges: dict[int, Range], floats: set[int]) -> None:
     graph, written = model.subgraphs[0], []
     for op in graph.operators:
         name = op_name(model, op)
-        if graph.tensors[op.outputs[0]].type != 0 or op.outputs[0] in floats:
+        if any(graph.tensors[i].type != 0 or i in floats for i in op.outputs):
             written.append(op)
         elif name == "SQUARE":
             written.append(_product(model, op.inputs[0], op.inputs[0], op.outputs[0]))
