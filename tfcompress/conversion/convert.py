@@ -34,6 +34,7 @@ from tfcompress.conversion.settings import (
     settle_format,
     weight_bits_of,
 )
+from tfcompress.conversion.trial import Trial
 from tfcompress.conversion.versions import lower_versions
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.files import models, writing
@@ -84,6 +85,7 @@ class Job:
         self.notes: list[str] = []
         self.weights_only = False
         self.divisors: set[int] = set()  # that come near 0
+        self.trial = Trial()
 
     def timed(self, stage: str, function, *args, **kwargs):
         self.progress(stage, 0, None)
@@ -190,7 +192,8 @@ class Job:
         data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
         batches = [batch for _, batch in filled(data, self.batch_size)]
         key = flatbuffer.text(parsed.signatureDefs[0].signatureKey)
-        found = quantize.calibrate(flatbuffer.write(parsed), batches, key)
+        content = flatbuffer.write(parsed)
+        found = quantize.calibrate(content, batches, key)
         seen = {}
         for index, tensor in enumerate(parsed.subgraphs[0].tensors):
             name = tensor.name.decode()
@@ -200,6 +203,7 @@ class Job:
         self.divisors = ranges.drop_small_divisors(parsed, known, seen)
         bits = 16 if self.precision == "int16x8" else 8
         extremes.narrow(parsed, known, batches, bits)
+        self.trial.remember(parsed, content, batches)
         return known
 
     def _counted(self, batches: Iterable):
@@ -357,6 +361,7 @@ def convert(
         model = with_signature(model, signature)
     file = job.run(model, calibration, samples)
     data = job.finish(file, _with_pixels(model, file, known))
+    job.notes += job.timed("run", job.trial.passed_by, file, data)
     report = job.report(path, file, data)
     if format == "tflite":
         writing.atomic_write(path, data)
