@@ -7,9 +7,9 @@ import pytest
 from fine_tuning_files import LOSS, RECIPE, make_data, make_model
 
 import tfcompress as tfc
+from tfcompress.conversion.settings import natural_precision
 from tfcompress.fine_tuning.data import Arrays
 from tfcompress.fine_tuning.options import Settings, is_kind, saved_settings
-from tfcompress.fine_tuning.output import natural_precision
 
 # Fixtures of all modules about fine_tune.
 made, run = fine_tuning_files.made, fine_tuning_files.run

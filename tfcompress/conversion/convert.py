@@ -23,6 +23,7 @@ from tfcompress.conversion import (
     quantize,
     ranges,
 )
+from tfcompress.conversion.calibration import Watched, told, warn_unused
 from tfcompress.conversion.converters import Lowering
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
@@ -32,6 +33,7 @@ from tfcompress.conversion.settings import (
     require_storable,
     settle,
     settle_format,
+    settle_trained,
     weight_bits_of,
 )
 from tfcompress.conversion.trial import Trial
@@ -76,8 +78,7 @@ class Job:
     """One conversion: its settings, and what is found on the way."""
 
     def __init__(self, settings, strict, select_tf_ops, progress):
-        self.settings, self.precision = settings, settings.precision
-        self.io_dtype, self.batch_size = settings.io_dtype, settings.batch_size
+        self.settle(settings)
         self.strict, self.select_tf_ops = strict, select_tf_ops
         self.progress = progress or (lambda stage, done, total: None)
         self.seconds: dict[str, float] = {}
@@ -86,6 +87,11 @@ class Job:
         self.weights_only = False
         self.divisors: set[int] = set()  # that come near 0
         self.trial = Trial()
+
+    def settle(self, settings) -> None:
+        """Takes settings, which may be other ones once the model is known."""
+        self.settings, self.precision = settings, settings.precision
+        self.io_dtype, self.batch_size = settings.io_dtype, settings.batch_size
 
     def timed(self, stage: str, function, *args, **kwargs):
         self.progress(stage, 0, None)
@@ -105,12 +111,16 @@ class Job:
             require_model(model)
             require_advanced(model)
         if self.precision not in STATIC:
+            if calibration is not None:
+                warn_unused(f"precision '{self.precision}' needs no ranges of activations")
             return self._by_converter(model)
         techniques = quantize_techniques(model) if is_keras else []
         require_storable(techniques)
         if any(technique.activation_bits is not None for technique in techniques):
             require_started(model)
             require_ranges(model)
+            if calibration is not None:
+                warn_unused("the model was trained for quantization, and has ranges of its own")
             return self._integer(model, None, None)
         if calibration is not None:
             return self._integer(model, calibration, samples)
@@ -156,9 +166,13 @@ class Job:
         weight_bits = weight_bits_of(model) if is_trained else None
         if calibration is not None:
             known = self.timed("calibrate", self._calibrate, parsed, calibration, samples)
+            self.notes += told(self.seen, model)
         else:
             weight_bits = weight_bits_of(model)  # 8 if nothing has weights
             self._check_bits(known)
+            if min(weight_bits) <= 4 and self.precision != "int4":
+                few = f"the {min(weight_bits)} bits that weights were trained for are stored in 8"
+                self.notes.append(f"{few}: precision='int4' stores them in 4")
             known = {**grids.table_ranges(parsed, weight_bits), **known}
         known = ranges.spread(parsed, known)
         ranges.widen_softmax_inputs(parsed, known)
@@ -189,7 +203,11 @@ class Job:
 
     def _calibrate(self, parsed, calibration, samples) -> dict[int, ranges.Range]:
         inputs = inputs_of(parsed)
-        data = self._counted(samples_of.batches(calibration, inputs, limit=samples))
+        samples_of.check_limit(samples)
+        more = None if samples is None else samples + 1
+        rows = samples_of.batches(calibration, inputs, limit=more)
+        self.seen = Watched(rows, samples)
+        data = self._counted(self.seen)
         batches = [batch for _, batch in filled(data, self.batch_size)]
         key = flatbuffer.text(parsed.signatureDefs[0].signatureKey)
         content = flatbuffer.write(parsed)
@@ -312,7 +330,9 @@ def convert(
         precision: "float32"; "float16" (weights); "dynamic_int8" (int8 weights, activations
             quantized at run time); "int8"; "int16x8" (int16 activations); "int4" (4-bit weights of
             Conv2D and Dense, with int8 activations if their ranges are known, float otherwise).
-            None: what the target prefers, or "int8".
+            None: what the model was trained for (`Quantize(bits=4)` gives "int4",
+            `activation_bits=16` "int16x8") if the target takes that; or what the target prefers, or
+            "int8".
         io_dtype: type of inputs and outputs: "float32", "int8", "uint8", or "int16" with int16x8;
             or that of the inputs and that of the outputs, as ("uint8", "float32").
             None: what the target prefers, or "float32".
@@ -359,6 +379,9 @@ def convert(
         model = job.timed("load", models.load_model, model, trusted=trusted)
     if signature is not None:
         model = with_signature(model, signature)
+    if precision is None:
+        job.settle(settle_trained(settings, model))
+        format = settle_format(job.settings, format, path, metadata)
     file = job.run(model, calibration, samples)
     data = job.finish(file, _with_pixels(model, file, known))
     job.notes += job.timed("run", job.trial.passed_by, file, data)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from tfcompress.conversion.exchange import check_exchange
 from tfcompress.errors import check, expected_one_of
 from tfcompress.layers.compressed import Compressed
@@ -141,6 +143,28 @@ def quantize_techniques(model) -> list[Quantize]:
         if isinstance(technique, Quantize)
     ]
     return found + [Quantize()] * bool(quantizers(model) and not found)
+
+
+def natural_precision(model) -> str:
+    """The precision that a model was trained for."""
+    found = quantize_techniques(model)
+    if not found or max(t.bits for t in found) > 8:
+        return "float32"
+    activations = [t.activation_bits for t in found]
+    if 16 in activations:
+        return "int16x8"
+    if min(t.bits for t in found) <= 4:
+        return "int4"
+    return "int8" if 8 in activations else "dynamic_int8"
+
+
+def settle_trained(settings: Settings, model) -> Settings:
+    """The settings for a model where no precision was named: the one that it was trained for."""
+    trained = natural_precision(model) if isinstance(model, keras.Model) else "float32"
+    target = settings.target
+    if trained not in ("int4", "int16x8") or (target and trained not in target.precisions):
+        return settings
+    return dataclasses.replace(settings, precision=trained)
 
 
 def require_storable(techniques: list[Quantize]) -> None:

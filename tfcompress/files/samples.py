@@ -47,11 +47,7 @@ def batches(
     Returns iterator of dicts, input name -> array of shape (1, ...): float32 where the model takes
     floats, the model's own dtype where it takes integers or bools.
     """
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(
-            f"the number of samples must be a whole number of at least 1; received {limit!r}. "
-            "Leave it out to take all."
-        )
+    check_limit(limit)
     samples = itertools.islice(_samples(data, inputs, limit), limit)
     first = next(samples, None)
     if first is None:
@@ -60,6 +56,15 @@ def batches(
             "A generator may have been used up: make it anew for each call."
         )
     return itertools.chain([first], samples)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises unless this is a number of samples, or None for all."""
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(
+            f"the number of samples must be a whole number of at least 1; received {limit!r}. "
+            "Leave it out to take all."
+        )
 
 
 def _samples(

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.settings import quantize_techniques, settle
+from tfcompress.conversion.settings import natural_precision, quantize_techniques, settle
 from tfcompress.files import writing
 from tfcompress.fine_tuning.options import Options
 from tfcompress.targets.result import Check
@@ -32,19 +32,6 @@ def precision_of(small: keras.Model, options: Options) -> str | None:
             "quantize trains; received none. Pass --recipe, such as int8, or another --precision."
         )
     return precision
-
-
-def natural_precision(small: keras.Model) -> str:
-    """The precision that a model was trained for."""
-    found = quantize_techniques(small)
-    if not found or max(t.bits for t in found) > 8:
-        return "float32"
-    if min(t.bits for t in found) <= 4:
-        return "int4"
-    activations = [t.activation_bits for t in found]
-    if 16 in activations:
-        return "int16x8"
-    return "int8" if 8 in activations else "dynamic_int8"
 
 
 def write(
