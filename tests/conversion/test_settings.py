@@ -86,7 +86,9 @@ def test_precision_that_no_io_dtype_of_the_target_fits(tmp_path):
         settle("int8", target=path)
 
 
-@pytest.mark.parametrize("given", [{"batch_size": 0}, {"io_dtype": ""}, {"dense": ""}])
+@pytest.mark.parametrize(
+    "given", [{"batch_size": 0}, {"io_dtype": ""}, {"dense": ""}, {"convolution": ""}]
+)
 def test_what_is_empty_was_said_all_the_same(given):
     ((name, value),) = given.items()
     with pytest.raises(ValueError, match=f"{name} must be .*; received {value!r}"):
@@ -95,9 +97,9 @@ def test_what_is_empty_was_said_all_the_same(given):
         settle(**given, target="mobile_cpu")
 
 
-def dense_scales(path):
+def dense_scales(path, name="FULLY_CONNECTED"):
     found = inspect(path)
-    weights = {op.inputs[1] for op in found.operators if op.name == "FULLY_CONNECTED"}
+    weights = {op.inputs[1] for op in found.operators if op.name == name}
     return [t.scale_count for t in found.tensors if t.index in weights]
 
 
@@ -111,6 +113,50 @@ def test_dense_per_tensor_has_one_scale_that_covers_the_largest_weight(float_cnn
     np.testing.assert_allclose(weight.scale, largest / 127, rtol=1e-5)
     tfc.convert(float_cnn, path, **options)
     assert dense_scales(path) == [4]
+
+
+def test_convolutions_per_tensor(float_cnn, images, tmp_path):
+    path = tmp_path / "model.tflite"
+    tfc.convert(float_cnn, path, calibration=images[0][:32], convolution="per_tensor")
+    assert dense_scales(path, "CONV_2D") == [1, 1]
+    assert dense_scales(path, "DEPTHWISE_CONV_2D") == [1]
+    assert dense_scales(path) == [4]
+    assert tfc.verify(float_cnn, path, images[0][:32]).outputs[0].keras.sqnr_db > 15
+
+
+def test_ranges_that_a_user_fixes(float_cnn, images, tmp_path):
+    path, data = tmp_path / "model.tflite", images[0][:32]
+    ranges = {"image": (0, 2), "pointwise": (-1, 9)}
+    report = tfc.convert(float_cnn, path, calibration=data, io_dtype="int8", ranges=ranges)
+    assert report.float_ops == []
+    found = inspect(path)
+    assert found.inputs[0].scale == pytest.approx(2 / 255)
+    assert found.inputs[0].zero_point == -128
+    scales = {t.name: t.scale for t in found.tensors if t.dtype == "int8"}
+    assert any(s == pytest.approx(10 / 255) for n, s in scales.items() if "pointwise" in n)
+    assert tfc.verify(float_cnn, path, data).outputs[0].keras.sqnr_db > 15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ranges": {"imgae": (0, 1)}}, "inputs, outputs or layers; received 'imgae'.*'image'"),
+        ({"ranges": {"image": (0.5, 1)}}, r"with 0 between; received \(0.5, 1\)"),
+        ({"ranges": {"kind": (0, 2)}}, r"LiteRT fixes the range of 'kind' \(SOFTMAX\)"),
+        (
+            {"ranges": {"image": (0, 1)}, "precision": "float32"},
+            "int4 with ranges; received 'float",
+        ),
+    ],
+)
+def test_ranges_that_cannot_be(options, message, float_cnn, images, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tfc.convert(float_cnn, tmp_path / "model.tflite", calibration=images[0][:8], **options)
+
+
+def test_ranges_of_a_trained_model_are_its_own(qat_cnn, tmp_path):
+    with pytest.raises(ValueError, match="received those of 'image' for a model that was trained"):
+        tfc.convert(qat_cnn, tmp_path / "model.tflite", ranges={"image": (0, 1)})
 
 
 def test_report_holds_the_check(qat_cnn, tmp_path):

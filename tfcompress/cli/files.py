@@ -26,6 +26,21 @@ from tfcompress.cli.options import (
 from tfcompress.cli.terminal import Progress, emit, emit_json, emit_table
 
 
+def _ranges(texts: list[str]) -> dict[str, tuple[float, float]]:
+    """Ranges by name of 'NAME=LEAST,GREATEST'."""
+    found = {}
+    for text in texts:
+        name, _, limits = text.rpartition("=")
+        try:
+            low, high = (float(part) for part in limits.split(","))
+        except ValueError:
+            raise ValueError(
+                f"--range must be NAME=LEAST,GREATEST, such as image=0,255; received '{text}'."
+            ) from None
+        found[name] = (low, high)
+    return found
+
+
 @command(fails=does_not_run)
 def convert(
     model: Model,
@@ -67,6 +82,19 @@ def convert(
             ("per_channel", "per_tensor"),
             "Scales of Dense weights that were not trained for quantization; by default the "
             "target's, or per_channel.",
+        ),
+    ] = None,
+    convolution: Annotated[
+        str | None,
+        choice(("per_channel", "per_tensor"), "The same of convolutions; by default per_channel."),
+    ] = None,
+    range_: Annotated[
+        list[str] | None,
+        Option(
+            "--range",
+            metavar="NAME=LEAST,GREATEST",
+            help="What an input, an output or a layer's output is between, instead of what "
+            "--calibration finds; may be given several times.",
         ),
     ] = None,
     metadata: Annotated[
@@ -114,7 +142,8 @@ def convert(
     from tfcompress.tflite.metadata import load_metadata
 
     # Before the seconds of the rest.
-    settings = settle(precision, io_dtype, batch_size, dense, target)
+    ranges = _ranges(range_ or [])
+    settings = settle(precision, io_dtype, batch_size, dense, target, convolution, ranges)
     format = settle_format(settings, format, output, metadata)
     described = None if metadata is None else load_metadata(metadata)
     writing.check_writable(output)
@@ -131,6 +160,8 @@ def convert(
         calibration=data,
         batch_size=batch_size,
         dense=dense,
+        convolution=convolution,
+        ranges=ranges,
         target=target,
         metadata=described,
         format=format,

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +25,7 @@ from tfcompress.conversion import (
 )
 from tfcompress.conversion.calibration import Watched, told, warn_unused
 from tfcompress.conversion.converters import Lowering
+from tfcompress.conversion.layer_names import fix_ranges
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
@@ -118,7 +119,7 @@ class Job:
         require_storable(techniques)
         if any(technique.activation_bits is not None for technique in techniques):
             require_started(model)
-            require_ranges(model)
+            require_ranges(model, self.settings.ranges)
             if calibration is not None:
                 warn_unused("the model was trained for quantization, and has ranges of its own")
             return self._integer(model, None, None)
@@ -165,7 +166,7 @@ class Job:
         is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
         weight_bits = weight_bits_of(model) if is_trained else None
         if calibration is not None:
-            known = self.timed("calibrate", self._calibrate, parsed, calibration, samples)
+            known = self.timed("calibrate", self._calibrate, parsed, model, calibration, samples)
             self.notes += told(self.seen, model)
         else:
             weight_bits = weight_bits_of(model)  # 8 if nothing has weights
@@ -189,7 +190,7 @@ class Job:
             io_dtype=self.io_dtype,
             weight_bits=weight_bits,
             int4=self.precision == "int4",
-            dense=self.settings.dense,
+            tensorwise=self.settings.tensorwise,
             floats=floats,
         )
 
@@ -201,7 +202,7 @@ class Job:
                 f"'{self.precision}'. Convert it with precision='int16x8'."
             )
 
-    def _calibrate(self, parsed, calibration, samples) -> dict[int, ranges.Range]:
+    def _calibrate(self, parsed, model, calibration, samples) -> dict[int, ranges.Range]:
         inputs = inputs_of(parsed)
         samples_of.check_limit(samples)
         more = None if samples is None else samples + 1
@@ -221,6 +222,7 @@ class Job:
         self.divisors = ranges.drop_small_divisors(parsed, known, seen)
         bits = 16 if self.precision == "int16x8" else 8
         extremes.narrow(parsed, known, batches, bits)
+        fix_ranges(parsed, model, known, self.settings.ranges)
         self.trial.remember(parsed, content, batches)
         return known
 
@@ -311,6 +313,8 @@ def convert(
     calibration: Any = None,
     batch_size: int | None = None,
     dense: str | None = None,
+    convolution: str | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     target: str | os.PathLike[str] | Target | None = None,
     metadata: Any = None,
     format: str | None = None,
@@ -342,6 +346,9 @@ def convert(
         batch_size: fixed batch size of the file. None: what the target asks for, or 1.
         dense: "per_channel" or "per_tensor" scales of the weights of Dense layers that were not
             trained for quantization. None: what the target takes, or "per_channel".
+        convolution: the same for the weights of convolutions. None: "per_channel".
+        ranges: (least, greatest) value by the name of an input, an output or a layer, for its
+            output, in place of what calibration finds.
         target: a name from `list_targets()`, or the path of a target file of your own: fills in
             what is None above and checks the file at the end, see `check`. What contradicts it is
             an error. For targets whose compilers reject new op versions, these are lowered.
@@ -370,7 +377,7 @@ def convert(
         >>> report = convert(qat, "model.tflite", precision="int8", io_dtype="int8")
         >>> report = convert(qat, "model.tflite", target="edge_tpu")
     """
-    settings = settle(precision, io_dtype, batch_size, dense, target)
+    settings = settle(precision, io_dtype, batch_size, dense, target, convolution, ranges)
     format = settle_format(settings, format, path, metadata)
     known = None if metadata is None else load_metadata(metadata)
     writing.check_writable(path)

@@ -12,9 +12,7 @@ import numpy as np
 
 from tfcompress.conversion.convert import float_file
 from tfcompress.conversion.differences import sqnr_db
-from tfcompress.graph.flatten import flatten
-from tfcompress.kinds import is_kernel
-from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import INTEGERS, Runner, port
 
@@ -141,30 +139,3 @@ def _measure(file, content, exact, pairs, batches) -> dict[int, float]:
             signal[index] += float(np.square(wanted).sum())
             noise[index] += float(np.square(wanted - got).sum())
     return {index: sqnr_db(signal[index], noise[index]) for index in pairs}
-
-
-class LayerNames:
-    """Finds the Keras layer in a tensor's name: 'functional_1/r1_1/Relu;functional_1/c1_1/...'.
-
-    Args:
-        model: whose layers there are.
-    """
-
-    def __init__(self, model: keras.Model):
-        layers = [layer for m in (model, flatten(model)) for layer in m._flatten_layers()]
-        others = (FakeQuant, keras.Model)
-        self.known = {layer.name for layer in layers if not isinstance(layer, others)}
-        self.weighted = {
-            layer.name
-            for layer in layers
-            if not layer._layers and any(is_kernel(layer, v) for v in layer.variables)
-        }
-
-    def of(self, tensor: str) -> str:
-        """The name of the layer that a tensor comes from; '' if its name does not tell."""
-        parts = [part.rstrip("_") for part in re.split("[/;]", tensor) if part]
-        # The exported copy of a layer has a number behind its name.
-        names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]
-        names += [n.removesuffix("_range") for n in names if n.endswith("_range")]
-        found = [name for name in names if name in self.known]
-        return next((name for name in found if name in self.weighted), found[0] if found else "")

@@ -10,6 +10,7 @@ import contextlib
 import io
 import re
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def static(
     io_dtype: str,
     weight_bits: set[int] | None,
     int4: bool = False,
-    dense: str = "per_channel",
+    tensorwise: Collection[str] = (),
     floats: set[int] | frozenset[int] = frozenset(),
 ) -> Any:
     """Quantizes weights and activations of a float model.
@@ -63,6 +64,7 @@ def static(
         model: its `ModelT`, which is changed.
         io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs, or both
             with a comma between.
+        tensorwise: operations whose weights get one scale, not one a channel.
 
     Returns the `ModelT` of the integer file.
     """
@@ -74,7 +76,7 @@ def static(
     tag_of: dict[int, str] = {}
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
     for op in graph.operators:
-        tag = _tag(model, op, ranges, weight_bits, int4, dense, floats, qsv_of_weight)
+        tag = _tag(model, op, ranges, weight_bits, int4, tensorwise, floats, qsv_of_weight)
         tags.add(tag)
         tag_of.update((index, tag) for index in op.outputs)
     original = _rename(model, tag_of)
@@ -133,7 +135,7 @@ def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, fl
     }
 
 
-def _tag(model, op, ranges, weight_bits, int4, dense, floats, qsv_of_weight) -> str:
+def _tag(model, op, ranges, weight_bits, int4, tensorwise, floats, qsv_of_weight) -> str:
     """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'.
 
     Trained weights keep their scales (`qsv_of_weight`), and get a bias centred for their kernel.
@@ -151,7 +153,7 @@ def _tag(model, op, ranges, weight_bits, int4, dense, floats, qsv_of_weight) -> 
         return f"a{bits}w8c"
     narrow = int4 and name in INT4_OPS
     if weight_bits is None:
-        kind = "t" if name == "FULLY_CONNECTED" and dense == "per_tensor" else "c"
+        kind = "t" if name in tensorwise else "c"
         return f"a{bits}w{4 if narrow else 8}{kind}"
     grid = find_grid(constant(model, index), axis, sorted(weight_bits))
     if grid is None:

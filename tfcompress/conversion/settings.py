@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ PRECISIONS = tuple(IO_DTYPES)
 FORMATS = ("tflite", "onnx", "openvino")
 _ENDINGS = {".onnx": "onnx", ".xml": "openvino"}
 GRANULARITIES = ("per_channel", "per_tensor")
+_OPERATIONS = {
+    "dense": ("FULLY_CONNECTED",),
+    "convolution": ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Settings:
     io_dtype: str
     batch_size: int
     dense: str
+    convolution: str = "per_channel"
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     target: Target | None = None
 
     def __post_init__(self) -> None:
@@ -43,6 +49,22 @@ class Settings:
         whole = isinstance(batch, int) and not isinstance(batch, bool)
         check(whole and batch >= 1, "batch_size", "an integer of 1 or more", batch)
         _check_choice("dense", self.dense, GRANULARITIES)
+        _check_choice("convolution", self.convolution, GRANULARITIES)
+        whole = not self.ranges or precision in ("int8", "int16x8", "int4")
+        check(whole, "precision", "int8, int16x8 or int4 with ranges", precision)
+        for name, limits in self.ranges.items():
+            holds = len(limits) == 2 and limits[0] <= 0 <= limits[1] and limits[0] < limits[1]
+            check(holds, f"the range of '{name}'", "(least, greatest) with 0 between", limits)
+
+    @property
+    def tensorwise(self) -> set[str]:
+        """The operations of LiteRT whose weights are to have one scale."""
+        return {
+            op
+            for kind in _OPERATIONS
+            if getattr(self, kind) == "per_tensor"
+            for op in _OPERATIONS[kind]
+        }
 
 
 def _check_choice(name: str, received: Any, known: Sequence[str], why: str = "") -> None:
@@ -55,6 +77,8 @@ def settle(
     batch_size: int | None = None,
     dense: str | None = None,
     target: str | os.PathLike[str] | Target | None = None,
+    convolution: str | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Settings:
     """Fill in what was not said from the target, or as usual, and check the whole."""
     found, usual = None, ("int8", "float32", 1, "per_channel")
@@ -78,7 +102,8 @@ def settle(
     settled: dict[str, Any] = {
         name: otherwise if value is None else value for name, value, otherwise in said
     }
-    return Settings(**settled, target=found)
+    settled["convolution"] = "per_channel" if convolution is None else convolution
+    return Settings(**settled, ranges=dict(ranges or {}), target=found)
 
 
 def _io_dtype(target: Target, precision: str) -> str:
@@ -189,8 +214,13 @@ def require_started(model) -> None:
             )
 
 
-def require_ranges(model) -> None:
-    """Raises if no range of activations was ever observed; warns of those that saw 0 alone."""
+def require_ranges(model, fixed: Mapping[str, Any]) -> None:
+    """Raises if no range was ever observed, or is asked for; warns of those that saw 0 alone."""
+    if fixed:
+        raise ValueError(
+            f"ranges are for calibration; received those of {', '.join(map(repr, fixed))} for a "
+            "model that was trained with ranges of its own. Leave them out."
+        )
     unseen = [
         layer.name.removesuffix("_range")
         for layer in quantizers(model)

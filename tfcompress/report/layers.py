@@ -17,7 +17,8 @@ import numpy as np
 
 from tfcompress.compression.finalize import rebuild_copy
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.layer_errors import LayerNames, float_twin, tensor_errors
+from tfcompress.conversion.layer_errors import float_twin, tensor_errors
+from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.dispatch import is_legacy
 from tfcompress.files import samples as samples_of
 from tfcompress.graph.copying import copy_operation, copy_weights

@@ -1,0 +1,97 @@
+"""The layers that tensors of a file come from, and ranges that a user fixes by them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tfcompress.conversion.ranges import FIXED, SAME_SCALE, Range
+from tfcompress.errors import did_you_mean
+from tfcompress.graph.flatten import flatten
+from tfcompress.kinds import is_kernel
+from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.flatbuffer import op_name
+from tfcompress.tflite.signature import first_signature
+
+
+class LayerNames:
+    """Finds the Keras layer in a tensor's name: 'functional_1/r1_1/Relu;functional_1/c1_1/...'.
+
+    Args:
+        model: whose layers there are.
+    """
+
+    def __init__(self, model: keras.Model):
+        layers = [layer for m in (model, flatten(model)) for layer in m._flatten_layers()]
+        others = (FakeQuant, keras.Model)
+        self.known = {layer.name for layer in layers if not isinstance(layer, others)}
+        self.weighted = {
+            layer.name
+            for layer in layers
+            if not layer._layers and any(is_kernel(layer, v) for v in layer.variables)
+        }
+
+    def of(self, tensor: str) -> str:
+        """The name of the layer that a tensor comes from; '' if its name does not tell."""
+        parts = [part.rstrip("_") for part in re.split("[/;]", tensor) if part]
+        # The exported copy of a layer has a number behind its name.
+        names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]
+        names += [n.removesuffix("_range") for n in names if n.endswith("_range")]
+        found = [name for name in names if name in self.known]
+        return next((name for name in found if name in self.weighted), found[0] if found else "")
+
+
+def fix_ranges(
+    file: Any,
+    model: Any,
+    known: dict[int, Range],
+    wanted: Mapping[str, tuple[float, float]],
+) -> None:
+    """Gives tensors the ranges that a user names inputs, outputs or layers for. Changes `known`."""
+    named = _tensors(file, model) if wanted else {}
+    makers = {index: op for op in file.subgraphs[0].operators for index in op.outputs}
+    for name, (low, high) in wanted.items():
+        if name not in named:
+            raise ValueError(
+                f"ranges must name inputs, outputs or layers; received '{name}', from which no "
+                f"tensor of the file comes. {did_you_mean(name, list(named), _MERGED)}"
+            )
+        index = named[name]
+        if index not in known:
+            raise ValueError(
+                f"ranges can be of float tensors that become integers; received '{name}', which "
+                "stays as it is. Leave it out."
+            )
+        if index in makers and op_name(file, makers[index]) in FIXED:
+            raise ValueError(
+                f"LiteRT fixes the range of '{name}' ({op_name(file, makers[index])}) itself; "
+                f"received ({low}, {high}) for it. Leave it out."
+            )
+        pending = [index]
+        while pending:  # what moves codes about has the scale of what it reads
+            index = pending.pop()
+            known[index] = Range(float(low), float(high))
+            if index in makers and op_name(file, makers[index]) in SAME_SCALE:
+                pending += [i for i in makers[index].inputs if i in known]
+
+
+_MERGED = "It may have been merged into another layer: name that one."
+
+
+def _tensors(file: Any, model: Any) -> dict[str, int]:
+    """The tensor of each input, output and layer, of the latter the last one."""
+    found: dict[str, int] = {}
+    if isinstance(model, keras.Model):
+        names = LayerNames(model)
+        for op in file.subgraphs[0].operators:
+            for index in op.outputs:
+                found[names.of(flatbuffer.text(file.subgraphs[0].tensors[index].name))] = index
+    signature = first_signature(file)
+    for entry in (*signature.outputs, *signature.inputs):
+        found[flatbuffer.text(entry.name)] = int(entry.tensorIndex)
+    found.pop("", None)
+    return found
