@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tfcompress.files.writing import check_new, write_all
+from tfcompress.files.writing import check_new, differing, write_all
 
 FILES = {"a/b/c.txt": b"1", "d.txt": b"2", "z/e": b"3"}
 
@@ -78,3 +78,33 @@ def test_if_one_fails_all_are_as_before(tmp_path, monkeypatch, failing, names):
         write_all({tmp_path / name: b"new" for name in names})
     assert len(calls) == failing
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_links_in_a_folder_are_replaced_and_not_followed(tmp_path, monkeypatch, failing):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "out"
+    for path in (elsewhere, folder, elsewhere / "b"):
+        path.mkdir()
+    (elsewhere / "secret").write_bytes(b"s")
+    (elsewhere / "b/c.txt").write_bytes(b"c")
+    (folder / "a").symlink_to(elsewhere)
+    (folder / "d.txt").symlink_to(elsewhere / "secret")
+    (folder / "z").symlink_to(tmp_path / "nowhere")
+    theirs, ours = content(elsewhere), content(folder)
+    assert differing(FILES, folder) == ["a/b/c.txt", "d.txt", "z/e"]
+    if failing:
+        replace = os.replace
+
+        def fail(source, target):
+            if str(target).endswith("e"):
+                raise OSError("the disk is gone")
+            replace(source, target)
+
+        monkeypatch.setattr("tfcompress.files.writing.os.replace", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            write_all(FILES, folder)
+    else:
+        write_all(FILES, folder)
+    assert content(folder) == (ours if failing else FILES)
+    assert content(elsewhere) == theirs
+    assert not (tmp_path / "nowhere").exists()

@@ -126,6 +126,9 @@ def demo(
     if path.exists() and not path.is_dir():
         raise ValueError(f"'{path}' is a file; expected a folder. Name another one.")
     path.mkdir(parents=True, exist_ok=True)
+    for link in filter(Path.is_symlink, path.iterdir()):
+        if link.suffix in (".keras", ".tflite", ".json"):  # else written where it leads
+            link.unlink()
     writing.check_writable(path / "demo.json")
     models = _train(train, epochs, report)
     for name, model in models.items():

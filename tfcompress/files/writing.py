@@ -146,17 +146,28 @@ def differing(files: Mapping[str, bytes], folder: Path) -> list[str]:
     found = []
     for name, data in files.items():
         path = folder / name
-        if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == data):
+        same = path.is_file() and not path.is_symlink() and path.read_bytes() == data
+        if _links(folder, [name]) or (os.path.lexists(path) and not same):
             found.append(name)
     return found
+
+
+def _links(base: Path, names: Iterable[Any]) -> list[Path]:
+    """The links to folders that lie between a folder and files in it, the outermost of each."""
+    found: dict[Path, None] = {}
+    for name in names:
+        inner = [base / part for part in reversed(Path(name).parents)][1:]
+        found.update(dict.fromkeys([path for path in inner if path.is_symlink()][:1]))
+    return list(found)
 
 
 def write_all(files: Mapping[Any, bytes], folder: PathLike = "") -> None:
     """Write files so that all are in place, or all is as it was; folders that lack are made.
 
     All are written under other names first; only then they get their own, and what they replace
-    comes back if one of them cannot. A new `folder` gets its name when all is in it. A process that
-    is killed between two renames can leave a mixture, which no file system prevents.
+    comes back if one of them cannot. A new `folder` gets its name when all is in it. Links in it are
+    replaced, and what they lead to is left alone. A process that is killed between two renames can
+    leave a mixture, which no file system prevents.
     """
     base = Path(folder).resolve()
     if base.is_dir():
@@ -166,9 +177,12 @@ def write_all(files: Mapping[Any, bytes], folder: PathLike = "") -> None:
         new = _hidden(base, "new")
         moves, contents = {new: base}, {new / name: data for name, data in files.items()}
     saved = {path: _hidden(path, "old") for path in moves.values()}
+    links = {path: _hidden(path, "old") for path in _links(base, files) if folder}
     made: list[Path] = []
     placed: list[Path] = []
     try:
+        for path, copy in links.items():
+            os.replace(path, copy)
         for path, data in contents.items():
             _make_folders(path.parent, made)
             path.write_bytes(data)
@@ -180,21 +194,26 @@ def write_all(files: Mapping[Any, bytes], folder: PathLike = "") -> None:
             os.replace(path, target)
             placed.append(target)
     except BaseException as error:
-        for path in placed:
-            if os.path.lexists(saved[path]):
-                os.replace(saved[path], path)
-            else:
-                path.unlink()
+        _put_back(placed, saved)
         _remove(moves)
         for path in reversed(made):
             with contextlib.suppress(FileNotFoundError):  # In a new folder, which is gone already.
                 path.rmdir()
+        _put_back([path for path in links if os.path.lexists(links[path])], links)
         if isinstance(error, OSError):
             where = folder or next(iter(files))
             raise unwritable(error, where, f"{len(files)} files") from error
         raise
     finally:
-        _remove(saved.values())
+        _remove([*saved.values(), *links.values()])
+
+
+def _put_back(paths: Iterable[Path], saved: Mapping[Path, Path]) -> None:
+    for path in paths:
+        if os.path.lexists(saved[path]):
+            os.replace(saved[path], path)
+        else:
+            path.unlink()
 
 
 def _keep(path: Path, copy: Path) -> None:
@@ -207,7 +226,7 @@ def _keep(path: Path, copy: Path) -> None:
 
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
