@@ -1,7 +1,9 @@
 """What all tests share: quiet TensorFlow, and one small trained model in its forms."""
 
 import gc
+import importlib
 import os
+from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -120,6 +122,23 @@ def converted(float_cnn, qat_cnn, images, tmp_path_factory):
         return made[key]
 
     return file_of
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """LiteRT runs in this process, where it can be replaced."""
+    from tfcompress.tflite import apart
+
+    def ask(name, *arguments, tell=None):
+        module, function = name.split(":")
+        called = getattr(importlib.import_module(module), function)
+        try:
+            return called(*arguments, **({"tell": tell} if hasattr(called, "tells") else {}))
+        except SystemError as error:  # As it comes from the other process.
+            raise RuntimeError(str(error)) from error
+
+    monkeypatch.setattr(apart, "ask", ask)
+    monkeypatch.setattr(apart, "_process", SimpleNamespace(lives=True, dropped=[]))
 
 
 def run_tflite(path, x, reference: bool = True):

@@ -17,7 +17,8 @@ FLOORS = [
     {"export", "quantization"},
     {"targets", "tools", "layers"},
     {"tflite", "techniques", "graph"},
-    {"files", "errors", "results", "backend", "schedules", "dispatch", "kinds", "version"},
+    {"files", "errors", "results", "backend", "schedules", "dispatch", "kinds", "version"}
+    | {"children"},
 ]
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Above all floors: what begins the command line, and what tells Keras and `dispatch` what there is.

@@ -137,9 +137,7 @@ def test_latency_without_amx_may_fail_alone(monkeypatch):
 def test_latency_of_a_damaged_file_is_told(tmp_path, tflites):
     (tmp_path / "bad.tflite").write_bytes(b"no model")
     paths = [tflites / "float32.tflite", tmp_path / "bad.tflite"]
-    refused(
-        "latency cannot be measured: .*bad.tflite' is not", lambda: latency.latencies(paths), Failed
-    )
+    refused("latency cannot be measured: .*bad.tflite'", lambda: latency.latencies(paths), Failed)
 
 
 def test_vela_is_told_to_be_missing_without_installing_it(monkeypatch, tmp_path):

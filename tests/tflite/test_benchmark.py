@@ -91,7 +91,7 @@ def test_two_files_are_compared(files):
     assert "large.tflite" in str(found)
 
 
-def test_statistics_are_paired_by_round(files, monkeypatch):
+def test_statistics_are_paired_by_round(files, monkeypatch, in_this_process):
     # Round 1 is ten times slower than round 0 and 2: the ratio must not see it.
     turns = []
     latencies = {"small": [1, 3, 10, 30, 1, 3], "large": [2, 6, 20, 60, 8, 8]}

@@ -131,7 +131,7 @@ def test_the_advice_fits_the_reason(data, message):
 
 
 @pytest.mark.parametrize("kind", [MemoryError, TypeError, SystemError])
-def test_whatever_litert_raises_is_a_line(kind, monkeypatch):
+def test_whatever_litert_raises_is_a_line(kind, monkeypatch, in_this_process):
     def fail(self):
         raise kind("out of bounds")
 

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from tfcompress.bench.tasks import TASKS, Task
 from tfcompress.compression.compress import quantize_aware
 from tfcompress.conversion.convert import convert
 from tfcompress.errors import expected_one_of
-from tfcompress.files import writing
+from tfcompress.files import temporary, writing
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, add_metadata
 from tfcompress.tools.accept import Acceptance, ToolResult, accept, list_tools
 
@@ -160,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.output is not None:
             _check_output(given.output)
         start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch:
+        with temporary.folder() as scratch:
             rows = run(only, tools, given.folder or Path(scratch))
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 import typer
 
 from tfcompress import results
+from tfcompress.files import temporary
 from tfcompress.results import plain, say
 from tfcompress.tools.environments import Unavailable
 
@@ -27,12 +29,17 @@ EXPECTED = (ValueError, TypeError, OSError, MemoryError, ImportError, Unavailabl
 
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run a command, print any error in one line, and return the exit status, see `app.main`."""
+    own = arguments is None  # Not called by another program.
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]
     arguments = [a for i, a in enumerate(arguments) if i >= end or a != "--debug"]
-    with contextlib.nullcontext() if debug else _hushed():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.nullcontext() if debug else _hushed())
         try:
+            if own:
+                stack.enter_context(_ended_cleanly())
+                stack.enter_context(temporary.only_here())
             command = typer.main.get_command(app)
             status = command.main(arguments, prog_name="tfcompress", standalone_mode=False)
             sys.stdout.flush()
@@ -49,6 +56,22 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
             status, message = _explain(error, debug)
             say(f"Error: {message}")
             return status
+
+
+@contextlib.contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """Has a process that is told to end clean up, as at Ctrl-C."""
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _explain(error: BaseException, debug: bool) -> tuple[int, str]:

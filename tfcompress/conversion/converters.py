@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from keras import tree
 from tensorflow.python.framework import auto_control_deps_utils
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from tfcompress.files import temporary
 from tfcompress.graph.nodes import Graph
 from tfcompress.tflite import flatbuffer, run, signature
 from tfcompress.tflite.signature import INPUT, OUTPUT
@@ -144,7 +144,7 @@ def from_constants(function):
 
 def by_saved_model(module: tf.Module, signatures: dict[str, Any]) -> tf.lite.TFLiteConverter:
     """A TFLiteConverter for functions of a module that hold variables or tables."""
-    folder = tempfile.TemporaryDirectory(prefix="tfcompress_")
+    folder = temporary.folder()
     tf.saved_model.save(module, folder.name, signatures=signatures)
     converter = tf.lite.TFLiteConverter.from_saved_model(
         folder.name, signature_keys=list(signatures)

@@ -165,9 +165,9 @@ def write_all(files: Mapping[Any, bytes], folder: PathLike = "") -> None:
     """Write files so that all are in place, or all is as it was; folders that lack are made.
 
     All are written under other names first; only then they get their own, and what they replace
-    comes back if one of them cannot. A new `folder` gets its name when all is in it. Links in it are
-    replaced, and what they lead to is left alone. A process that is killed between two renames can
-    leave a mixture, which no file system prevents.
+    comes back if one of them cannot. A new `folder` gets its name when all is in it. Links in it
+    are replaced, and what they lead to is left alone. A process that is killed between two renames
+    can leave a mixture, which no file system prevents.
     """
     base = Path(folder).resolve()
     if base.is_dir():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import keras
 
 from tfcompress.conversion.convert import convert
 from tfcompress.conversion.settings import natural_precision, quantize_techniques, settle
-from tfcompress.files import writing
+from tfcompress.files import temporary, writing
 from tfcompress.fine_tuning.options import Options
 from tfcompress.targets.result import Check
 from tfcompress.tflite.flatbuffer import zipped_size
@@ -69,7 +68,7 @@ def content_of(
     **settings: Any,
 ) -> tuple[bytes, Check | None]:
     """A model as the bytes of a file, and what its target says of them."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary.folder() as folder:
         path = Path(folder, f"model{suffix}")
         if suffix == ".tflite":
             check = convert(model, path, **{"precision": "float32", **settings}).check

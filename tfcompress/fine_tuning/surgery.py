@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from tfcompress.files import temporary
 from tfcompress.fine_tuning.checkpoint import Checkpoint
 from tfcompress.fine_tuning.data import Data
 from tfcompress.fine_tuning.output import content_of
@@ -36,7 +36,7 @@ class Operated:
 
     def model(self) -> keras.Model:
         """The model as its file has it, so that a resumed training begins with the same."""
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary.folder() as folder:
             path = Path(folder, "model.keras")
             path.write_bytes(self.content)
             return load(path)

@@ -1,6 +1,5 @@
 """convert for tf_keras models: a SavedModel on the way, or TFMOT's trained ranges as they are."""
 
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import tensorflow as tf
 
 from tfcompress.conversion import converters
 from tfcompress.conversion.convert import Job
-from tfcompress.files import models
+from tfcompress.files import models, temporary
 from tfcompress.legacy import MOVE, require_graph
 from tfcompress.legacy.compression import finalize
 from tfcompress.legacy.rebuild import wrappers_of
@@ -23,7 +22,7 @@ def run_legacy(job: Job, model: Any, calibration: Any, samples: int | None) -> A
     if wrappers_of(model).quantized:
         return _trained(model, job)
     plain = finalize(model)
-    with tempfile.TemporaryDirectory(prefix="tfcompress_") as folder:
+    with temporary.folder() as folder:
         module = tf.Module()
         module.weights = plain.variables
         tf.saved_model.save(module, folder, signatures={"serve": _serve(plain, None, named=True)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tfcompress.compression.logger import Weight, describe
-from tfcompress.files import writing
+from tfcompress.files import temporary, writing
 from tfcompress.legacy import import_tf_keras, reading, require_graph
 from tfcompress.legacy.functions import FUNCTIONS
 from tfcompress.legacy.rebuild import (
@@ -180,7 +179,7 @@ def _random(tensor, model, seed: int) -> np.ndarray:
 
 
 def _save(model: keras.Model, target: writing.PathLike) -> None:
-    with tempfile.TemporaryDirectory(prefix="tfcompress_") as folder:
+    with temporary.folder() as folder:
         path = Path(folder, "model.keras")
         model.save(path)
         writing.atomic_write(target, path.read_bytes())

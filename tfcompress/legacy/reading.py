@@ -3,13 +3,12 @@
 import contextlib
 import inspect
 import json
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfcompress.files import models, saved_models, writing
+from tfcompress.files import models, saved_models, temporary, writing
 from tfcompress.files.configs import Named, names, parse, short
 from tfcompress.legacy import import_tf_keras, import_tfmot
 from tfcompress.legacy.functions import FUNCTIONS
@@ -200,7 +199,7 @@ def _load(path: Path):
     tf_keras = import_tf_keras()
     if path.suffix != ".keras":
         return tf_keras.models.load_model(path, compile=False)
-    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+    with zipfile.ZipFile(path) as archive, temporary.folder() as folder:
         # Layers under TFMOT's wrappers that build themselves would be built twice.
         config = _without(("build_config", "compile_config"), json.loads(archive.read(_CONFIG)))
         model = tf_keras.saving.deserialize_keras_object(config)

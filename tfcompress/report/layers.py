@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from tfcompress.conversion.layer_errors import float_twin, tensor_errors
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.dispatch import is_legacy
 from tfcompress.files import samples as samples_of
+from tfcompress.files import temporary
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
 from tfcompress.layers.batch_norm import FusedBatchNorm
@@ -169,7 +169,7 @@ def _real_values(file: Any, t: TensorInfo) -> np.ndarray | None:
         return (values.reshape(-1, t.block_size) * scales[:, None]).ravel()
     axis = t.quantized_dimension
     if axis is not None:
-        if values.shape[axis] != len(scales):
+        if not 0 <= axis < values.ndim or values.shape[axis] != len(scales):
             return None
         shape = [-1 if d == axis else 1 for d in range(values.ndim)]
         scales = scales.reshape(shape)
@@ -330,7 +330,7 @@ def _plain_function(operation: Any) -> Any:
 def _float32(model: keras.Model, file: Any) -> bytes:
     graph = file.subgraphs[0]
     batch_size = int(graph.tensors[graph.inputs[0]].shape[0])
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary.folder() as folder:
         path = Path(folder, "float32.tflite")
         convert(model, path, precision="float32", batch_size=batch_size)
         return path.read_bytes()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tfcompress.conversion.differences import Difference
 from tfcompress.conversion.verify import OutputCheck, Verification, verify
-from tfcompress.files import models
+from tfcompress.files import models, temporary
 from tfcompress.report.layer_data import task_entry
 from tfcompress.report.layers import (
     EXACT_DB,
@@ -126,7 +125,7 @@ def _latency(
 
     if plain is None:
         return list(benchmark(tflite_path, runs=RUNS, rounds=ROUNDS, progress=tell).files)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary.folder() as folder:
         other = Path(folder, "float32.tflite")
         other.write_bytes(plain.float32)
         paths = [other, tflite_path]

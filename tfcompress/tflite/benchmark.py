@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfcompress.results import Result, print_table
-from tfcompress.tflite import flatbuffer
+from tfcompress.tflite import apart, flatbuffer
 from tfcompress.tflite.arena import activation_bytes
-from tfcompress.tflite.run import cannot_run, ports
+from tfcompress.tflite.run import cannot_run, line, ports
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,22 +100,27 @@ def benchmark(
     for name, value in (("runs", runs), ("rounds", rounds), ("threads", threads)):
         _check_count(name, value, 1)
     _check_count("warmup", warmup, 0)
-    runners = [_Runner(file, threads, data) for file in files]
-    times = _measure(runners, runs, warmup, rounds, progress)
-    medians = np.median(times, axis=2)  # (files, rounds)
+    contents = [flatbuffer.load(file) for file in files]  # which refuses what is no file
+    parsed = [
+        flatbuffer.read(content, name=flatbuffer.describe(file))
+        for content, file in zip(contents, files, strict=True)
+    ]
+    names = [os.fspath(file) for file in files]
+    found = _times_apart((names, threads, _arrays(data), runs, warmup, rounds), progress)
+    medians = np.median(found, axis=2)  # (files, rounds)
     ratios = np.median(medians / medians[:1], axis=1)
     results = tuple(
         FileBenchmark(
-            path=runner.path,
-            median_ms=float(np.median(times[i])),
-            p90_ms=float(np.percentile(times[i], 90)),
-            min_ms=float(times[i].min()),
+            path=os.fspath(file),
+            median_ms=float(np.median(found[i])),
+            p90_ms=float(np.percentile(found[i], 90)),
+            min_ms=float(found[i].min()),
             ratio=float(ratios[i]),
-            file_bytes=len(runner.content),
-            zipped_bytes=flatbuffer.zipped_size(runner.content),
-            activation_bytes=activation_bytes(runner.model),
+            file_bytes=len(contents[i]),
+            zipped_bytes=flatbuffer.zipped_size(contents[i]),
+            activation_bytes=activation_bytes(parsed[i]),
         )
-        for i, runner in enumerate(runners)
+        for i, file in enumerate(files)
     )
     return Benchmark(results, runs, warmup, threads, rounds)
 
@@ -128,24 +133,49 @@ def _check_count(name: str, value: Any, least: int) -> None:
         )
 
 
+def _times_apart(
+    arguments: tuple[Any, ...], progress: Callable[[int, int], None] | None
+) -> np.ndarray:
+    """As `times` of these, in the process of LiteRT, which a file may end."""
+    at = ""
+
+    def tell(path: str, done: int, total: int) -> None:
+        nonlocal at
+        at = path
+        if progress is not None and done:
+            progress(done, total)
+
+    try:
+        return apart.ask(f"{__name__}:times", *arguments, tell=tell)
+    except (apart.Died, MemoryError) as error:
+        raise cannot_run(f"'{at}'", error) from error
+
+
+def _arrays(data: Any) -> Any:
+    """Data as NumPy's arrays, which another process can take."""
+    if isinstance(data, Mapping):
+        return {name: np.asarray(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [np.asarray(value) for value in data]
+    return None if data is None else np.asarray(data)
+
+
 class _Runner:
     """A file that is loaded and has its inputs at hand."""
 
-    def __init__(self, file: str | os.PathLike[str], threads: int, data: Any):
+    def __init__(self, path: str, threads: int, data: Any):
         from ai_edge_litert.interpreter import Interpreter
 
-        self.content = flatbuffer.load(file)  # which refuses what is no file
-        self.path = os.fspath(file)
-        self.model = flatbuffer.read(self.content, name=flatbuffer.describe(file))
+        self.path, content = path, flatbuffer.load(path)
         try:
-            self.interpreter = Interpreter(model_content=self.content, num_threads=threads)
+            self.interpreter = Interpreter(model_content=content, num_threads=threads)
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise cannot_run(f"'{self.path}'", error) from error
+            raise cannot_run(f"'{path}'", error) from error
         details = self.interpreter.get_input_details()
-        names = {entry.index: entry.name for entry in ports(self.model)[0]}
+        names = {entry.index: entry.name for entry in ports(flatbuffer.read(content))[0]}
         self.inputs = [
-            (d["index"], _input(self.path, d, names.get(d["index"]), i, len(details), data))
+            (d["index"], _input(path, d, names.get(d["index"]), i, len(details), data))
             for i, d in enumerate(details)
         ]
 
@@ -159,30 +189,47 @@ class _Runner:
         return (time.perf_counter_ns() - start) / 1e6
 
 
-def _measure(
-    runners: list[_Runner],
+def times(
+    paths: Sequence[str],
+    threads: int,
+    data: Any,
     runs: int,
     warmup: int,
     rounds: int,
-    progress: Callable[[int, int], None] | None,
+    tell: Callable[[str, int, int], None] = lambda path, done, total: None,
 ) -> np.ndarray:
-    """Return milliseconds of shape (files, rounds, runs)."""
-    times = np.zeros((len(runners), rounds, runs))
+    """Run files in turns, in this process.
+
+    Args:
+        tell: called with a path before its file is loaded and first run, and after each turn of
+            the files with the last one's and how many turns of all are done.
+
+    Returns milliseconds of shape (files, rounds, runs).
+    """
+    found = np.zeros((len(paths), rounds, runs))
     total = warmup + rounds * runs
+    runners = []
+    for path in paths:
+        tell(path, 0, total)
+        runners.append(_Runner(path, threads, data))
     for turn in range(total):
         for i, runner in enumerate(runners):
+            if turn == 0:
+                tell(runner.path, 0, total)
             try:
                 elapsed = runner.run()
             except (RuntimeError, ValueError) as error:
                 raise ValueError(
-                    f"LiteRT failed on '{runner.path}': {str(error).strip()}. Expected a model "
-                    "that runs on the given inputs; pass fitting ones as `data`."
+                    f"LiteRT failed on '{runner.path}': {line(error)}. Expected a model that runs "
+                    "on the given inputs; pass fitting ones as `data`."
                 ) from error
             if turn >= warmup:
-                times[i, (turn - warmup) // runs, (turn - warmup) % runs] = elapsed
-        if progress is not None:
-            progress(turn + 1, total)
-    return times
+                found[i, (turn - warmup) // runs, (turn - warmup) % runs] = elapsed
+        tell(runners[-1].path, turn + 1, total)
+    return found
+
+
+times.tells = True  # type: ignore[attr-defined]
 
 
 def _input(

@@ -380,6 +380,8 @@ def check_model(model: Any) -> None:
         setattr(model, name, getattr(model, name) or [])
     if not model.subgraphs:
         raise ValueError("there is no graph")
+    # The first one is empty by the format, and LiteRT does without it.
+    model.buffers = model.buffers or [schema.BufferT()]
     for graph in model.subgraphs:
         _check_graph(model, graph)
     for entry in model.metadata:

@@ -8,12 +8,13 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfcompress.tflite import flatbuffer
+from tfcompress.tflite import apart, flatbuffer
 from tfcompress.tflite.signature import first_signature
 
 INTEGERS = ("int8", "uint8", "int16")
@@ -74,8 +75,55 @@ def ports(model: Any) -> tuple[list[Port], list[Port]]:
     return taken, given
 
 
+class Loaded:
+    """A file loaded into LiteRT in a process of its own, see `apart`.
+
+    Args:
+        content: its bytes.
+        kernels, keep: see `load`.
+
+    Attributes:
+        note: what is to be told if other kernels had to be taken; else empty.
+        inputs: the indices of the tensors that it takes.
+    """
+
+    note: str
+    inputs: list[int]
+
+    def __init__(self, content: bytes, kernels: str, *, keep: bool = False):
+        self._there = apart.Kept(f"{__name__}:_load", content, kernels, keep)
+        self.note, self.inputs = self._there.told
+
+    def run(self, values: Mapping[int, np.ndarray], wanted: Sequence[int]) -> list[np.ndarray]:
+        """Runs once; gives tensors by their indices."""
+        return self._there.ask(f"{__name__}:_run", dict(values), list(wanted))
+
+    def tensor(self, index: int) -> np.ndarray:
+        """A tensor after the last run."""
+        return self._there.ask(f"{__name__}:_tensor", index)
+
+
+# These three run in the other process.
+def _load(content: bytes, kernels: str, keep: bool) -> tuple[int, str, list[int]]:
+    interpreter, note = load(content, kernels, keep=keep)
+    inputs = [int(entry["index"]) for entry in interpreter.get_input_details()]
+    return apart.keep(interpreter), note, inputs
+
+
+def _run(number: int, values: dict[int, np.ndarray], wanted: list[int]) -> list[np.ndarray]:
+    interpreter = apart.kept[number]
+    for index, value in values.items():
+        interpreter.set_tensor(index, value)
+    interpreter.invoke()
+    return [interpreter.get_tensor(index) for index in wanted]
+
+
+def _tensor(number: int, index: int) -> np.ndarray:
+    return apart.kept[number].get_tensor(index)
+
+
 class Runner:
-    """A file loaded into LiteRT.
+    """A file loaded into LiteRT, in a process of its own.
 
     Args:
         model: the `ModelT` of the file.
@@ -95,12 +143,11 @@ class Runner:
         self.name = name
         self.inputs, self.outputs = ports(model)
         kind = REFERENCE if reference else DEFAULT
-        # LiteRT tells on standard error which delegate it made.
-        with quiet():
-            try:
-                self._interpreter, self.note = load(content, kind, keep=keep)
-            except Exception as error:  # Damaged files fail in many ways.
-                raise cannot_run(name, error) from error
+        try:
+            self._loaded = Loaded(content, kind, keep=keep)
+        except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+            raise cannot_run(name, error) from error
+        self.note = self._loaded.note
 
     def run(self, values: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Runs one batch.
@@ -108,20 +155,19 @@ class Runner:
         Args:
             values: real values by input name, of the inputs' shapes.
         """
-        for entry in self.inputs:
-            self._interpreter.set_tensor(entry.index, entry.quantize(values[entry.name]))
+        given = {entry.index: entry.quantize(values[entry.name]) for entry in self.inputs}
         try:
-            self._interpreter.invoke()
-        except Exception as error:  # As above.
+            found = self._loaded.run(given, [entry.index for entry in self.outputs])
+        except (MemoryError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"LiteRT failed on {self.name}: {line(error)}. Expected inputs "
                 "that the model takes; check the values of the data, indices above all."
             ) from error
-        return [self.tensor(entry) for entry in self.outputs]
+        return [port.dequantize(codes) for port, codes in zip(self.outputs, found, strict=True)]
 
     def tensor(self, entry: Port) -> np.ndarray:
         """The real values of a tensor after the last run."""
-        return entry.dequantize(self._interpreter.get_tensor(entry.index))
+        return entry.dequantize(self._loaded.tensor(entry.index))
 
 
 # Names of `OpResolverType`s.

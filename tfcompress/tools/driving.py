@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from tfcompress.files import temporary
 from tfcompress.tools.environments import Unavailable, python_environment, run_tool
 
 DRIVERS = Path(__file__).parent / "drivers"
@@ -100,7 +100,7 @@ def drive(
         what: the tool, for messages.
         seconds: after which it is killed.
     """
-    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+    with temporary.folder() as name:
         folder = Path(name)
         (folder / "model.tflite").write_bytes(data)
         (folder / "settings.json").write_text(json.dumps(dict(settings or {})))

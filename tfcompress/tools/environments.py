@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tfcompress import children
+
 _READY = ".ready"
 _SECONDS = 1800.0
 Maker = Callable[[Path], None]
@@ -118,14 +120,8 @@ def run_tool(
     # The libraries of the calling environment are none of the tool's business.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     try:
-        done = subprocess.run(
-            [os.fspath(word) for word in command],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            cwd=folder,
-            env=kept,
+        done = children.finished(
+            command, seconds, text=True, errors="replace", cwd=folder, env=kept
         )
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{what} did not end within {seconds:.0f} s") from None

@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import queue
 import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress import children
+from tfcompress.files import temporary
 from tfcompress.tools.comparison import compare
 from tfcompress.tools.driving import DRIVERS, Answer, NotApplicable, Outcome, Refused, Tool
 from tfcompress.tools.environments import node_environment, program
@@ -97,22 +97,14 @@ def _served(
 
 @contextmanager
 def _browsing(browser: str, address: str) -> Iterator[None]:
-    profile = tempfile.mkdtemp(prefix="tfcompress-")
     # Without an address to debug at, headless Chromium ends once the page is loaded.
-    debugging = "--remote-debugging-port=0"
-    process = subprocess.Popen(
-        [browser, *_FLAGS, f"--user-data-dir={profile}", debugging, address],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # A group of its own, as it starts more processes.
-    )
-    try:
+    flags = [*_FLAGS, "--remote-debugging-port=0"]
+    none = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    with (
+        temporary.folder() as profile,
+        children.child([browser, *flags, f"--user-data-dir={profile}", address], **none),
+    ):
         yield
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
-        shutil.rmtree(profile, ignore_errors=True)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from tfcompress.files.samples import batches
 from tfcompress.tflite import flatbuffer, run
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tflite.signature import Input, io_names
-from tfcompress.tools.driving import Refused, drive
-from tfcompress.tools.environments import Unavailable
 
 RANDOM_SAMPLES = 8
 SAMPLES = 32  # at most, of data that is given
@@ -82,7 +79,6 @@ def read_subject(
     else:
         tensors = (graph.tensors[index] for index in graph.inputs)
         inputs = _given(dict(zip(taken, tensors, strict=True)), data)
-    _try_out(content, inputs[:1], where)
     units = [unit_of(model, index) for index in graph.outputs]
     kinds = {op.dtype for op in inspect(content).operators}
     return Subject(
@@ -95,7 +91,7 @@ def read_subject(
         256 if "int16" in kinds else 1,
         0.05 if any(kind.startswith("dynamic") for kind in kinds) else 1e-4,
         dict(options),
-        run.load(content)[1],
+        run.Loaded(content, run.REFERENCE, keep=False).note,
     )
 
 
@@ -132,27 +128,12 @@ def tensors_of(
     data: bytes, inputs: list[Arrays], indices: Sequence[int], kind: str = run.REFERENCE
 ) -> list[dict[int, np.ndarray]]:
     """Run LiteRT and return tensors."""
-    interpreter, _ = run.load(data, kind, keep=kind == run.REFERENCE)
-    entries = [entry["index"] for entry in interpreter.get_input_details()]
+    loaded = run.Loaded(data, kind, keep=kind == run.REFERENCE)
     found = []
     for sample in inputs:
-        for index, value in zip(entries, sample.values(), strict=True):
-            interpreter.set_tensor(index, value)
-        interpreter.invoke()
-        found.append({index: interpreter.get_tensor(index) for index in indices})
+        values = dict(zip(loaded.inputs, sample.values(), strict=True))
+        found.append(dict(zip(indices, loaded.run(values, indices), strict=True)))
     return found
-
-
-def _try_out(content: bytes, inputs: list[Arrays], where: str) -> None:
-    """Raise if LiteRT crashes on a file, which would end this process: so another one runs it."""
-    try:
-        with contextlib.suppress(Unavailable):
-            drive([sys.executable], "try_litert", content, inputs, what="LiteRT")
-    except Refused as refusal:
-        raise ValueError(
-            f"{where} is damaged: LiteRT crashes on it; expected a file that it runs. "
-            f"{flatbuffer.MEND}"
-        ) from refusal
 
 
 def drawn_inputs(model: Any, where: str) -> list[Arrays]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
-import tempfile
 from pathlib import Path
 
 from tfcompress.errors import expected_one_of
+from tfcompress.files import temporary
 from tfcompress.tools.driving import Figure, Outcome, Refused, Tool
 from tfcompress.tools.environments import Unavailable, python_environment, run_tool
 from tfcompress.tools.subject import Subject
@@ -46,7 +46,7 @@ def run(file: Subject) -> Outcome:
     accelerator = file.options.get("accelerator", DEFAULT)
     vela = python_environment("vela", PACKAGES).with_name("vela")
     system, memory = _SYSTEMS[accelerator.rpartition("-")[0]]
-    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+    with temporary.folder() as name:
         folder = Path(name)
         (folder / "model.tflite").write_bytes(file.data)
         command: list[str | Path] = [vela, "model.tflite", "--output-dir", "out"]

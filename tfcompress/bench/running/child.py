@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from tfcompress.bench.methods import METHODS, cost
 from tfcompress.bench.methods.run import Run, train_float
 from tfcompress.bench.tasks import TASKS
 from tfcompress.bench.tasks.task import NotThere
-from tfcompress.files import models
+from tfcompress.files import models, temporary
 from tfcompress.tflite import flatbuffer, machine
 from tfcompress.tflite import run as tflite_run
 from tfcompress.tflite.run import ports
@@ -99,7 +98,7 @@ def train(name: str, seed: int, short: bool, data_dir: Path | None) -> Path:
     if not _loads(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         model = train_float(task, data, training, seed)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        with temporary.folder(path.parent) as scratch:
             model.save(Path(scratch, path.name))
             os.replace(Path(scratch, path.name), path)
     return path
@@ -126,7 +125,7 @@ def measure(job: Job) -> dict[str, Any]:
     job.folder.mkdir(parents=True)
     keras.utils.set_random_seed(job.seed)
     _, tuning = task.trainings(job.short)
-    with tempfile.TemporaryDirectory(dir=job.folder) as scratch:
+    with temporary.folder(job.folder) as scratch:
         run = Run(
             task=task,
             data=data,

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tfcompress import children
 from tfcompress.bench.running.processes import Failed
 from tfcompress.tflite import flatbuffer, machine
-from tfcompress.tflite.benchmark import benchmark
+from tfcompress.tflite.benchmark import times
 from tfcompress.tflite.run import ports
 from tfcompress.tools import environments, vela
 from tfcompress.tools.accept import accept
@@ -72,12 +73,11 @@ def _named(pair: tuple[float, float]) -> dict[str, float]:
 def _measured(paths: Sequence[Path], threads: Sequence[int], *options: str) -> list[Pairs]:
     command = [sys.executable, "-m", __name__, *options, ",".join(map(str, threads))]
     try:
-        done = subprocess.run(
+        done = children.finished(
             [*command, *map(str, paths)],
-            capture_output=True,
+            _SECONDS,
             text=True,
             errors="replace",
-            timeout=_SECONDS,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
     except subprocess.TimeoutExpired:
@@ -93,16 +93,16 @@ def interleaved(paths: Sequence[str], threads: int) -> Pairs:
     import numpy as np
 
     def timed(order: np.ndarray, runs: int) -> np.ndarray:
-        files = [paths[i] for i in order]
-        found = benchmark(files, threads=threads, runs=runs, rounds=1, warmup=_WARMUP).files
-        return np.array([file.median_ms for file in found])[np.argsort(order)]
+        # In this process, which is one of its own already, and may do without AMX.
+        found = times([paths[i] for i in order], threads, None, runs, _WARMUP, rounds=1)
+        return np.median(found, axis=(1, 2))[np.argsort(order)]
 
     turn = timed(np.arange(len(paths)), 5).sum()
     runs = int(min(max(_MILLISECONDS / _ROUNDS / turn, _LEAST_RUNS), _MOST_RUNS))
     random = np.random.default_rng(0)
-    times = np.array([timed(random.permutation(len(paths)), runs) for _ in range(_ROUNDS)])
-    ratios = np.median(times / times[:, :1], axis=0)
-    return list(zip(np.median(times, axis=0).tolist(), ratios.tolist(), strict=True))
+    found = np.array([timed(random.permutation(len(paths)), runs) for _ in range(_ROUNDS)])
+    ratios = np.median(found / found[:, :1], axis=0)
+    return list(zip(np.median(found, axis=0).tolist(), ratios.tolist(), strict=True))
 
 
 # Linux: arch_prctl, its request for a feature of the CPU, and the tiles of AMX.

@@ -5,20 +5,28 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tfcompress import children
+
 # Imported once, by the server that processes are forked from, and not by each of them. Nothing of
 # it starts TensorFlow, whose threads no fork would have.
 PRELOADED = (
+    "tfcompress.bench.running.tied",
     *("tensorflow", "keras", "tf_keras", "tensorflow_model_optimization", "sklearn.metrics"),
     *("ai_edge_litert.interpreter", "litert_quantizer", "tfcompress.cli.app"),
     *("tfcompress.bench.running.child", "tfcompress.bench.models", "tfcompress.report.layers"),
     *("tfcompress.compression.compress", "tfcompress.conversion.convert"),
     "tfcompress.surgery.profile",
 )
+
+
+# What a process gets to clean up when it is told to end.
+_SECONDS = 3.0
 
 
 class Failed(RuntimeError):
@@ -49,7 +57,11 @@ def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> 
             done, found = ours.recv()
         except EOFError:
             process.join(10)
-            raise Failed(_ended(process.exitcode)) from None
+            raise Failed(children.ended(process.exitcode)) from None
+    except BaseException:
+        process.terminate()
+        process.join(_SECONDS)
+        raise
     finally:
         process.kill()
         process.join()
@@ -60,15 +72,12 @@ def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> 
     return found
 
 
-def _ended(status: int | None) -> str:
-    if status is not None and status < 0:
-        hint = " (out of memory?)" if -status == signal.SIGKILL else ""
-        return f"crashed: ended by {signal.Signals(-status).name}{hint}"
-    return f"crashed: ended with status {status}"
-
-
 def _answer(pipe: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    children.end_with_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Told to end, it removes what it has made on the way. Ctrl-C is for the command to take.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # Standard output is for the result of the command.
     try:
         answer = True, function(*arguments)

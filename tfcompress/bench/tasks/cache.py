@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from tfcompress.files import temporary
 from tfcompress.tools.environments import cache_folder
 
 Arrays = dict[str, np.ndarray]
@@ -34,7 +34,7 @@ def cached(name: str, settings: Mapping[str, Any], make: Callable[[], Arrays]) -
     arrays = {key: np.ascontiguousarray(array) for key, array in make().items()}
     place.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: another process may make the same.
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{name}-") as scratch:
+    with temporary.folder(place.parent) as scratch:
         made = Path(scratch, "made")
         made.mkdir()
         _write(made, arrays, {"name": name, "settings": settings})

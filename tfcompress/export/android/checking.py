@@ -12,7 +12,6 @@ import functools
 import re
 import struct
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress import children
 from tfcompress.export.android.contents import fill
 from tfcompress.export.android.project import AndroidReport, android_project
 from tfcompress.export.android.reference import stored
 from tfcompress.export.android.tensors import Tensor
+from tfcompress.files import temporary
 from tfcompress.files.pixels import Normalization
 from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Tool
 from tfcompress.tools.environments import Unavailable, node_environment, program, run_tool
@@ -75,7 +76,7 @@ def compile_kotlin(sources: Sequence[Path], out: Path) -> list[str]:
     command += ["-no-reflect", "-cp", f"{lib / 'kotlin-stdlib.jar'}:{lib / 'annotations-13.0.jar'}"]
     command += ["-d", str(out), str(STUBS), *map(str, sources)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        done = children.finished(command, _SECONDS, text=True)
     except subprocess.TimeoutExpired:
         raise Unavailable(f"Kotlin's compiler did not end within {_SECONDS:.0f} s") from None
     said = done.stdout + done.stderr
@@ -112,7 +113,7 @@ _WRONG = {
 
 def ask_kotlin(file: Subject) -> Outcome:
     """Compile the app of a file, and compare what quantizes and dequantizes in it with NumPy."""
-    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+    with temporary.folder() as name:
         folder = Path(name)
         made = make_app(file, folder / "app")
         sources = sorted((folder / "app").rglob("*.kt"))
@@ -157,7 +158,7 @@ def make_app(file: Subject, folder: Path) -> AndroidReport:
 def refuses_wrong_call(api: str) -> bool:
     """Tell whether the compiler refuses a call of a method that LiteRT's API does not have."""
     right, wrong = _WRONG[api]
-    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+    with temporary.folder() as name:
         folder = Path(name)
         for file in (f"{api}Runner.kt", "TensorSpec.kt"):
             text = fill(file, {"package": PACKAGE})
@@ -279,7 +280,7 @@ def ask_apk(file: Subject) -> Outcome:
     """Check that the APK is valid and holds the file so that it can be mapped into memory."""
     tools = {name: program(name, name) for name in ("zipalign", "apksigner")}
     tools["keytool"] = program("keytool", "openjdk-17-jre-headless")
-    with tempfile.TemporaryDirectory(prefix="tfcompress-") as name:
+    with temporary.folder() as name:
         folder = Path(name)
         make_app(file, folder / "app")
         raw = package_resources(folder / "app/app", PACKAGE, folder / "resources")

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from tfcompress.errors import check, expected_one_of
+from tfcompress.files import temporary
 from tfcompress.surgery.hull import lower_hull
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, mean_loss
@@ -191,7 +191,7 @@ def _latency_saved(
     from tfcompress.tflite.benchmark import benchmark
 
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary.folder() as folder:
         whole = os.path.join(folder, "whole.tflite")
         convert(structure.model, whole, precision="int8", calibration=calibration)
         for name, each in sizes.items():

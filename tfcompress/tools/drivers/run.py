@@ -50,15 +50,6 @@ def run_litert(samples, settings, log):
     return outputs, {"machine": platform.machine(), "kernels": kernels, "numpy": np.__version__}
 
 
-def try_litert(samples, settings, log):
-    """LiteRT once, to see whether the process lives on."""
-    for kind in ("BUILTIN_REF", "AUTO"):
-        # The caller will get it, too, and explain it.
-        with contextlib.suppress(RuntimeError, ValueError):
-            _interpret(_interpreter(kind), samples[0])
-    return [], {}
-
-
 def _interpreter(kind):
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -237,7 +228,7 @@ def _works(try_out, size):
 
 
 RUNS = (
-    *(run_litert, try_litert, run_mediapipe, run_tflite_support),
+    *(run_litert, run_mediapipe, run_tflite_support),
     *(run_onnx, run_openvino, run_tflm, measure_tflm),
 )
 # How many lines of the log are told with an error.
