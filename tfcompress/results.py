@@ -21,7 +21,11 @@ stream: Any = None
 
 def say(line: str) -> None:
     """Tells a person something on standard error."""
-    print(line, file=stream or sys.stderr, flush=True)
+    taken = stream or sys.stderr
+    try:
+        print(line, file=taken, flush=True)
+    except BrokenPipeError:  # Nobody listens, also when it is closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), taken.fileno())
 
 
 def print_table(console: Console, title: str, columns: str, rows: Rows) -> None:

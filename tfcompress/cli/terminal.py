@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from tfcompress.files import temporary
 from tfcompress.results import plain, say
 from tfcompress.tools.environments import Unavailable
 
+# Of a message: what a file calls things may be of any length.
+_LONGEST = 1500
 INTERRUPTED = 130  # What shells say of Ctrl-C.
 
 # What bad input raises; anything else is a defect of tfcompress.
@@ -34,6 +37,8 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]
     arguments = [a for i, a in enumerate(arguments) if i >= end or a != "--debug"]
+    if own:
+        _mend_streams()
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.nullcontext() if debug else _hushed())
         try:
@@ -58,20 +63,42 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
             return status
 
 
+def _mend_streams() -> None:
+    """Gives this process the streams that it was started without, and ones that take any text."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # Else the next file that is opened would take its place.
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+# What is raised in a callback of a library may be lost there.
+_told_to_end = threading.Event()
+
+
 @contextlib.contextmanager
 def _ended_cleanly() -> Iterator[None]:
     """Has a process that is told to end clean up, as at Ctrl-C."""
 
     def end(number: int, frame: Any) -> None:
+        _told_to_end.set()
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, end) for number in numbers]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    taken = [number for number in numbers if before[number] is not signal.SIG_IGN]  # as nohup does
+    for number in taken:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 def _explain(error: BaseException, debug: bool) -> tuple[int, str]:
@@ -85,6 +112,7 @@ def _explain(error: BaseException, debug: bool) -> tuple[int, str]:
         command = context.command_path if context else "tfcompress"
         return 2, f"{_one_line(error.format_message()).rstrip('.')}. See {command} --help."
     message = _one_line(cause or error)
+    message = message[:_LONGEST] + "..." if len(message) > _LONGEST else message
     if isinstance(error, MemoryError):
         return 2, f"not enough memory: {message}. Take fewer --samples, or a smaller model."
     if isinstance(error, OSError) and error.strerror:  # Without the number.
@@ -173,6 +201,8 @@ class Progress:
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Show that `done` of `total` steps of a stage are done; None if it is not known."""
+        if _told_to_end.is_set():
+            raise KeyboardInterrupt
         changed, self.stage = stage != self.stage, stage
         if self.bar is not None:
             if changed:
@@ -220,5 +250,10 @@ def emit_json(value: Any) -> None:
 def _console() -> Any:
     from rich.console import Console
 
+    def broken() -> None:
+        raise BrokenPipeError
+
     # Without a terminal rich assumes 80 columns, which would break long names.
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.on_broken_pipe = broken  # type: ignore[method-assign] # it would end with status 1
+    return console

@@ -45,7 +45,7 @@ def read(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> 
     except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError) as e:
         reason = "an offset points outside of the file" if isinstance(e, struct.error) else e
         raise ValueError(
-            f"{where} is damaged: received {len(data)} bytes in which {reason}; "
+            f"{where} is damaged: received {len(data)} bytes in which {str(reason)[:300]}; "
             f"expected a whole .tflite file. {MEND}"
         ) from e
     return model
