@@ -44,7 +44,7 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
         try:
             if own:
                 stack.enter_context(_ended_cleanly())
-                stack.enter_context(temporary.only_here())
+                temporary.only_here()
             command = typer.main.get_command(app)
             status = command.main(arguments, prog_name="tfcompress", standalone_mode=False)
             sys.stdout.flush()

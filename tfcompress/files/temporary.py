@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -10,7 +11,6 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 
 from tfcompress.files.writing import PathLike
 
@@ -29,26 +29,26 @@ def _digest(text: str) -> str:
 
 def folder(inside: PathLike | None = None) -> tempfile.TemporaryDirectory[str]:
     """A new folder that is removed at the end; `inside` is where, by default the system's place."""
-    where = tempfile.gettempdir() if inside is None else os.fspath(inside)
-    sweep(where)
-    prefix = f".tfcompress-{_place()}-{os.getpid()}-"
+    where, prefix = _swept(inside)
     return tempfile.TemporaryDirectory(prefix=prefix, dir=where, ignore_cleanup_errors=True)
 
 
-@contextlib.contextmanager
-def only_here() -> Iterator[None]:
-    """Has all temporary files of this process, libraries' too, in one such folder."""
-    before = os.environ.get("TMPDIR")
-    with folder() as name:
-        os.environ["TMPDIR"], tempfile.tempdir = name, None
-        try:
-            yield
-        finally:
-            tempfile.tempdir = None
-            if before is None:
-                del os.environ["TMPDIR"]
-            else:
-                os.environ["TMPDIR"] = before
+def only_here() -> None:
+    """Has all temporary files of this process, libraries' too, in one such folder until it exits.
+
+    It goes last: what a library registers after this removes its own files first.
+    """
+    where, prefix = _swept(None)
+    os.environ["TMPDIR"] = name = tempfile.mkdtemp(prefix=prefix, dir=where)
+    tempfile.tempdir = None
+    atexit.register(shutil.rmtree, name, ignore_errors=True)
+
+
+def _swept(inside: PathLike | None) -> tuple[str, str]:
+    """A place without what others left, and how the names of ours begin."""
+    where = tempfile.gettempdir() if inside is None else os.fspath(inside)
+    sweep(where)
+    return where, f".tfcompress-{_place()}-{os.getpid()}-"
 
 
 def sweep(where: str) -> None:

@@ -38,10 +38,10 @@ class _Process:
     def __init__(self) -> None:
         self.owner, self.lock = os.getpid(), threading.Lock()
         self.dropped: list[int] = []  # Files that nobody needs any more.
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115, open as long as the process lives
+        self._stack = contextlib.ExitStack()
+        self.said = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
         command = [sys.executable, "-c", _START.format(__name__), path]
-        self._stack = contextlib.ExitStack()
         self.process = self._stack.enter_context(
             children.child(command, stdin=-1, stdout=-1, stderr=self.said)
         )
@@ -58,8 +58,11 @@ class _Process:
                 while (answer := _receive(self.process.stdout))[0] == "told":
                     if tell is not None:
                         tell(*answer[1:])
-            except (EOFError, OSError, pickle.UnpicklingError):
+            except (EOFError, OSError):
                 raise Died(self._how()) from None
+            except pickle.UnpicklingError:
+                self.end()
+                raise Died("it gave no answer that is data") from None
             except BaseException:  # Its answer would be taken for the next one's.
                 self.end()
                 raise
@@ -68,10 +71,11 @@ class _Process:
         raise _ERRORS.get(answer[1], RuntimeError)(answer[2])
 
     def _how(self) -> str:
-        self.end()
+        self.process.wait()
         self.said.seek(max(0, self.said.seek(0, io.SEEK_END) - 2000))
         lines = self.said.read().decode(errors="replace").split("\n")
         told = [" ".join(line.split()) for line in lines if line.strip() and "INFO:" not in line]
+        self.end()
         last = f" ({told[-1][:200]})" if told else ""
         return f"it {children.ended(self.process.returncode)}{last}"
 
@@ -184,7 +188,7 @@ class _Answers(pickle.Unpickler):
         own = module.split(".")[0] == "numpy" and name in _MAKERS
         if own or (module, name) in _TYPES or module == "numpy.dtypes":
             return super().find_class(module, name)
-        raise EOFError(f"{module}.{name}")
+        raise pickle.UnpicklingError(f"{module}.{name}")
 
 
 def _receive(stream: BinaryIO | Any) -> Any:
