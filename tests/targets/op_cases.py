@@ -211,6 +211,14 @@ def _transposed():
         given = [integers([1, size, size, 8]), w, real(1, 4, 4, 4), bias(8)]
         dtypes = WEIGHTED if stride == 2 and not padding else SOME
         yield label, "TRANSPOSE_CONV", dtypes, given, [real(1, size, size, 8)], built, 3
+    for high, rows in ((1, 4), (2, 4), (1, 1), (2, 1)):
+        wide, kernel = 3 - high, min(rows, 3)
+        built = options("TransposeConv", strideH=high, strideW=wide, padding=0)
+        w = lambda d, k=kernel: weight(8, k, 3, 4, axis=_scales(d, 0))  # noqa: E731
+        made = (1, rows * high, 4 * wide, 8)
+        given = [integers(made), w, real(1, rows, 4, 4), bias(8)]
+        label = f"TRANSPOSE_CONV strides {high} {wide} of {rows} rows"
+        yield label, "TRANSPOSE_CONV", SOME, given, [real(*made)], built, 3
 
 
 def _pools():
@@ -264,6 +272,8 @@ def _dense():
     yield f"{name} constant", name, QUANTIZED, given, [real(2, 4, 5)], built
     given = [real(2, 4, 8), constant(8, 5)]
     yield f"{name} ranks", name, SOME, given, [real(2, 4, 5)], built
+    given = [real(2, 4, 8), constant(2, 8, 5, dtype="int8")]
+    yield f"{name} constant of int8", name, ("int16",), given, [real(2, 4, 5)], built
     turned = options("BatchMatMul", adjX=True)
     given = [real(2, 8, 4), real(2, 8, 5)]
     yield f"{name} adj_x", name, SOME, given, [real(2, 4, 5)], turned

@@ -160,6 +160,41 @@ def op_file(name, dtype, inputs, outputs, built=(0, None), version=1):
     return file.bytes(given, outs)
 
 
+def lstm(more=None):
+    """An int8 LSTM of 4 units over 3 steps of 2 numbers; `more` gives an input that may be left
+    out.
+    """
+    file = File()
+    inner = [file.part(weight(4, 2, axis=None), "int8") for _ in range(4)]
+    inner += [file.part(weight(4, 4, axis=None), "int8") for _ in range(4)]
+    biases = [file.add("int32", (4,), np.zeros(4, "<i4").tobytes()) for _ in range(4)]
+    cells = [file.part(real(1, 4), dtype) for dtype in ("int8", "int16")]
+    for index in cells:
+        file.tensors[index].isVariable = True
+    taken, given = (file.part(real(1, 3, n), "int8") for n in (2, 4))
+    inputs = [taken, *inner, -1, -1, -1, *biases, -1, -1, *cells, -1, -1, -1, -1]
+    if more is not None:
+        inputs[more] = file.part(weight(4, 4, axis=None), "int8")
+    built = options("UnidirectionalSequenceLSTM", fusedActivationFunction=4)
+    file.op("UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [given], built)
+    gates = [file.part(real(0, scale=2**-12), "int16") for _ in range(4)]
+    file.operators[-1].intermediates = [*gates, file.part(real(0), "int8")]
+    return file.bytes([taken], [given])
+
+
+def with_variable(dtype):
+    """ADD of the input and a variable that it is assigned to."""
+    file = File()
+    taken = file.part(real(1, 8, 8, 4), dtype)
+    handle = file.add("resource", ())
+    file.op("VAR_HANDLE", [], [handle], options("VarHandle", container=b"", sharedName=b"v"))
+    kept, total = file.part(real(1, 8, 8, 4), dtype), file.part(real(1, 8, 8, 4), dtype)
+    file.op("READ_VARIABLE", [handle], [kept])
+    file.op("ADD", [taken, kept], [total], options("Add"))
+    file.op("ASSIGN_VARIABLE", [handle, total], [])
+    return file.bytes([taken], [total])
+
+
 def _own_dtype(kind, dtype):
     if kind == "weight":
         return _WEIGHTS.get(dtype, "float32" if dtype == "float16" else dtype)
@@ -171,11 +206,11 @@ def _own_dtype(kind, dtype):
 def _quantization(part, own, dtype, inputs, output_of):
     if part.scale == 0 or (own in ("float32", "int64", "bool") and part.kind != "bias"):
         return None
-    if part.kind == "real" and own == "int32":
+    if part.kind == "real" and own == "int32" and part.scale is None:
         return None
     if part.kind == "bias" and dtype not in _BIASES:
         return None
-    if own not in ("int8", "uint8", "int16", "int4") and part.kind != "bias":
+    if own not in ("int8", "uint8", "int16", "int4", "int32") and part.kind != "bias":
         return None
     scale, zero = part.scale or SCALE, _ZERO.get(own, 0)
     if output_of in _FIXED and part.scale is None:

@@ -193,9 +193,11 @@ def converting():
     for kinds in [
         ("float32", "int8"), ("float32", "uint8"), ("float32", "int16"), ("int8", "int8"),
         ("int8", "uint8"), ("uint8", "int8"), ("int16", "int8"), ("int8", "int16"),
-        ("int16", "int16"), ("uint8", "uint8"),
+        ("int16", "int16"), ("uint8", "uint8"), ("int32", "int8"), ("int32", "int16"),
+        ("int8", "int32"), ("int16", "int32"),
     ]:  # fmt: skip
-        given, found = real(*shape, dtype=kinds[0]), real(*shape, dtype=kinds[1], scale=0.1)
+        given = real(*shape, dtype=kinds[0], scale=0.05)
+        found = real(*shape, dtype=kinds[1], scale=0.1)
         yield f"QUANTIZE {kinds[0]} to", "QUANTIZE", (kinds[1],), [given], [found]
     given = [real(*shape, scale=20.0)]
     yield "QUANTIZE coarse", "QUANTIZE", ("int8", "int16"), given, [real(*shape)]
@@ -205,6 +207,8 @@ def converting():
     for given, found in [
         ("int32", "float32"), ("float32", "int32"), ("bool", "float32"), ("int8", "float32"),
         ("int32", "int64"), ("int64", "int32"), ("uint8", "float32"), ("float32", "bool"),
+        ("uint32", "int32"), ("int32", "uint32"), ("int32", "int8"), ("int16", "int32"),
+        ("float32", "int8"), ("uint32", "float32"), ("int32", "int16"), ("int8", "int32"),
     ]:  # fmt: skip
         parts = [plain(*shape, dtype=given)], [plain(*shape, dtype=found)]
         yield f"CAST {given} to", "CAST", (found,), *parts, options("Cast")

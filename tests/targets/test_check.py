@@ -3,7 +3,18 @@
 import json
 
 import pytest
-from op_files import File, constant, integers, op_file, options, plain, real, weight
+from op_files import (
+    File,
+    constant,
+    integers,
+    lstm,
+    op_file,
+    options,
+    plain,
+    real,
+    weight,
+    with_variable,
+)
 
 from tfcompress.targets.check import check
 from tfcompress.targets.targets import load_target
@@ -338,3 +349,70 @@ def test_limit_of_a_board(tmp_path):
     target = board(tmp_path, limits=limits, common_limits=["wide"])
     assert not check(made("CONV_2D"), target).passed
     assert check(made("CONV_2D", shape=(1, 8, 8, 32)), target).passed
+
+
+def test_the_mapped_part_goes_by_what_reads_what():
+    # ELU is no operator of the Edge TPU: it ends its own branch, and what reads of it, alone.
+    file = File()
+    taken = file.part(real(*SHAPE), "int8")
+    front = file.unary("ABS", taken)  # reads nothing of the part
+    left = file.unary("ELU", file.conv(front))
+    right = file.conv(file.conv(front))
+    total = file.part(real(*SHAPE), "int8")
+    file.op("ADD", [left, right], [total], options("Add"))
+    last = file.conv(right)
+    found = check(file.bytes([taken], [total, last]), "edge_tpu")
+    names = [(op.name, op.mapped) for op in found.operators]
+    assert names == [
+        *[("ABS", False), ("CONV_2D", True), ("ELU", False), ("CONV_2D", True)],
+        *[("CONV_2D", True), ("ADD", False), ("CONV_2D", True)],
+    ]
+    assert found.operators[5].reason == "it comes behind operator 2 (ELU), which is not mapped"
+
+
+@pytest.mark.parametrize("target", ["ethos_u55", "ethos_u65", "ethos_u85"])
+def test_plain_lstms_are_on_the_npu(target):
+    assert only(check(lstm(), target)).mapped
+    assert "no peepholes" in only(check(lstm(more=9), target)).reason
+    assert "no peepholes" in only(check(lstm(more=16), target)).reason
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "mapped"),
+    [
+        ("mobile_cpu", "int8", 4),
+        ("mobile_cpu", "float32", 4),
+        ("ethos_u85", "int8", 4),
+        ("ethos_u85", "int16", 4),
+        ("ethos_u55", "int8", 1),
+        ("microcontroller", "int8", 4),
+    ],
+)
+def test_variables(target, dtype, mapped):
+    assert check(with_variable(dtype), target).mapped == mapped
+
+
+@pytest.mark.parametrize("target", ["ethos_u55", "ethos_u65", "ethos_u85"])
+def test_vela_reads_no_constants_without_values(target):
+    file = File()
+    taken, shape, given = (
+        file.add("int32", (1, 1)),
+        file.add("int32", (0,), b""),
+        file.add("int32", ()),
+    )
+    file.op("RESHAPE", [taken, shape], [given])
+    data = file.bytes([taken], [given])
+    found = check(data, target)
+    assert found.is_refused
+    assert only(found).reason == "constants hold values (empty constants 1)"
+    assert check(data, "microcontroller").passed
+
+
+def test_signal_operators_of_tflite_micro():
+    file = File()
+    taken, made, given = (file.add(d, (8,)) for d in ("int16", "uint32", "int32"))
+    file.op("SignalEnergy", [taken], [made])
+    file.op("CAST", [made], [given], options("Cast"))
+    data = file.bytes([taken], [given])
+    assert check(data, "microcontroller").passed
+    assert check(data, "mobile_cpu").mapped == 0

@@ -1,9 +1,11 @@
 """The rules of Ethos-U targets against Vela, operator by operator."""
 
+from collections import Counter
+
 import pytest
 from asked_tools import vela
 from op_cases import cases
-from op_files import File, plain, real
+from op_files import File, lstm, plain, real, with_variable
 
 from tfcompress.targets.check import check, judge
 from tfcompress.targets.operators import operators
@@ -98,6 +100,32 @@ def test_agrees_on_whole_models(name, qat_cnn, float_cnn, images, tmp_path):
         passed.append(found.passed)
         assert {op.layer for op in found.operators if not op.mapped} == on_cpu(result)
     assert passed == [True, False, True, True, False, False, False, False, True]
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+def test_agrees_on_states_and_what_has_no_values(name):
+    kinds = ("int8", "uint8", "int16")
+    files = [lstm(), *map(lstm, (9, 16, 20)), *map(with_variable, kinds), empty()]
+    for data, result in zip(files, vela(files, ACCELERATORS[name]), strict=True):
+        found = check(data, name)
+        assert found.is_refused == (result is None)
+        if result is not None:
+            model = flatbuffer.read(result)
+            left = Counter(flatbuffer.op_name(model, op) for op in model.subgraphs[0].operators)
+            del left["ethos-u"]
+            assert Counter(op.name for op in found.operators if not op.mapped) == left
+
+
+def empty():
+    """RESHAPE to a scalar, by a constant of size 0."""
+    file = File()
+    taken, shape, given = (
+        file.add("int32", (1, 1)),
+        file.add("int32", (0,), b""),
+        file.add("int32", ()),
+    )
+    file.op("RESHAPE", [taken, shape], [given])
+    return file.bytes([taken], [given])
 
 
 def chain(names):

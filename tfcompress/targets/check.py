@@ -75,6 +75,10 @@ def check_parsed(
 def judge(op: Op, target: Target) -> OperatorCheck:
     """Tell whether a target maps an operator, whatever stands around it."""
     name = op.info.name
+    for limit in (target.limits[limit] for limit in target.common_limits):
+        # Whatever else it is, the compiler makes nothing of the file.
+        if limit.get("fatal") and is_kept(op, limit) is False:
+            return _breach(op, target, limit)
     if not op.is_builtin:
         known = name in target.custom_operators
         return _verdict(op, target, None if known else "operator", target.operators_rule)
@@ -116,11 +120,14 @@ def _limit_verdict(op: Op, target: Target, entry: Target) -> OperatorCheck:
         if limit.get("advice"):
             continue
         if not is_kept(op, limit):
-            reason = f"{limit.text} ({measured(op, limit)})"
-            verdict = _verdict(op, target, limit.status, limit.rule, reason, limit.get("mend"))
-            fatal = verdict.fatal or bool(limit.get("fatal"))
-            return dataclasses.replace(verdict, fatal=fatal)
+            return _breach(op, target, limit)
     return _verdict(op, target, None, None)
+
+
+def _breach(op: Op, target: Target, limit: Target) -> OperatorCheck:
+    reason = f"{limit.text} ({measured(op, limit)})"
+    verdict = _verdict(op, target, limit.status, limit.rule, reason, limit.get("mend"))
+    return dataclasses.replace(verdict, fatal=verdict.fatal or bool(limit.get("fatal")))
 
 
 def _verdict(
@@ -187,28 +194,33 @@ def _still_runs(judged: list[OperatorCheck], target: Target) -> list[Finding]:
 
 
 def _split_off(judged: list[OperatorCheck], ops: list[Op], target: Target) -> list[OperatorCheck]:
-    """Where one operator sends the rest elsewhere, mark all that is behind the first such one."""
+    """Where all that is mapped must be one part, mark what would need a second one.
+
+    It reads, perhaps through others, what an operator elsewhere makes of this part. What is in
+    front of the part, or beside it, keeps nothing from being mapped.
+    """
     if target.partition != "rest":
         return judged
-    first: OperatorCheck | None = None
+    # Tensors that come from the part, and those that went on from it elsewhere, by whom.
+    inside: set[int] = set()
+    outside: dict[int, OperatorCheck] = {}
     found = []
     for op, verdict in zip(ops, judged, strict=True):
-        if verdict.mapped and (first is not None or op.info.subgraph):
-            verdict = _behind(verdict, first, target)
-        elif not verdict.mapped and not _brings_input(op):
-            first = first or verdict
+        if op.info.subgraph:
+            found.append(_behind(verdict, None, target) if verdict.mapped else verdict)
+            continue
+        given, made = [t.index for t in op.given], [t.index for t in op.outputs]
+        left = next((outside[i] for i in given if i in outside), None)
+        if verdict.mapped and left is not None:
+            verdict = _behind(verdict, left, target)
+        elif verdict.mapped:
+            inside.update(made)
+        elif left is None and inside.intersection(given):
+            left = verdict
+        if left is not None:
+            outside.update(dict.fromkeys(made, left))
         found.append(verdict)
     return found
-
-
-def _brings_input(op: Op) -> bool:
-    """Tells whether an operator only brings a float input of the file to integers.
-
-    It needs nothing else, so that it can run in front of all that is mapped.
-    """
-    inputs = op.model.subgraphs[0].inputs
-    takes_input = op.info.subgraph == 0 and all(t.index in inputs for t in op.given)
-    return op.info.name == "QUANTIZE" and takes_input and measure(op, "float_tensors") != 0
 
 
 def _behind(verdict: OperatorCheck, first: OperatorCheck | None, target: Target) -> OperatorCheck:

@@ -141,6 +141,13 @@ def _zeros(op: Op) -> bool:
     return all((op.values(t) == (t.zero_point or 0)).all() for t in constants)
 
 
+def _empty_constants(op: Op) -> int:
+    """Counts inputs that have a buffer of their own without values, and none from elsewhere."""
+    stored = op.model.subgraphs[op.info.subgraph].tensors
+    own = (t for t in op.given if not t.is_constant and t.index not in op.fed)
+    return sum(stored[t.index].buffer != 0 for t in own)
+
+
 def _option(name: str) -> Callable[[Op], Value]:
     def read(op: Op) -> Value:
         value = op.option(name)
@@ -179,6 +186,7 @@ _GENERAL: dict[str, Callable[[Op], Value]] = {
     "computed_inputs": lambda op: sum(not t.is_constant for t in op.given),
     "omitted": lambda op: _positions(op, lambda t: t is None),
     "constants_are_zero": _zeros,
+    "empty_constants": _empty_constants,
     "input_dtype": lambda op: op.needed(0).dtype,
     "second_dtype": lambda op: op.needed(1).dtype,
     "output_dtype": lambda op: op.outputs[0].dtype,
@@ -192,6 +200,10 @@ _GENERAL: dict[str, Callable[[Op], Value]] = {
     "scales": lambda op: max(t.scale_count for t in op.activations),
     "scale_ratios": _scale_ratios,
     "product_scale_ratio": _product_scale_ratio,
+    "second_scales": lambda op: op.needed(1).scale_count,
+    "int16_zero_points": lambda op: tuple(
+        sorted({z for t in op.activations if t.dtype == "int16" for z in t.zero_points})
+    ),
     "second_zero_points": lambda op: tuple(sorted(set(op.needed(1).zero_points))),
     "requantizes": lambda op: op.needed(0).dtype in FLOATS or len(_kinds(op)) == 1,
     "smallest_scale": lambda op: min((s for t in _reals(op) for s in t.scales), default=1.0),
@@ -383,6 +395,10 @@ KERNELS: dict[str, Callable[[Op], Any]] = {
     "stride": lambda op: max(_stride(op)),
     "strides": _stride,
     "strides_match": lambda op: _stride(op)[0] == _stride(op)[1],
+    "strides_match_or_follow_a_row": lambda op: (
+        _stride(op)[0] == _stride(op)[1]
+        or (_stride(op) == (1, 2) and _kernel(op)[0] == _image_tensor(op).shape[1] == 1)
+    ),
     "stride_exceeds_kernel": lambda op: any(
         s > k for s, k in zip(_stride(op), _kernel(op), strict=True)
     ),

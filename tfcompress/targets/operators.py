@@ -36,6 +36,8 @@ class Op:
     is_builtin: bool
     # Tensors that are no constants but follow from constants alone, as widened float16 weights.
     settled: frozenset[int] = frozenset()
+    # Tensors of the graph that something gives: its inputs, variables and outputs of operators.
+    fed: frozenset[int] = frozenset()
 
     @property
     def given(self) -> tuple[TensorInfo, ...]:
@@ -93,6 +95,7 @@ def _of_graph(model: Any, subgraph: int) -> list[Op]:
     found = []
     raw = model.subgraphs[subgraph].operators
     settled: set[int] = set()
+    fed = _fed(model.subgraphs[subgraph])
     for op, info in zip(raw, operators_of(model, subgraph, known), strict=True):
         code = model.operatorCodes[op.opcodeIndex]
         number = max(code.builtinCode, code.deprecatedBuiltinCode)
@@ -108,6 +111,13 @@ def _of_graph(model: Any, subgraph: int) -> list[Op]:
                 # A custom operator may bear the name of a builtin one.
                 is_builtin=number != schema.BuiltinOperator.CUSTOM,
                 settled=frozenset(settled),
+                fed=fed,
             )
         )
     return found
+
+
+def _fed(graph: Any) -> frozenset[int]:
+    variables = (i for i, tensor in enumerate(graph.tensors) if tensor.isVariable)
+    made = (i for op in graph.operators for i in op.outputs)
+    return frozenset((*graph.inputs, *variables, *made))
