@@ -50,6 +50,12 @@ def test_convert_writes_a_file_and_reports(folder, tmp_path, capsys):
     assert shown.err == ""
 
 
+def test_images_are_not_read_in_a_range_that_nobody_told(folder, tmp_path, capsys):
+    command = ["convert", folder / "model.keras", "-o", tmp_path / "out.tflite"]
+    assert run(*command, "--calibration", folder / "photos") == 2
+    assert "nothing tells how the model takes pixels" in capsys.readouterr().err
+
+
 def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
     received = {}
 

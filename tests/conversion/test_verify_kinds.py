@@ -44,7 +44,7 @@ def test_scores_of_one_constant_fail(tmp_path):
     assert scores.keras.agreement > 0.9
     assert scores.keras.sqnr_db > 10
     assert (boxes.passed, scores.passed) == (True, False)
-    assert (scores.criterion, scores.limit) == ("SQNR dB", 10.0)
+    assert (scores.criterion, scores.limit) == ("SQNR of what moves, dB", 10.0)
     assert scores.value < 3
 
 

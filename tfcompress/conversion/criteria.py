@@ -28,6 +28,7 @@ _SLACK_DB, _SLACK_AGREEMENT = 3.0, 0.03
 _SLACK = 0.01
 
 WHOLE_NUMBERS, SCORES, LOGITS, VALUES = "whole numbers", "scores", "logits", "values"
+_RATIO = "SQNR of what moves, dB"
 _SOFTMAX, _SIGMOID = "SOFTMAX", "LOGISTIC"
 
 
@@ -154,7 +155,7 @@ def _after_training(kind: Kind, keras: Difference, kernels: Difference) -> Judge
     if found.passed:
         return found
     sure = _worst(
-        Judgement("SQNR dB", d.moving_db, SURE_SQNR_DB, d.moving_db >= SURE_SQNR_DB)
+        Judgement(_RATIO, d.moving_db, SURE_SQNR_DB, d.moving_db >= SURE_SQNR_DB)
         for d in (keras, kernels)
     )
     return sure if kind.name == LOGITS and sure.passed else found
@@ -164,7 +165,7 @@ def _enough(
     kind: Kind, found: Difference, least: float, decisions: float, where: str = ""
 ) -> Judgement:
     """By the SQNR, and of scores and logits by the decisions, too."""
-    words = f"SQNR dB, {where}" if where else "SQNR dB"
+    words = f"{_RATIO}, {where}" if where else _RATIO
     ratio = Judgement(words, found.moving_db, least, found.moving_db >= least)
     if kind.name not in (SCORES, LOGITS) or found.agreement is None or not ratio.passed:
         return ratio

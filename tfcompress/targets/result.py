@@ -178,7 +178,7 @@ def verdict_on(found: Check) -> str:
     if found.partition == "none":
         return "NOT PASSED: the file does not load, or stops at the first of these"
     if found.partition == "rest":
-        return f"NOT PASSED: all from the first such operator on runs on {place}"
+        return f"NOT PASSED: such operators, and what reads of them, run on {place}"
     verdict = "NOT ALL MAPPED" if found.runs_in_parts else "NOT PASSED"
     return f"{verdict}: {left} of {count} {'runs' if left == 1 else 'run'} on {place}"
 
