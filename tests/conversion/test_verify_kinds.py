@@ -148,3 +148,22 @@ def difference(db, lsb=9.0, agreement=1.0):
 def test_the_verdict_names_what_decided(kind, keras_, kernels, tolerance, passed, limit):
     found = judge(Kind(kind), keras_, kernels, tolerance, strict=False)
     assert (found.passed, found.limit) == (passed, pytest.approx(limit))
+
+
+@pytest.mark.parametrize(
+    ("function", "axis", "keepdims"),
+    [(ops.argmax, -1, False), (ops.argmin, 2, True), (ops.argmax, 1, False)],
+)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_places_of_extremes_are_whole_numbers(function, axis, keepdims, precision, tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    picked = function(layers.Conv2D(5, 1)(inputs), axis=axis, keepdims=keepdims)
+    model, samples = keras.Model(inputs, picked), data(16, 8, 8, 3)
+    calibration = samples if precision == "int8" else None
+    convert(model, tmp_path / "m.tflite", precision=precision, calibration=calibration)
+    found = verify(model, tmp_path / "m.tflite", samples)
+    (output,) = found.outputs
+    assert found.passed, str(found)
+    assert (output.kind, output.criterion, output.limit) == ("whole numbers", "equal values", 0.9)
+    assert output.value > (0.999 if precision == "float32" else 0.9)

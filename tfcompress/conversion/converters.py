@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras import tree
+from keras.src.backend.tensorflow import numpy as keras_numpy
 from tensorflow.python.framework import auto_control_deps_utils
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -59,6 +61,34 @@ def allow(converter: tf.lite.TFLiteConverter, select_tf_ops: bool) -> None:
         converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS, ops.SELECT_TF_OPS]
 
 
+@contextlib.contextmanager
+def _plain_extremes():
+    """Lets Keras look for the largest and the smallest as ARG_MAX and ARG_MIN do.
+
+    It tells -0.0 from 0.0 by their bits first, for which LiteRT has no operator.
+    """
+    own = {name: getattr(keras_numpy, name) for name in ("argmax", "argmin")}
+    for name in own:
+        setattr(keras_numpy, name, _extreme(getattr(tf, name)))
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(keras_numpy, name, function)
+
+
+def _extreme(function: Callable) -> Callable:
+    def find(x, axis=None, keepdims=False):
+        x = tf.convert_to_tensor(x)
+        if axis is None:
+            found = function(tf.reshape(x, [-1]), axis=0, output_type="int32")
+            return tf.reshape(found, [1] * len(x.shape)) if keepdims else found
+        found = function(x, axis=axis, output_type="int32")
+        return tf.expand_dims(found, axis) if keepdims else found
+
+    return find
+
+
 def converter_of(call: Callable, specs: Sequence[tf.TensorSpec], large: bool, holder: Any = None):
     """A TFLiteConverter for a function of tensors in inference.
 
@@ -71,7 +101,7 @@ def converter_of(call: Callable, specs: Sequence[tf.TensorSpec], large: bool, ho
     """
 
     def serve(*values):
-        with _Assignments() as assignments:
+        with _Assignments() as assignments, _plain_extremes():
             outputs = tree.flatten(call(*values))
         assignments.keep_what_is_read(outputs)
         return {f"{OUTPUT}{i:04}": y for i, y in enumerate(outputs)}
