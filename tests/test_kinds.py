@@ -12,7 +12,7 @@ from keras import layers
 import tfcompress as tfc
 from tfcompress import kinds
 
-OURS = {"Parameter", "RepeatBatch", "KeepMask", "FakeQuant"}
+OURS = {"AddLoss", "FakeQuant", "KeepMask", "Parameter", "RepeatBatch", "SetMask"}
 OTHERS = {"StochasticDepth"}  # of KerasHub
 
 

@@ -25,7 +25,7 @@ _TABLE = {
     "LayerNormalization GroupNormalization RMSNormalization": "normalizing |",
     "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D": "pointwise dropout | transparent",
     "AlphaDropout GaussianDropout GaussianNoise": "pointwise dropout | transparent",
-    "ActivityRegularization Identity StopGradient": "pointwise | transparent",
+    "ActivityRegularization AddLoss Identity SetMask StopGradient": "pointwise | transparent",
     "RandomBrightness RandomContrast RandomCrop RandomErasing RandomFlip RandomRotation "
     "RandomTranslation RandomZoom StochasticDepth": "| transparent",
     "Add Subtract Multiply": "pointwise | integer fusing",

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 import graph_models
 import keras
@@ -16,6 +17,7 @@ from graph_models import (
     normal,
     register,
     sequential,
+    shake,
     subclassed,
 )
 from keras import layers, ops
@@ -23,6 +25,7 @@ from keras import layers, ops
 import tfcompress as tfc
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import flatten
+from tfcompress.graph.layers import Parameter
 from tfcompress.graph.nodes import Graph
 from tfcompress.graph.tracing import trace
 
@@ -91,20 +94,34 @@ class Branch(Raw):
         return x if ops.sum(x) > 0 else -x
 
 
-@pytest.mark.parametrize("kind", [Raw, Branch])
-def test_untraceable_layers_are_named_with_the_ways_out(kind):
-    layer = kind(name="culprit")
+def test_an_untraceable_layer_is_named_and_stays_one_node(tmp_path):
+    model = subclassed(
+        lambda self, x, t: self.top(self.block(x)),
+        {"block": sequential(Raw(name="culprit")), "top": layers.Dense(3, name="top")},
+        normal(4, 8),
+    )
+    with pytest.warns(UserWarning, match=r"'culprit'.*cannot be traced.*keras.ops.*one node"):
+        flat = flatten(model)
+    assert names(flat) == ["culprit", "top"]
+    assert difference(model(normal(4, 8)), flat(normal(4, 8))) == 0.0
+    assert flat.count_params() == model.count_params()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names(flatten(flat)) == ["culprit", "top"]
+
+
+def test_code_that_cannot_run_on_symbolic_tensors_is_named():
+    layer = Branch(name="culprit")
     layer(normal(4, 8))
     model = subclassed(lambda self, x, t: self.layer(x), {"layer": layer}, normal(4, 8))
-    with pytest.raises(ValueError, match=r"'culprit'.*cannot be traced.*keras.ops") as caught:
+    with pytest.raises(ValueError, match=r"'culprit'.*cannot be traced.*keras.ops"):
         flatten(model)
-    assert "Ways out" in str(caught.value)
 
 
 def test_keep_leaves_an_untraceable_layer_as_one_node(tmp_path):
     model = sequential(Raw(name="raw"), layers.Dense(3, name="top"))
     wanted = model(normal(4, 8))
-    flat = flatten(model, keep=["raw"])
+    flat = flatten(flatten(model, keep=["raw"]))
     assert names(flat) == ["raw", "top"]
     assert difference(wanted, flat(normal(4, 8))) == 0.0
 
@@ -118,7 +135,7 @@ class Incomplete(layers.Layer):
         self.w = self.add_weight(shape=(self.size,), name="w")
 
     def call(self, x):
-        return x * self.factor
+        return x * self.factor + self.w[:1]
 
     def get_config(self):
         return {"name": self.name}
@@ -129,18 +146,39 @@ class Defaults(Incomplete):
         super().__init__(3, factor, size, **kwargs)
 
 
+class Random(Defaults):
+    def __init__(self, factor=1.0, size=8, **kwargs):
+        super().__init__(factor, size, **kwargs)
+        self.seeds = keras.random.SeedGenerator(0)
+
+
 @pytest.mark.parametrize(
-    ("layer", "words"),
+    "layer", [Incomplete(3), Defaults(factor=3.0), Defaults(size=4)], ids=["args", "value", "size"]
+)
+def test_layers_that_cannot_be_copied_are_opened(layer, tmp_path):
+    x = keras.Input((8,))
+    flat = flat_and_equal(shake(keras.Model(x, layer(x))), normal(4, 8), tmp_path)
+    assert [type(x) for x in flat.layers[1:]] == [Parameter]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
     [
-        (Incomplete(3), r"'incomplete\w*' \(Incomplete\) cannot be copied.*get_config"),
-        (Defaults(factor=3.0), r"'defaults\w*' \(Defaults\) has factor=3.0, but its copy.*1.0"),
-        (Defaults(size=4), r"has 1 variables of shapes \[\(4,\)\].*\[\(8,\)\].*get_config"),
+        ({"factor": 3.0}, r"'random\w*' \(Random\) has factor=3.0, but its copy.*1.0"),
+        ({"size": 4}, r"has 2 variables of shapes \[\(4,\).*\[\(8,\).*get_config"),
     ],
 )
-def test_incomplete_get_config_is_named(layer, words):
+def test_incomplete_get_config_is_named(settings, words):
     x = keras.Input((8,))
     with pytest.raises(ValueError, match=words):
-        flatten(keras.Model(x, layer(x)))
+        flatten(keras.Model(x, Random(**settings)(x)))
+
+
+def test_a_layer_that_keras_writes_no_configuration_of():
+    x = keras.Input((8,))
+    policy = keras.DTypePolicy("float32")
+    model = keras.Model(x, layers.Identity(dtype=policy)(layers.Dense(3)(x)))
+    flat_and_equal(model, normal(4, 8))
 
 
 def test_deep_models_do_not_reach_the_recursion_limit():

@@ -8,7 +8,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, tree
+
+
+class NotCopied(ValueError):
+    """A layer whose copy by its configuration is not alike."""
+
+    def __init__(self, layer, message: str):
+        super().__init__(message)
+        self.layer = layer
 
 
 def copy_operation(operation, changes: Mapping[str, Any] | None = None):
@@ -24,9 +32,21 @@ def copy_operation(operation, changes: Mapping[str, Any] | None = None):
     else:
         twin = _copy_layer(operation, changes)
     twin.name = operation.name
+    if is_whole(operation):
+        keep_whole(twin)
     if twin.dtype_policy != operation.dtype_policy:
         twin.dtype_policy = operation.dtype_policy
     return twin
+
+
+def keep_whole(layer) -> None:
+    """Marks a layer made of layers that stays one node."""
+    vars(layer)["_kept_whole"] = True  # not tracked, nor saved
+
+
+def is_whole(layer) -> bool:
+    """Whether a layer made of layers was marked as one that stays one node."""
+    return vars(layer).get("_kept_whole", False)
 
 
 def copy_weights(pairs: Iterable[tuple[Any, Any]]) -> None:
@@ -53,7 +73,7 @@ def copy_weights(pairs: Iterable[tuple[Any, Any]]) -> None:
 
 def _copy_layer(layer, changes: Mapping[str, Any] | None):
     try:
-        config = layer.get_config()
+        config = _config_of(layer)
         for key, value in config.items():
             # Python functions, as in Dense(activation=f), do not survive serialization.
             if value is not None and inspect.isfunction(getattr(layer, key, None)):
@@ -63,11 +83,29 @@ def _copy_layer(layer, changes: Mapping[str, Any] | None):
         with keras.saving.custom_object_scope(_classes_in(layer)):
             return type(layer).from_config(config)
     except Exception as error:
-        raise ValueError(
+        raise NotCopied(
+            layer,
             f"layer '{layer.name}' ({type(layer).__name__}) cannot be copied: its "
             f"get_config/from_config failed with {type(error).__name__}: {error}. Return every "
-            "argument of __init__ from get_config(), as keras.saving needs it too."
+            "argument of __init__ from get_config(), as keras.saving needs it too.",
         ) from error
+
+
+def _config_of(layer) -> dict[str, Any]:
+    """The configuration of a layer, also where Keras writes none, as for Identity(dtype=policy)."""
+    try:
+        return layer.get_config()
+    except NotImplementedError:
+        signature = inspect.signature(type(layer).__init__).parameters.values()
+        names = [p.name for p in list(signature)[1:] if p.kind is not p.VAR_KEYWORD]
+        found = {name: vars(layer)[name] for name in names if name in vars(layer)}
+        held = (keras.Layer, keras.Variable)
+        if len(found) != len(names) or any(isinstance(x, held) for x in tree.flatten(found)):
+            raise
+    policy = layer.dtype_policy
+    plain = type(policy) is keras.DTypePolicy
+    dtype = policy.name if plain else keras.dtype_policies.serialize(policy)
+    return {"name": layer.name, "trainable": layer.trainable, "dtype": dtype, **found}
 
 
 def _changed(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,10 +147,11 @@ def _require_alike(source, target, old: list, new: list) -> None:
     kind = f"layer '{source.name}' ({type(source).__name__})"
     shapes = [tuple(v.shape) for v in old], [tuple(v.shape) for v in new]
     if shapes[0] != shapes[1]:
-        raise ValueError(
+        raise NotCopied(
+            source,
             f"{kind} has {len(old)} variables of shapes {shapes[0]}, its copy made by get_config() "
             f"has {len(new)} of shapes {shapes[1]}. Return every argument of __init__ from "
-            "get_config(), and create all variables in __init__ or build()."
+            "get_config(), and create all variables in __init__ or build().",
         )
     if type(source) is not type(target) or not isinstance(source, keras.Layer):
         return
@@ -121,9 +160,10 @@ def _require_alike(source, target, old: list, new: list) -> None:
     for name, value in vars(source).items():
         other = vars(target).get(name, value)
         if name not in _OWN_NAMES and name[0] != "_" and _is_plain(value) and other != value:
-            raise ValueError(
+            raise NotCopied(
+                source,
                 f"{kind} has {name}={value!r}, but its copy made by get_config() has "
-                f"{name}={other!r}. Return every argument of __init__ from get_config()."
+                f"{name}={other!r}. Return every argument of __init__ from get_config().",
             )
 
 

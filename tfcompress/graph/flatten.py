@@ -1,6 +1,5 @@
 """A Keras model as a flat graph of operations: flatten, neighbours, rebuild."""
 
-import dataclasses
 import inspect
 import re
 import warnings
@@ -9,13 +8,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
-from keras import layers, tree
+from keras import layers, ops, tree
 
-from tfcompress.graph.copying import copy_operation, copy_weights
-from tfcompress.graph.inputs import inputs_of, nested_inputs, require_model, with_mask
-from tfcompress.graph.layers import Parameter, RepeatBatch, fix_training
-from tfcompress.graph.nodes import Graph, Node, has_own_call, tensors_in, unique
-from tfcompress.graph.tracing import is_composite, parameter_of, source_of, trace
+from tfcompress.graph.copying import NotCopied, copy_operation, copy_weights, keep_whole
+from tfcompress.graph.inputs import inputs_of, require_model
+from tfcompress.graph.layers import RepeatBatch, SetMask, fix_training
+from tfcompress.graph.nodes import Graph, Node, functional_of, has_own_call, new_input, tensors_in
+from tfcompress.graph.recording import parameter_of
+from tfcompress.graph.tracing import NotTraced, batch_of, is_composite, source_of, trace_with
 from tfcompress.kinds import DROPOUTS, is_of
 
 # Layers whose `call` takes `training` for Keras's own quantization alone.
@@ -37,8 +37,10 @@ def flatten(model: keras.Model, *, inputs=None, keep: Iterable[str] = ()) -> ker
     Args:
         model: Sequential, Functional, nested or subclassed `keras.Model`, built.
         inputs: structure of `keras.Input` tensors for a subclassed model whose input shapes or
-            dtypes are not the ones it was built with (float32 is assumed otherwise).
-        keep: names of composite layers to leave as one node each.
+            dtypes are not the ones it was built with (float32 is assumed otherwise), or for any
+            model that reads the size of an axis it leaves open, as the length of a sequence.
+        keep: names of composite layers to leave as one node each. Other functions that take the
+            copy keep them, too; a layer whose code is not made of `keras.ops` is kept by itself.
 
     Returns:
         A Functional `keras.Model`, not compiled; of the user's own class if that can be made from
@@ -64,93 +66,123 @@ def flatten_with_sources(
     """See `flatten`: the flat copy, and what each of its operations is a copy of."""
     require_model(model)
     keep = {keep} if isinstance(keep, str) else set(keep)
-    with _restored_nodes(model):
-        graph = _root_graph(model, inputs)
+    opening = _Opening(model, keep)
+    while True:
+        try:
+            graph = _root_graph(model, inputs, opening)
+            flattener = _Flattener(model, graph)
+            flat = graph.rebuild(flattener.call)
+            copies = list(flattener.copies.values())
+            copy_weights(copies)
+        except (NotCopied, NotTraced) as error:
+            opening.change(error)
+            continue
+        opening.warn()
         _warn_lost_loops(model, graph)
-        flattener = _Flattener(model, keep)
-        flat = graph.rebuild(flattener.call)
-    copies = list(flattener.copies.values())
-    copy_weights(copies)
-    return flat, {id(twin): operation for operation, twin in copies}
+        return flat, {id(twin): operation for operation, twin in copies}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Scope:
-    """Where in the model a node is.
+class _Opening:
+    """Which layers of a model are opened.
 
-    `path` holds the names of the models around it. `fixed` is the `training` that one of them
-    fixed in its `call`; `default` is the one that a Functional model gives where `fit` says none.
+    Attributes:
+        kept: names of layers that the user keeps whole.
+        untraced: id of a layer that has to stay whole -> (it, why).
+        types: classes of users' layers that cannot be copied, and are opened instead.
     """
 
-    owner: keras.Layer
-    path: tuple[str, ...] = ()
-    fixed: bool | None = None
-    default: bool | None = None
+    def __init__(self, model: keras.Model, kept: set[str]):
+        self.model, self.kept = model, kept
+        self.untraced: dict[int, tuple[Any, str]] = {}
+        self.types: set[type] = set()
+
+    def __call__(self, layer) -> bool:
+        if layer is self.model:
+            return True
+        if layer.name in self.kept or id(layer) in self.untraced:
+            return False
+        return is_composite(layer) or type(layer) in self.types
+
+    def change(self, error: NotCopied | NotTraced) -> None:
+        """Leaves a layer whole that could not be traced, opens one that could not be copied."""
+        layer = error.layer
+        if isinstance(error, NotTraced):
+            if layer is self.model or not self(layer):
+                raise error
+            self.untraced[id(layer)] = layer, str(error)
+        elif id(layer) in self.untraced:
+            raise ValueError(self.untraced[id(layer)][1]) from error
+        elif type(layer) in self.types or not _can_open(layer):
+            raise error
+        else:
+            self.types.add(type(layer))
+
+    def warn(self) -> None:
+        """Names the layers that stay whole."""
+        for _, reason in self.untraced.values():
+            warnings.warn(
+                f"{reason} It stays one node of the flat copy: float, and not compressed inside.",
+                stacklevel=4,
+            )
+
+
+def _can_open(layer) -> bool:
+    """Whether a user's layer that cannot be copied is the same as what its code computes."""
+    random = len(layer.variables) != len(layer.weights)
+    return has_own_call(type(layer)) and not random and not _obeys_training(layer)
 
 
 class _Flattener:
-    """Calls copies of a model's leaf operations, in the order of a graph.
+    """Calls copies of a graph's operations, in its order.
 
     `copies` maps the identity of an operation or variable to (it, its copy).
     """
 
-    def __init__(self, model: keras.Model, keep: set[str]):
-        self.keep = keep
+    def __init__(self, model: keras.Model, graph: Graph):
+        self.model, self.graph = model, graph
         self.copies: dict[int, tuple[Any, Any]] = {}
         self.fixed: dict[int, bool | None] = {}
         self.anchor: Any = None
-        self.scope = _Scope(model)
-        self.counts = Counter(_leaf_names(model, keep))
+        found = {id(node.operation): node.operation for node in graph.nodes if not node.is_input}
+        self.counts = Counter(x.name for x in found.values() if isinstance(x, keras.Layer))
         self.taken: set[str] = set()
 
     def call(self, node: Node, *args, **kwargs):
-        """Calls a copy of the node's operation, or runs what is inside of a composite."""
-        operation = node.operation
+        """Calls a copy of the node's operation."""
         if node.is_input:
             if self.anchor is None:
                 self.anchor = args[0]
             self.taken.add(args[0].name)
             return args[0]
-        scope = self.scope
-        fixed = node.training if scope.fixed is None else scope.fixed
-        given = kwargs.pop("training", None)
-        default = given if scope.default is None else scope.default
-        if is_composite(operation) and operation.name not in self.keep:
-            self.scope = _Scope(operation, (*scope.path, operation.name), fixed, default)
-            try:
-                return self._run_inside(node, args, kwargs)
-            finally:
-                self.scope = scope
-        return self._call_leaf(operation, args, kwargs, fixed, default)
-
-    def _run_inside(self, node: Node, args, kwargs):
-        operation = node.operation
-        functional = _functional(operation)
-        if functional is not None:
-            graph, tensors = Graph.of(functional), nested_inputs(functional, node, args, kwargs)
-        else:
-            kwargs = with_mask(operation, args, kwargs)
-            graph, tensors = trace(operation, args, kwargs), unique(tensors_in((args, kwargs)))
-
-        def call(inner, *a, **k):
-            return a[0] if inner.is_input else self.call(inner, *a, **k)
-
-        return graph.run(tensors, call)
-
-    def _call_leaf(self, operation, args, kwargs, fixed, default):
-        if isinstance(operation, Parameter) and "source" in vars(operation):
-            args = (self.anchor,)
-        args, kwargs = tree.map_structure(self._parameter_for_variable, (args, kwargs))
+        operation, fixed = node.operation, node.training
+        if isinstance(operation, SetMask) and not _is_mask_read(self.graph, node):
+            return args[0]
+        if _converts(operation):
+            x, dtype = args[0], node.outputs[0].dtype
+            return x if x.dtype == dtype else ops.cast(x, dtype)
         if not _obeys_training(operation):
             fixed = None
-        elif fixed is None and default is not None:
-            kwargs["training"] = default
+            kwargs.pop("training", None)
         if fixed is False and is_of(operation, DROPOUTS):
             return args[0]
+        owner = node.around[-1] if node.around else self.model
+
+        def as_parameter(x):
+            """A weight handed to an operation directly, as from a list of weights, is kept too."""
+            if not isinstance(x, keras.Variable):
+                return x
+            return self._copy(parameter_of(x, owner), node, None)(self.anchor)
+
+        args, kwargs = tree.map_structure(as_parameter, (args, kwargs))
+        return self._copy(operation, node, fixed)(*args, **kwargs)
+
+    def _copy(self, operation, node: Node, fixed: bool | None):
         key = source_of(operation)
         if key not in self.copies:
             twin = copy_operation(operation)
-            twin.name = self._unique_name(operation)
+            if is_composite(operation):
+                keep_whole(twin)
+            twin.name = self._unique_name(operation, node.around)
             if fixed is not None:
                 twin = fix_training(twin, fixed)
             self.copies[key], self.fixed[key] = (operation, twin), fixed
@@ -161,13 +193,13 @@ class _Flattener:
                 "model cannot keep. Expected: the same in all calls (None follows fit). Ways out: "
                 "use two layers, or leave the layer around it as one node with keep=[name]."
             )
-        return self.copies[key][1](*args, **kwargs)
+        return self.copies[key][1]
 
-    def _unique_name(self, operation) -> str:
+    def _unique_name(self, operation, around: tuple) -> str:
         """The operation's own name, if need be behind the names of the models around it."""
-        name, path = operation.name, list(self.scope.path)
+        name, path = operation.name, [layer.name for layer in around[1:]]
         is_layer = isinstance(operation, keras.Layer) and not isinstance(operation, RepeatBatch)
-        if not is_layer and not _functional(self.scope.owner):
+        if not is_layer and not functional_of(around[-1] if around else self.model):
             # Tracing numbered it by what else was ever made in this process.
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(operation).__name__).lower()
             name, path = "_".join([*path[-1:], name]), []
@@ -181,12 +213,29 @@ class _Flattener:
         self.taken.add(name)
         return name
 
-    def _parameter_for_variable(self, x):
-        """A weight handed to an operation directly, as from a list of weights, is kept too."""
-        if not isinstance(x, keras.Variable):
-            return x
-        parameter = parameter_of(x, self.scope.owner)
-        return self._call_leaf(parameter, (self.anchor,), {}, None, None)
+
+def _converts(operation) -> bool:
+    """Whether an operation is what a Functional model does to its inputs."""
+    return type(operation).__name__ == "ConvertToTensor"
+
+
+def _is_mask_read(graph: Graph, node: Node) -> bool:
+    """Whether the mask of a node's output reaches a loss, or a layer that reads it."""
+    if any(graph.is_output(tensor) for tensor in node.outputs):
+        return True
+    for tensor in node.outputs:
+        for consumer in graph.consumers(tensor):
+            layer = consumer.operation
+            if _converts(layer) and _is_mask_read(graph, consumer):
+                return True
+            if not isinstance(layer, keras.Layer) or not layer.supports_masking:
+                continue
+            names = inspect.signature(layer.call).parameters
+            if layer._layers or any(x == "mask" or x.endswith("_mask") for x in names):
+                return True
+            if _is_mask_read(graph, consumer):
+                return True
+    return False
 
 
 def _obeys_training(operation) -> bool:
@@ -202,57 +251,27 @@ def _obeys_training(operation) -> bool:
     return "training" in inspect.signature(operation.call).parameters
 
 
-def _leaf_names(layer, keep: set[str]) -> list[str]:
-    """The names of the layers that become nodes, each layer once."""
-    names, seen, stack = [], set(), [layer]
-    while stack:
-        layer = stack.pop()
-        if id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        if is_composite(layer) and (len(seen) == 1 or layer.name not in keep):
-            stack.extend(layer._layers)
-        elif not isinstance(layer, layers.InputLayer):
-            names.append(layer.name)
-    return names
-
-
-def _root_graph(model, inputs) -> Graph:
-    functional = _functional(model)
-    if functional is not None:
+def _root_graph(model, inputs, opens: _Opening) -> Graph:
+    functional = functional_of(model)
+    made: Any = keras.Model
+    given: tuple[Any, tuple, dict]
+    if functional is None:
+        given = inputs_of(model, inputs)
+    else:
         graph = Graph.of(functional)
-        graph.name = model.name
-        return graph
-    structure, args, kwargs = inputs_of(model, inputs)
-    traced = trace(model, args, kwargs)
-    given = unique(tensors_in((args, kwargs)))
-    new = {id(old): fresh for old, fresh in zip(given, traced.inputs, strict=True)}
-    traced.inputs = tree.map_structure(lambda t: new[id(t)], structure)
-    return traced
+        graph.name, made = model.name, graph.model_class
+        if inputs is None and not any(map(opens, functional.operations)):
+            return graph
+        given_inputs = functional._inputs_struct if inputs is None else inputs
+        given = given_inputs, (given_inputs,), {}
 
+    def start(batch: int | None):
+        fresh = {id(t): new_input(t, batch_of(t, batch)) for t in tensors_in(given)}
+        return tree.map_structure(lambda x: fresh.get(id(x), x), given)
 
-def _functional(model):
-    """The Functional model that a model runs, if there is one (a built Sequential holds one)."""
-    if not isinstance(model, keras.Model) or has_own_call(type(model)):
-        return None
-    if isinstance(model, keras.Sequential):
-        return model._functional
-    return model if hasattr(model, "_inputs_struct") else None
-
-
-class _restored_nodes:
-    """Tracing adds nodes to the user's layers; this takes them away again."""
-
-    def __init__(self, model):
-        self.layers = list(model._flatten_layers())
-
-    def __enter__(self):
-        self.counts = [(len(x._inbound_nodes), len(x._outbound_nodes)) for x in self.layers]
-
-    def __exit__(self, *_):
-        for layer, (inbound, outbound) in zip(self.layers, self.counts, strict=True):
-            del layer._inbound_nodes[inbound:]
-            del layer._outbound_nodes[outbound:]
+    graph = trace_with(model, start, opens)
+    graph.model_class = made
+    return graph
 
 
 def _warn_lost_loops(model, graph: Graph) -> None:

@@ -6,10 +6,9 @@ import inspect
 from typing import Any
 
 import keras
-from keras import KerasTensor, ops, tree
+from keras import tree
 
 from tfcompress.dispatch import is_legacy
-from tfcompress.graph.nodes import Node, tensors_in
 
 
 def require_model(model, floats: bool = True) -> None:
@@ -120,44 +119,6 @@ def not_built(model) -> ValueError:
 def mask_of(tensor):
     """The mask that a tensor carries; None if it has none."""
     return getattr(tensor, "_keras_mask", None)
-
-
-def with_mask(layer, args, kwargs) -> dict:
-    """The mask that `Layer.__call__` would hand to `call`."""
-    if "mask" not in inspect.signature(layer.call).parameters or kwargs.get("mask") is not None:
-        return kwargs
-    if not args or len(tensors_in((args, kwargs))) != len(tensors_in(args[0])):
-        return kwargs
-    masks = tree.map_structure(mask_of, args[0])
-    return {**kwargs, "mask": masks} if tensors_in(masks) else kwargs
-
-
-def nested_inputs(functional, node: Node, args, kwargs) -> list:
-    """The tensors that a nested Functional model is called with, as it would convert them."""
-    mask = node.kwargs.get("mask")
-    if mask is not None and node.args:
-        own = [mask_of(x) for x in tree.flatten(node.args[0])]
-        if any(a is not b for a, b in zip(tree.flatten(mask), own, strict=False)):
-            raise ValueError(
-                f"model '{functional.name}' is called with a mask= of its own, which a flat model "
-                f"cannot keep. Ways out: a Masking layer, or keep=['{functional.name}']."
-            )
-    given = args[0] if args else kwargs.get("inputs")
-    expected = functional._inputs_struct
-    if isinstance(given, dict) and not isinstance(expected, dict):
-        given = [given[t.name] for t in tree.flatten(expected)]
-    pairs = zip(tree.flatten(given), functional.inputs, strict=True)
-    return [_converted(x, like) for x, like in pairs]
-
-
-def _converted(x, like):
-    if not isinstance(x, KerasTensor):
-        return x
-    if x.dtype != like.dtype:
-        x = ops.cast(x, like.dtype)
-    if len(x.shape) == len(like.shape) + 1:
-        return ops.squeeze(x, axis=-1)
-    return ops.expand_dims(x, axis=-1) if len(x.shape) == len(like.shape) - 1 else x
 
 
 def output_names(model: keras.Model) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import KerasTensor, layers, ops
 
 from tfcompress.backend import as_tensor
@@ -30,6 +31,73 @@ class RepeatBatch(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "shape": self.shape}
+
+
+@_register
+class SetMask(layers.Layer):
+    """A tensor with the mask that an opened layer gave it, or handed on to it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, x, mask=None):
+        return ops.copy(x)  # the tensor itself may have another mask elsewhere
+
+    def compute_output_spec(self, x, mask=None):
+        return KerasTensor(x.shape, x.dtype)
+
+    def get_config(self):  # Keras writes one of its own only where dtype is a string
+        return {**super().get_config()}
+
+
+@_register
+class AddLoss(layers.Layer):
+    """A tensor whose model has the losses that the code of an opened layer added.
+
+    Its activity regularizer is that of the opened layer.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, x, losses=()):
+        for loss in losses:
+            self.add_loss(loss)
+        return x
+
+    def compute_output_spec(self, x, losses=()):
+        return KerasTensor(x.shape, x.dtype)
+
+    def get_config(self):
+        return {**super().get_config()}
+
+
+@_register
+class Constant(layers.Layer):
+    """Values that the code of an opened layer looks up in a weight, as positions.
+
+    Args:
+        values: an array, or nested lists.
+
+    It ignores the value of its input, which only gives it a place in the graph.
+    """
+
+    def __init__(self, values, **kwargs):
+        values = np.asarray(values, dtype=kwargs.get("dtype"))
+        super().__init__(**{**kwargs, "dtype": str(values.dtype)})
+        self.values = values
+
+    def call(self, anchor):
+        return ops.convert_to_tensor(self.values)
+
+    def compute_output_spec(self, anchor):
+        return KerasTensor(self.values.shape, str(self.values.dtype))
+
+    def get_config(self):
+        config = {**super().get_config(), "values": self.values.tolist()}
+        return {**config, "dtype": str(self.values.dtype)}
 
 
 @_register

@@ -12,6 +12,8 @@ from typing import Any
 import keras
 from keras import KerasTensor, layers, tree
 
+from tfcompress.graph.copying import NotCopied
+
 
 @dataclasses.dataclass(eq=False)
 class Node:
@@ -22,6 +24,7 @@ class Node:
         args, kwargs: what it was called with; the `KerasTensor`s in them are `inputs`.
         outputs: list of the `KerasTensor`s it gave.
         training: True or False if a subclassed model's `call` fixed it; None if it follows `fit`.
+        around: the opened layers whose code called it, the model first.
     """
 
     operation: Any
@@ -29,6 +32,7 @@ class Node:
     kwargs: dict
     outputs: list
     training: bool | None = None
+    around: tuple = ()
 
     @property
     def name(self) -> str:
@@ -51,18 +55,26 @@ class Graph:
         outputs: structure of `KerasTensor`s that the graph computes.
         name: name of the model that `rebuild` makes.
         model_class: class of the model that `rebuild` makes, called with (inputs, outputs, name=).
+        noted: the nodes of Keras that were noted on the way to the outputs, in order; by default
+            they are found by the histories of the outputs.
     """
 
-    def __init__(self, inputs, outputs, name: str | None = None, model_class=keras.Model):
-        self.inputs, self.outputs, self.name = inputs, outputs, name
-        self.model_class = model_class
-        self.nodes = [_to_node(node) for node in _sorted_nodes(inputs, outputs)]
+    def __init__(
+        self, inputs, outputs, name: str | None = None, model_class=keras.Model, noted=None
+    ):
+        self.name, self.model_class = name, model_class
+        nodes = _sorted_nodes(inputs, outputs) if noted is None else _needed(noted, outputs)
+        self.reset(inputs, outputs, [_to_node(node) for node in nodes])
+
+    def reset(self, inputs, outputs, nodes: list[Node]) -> None:
+        """Takes other tensors and nodes, which are in topological order."""
+        self.inputs, self.outputs, self.nodes = inputs, outputs, nodes
+        self._outputs = {id(tensor) for tensor in tree.flatten(outputs)}
         self._producer = {id(t): node for node in self.nodes for t in node.outputs}
         self._consumers: dict[int, list[Node]] = {}
         for node in self.nodes:
             for key in {id(tensor) for tensor in node.inputs}:
                 self._consumers.setdefault(key, []).append(node)
-        self._outputs = {id(tensor) for tensor in tree.flatten(outputs)}
 
     @classmethod
     def of(cls, model: keras.Model) -> "Graph":
@@ -104,6 +116,7 @@ class Graph:
                 (node.args, node.kwargs),
             )
             new = call(node, *args, **kwargs)
+            correct(node.operation, args, kwargs, new)
             for tensor, value in zip(node.outputs, tree.flatten(new), strict=True):
                 values.setdefault(id(tensor), value)
         return tree.map_structure(lambda x: values[id(x)], self.outputs)
@@ -138,6 +151,50 @@ def tensors_in(structure) -> list:
     return [x for x in tree.flatten(structure) if isinstance(x, KerasTensor)]
 
 
+def correct(operation, args: tuple, kwargs: dict, outputs) -> None:
+    """Tells symbolic outputs what Keras does not know of them.
+
+    It takes them for sparse where a number is multiplied with, the axes of an EinsumDense that its
+    `output_shape` leaves open for unknown, and believes what a user's layer says of its shapes.
+    """
+    given, found = tensors_in((args, kwargs)), tensors_in(outputs)
+    if not any(x.sparse for x in given):
+        for x in found:
+            x._sparse = False
+    if not isinstance(operation, keras.Layer) or isinstance(operation, layers.InputLayer):
+        return
+    known = not any(None in x.shape[1:] for x in given)
+    says = "compute_output_shape", "compute_output_spec"
+    own = has_own_call(type(operation)) and any(_is_own(operation, name) for name in says)
+    if own or (known and any(None in x.shape[1:] for x in found)):
+        if "training" not in inspect.signature(operation.call).parameters:
+            kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+        try:
+            specs = tensors_in(keras.Operation.compute_output_spec(operation, *args, **kwargs))
+        except Exception:  # what Keras was told has to do
+            return
+        if len(specs) != len(found):
+            raise NotCopied(
+                operation,
+                f"layer '{operation.name}' ({type(operation).__name__}) returns {len(specs)} "
+                f"tensors, but {len(found)} by its compute_output_shape or compute_output_spec. "
+                "Let them tell the shapes of what call() returns.",
+            )
+        for x, spec in zip(found, specs, strict=True):
+            x._shape = _known(x.shape, spec.shape)
+
+
+def _is_own(layer, name: str) -> bool:
+    return not getattr(type(layer), name).__module__.startswith("keras.")
+
+
+def _known(told, found) -> tuple:
+    """A shape that was found, with the axes that are only known by what was told."""
+    if len(told) != len(found):
+        return tuple(found)
+    return tuple(a if b is None else b for a, b in zip(told, found, strict=True))
+
+
 def unique(tensors: Iterable) -> list:
     """Tensors without repetitions, in order."""
     return list({id(t): t for t in tensors}.values())
@@ -168,6 +225,15 @@ def is_functional_class(model_class: Any) -> bool:
     return plain or (spec.varargs is not None and spec.varkw is not None)
 
 
+def functional_of(model):
+    """The Functional model that a model runs, if there is one (a built Sequential holds one)."""
+    if not isinstance(model, keras.Model) or has_own_call(type(model)):
+        return None
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if hasattr(model, "_inputs_struct") else None
+
+
 def has_own_call(layer_class: Any) -> bool:
     """Whether a class has a `call` written outside of Keras (and of this package).
 
@@ -184,11 +250,24 @@ def _functional_class() -> type:
     return type(keras.Model(x, keras.layers.Identity()(x)))
 
 
-_FUNCTIONAL: Any = _functional_class()  # Keras has no public name for it.
+# Keras has no public names for them.
+_FUNCTIONAL: Any = _functional_class()
+KERAS_NODE: Any = type(keras.Input((1,))._keras_history.operation._inbound_nodes[0])
 
 
 def _to_node(node) -> Node:
     return Node(node.operation, node.arguments.args, dict(node.arguments.kwargs), node.outputs)
+
+
+def _needed(noted: list, outputs) -> list:
+    """Those of some Keras nodes that outputs depend on."""
+    wanted = {id(t) for t in tree.flatten(outputs)}
+    needed = []
+    for node in reversed(noted):
+        if not wanted.isdisjoint(id(t) for t in node.outputs):
+            needed.append(node)
+            wanted.update(id(t) for t in node.input_tensors)
+    return needed[::-1]
 
 
 def _sorted_nodes(inputs, outputs) -> list:

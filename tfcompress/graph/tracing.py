@@ -1,150 +1,246 @@
-"""What a layer's `call` computes, as a graph: found by calling it on symbolic tensors."""
+"""What a layer's `call` computes, as a graph for every batch: found by running it symbolically."""
 
 import contextlib
+import dataclasses
 import inspect
+import itertools
 import math
 import re
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import KerasTensor, layers, ops, tree
 
-from tfcompress.graph.layers import Parameter, RepeatBatch
-from tfcompress.graph.nodes import Graph, Node, has_own_call, new_input, tensors_in, unique
-from tfcompress.kinds import KERNELS, is_kernel
+from tfcompress.graph.copying import NotCopied, is_whole
+from tfcompress.graph.layers import Constant, Parameter, RepeatBatch
+from tfcompress.graph.nodes import (
+    Graph,
+    Node,
+    correct,
+    functional_of,
+    has_own_call,
+    new_input,
+    tensors_in,
+    unique,
+)
+from tfcompress.graph.recording import Part, Recording, recorded
 
-# Two batch sizes that no layer has as a width: what differs between them depends on the batch.
-_BATCHES = (1009, 2003)
+# Two batch sizes: what differs between them depends on the batch.
+_BATCHES = (37, 41)
 
 
 def is_composite(operation) -> bool:
     """Whether an operation is opened by `flatten`: a model, or a user's layer made of layers."""
     if isinstance(operation, keras.Model):
         return True
-    if not isinstance(operation, keras.Layer) or not operation._layers:
+    if not isinstance(operation, keras.Layer) or not operation._layers or is_whole(operation):
         return False
     return has_own_call(type(operation))
 
 
 def trace(layer: keras.Layer, args: tuple, kwargs: dict) -> Graph:
-    """The graph of what a layer's `call` computes.
+    """The graph of what a layer's `call` computes, with the layers made of layers inside opened.
 
-    Weights that the layer added for itself become `Parameter` layers of the graph, and a
+    Weights that a layer added for itself become `Parameter` layers of the graph, and a
     `training` that `call` itself fixes is found in `Node.training`.
     """
-    try:
-        graph = _trace(layer, args, kwargs, None)
-    except Exception as error:
-        dynamic = _trace_batches(layer, args, kwargs, None)
-        if dynamic is None:
-            raise _untraceable(layer, error) from error
-        graph = dynamic
-    _warn_tied(layer, graph)
-    if not _takes_training(layer):
-        _fix_training(graph.nodes, graph.nodes)
-        return graph
-    try:
-        other = _trace_any(layer, args, kwargs, True)
-    except Exception:
-        other = None
-    if other is None or _identities(other) != _identities(graph):
-        warnings.warn(
-            f"call() of '{layer.name}' ({type(layer).__name__}) computes something else if "
-            "`training` is true; the flat copy computes what it does in inference, in training "
-            "too. Call the same layers in both cases, as self.dropout(x, training=training).",
-            stacklevel=2,
-        )
-        other = graph
-    _fix_training(graph.nodes, other.nodes)
-    return graph
-
-
-def _trace_any(layer, args, kwargs, training) -> Graph | None:
-    try:
-        return _trace(layer, args, kwargs, training)
-    except Exception:
-        return _trace_batches(layer, args, kwargs, training)
-
-
-def _trace(layer, args, kwargs, training, batch: int | None = None) -> Graph:
     leaves = unique(tensors_in((args, kwargs)))
-    fresh = {id(t): new_input(t, batch if t.shape and t.shape[0] is None else None) for t in leaves}
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
 
-    def prepare(x):
-        if not isinstance(x, KerasTensor):
-            return x
-        x = fresh[id(x)]
-        if not layer._convert_input_args:
-            return x
-        return layer.dtype_policy.convert_input(x, layer.autocast, layer.input_dtype)
+    def start(batch: int | None):
+        fresh = {id(t): new_input(t, batch_of(t, batch)) for t in leaves}
+        return list(fresh.values()), *_replaced((args, kwargs), fresh)
 
-    args, kwargs = tree.map_structure(prepare, (args, kwargs))
-    accepted = inspect.signature(layer.call).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        kwargs = {name: value for name, value in kwargs.items() if name in accepted}
-    if "training" in accepted:
-        kwargs["training"] = training
-    with _symbolic_weights(layer, [fresh[id(t)] for t in leaves]):
-        outputs = layer.call(*args, **kwargs)
-    for leaf in tree.flatten(outputs):
-        if not isinstance(leaf, KerasTensor):
-            raise TypeError(f"call() must return tensors that depend on its inputs; got {leaf!r}")
-    graph = Graph([fresh[id(t)] for t in leaves], outputs, layer.name)
-    if batch is None and any(_needs_batch(node.operation) for node in graph.nodes):
-        raise ValueError("the batch size is not known")
-    return graph
+    return trace_with(layer, start, lambda x: x is layer or is_composite(x))
+
+
+def trace_with(layer: keras.Layer, start: Callable, opens: Callable[[Any], bool]) -> Graph:
+    """See `trace`.
+
+    Args:
+        start: batch size or None -> (structure of inputs, args, kwargs), new each time.
+        opens: layer -> whether it is to be opened.
+    """
+    tracer = _Tracer(layer, start, opens)
+    run = tracer.inference()
+    _warn_tied(layer, run.graph)
+    if any(_takes_training(x) for x in {id(x): x for x in run.layers()}.values()):
+        tracer.fix_training(run)
+    else:
+        for node in run.graph.nodes:
+            node.kwargs.pop("training", None)
+    if tracer.batch is not None:
+        _respecify(run.graph, start(None)[0])
+    return run.graph
+
+
+@dataclasses.dataclass(eq=False)
+class _Run:
+    """A graph, the calls of layers that made it, and `training` by the first output of a node."""
+
+    graph: Graph
+    root: Part
+    training: dict[int, bool | None]
+
+    def layers(self, part: Part | None = None) -> Iterator[Any]:
+        """The layers that were opened."""
+        for child in (part or self.root).children:
+            if isinstance(child, Part):
+                yield child.layer
+                yield from self.layers(child)
+
+
+class _Tracer:
+    """Runs a layer's code, as often as it takes to know its graph for every batch."""
+
+    def __init__(self, layer: keras.Layer, start: Callable, opens: Callable[[Any], bool]):
+        self.layer, self.start, self.opens = layer, start, opens
+        self.parameters: dict[int, Parameter] = {}
+        self.known = {id(x) for x in layer._flatten_layers()}
+        self.batch: int | None = None
+
+    def inference(self) -> _Run:
+        """What the layer computes in inference.
+
+        A `call` may read the batch size, as `ops.reshape(x, (ops.shape(x)[0], -1))` does. Two
+        made-up ones then show where it goes.
+        """
+        try:
+            return self._run(None)
+        except NotCopied:
+            raise
+        except Exception as error:
+            _, args, kwargs = self.start(None)
+            first = error
+        if not any(t.shape and t.shape[0] is None for t in tensors_in((args, kwargs))):
+            raise _not_traced(self.layer, first) from first
+        try:
+            runs = []
+            for self.batch in _BATCHES:
+                runs.append(self._run(None))
+            self._free_of_batch(*runs)
+        except (NotCopied, NotTraced):
+            raise
+        except Exception as error:
+            raise _not_traced(self.layer, error) from error
+        return runs[0]
+
+    def fix_training(self, run: _Run) -> None:
+        """Marks the nodes whose `training` is the same, whatever the model is told."""
+        if self.batch is not None:
+            self.batch = _BATCHES[0]
+        pairs = self._aligned(run, True, warn=True)
+        told = {k: run.training.get(k) for k in pairs}
+        same = {k for k, other in pairs.items() if told[k] is not None and told[k] == other}
+        # A Functional model has defaults, which `fit` overrides.
+        fixed = {k for k in same if told[k] is False}
+        if same != fixed:
+            others = self._aligned(run, False, warn=False)
+            fixed |= {k for k in same if others.get(k) is True}
+        for node in run.graph.nodes:
+            key = id(node.outputs[0])
+            node.kwargs.pop("training", None)
+            if key in fixed:
+                node.training = told[key]
+            elif key in same:
+                node.kwargs["training"] = True
+
+    def _aligned(self, run: _Run, training: bool, warn: bool) -> dict[int, bool | None]:
+        """The `training` of another run by the nodes of this one, where both call the same."""
+        other = None
+        with contextlib.suppress(Exception):
+            other = self._run(training)
+        others = {} if other is None else other.training
+        found: dict[int, bool | None] = {}
+
+        def align(ours: Part, theirs: Part | None) -> None:
+            if theirs is None or self._called(ours) != self._called(theirs):
+                if warn:
+                    _warn_branches(ours.layer or self.layer)
+                return
+            for a, b in zip(ours.children, theirs.children, strict=True):
+                if isinstance(a, Part):
+                    align(a, b)
+                else:
+                    found[id(a.outputs[0])] = others.get(id(b.outputs[0]))
+
+        align(run.root, None if other is None else other.root)
+        return found
+
+    def _run(self, training: bool | None) -> _Run:
+        inputs, args, kwargs = self.start(self.batch)
+        anchor = tree.flatten(inputs)[0] if tensors_in(inputs) else None
+        recording = Recording(self.opens, anchor, self.parameters)
+        if training is not None:
+            kwargs = {**kwargs, "training": training}
+        with recorded(recording):
+            outputs = self.layer(*args, **kwargs)
+            for leaf in tree.flatten(outputs):
+                if not isinstance(leaf, KerasTensor):
+                    raise TypeError(
+                        f"call() must return tensors that depend on its inputs; got {leaf!r}"
+                    )
+            if (functional := functional_of(self.layer)) is not None:  # it unpacks lists of one
+                outputs = tree.pack_sequence_as(functional._outputs_struct, tree.flatten(outputs))
+            given = [t._keras_history.operation._inbound_nodes[0] for t in tree.flatten(inputs)]
+            noted = given + recording.nodes
+            graph = Graph(inputs, outputs, self.layer.name, noted=noted)
+        for node in graph.nodes:
+            node.around = recording.around.get(id(node.outputs[0]), ())
+        if any(_needs_size(node.operation) for node in graph.nodes):
+            raise ValueError("it reads the size of an axis that is not known.")
+        return _Run(graph, recording.root, recording.training)
+
+    def _called(self, part: Part) -> list:
+        """What tells two runs of a layer apart: what it calls, in order."""
+        called: list[Any] = []
+        for child in part.children:
+            operation = child.layer if isinstance(child, Part) else child.operation
+            key = source_of(operation)
+            kept = key in self.known or key in self.parameters
+            called.append(key if kept else type(operation))  # others are made by `call`
+        return called
+
+    def _free_of_batch(self, run: _Run, other: _Run) -> None:
+        """Rewrites a graph so that it works for any batch size."""
+        graph, others = run.graph, other.graph.nodes
+        anchor = tree.flatten(graph.inputs)[0]
+        nodes: list[Node] = []
+        for node, twin in itertools.zip_longest(graph.nodes, others):
+            same = node and twin and type(node.operation) is type(twin.operation)
+            free = _free_of_batch(node, twin, anchor) if same else None
+            if free is None:
+                around = (node or twin).around
+                reason = "what it computes depends on the size of the batch in a way of its own."
+                raise _not_traced(around[-1] if around else self.layer, ValueError(reason))
+            nodes += free
+        graph.reset(graph.inputs, graph.outputs, nodes)
+
+
+def batch_of(tensor, batch: int | None) -> int | None:
+    """The batch size that the copy of a tensor gets in a run with this one."""
+    return batch if tensor.shape and tensor.shape[0] is None else None
+
+
+def _replaced(structure, new: dict[int, Any]):
+    return tree.map_structure(lambda x: new.get(id(x), x), structure)
+
+
+def _warn_branches(layer) -> None:
+    warnings.warn(
+        f"call() of '{layer.name}' ({type(layer).__name__}) computes something else if "
+        "`training` is true; the flat copy computes what it does in inference, in training "
+        "too. Call the same layers in both cases, as self.dropout(x, training=training).",
+        stacklevel=2,
+    )
 
 
 def _takes_training(layer) -> bool:
     return "training" in inspect.signature(layer.call).parameters
-
-
-@contextlib.contextmanager
-def _symbolic_weights(layer, inputs: list):
-    """Puts symbolic tensors in the place of a layer's own weights, while it is traced."""
-    own = {k: v for k, v in vars(layer).items() if isinstance(v, keras.Variable)} if inputs else {}
-    made: dict[int, Any] = {}
-    for variable in own.values():
-        if id(variable) not in made:
-            tensor = parameter_of(variable, layer)(inputs[0])
-            tensor.value = tensor  # `self.weight.value` is the weight
-            made[id(variable)] = tensor
-    attributes = vars(layer)
-    attributes.update({name: made[id(variable)] for name, variable in own.items()})
-    try:
-        yield
-    finally:
-        attributes.update(own)
-
-
-def parameter_of(variable, owner: keras.Layer) -> Parameter:
-    """A `Parameter` layer that holds a copy of a weight."""
-    casts = owner.autocast and keras.backend.is_float_dtype(variable.dtype)
-    # Its own class is known no more.
-    kernel = variable.name not in KERNELS and is_kernel(owner, variable)
-    parameter = Parameter(
-        tuple(variable.shape),
-        dtype=owner.dtype_policy if casts else variable.dtype,
-        name=f"{owner.name}_{variable.name}",
-        trainable=bool(variable.trainable),
-        weight="kernel" if kernel else variable.name,
-        regularizer=variable.regularizer,
-        constraint=variable.constraint,
-    )
-    parameter.build(None)
-    parameter.value.assign(variable)
-    parameter.__dict__["source"] = variable  # not tracked: it stays the user's
-    return parameter
-
-
-def _identities(graph: Graph) -> list:
-    """What tells two graphs apart: their layers, weights and kinds of operations, in order."""
-    operations = [node.operation for node in graph.nodes if not node.is_input]
-    made = [not isinstance(x, layers.Layer) or isinstance(x, RepeatBatch) for x in operations]
-    return [type(x) if new else source_of(x) for x, new in zip(operations, made, strict=True)]
 
 
 def source_of(operation) -> int:
@@ -152,57 +248,53 @@ def source_of(operation) -> int:
     return id(vars(operation).get("source", operation))
 
 
-def _fix_training(nodes: list[Node], others: list[Node]) -> None:
-    """Marks the nodes whose `training` is the same, whatever the layer around them is told."""
-    for node, other in zip(nodes, others, strict=True):
-        given = node.kwargs.get("training")
-        if given is not None and other.kwargs.get("training") == given:
-            node.training = bool(given)
-    for node in nodes:
-        node.kwargs.pop("training", None)
-
-
-def _needs_batch(operation) -> bool:
-    """Whether an operation was given None where it needs the batch size."""
+def _needs_size(operation) -> bool:
+    """Whether an operation was given None where it needs the size of an axis."""
     wanted = [vars(operation).get(name, ()) for name in ("newshape", "shape", "repeats")]
     is_operation = not isinstance(operation, keras.Layer)
     return is_operation and any(isinstance(x, list | tuple) and None in x for x in wanted)
 
 
-def _trace_batches(layer, args, kwargs, training) -> Graph | None:
-    """Traces a `call` that reads the batch size, as `ops.reshape(x, (ops.shape(x)[0], -1))` does.
-
-    Two made-up batch sizes show where it goes; None if it goes where a graph cannot follow.
-    """
-    if not any(t.shape and t.shape[0] is None for t in tensors_in((args, kwargs))):
-        return None
-    try:
-        graphs = [_trace(layer, args, kwargs, training, batch) for batch in _BATCHES]
-    except Exception:
-        return None
-    if _identities(graphs[0]) != _identities(graphs[1]):
-        return None
-    pairs = list(zip(graphs[0].nodes, graphs[1].nodes, strict=True))
-    free = all(_free_of_batch(*pair, graphs[0].inputs[0]) for pair in pairs)
-    return graphs[0] if free else None
+def _respecify(graph: Graph, inputs) -> None:
+    """Gives all tensors of a graph the shapes that they have for other inputs."""
+    new = dict(zip(map(id, tree.flatten(graph.inputs)), tree.flatten(inputs), strict=True))
+    for node in graph.nodes:
+        node.args, node.kwargs = _replaced((node.args, node.kwargs), new)
+        if not node.is_input:
+            specs = node.operation.compute_output_spec(*node.args, **node.kwargs)
+            correct(node.operation, node.args, node.kwargs, specs)
+            new.update(zip(map(id, node.outputs), tree.flatten(specs), strict=True))
+        node.outputs = [new[id(tensor)] for tensor in node.outputs]
+    graph.reset(inputs, _replaced(graph.outputs, new), graph.nodes)
 
 
-def _free_of_batch(node: Node, other: Node, anchor) -> bool:
-    """Rewrites a node so that it works for any batch size; False if that is not possible."""
-    if not _same(_constants(node), _constants(other)):
-        return False
+def _free_of_batch(node: Node, other: Node, anchor) -> list[Node] | None:
+    """The nodes that do what a node does for any batch size; None if there are none."""
+    ours, theirs = (tree.flatten((n.args, n.kwargs)) for n in (node, other))
+    if len(ours) != len(theirs):
+        return None
+    nodes: list[Node] = []
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if isinstance(a, KerasTensor) or _equal(a, b):
+            continue
+        if not _is_repeated(a, b):
+            return None
+        nodes += _repeat(np.asarray(a)[:1], anchor)
+        ours[i] = nodes[-1].outputs[0]
+    node.args, node.kwargs = tree.pack_sequence_as((node.args, node.kwargs), ours)
+    nodes.append(node)
     operation = node.operation
     if node.is_input or isinstance(operation, layers.Layer):
-        return True
+        return nodes
     if _same(_settings(operation), _settings(other.operation)):
-        return True
+        return nodes
     shapes = [tuple(n.outputs[0].shape) for n in (node, other)]
     varies = [a != b for a, b in zip(*shapes, strict=True)]
     kind = type(operation).__name__
     if kind == "Reshape" and sum(varies) == 1:
         free = tuple(-1 if vary else size for vary, size in zip(varies, shapes[0], strict=True))
         node.operation = type(operation)(free, name=operation.name)
-        return True
+        return nodes
     given = tuple(node.inputs[0].shape)
     given = (1,) * (len(shapes[0]) - len(given)) + given
     spread = all(a == b or a == 1 for a, b in zip(given, shapes[0], strict=True))
@@ -213,8 +305,27 @@ def _free_of_batch(node: Node, other: Node, anchor) -> bool:
     ):
         node.operation = RepeatBatch(shapes[0][1:], name=operation.name, dtype=node.inputs[0].dtype)
         node.args, node.kwargs = (node.inputs[0], anchor), {}
-        return True
-    return False
+        return nodes
+    return None
+
+
+def _is_repeated(ours, theirs) -> bool:
+    """Whether two constants are the same values, repeated for every element of a batch."""
+    if not (hasattr(ours, "shape") and hasattr(theirs, "shape") and len(ours.shape)):
+        return False
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if (len(ours), len(theirs)) != _BATCHES or ours.shape[1:] != theirs.shape[1:]:
+        return False
+    return bool(np.all(ours == ours[:1]) and np.all(theirs == ours[:1]))
+
+
+def _repeat(values: np.ndarray, anchor) -> list[Node]:
+    """The nodes of a constant that is repeated for every element of a batch."""
+    constant = Constant(values)
+    x = KerasTensor(values.shape, str(values.dtype))
+    repeat = RepeatBatch(values.shape[1:], dtype=str(values.dtype))
+    y = KerasTensor((None, *values.shape[1:]), str(values.dtype))
+    return [Node(constant, (anchor,), {}, [x]), Node(repeat, (x, anchor), {}, [y])]
 
 
 def _constants(node: Node) -> list:
@@ -260,18 +371,26 @@ def _warn_tied(layer, graph: Graph) -> None:
             )
 
 
-def _untraceable(layer, error: Exception) -> ValueError:
+class NotTraced(ValueError):
+    """A layer whose code cannot be run on symbolic tensors."""
+
+    def __init__(self, layer, message: str):
+        super().__init__(message)
+        self.layer = layer
+
+
+def _not_traced(layer, error: Exception) -> NotTraced:
     layer = _innermost(error, layer)
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = ("Exception encountered", "Could not automatically infer", "Error encountered")
     reason = next((line for line in lines if not line.startswith(told)), text)[:300]
-    return ValueError(
+    return NotTraced(
+        layer,
         f"layer '{layer.name}' ({type(layer).__name__}) cannot be traced symbolically: "
         f"{type(error).__name__}: {reason} Expected: a call() made of Keras layers and keras.ops, "
-        "without raw tf. functions on tensors and without Python control flow on their values. "
-        "Ways out: write it so; or, if it is a layer inside of a model, leave it as one node with "
-        f"keep=['{layer.name}']."
+        "without raw tf. functions on tensors and without Python control flow on their values; "
+        "where it reads the size of an axis other than the batch, pass inputs= of fixed shapes.",
     )
 
 

@@ -18,7 +18,8 @@ from keras import layers, ops, tree
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.inputs import mask_of
 from tfcompress.graph.nodes import Graph, call_node, has_own_call, tensors_in, unique
-from tfcompress.graph.tracing import parameter_of, trace
+from tfcompress.graph.recording import parameter_of
+from tfcompress.graph.tracing import trace
 from tfcompress.kinds import FOLDING, LINEAR, SEPARABLE, is_exactly
 from tfcompress.quantization import functions
 from tfcompress.quantization.attention import (
