@@ -10,6 +10,7 @@ from opened_layers import kinds, normal, open_and_compare
 from tfcompress.graph.layers import Parameter
 from tfcompress.graph.nodes import Graph
 from tfcompress.quantization.openers import Rsqrt, opener
+from tfcompress.quantization.opening import open_layers
 from tfcompress.quantization.pieces import constant, with_weights
 
 _seeded = opened_layers.seeded
@@ -174,6 +175,46 @@ def test_a_shared_layer_opens_into_shared_pieces():
     y = model([normal(2, 4), 5.0 + 2.0 * normal(2, 4)])
     np.testing.assert_allclose(y[0], layer(normal(2, 4)), atol=1e-5)
     np.testing.assert_allclose(y[1], layer(5.0 + 2.0 * normal(2, 4)), atol=1e-5)
+
+
+class Scale(layers.Layer):
+    """Divides where it multiplied before, by 3 or by a weight."""
+
+    def __init__(self, weighted, **kwargs):
+        super().__init__(**kwargs)
+        self.weighted = weighted
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(), initializer="ones") if self.weighted else 3.0
+
+    def call(self, x, back=False):
+        return x / self.factor if back else x * self.factor
+
+    def get_config(self):
+        return {**super().get_config(), "weighted": self.weighted}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_shared_layer_that_is_called_in_two_ways(weighted):
+    scale, x = Scale(weighted), keras.Input((4,))
+    model = keras.Model(x, scale(layers.Dense(4)(scale(x)), back=True))
+    if weighted:
+        scale.factor.assign(5.0)
+    opened = open_layers(model)
+    assert opened.count_params() == model.count_params()
+    np.testing.assert_allclose(opened(normal(3, 4)), model(normal(3, 4)), atol=1e-5)
+
+
+def test_a_shared_head_on_maps_of_two_sizes():
+    head, norm = layers.Conv2D(3, 3, activation="relu"), layers.GroupNormalization(1)
+    a, b = keras.Input((6, 6, 2)), keras.Input((4, 4, 2))
+    model = keras.Model([a, b], [norm(head(a)), norm(head(b))])
+    opened = open_layers(model)
+    assert opened.count_params() == model.count_params()
+    x = [normal(2, 6, 6, 2), normal(2, 4, 4, 2)]
+    for ours, theirs in zip(opened(x), model(x), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert sum(type(x) is layers.Conv2D for x in opened.layers) == 1
 
 
 def test_primitives_and_things_that_are_not_layers_have_no_opener():

@@ -195,6 +195,11 @@ def _known(told, found) -> tuple:
     return tuple(a if b is None else b for a, b in zip(told, found, strict=True))
 
 
+def spec_of(x):
+    """The shape and dtype of a tensor; what is none as it is."""
+    return (tuple(x.shape), x.dtype) if isinstance(x, KerasTensor) else x
+
+
 def unique(tensors: Iterable) -> list:
     """Tensors without repetitions, in order."""
     return list({id(t): t for t in tensors}.values())

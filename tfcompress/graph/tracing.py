@@ -286,7 +286,7 @@ def _free_of_batch(node: Node, other: Node, anchor) -> list[Node] | None:
     operation = node.operation
     if node.is_input or isinstance(operation, layers.Layer):
         return nodes
-    if _same(_settings(operation), _settings(other.operation)):
+    if same(_settings(operation), _settings(other.operation)):
         return nodes
     shapes = [tuple(n.outputs[0].shape) for n in (node, other)]
     varies = [a != b for a, b in zip(*shapes, strict=True)]
@@ -338,7 +338,8 @@ def _settings(operation) -> list:
     return [value for key, value in vars(operation).items() if key not in names]
 
 
-def _same(ours: list, theirs: list) -> bool:
+def same(ours: list, theirs: list) -> bool:
+    """Whether two lists of settings or constants are equal."""
     return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
 
 

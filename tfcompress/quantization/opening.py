@@ -8,8 +8,9 @@ from keras import KerasTensor, layers, ops, tree
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import mask_of
 from tfcompress.graph.layers import KeepMask
-from tfcompress.graph.nodes import Graph, Node, call_node, tensors_in
-from tfcompress.kinds import LINEAR, is_of
+from tfcompress.graph.nodes import Graph, Node, call_node, spec_of, tensors_in
+from tfcompress.graph.tracing import same
+from tfcompress.kinds import LINEAR, is_exactly, is_of
 from tfcompress.quantization import openers
 from tfcompress.quantization.placement import Placement, relu_name
 from tfcompress.techniques import Quantize
@@ -17,6 +18,10 @@ from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
 # What the last layer of a compressed model is called after: the output that it gives.
 OUTPUT_SUFFIX = "__output"
+
+
+# Layers whose pieces are the same for every shape.
+_ANY_SHAPE = LINEAR - {"EinsumDense"} | {"LayerNormalization", "RMSNormalization"}
 
 
 def open_layers(model: keras.Model) -> keras.Model:
@@ -32,24 +37,26 @@ def open_with(flat: keras.Model, rules: Rules):
     that tells from which layer of `flat` a node came.
     """
     origins: dict[int, Any] = {}
-    opened: dict[int, Graph] = {}
+    opened: dict[tuple, Graph] = {}
     graph = Graph.of(flat)
+    ways = _ways(graph)
 
     def call(node: Node, *args, **kwargs):
         operation = node.operation
         technique = quantize_of(rules.techniques_of(operation))
         quantized = technique is not None and technique.activation_bits is not None
-        function = openers.opener(operation) if quantized else None
+        function = openers.opener(operation) if quantized and id(node) in ways else None
         if node.is_input or not quantized or not (function or _is_fused(operation)):
             return call_node(node, *args, **kwargs)
         if function and isinstance(operation, keras.Layer) and not operation.supports_masking:
             args, kwargs = tree.map_structure(_without_mask, (args, kwargs))
         tensors = [x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)]
-        if id(operation) in opened:  # a shared layer: the same pieces on other tensors
-            outputs = opened[id(operation)].run(tensors, call_node)
+        way = id(operation), ways.get(id(node))
+        if way in opened:  # a shared layer: the same pieces on other tensors
+            outputs = opened[way].run(tensors, call_node)
         else:
             outputs = _regularized(operation, function, args, kwargs)
-            opened[id(operation)] = pieces = Graph(tensors, outputs)
+            opened[way] = pieces = Graph(tensors, outputs)
             origins.update({id(part.operation): operation for part in pieces.nodes})
         return _masked_as(node, outputs, args)
 
@@ -64,6 +71,31 @@ def open_with(flat: keras.Model, rules: Rules):
         return operation if id(operation) in starts else origins.get(id(operation), operation)
 
     return opened_model, Graph.of(opened_model), origin
+
+
+def _ways(graph: Graph) -> dict[int, int]:
+    """A number for each way in which an operation is called: by what is no tensor, and by shapes.
+
+    Of a layer with weights that is called in several ways there is none: pieces of each would
+    have weights of their own.
+    """
+    found: dict[int, int] = {}
+    known: dict[int, list] = {}
+    for node in graph.nodes:
+        way = [spec_of(x) for x in tree.flatten((node.args, node.kwargs))]
+        if is_exactly(node.operation, _ANY_SHAPE):
+            way = [None if isinstance(x, tuple) else x for x in way]
+        others = known.setdefault(id(node.operation), [])
+        number = next((i for i, other in enumerate(others) if same(way, other)), len(others))
+        if number == len(others):
+            others.append(way)
+        found[id(node)] = number
+    several = {key for key, others in known.items() if len(others) > 1}
+    return {
+        id(node): found[id(node)]
+        for node in graph.nodes
+        if id(node.operation) not in several or not getattr(node.operation, "weights", ())
+    }
 
 
 def _is_fused(operation) -> bool:
