@@ -34,7 +34,7 @@ _T5_GEMMA = {
 }
 _RESNET: dict[str, Any] = {
     **_IMAGE,
-    "input_conv_filters": [8],
+    "input_conv_filters": [64],
     "input_conv_kernel_sizes": [3],
     "stackwise_num_filters": [64, 16, 16],
     "stackwise_num_blocks": [1, 1, 1],
@@ -56,8 +56,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "stackwise_depth": [1, 2],
         "stackwise_strides": [1, 2],
         "stackwise_num_filters": [8, 16],
-        "block_type": "dark_block",
-        "stage_type": "csp",
+        "block_type": "basic_block",
+        "stage_type": "dark",
     },
     "DINOV2": {**_VIT, "intermediate_dim": 32, "position_embedding_shape": (32, 32, 3)},
     "DINOV3": {**_VIT, "intermediate_dim": 32},
@@ -294,12 +294,19 @@ def _deeplab() -> dict[str, Any]:
 def _segformer() -> dict[str, Any]:
     import keras_hub
 
-    sizes = {key: 2 * value if isinstance(value, list) else value for key, value in _MIT.items()}
-    encoder = keras_hub.models.MiTBackbone(**{**sizes, "num_layers": 4})
+    settings: dict[str, Any] = {
+        "image_shape": (64, 64, 3),
+        "layerwise_depths": [1] * 4,
+        "num_layers": 4,
+        "layerwise_num_heads": [1, 1, 2, 2],
+        "layerwise_sr_ratios": [4, 2, 1, 1],
+        "max_drop_path_rate": 0.1,
+        "layerwise_patch_sizes": [7, 3, 3, 3],
+        "layerwise_strides": [4, 2, 2, 2],
+        "hidden_dims": [8, 16, 24, 32],
+    }
+    encoder = keras_hub.models.MiTBackbone(**settings)
     return {"image_encoder": encoder, "projection_filters": 16}
-
-
-_MIT = _SETTINGS["MiT"]
 
 
 def _clip(kind: str = "CLIP") -> dict[str, Any]:
@@ -356,7 +363,7 @@ def _depth_anything() -> dict[str, Any]:
         "fusion_hidden_dim": 8,
         "head_hidden_dim": 8,
         "head_in_index": -1,
-        "feature_keys": ["Stage1", "Stage2", "Stage3", "Stage4"],
+        "feature_keys": ["stage1", "stage2", "stage3", "stage4"],
     }
 
 
@@ -365,7 +372,7 @@ def _basnet() -> dict[str, Any]:
 
     settings = {**_RESNET, "stackwise_num_filters": [64, 8, 8, 8]}
     settings |= {"stackwise_num_blocks": [1] * 4, "stackwise_num_strides": [1, 2, 2, 2]}
-    encoder = keras_hub.models.ResNetBackbone(**settings)
+    encoder = keras_hub.models.ResNetBackbone(**{**settings, "image_shape": (None, None, 3)})
     return {"image_encoder": encoder, "num_classes": 1, "projection_filters": 8, **_IMAGE}
 
 

@@ -106,12 +106,12 @@ class _Opening:
     def change(self, error: NotCopied | NotTraced) -> None:
         """Leaves a layer whole that could not be traced, opens one that could not be copied."""
         layer = error.layer
+        if id(layer) in self.untraced:
+            raise ValueError(self.untraced[id(layer)][1]) from error
         if isinstance(error, NotTraced):
             if layer is self.model or not self(layer):
                 raise error
             self.untraced[id(layer)] = layer, str(error)
-        elif id(layer) in self.untraced:
-            raise ValueError(self.untraced[id(layer)][1]) from error
         elif type(layer) in self.types or not _can_open(layer):
             raise error
         else:

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 from keras import KerasTensor, tree
 
+from tfcompress.graph.copying import NotCopied
 from tfcompress.graph.inputs import mask_of
 from tfcompress.graph.layers import AddLoss, Constant, Parameter, SetMask
 from tfcompress.graph.nodes import KERAS_NODE, correct, functional_of, has_own_call, tensors_in
@@ -100,8 +101,17 @@ class Recording:
                 outputs = layer.call(*args, **kwargs)
             part.masks = [mask_of(x) for x in tree.flatten(outputs)]
             return outputs
-        with self._whole():
-            outputs = original(layer, *args, **kwargs)
+        try:
+            with self._whole():
+                outputs = original(layer, *args, **kwargs)
+        except Exception as error:
+            if not has_own_call(type(layer)):
+                raise
+            raise NotCopied(
+                layer,
+                f"layer '{layer.name}' ({type(layer).__name__}) does not tell the shapes of what "
+                f"it returns: {type(error).__name__}: {error}",
+            ) from error
         self._told = kwargs.get("training")
         return outputs
 
@@ -289,9 +299,13 @@ def recorded(recording: Recording):
         originals, (call, symbolic_call, add_loss, note, get_item), strict=True
     ):
         setattr(owner, name, new)
+    filtering = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()  # which makes errors of others of ours
     try:
         yield recording
     finally:
+        if filtering:
+            keras.config.enable_traceback_filtering()
         for owner, name, original in originals:
             setattr(owner, name, original)
         recording.forget()

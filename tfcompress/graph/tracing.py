@@ -29,6 +29,9 @@ from tfcompress.graph.nodes import (
 )
 from tfcompress.graph.recording import Part, Recording, recorded
 
+# Keras has no public name for it.
+_GET_ITEM: Any = type(keras.Input((1,))[0]._keras_history.operation)
+
 # Two batch sizes: what differs between them depends on the batch.
 _BATCHES = (37, 41)
 
@@ -296,6 +299,19 @@ def _free_of_batch(node: Node, other: Node, anchor) -> list[Node] | None:
         node.operation = type(operation)(free, name=operation.name)
         return nodes
     given = tuple(node.inputs[0].shape)
+    if kind == "Slice" and len(given) == len(varies):
+        # An axis of the batch that is taken whole.
+        keys = [
+            slice(None) if vary and size == whole else slice(start, start + size)
+            for vary, size, whole, start in zip(varies, shapes[0], given, node.args[1], strict=True)
+        ]
+        node.operation = _GET_ITEM(name=operation.name)
+        node.args, node.kwargs = (node.inputs[0], tuple(keys)), {}
+        return (
+            None
+            if any(v and k.start is not None for v, k in zip(varies, keys, strict=True))
+            else nodes
+        )
     given = (1,) * (len(shapes[0]) - len(given)) + given
     spread = all(a == b or a == 1 for a, b in zip(given, shapes[0], strict=True))
     if (
