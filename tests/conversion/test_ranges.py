@@ -54,6 +54,18 @@ def test_another_width_says_float():
     assert known[model.subgraphs[0].outputs[0]].maximum == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.parametrize("high", [2e-4, 3e-6, 1e-6])
+def test_ranges_that_the_converter_takes_for_zeros(high, floats):
+    *wide, wider = ranges.told_as(-0.5 * high, high, floats)
+    model = float_model(lambda x: mark(tf.sin(x), *wide, wider=wider), (1, 4))
+    known, found = ranges.take_markers(model)
+    (said,) = known.values()
+    assert said.maximum == pytest.approx(high, rel=0.01)
+    assert said.minimum == pytest.approx(-0.5 * said.maximum, rel=0.03)
+    assert bool(found) == floats
+
+
 def test_what_the_converter_adds_is_no_marker():
     def function(x):  # it moves the reshape before the marker, and takes the mean's range for x's
         return tf.reshape(mark(tf.reduce_mean(mark(x, -1.0, 1.0), 1), -0.1, 0.1), (1, 6))

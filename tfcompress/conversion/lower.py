@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers, tree
 
 from tfcompress.conversion.converters import LARGE, Lowering, Names, allow, converter_of
-from tfcompress.conversion.ranges import MARKED, MARKED_FLOAT
+from tfcompress.conversion.ranges import told_as
 from tfcompress.files import models
 from tfcompress.files.models import reason_of
 from tfcompress.graph.copying import copy_operation, copy_weights
@@ -51,12 +51,12 @@ class Marker(_SameShape):
 
     def call(self, x, source=0):
         x = self.quantizer._activate(x)
-        marked = _fake_quant(x, self.low, self.high, self.quantizer.bits)
         floats = self.quantizer.float_source
         stays = floats is True or source in (floats or ())
+        low, high, wider = told_as(self.low, self.high, stays)
         # The converter copies single ones to where it takes ranges for equal; ours come in pairs.
-        wider = MARKED_FLOAT if stays else MARKED
-        return _fake_quant(marked, wider * self.low, wider * self.high, self.quantizer.bits)
+        marked = _fake_quant(x, low, high, self.quantizer.bits)
+        return _fake_quant(marked, wider * low, wider * high, self.quantizer.bits)
 
 
 class OnGrid(_SameShape):

@@ -36,6 +36,24 @@ FIXED = {
 # How many times as wide a marker's second pair is; and where what gives the tensor stays float.
 MARKED, MARKED_FLOAT = 3.0, 5.0
 
+# The converter takes ranges narrower than a millionth for those of zeros. Narrow ones are told as
+# so many times as wide, by pairs that differ by so much more.
+_NARROW, _WIDENED, _MORE = 1e-4, 2.0**20, 4.0
+
+# Narrower ones LiteRT's multipliers do not reach.
+_LEAST = 1e-6
+
+
+def told_as(low: float, high: float, floats: bool) -> tuple[float, float, float]:
+    """What a pair of markers says of a range: the first one's limits, and by what the other's are
+    wider.
+    """
+    wider = MARKED_FLOAT if floats else MARKED
+    if high - low > _NARROW:
+        return low, high, wider
+    return _WIDENED * low, _WIDENED * max(high, low + _LEAST), wider + _MORE
+
+
 # What reads a kernel as its second operand.
 _WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
 
@@ -64,7 +82,7 @@ _TRUTH = Range(-128.0, 127.0)
 def with_zero(low: float, high: float) -> Range:
     """The range of values from `low` to `high`: it holds zero, and is not empty."""
     low, high = min(low, 0.0), max(high, 0.0)
-    return Range(low, max(high, low + 1e-6))
+    return Range(low, max(high, low + _LEAST))
 
 
 def take_markers(model) -> tuple[dict[int, Range], set[int]]:
@@ -88,9 +106,11 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
             continue
         before[made] = _range_of(graph.tensors[made])
         wider = _width(before[made]) / _width(before[read]) if read in before else 0.0
-        if _is_near(wider, MARKED) or _is_near(wider, MARKED_FLOAT):
-            ranges.setdefault(source, before[read])
-        if _is_near(wider, MARKED_FLOAT):
+        stays, by = _said(wider)
+        if by:
+            said = before[read]
+            ranges.setdefault(source, Range(said.minimum / by, said.maximum / by, said.bits))
+        if stays:
             floats.add(source)
     graph.operators = kept
     for op in graph.operators:
@@ -99,6 +119,15 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
     _move_outputs(model, alias)
     drop_unused(model, ranges, floats)
     return ranges, floats
+
+
+def _said(wider: float) -> tuple[bool, float]:
+    """Whether a pair of markers says float, and how many times too wide it tells a range, or 0."""
+    for stays, marked in ((False, MARKED), (True, MARKED_FLOAT)):
+        for more, by in ((0.0, 1.0), (_MORE, _WIDENED)):
+            if _is_near(wider, marked + more):
+                return stays, by
+    return False, 0.0
 
 
 def _mark_before_reshapes(model, ranges: dict[int, Range], floats: set[int]) -> None:
