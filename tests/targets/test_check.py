@@ -416,3 +416,19 @@ def test_signal_operators_of_tflite_micro():
     data = file.bytes([taken], [given])
     assert check(data, "microcontroller").passed
     assert check(data, "mobile_cpu").mapped == 0
+
+
+def test_what_litert_does_not_load_is_said():
+    # ADD of shapes that do not fit.
+    file = File()
+    parts = [file.part(real(*shape), "float32") for shape in ((1, 4), (1, 3), (1, 4))]
+    file.op("ADD", parts[:2], parts[2:], options("Add"))
+    data = file.bytes(parts[:2], parts[2:])
+    found = check(data, "mobile_cpu")
+    assert found.is_refused
+    assert not found.passed
+    assert "LiteRT does not load the file: " in found.findings[0].text
+    assert not check(data, "edge_tpu").is_refused
+    # An app may bring operators of its own.
+    own = op_file("Mine", "float32", [real(1, 4)], [real(1, 4)])
+    assert not check(own, "mobile_cpu").is_refused

@@ -18,11 +18,13 @@ from tfcompress.targets.whole_file import (
     io_mend,
     misfitting_edges,
 )
-from tfcompress.tflite import arena, flatbuffer
+from tfcompress.tflite import arena, flatbuffer, run
 
 
 def check(path: str | os.PathLike[str] | bytes, target: str | os.PathLike[str] | Target) -> Check:
-    """Check a .tflite file against the rules of a target, without running anything.
+    """Check a .tflite file against the rules of a target, without running it.
+
+    For targets that run LiteRT, it also has to load the file.
 
     Args:
         path: the file, or its bytes.
@@ -45,7 +47,23 @@ def check(path: str | os.PathLike[str] | bytes, target: str | os.PathLike[str] |
     target = target if isinstance(target, Target) else load_target(target)
     data = flatbuffer.load(path)
     model = flatbuffer.read(data, name=flatbuffer.describe(path))
-    return check_parsed(model, data, target, path)
+    found = check_parsed(model, data, target, path)
+    return dataclasses.replace(found, findings=(*_unloadable(data, target), *found.findings))
+
+
+def _unloadable(data: bytes, target: Target) -> list[Finding]:
+    """What LiteRT says of a file that it does not load, of those that it has to load here."""
+    if target.get("loaded_by") != "litert":
+        return []
+    try:
+        run.Loaded(data, run.DEFAULT)
+    except (ValueError, RuntimeError) as error:
+        said = run.line(error)
+        if run.NOT_BUILTIN.search(said):  # An app may bring its own.
+            return []
+        mend = "It is damaged, or was made wrong: convert the model again."
+        return [Finding("refused", True, f"LiteRT does not load the file: {said}", mend)]
+    return []
 
 
 def check_parsed(

@@ -178,7 +178,7 @@ DEFAULT = "AUTO"
 # By the names that people know; XNNPACK is what LiteRT takes if it is told nothing.
 OTHERS = {"XNNPACK": DEFAULT, "optimized": _OPTIMIZED}
 _LACKING = re.compile(r"Didn't find op for builtin opcode '(\w+)'")
-_NOT_BUILTIN = re.compile(r"unresolved custom op|(Select|Regular) TensorFlow op")
+NOT_BUILTIN = re.compile(r"unresolved custom op|(Select|Regular) TensorFlow op")
 
 
 def load(content: bytes, kernels: str = REFERENCE, *, keep: bool = False) -> tuple[Any, str]:
@@ -248,7 +248,7 @@ def cannot_run(name: str, error: Exception) -> ValueError:
             f"This LiteRT has no kernel for {lacking[1]} in that version: replace the layer that "
             "it comes from, or install a newer ai-edge-litert."
         )
-    elif _NOT_BUILTIN.search(said):
+    elif NOT_BUILTIN.search(said):
         advice = (
             "Expected built-in operators only; convert again without SELECT_TF_OPS and custom "
             "operators."
