@@ -431,4 +431,6 @@ def test_what_litert_does_not_load_is_said():
     assert not check(data, "edge_tpu").is_refused
     # An app may bring operators of its own.
     own = op_file("Mine", "float32", [real(1, 4)], [real(1, 4)])
-    assert not check(own, "mobile_cpu").is_refused
+    found = check(own, "mobile_cpu")
+    assert (found.is_refused, found.runs_in_parts) == (False, False)
+    assert "only where an app brings operators of its own: " in found.findings[0].text

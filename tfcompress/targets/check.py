@@ -59,8 +59,9 @@ def _unloadable(data: bytes, target: Target) -> list[Finding]:
         run.Loaded(data, run.DEFAULT)
     except (ValueError, RuntimeError) as error:
         said = run.line(error)
-        if run.NOT_BUILTIN.search(said):  # An app may bring its own.
-            return []
+        if run.NOT_BUILTIN.search(said):
+            text = f"LiteRT loads the file only where an app brings operators of its own: {said}"
+            return [Finding("custom", True, text)]
         mend = "It is damaged, or was made wrong: convert the model again."
         return [Finding("refused", True, f"LiteRT does not load the file: {said}", mend)]
     return []
