@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 from float_files import float_model, ops_of, run
 
-from tfcompress.conversion import constants, ranges
+from tfcompress.conversion import constants, quantize, ranges
 from tfcompress.conversion.ranges import Range
+from tfcompress.tflite import signature
 
 
 def fake_quant(x, low, high, bits=8):
@@ -156,3 +157,16 @@ def test_an_output_that_is_marked_keeps_its_signature():
     for signature in parsed.signatureDefs or []:
         assert [e.tensorIndex for e in signature.outputs] == list(graph.outputs)
     assert ops_of(parsed) == ["FULLY_CONNECTED"]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_sum_that_vanishes_gets_steps_that_litert_does_not_abort_at(bits):
+    zeros = tf.zeros((1, 4))
+    model = float_model(lambda x: tf.reshape(x + zeros + x, (4,)), (1, 4))
+    signature.name_inputs_and_outputs(model, ["x"], ["y"])
+    known = {i: Range(-1e-9, 1e-9, bits) for i, _ in enumerate(model.subgraphs[0].tensors)}
+    known[model.subgraphs[0].inputs[0]] = Range(-1.0, 1.0, bits)
+    ranges.widen_sums(model, known)
+    integers = quantize.static(model, known, io_dtype="float32", weight_bits=None)
+    (found,) = run(integers, np.zeros((1, 4), np.float32))
+    np.testing.assert_allclose(found, 0, atol=1e-3)

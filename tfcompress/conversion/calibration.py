@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfcompress.graph.flatten import flatten
+from tfcompress.graph.flatten import as_flat
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.graph.pixels import normalization_in_front
 
@@ -45,7 +45,8 @@ class Watched:
             self.count += 1
             if len(self.first) < _COMPARED:
                 self.first.append(sample)
-            for name, values in sample.items():
+            numbers = {k: v for k, v in sample.items() if v.dtype.kind != "O"}
+            for name, values in numbers.items():
                 low, high = float(np.min(values)), float(np.max(values))
                 before = self.limits.get(name, (low, high))
                 self.limits[name] = min(low, before[0]), max(high, before[1])
@@ -100,7 +101,10 @@ def _of_another_scale(seen: Watched, model: keras.Model) -> str | None:
     low, high = next(iter(seen.limits.values()))
     shape = seen.first[0][next(iter(seen.limits))].shape
     pixels = len(shape) == 4 and shape[-1] in (1, 3)
-    flat = flatten(model)
+    try:
+        flat = as_flat(model)
+    except Exception:  # What users' layers raise, where they cannot be looked into, is of any kind.
+        return None
     expected = normalization_in_front(flat) if pixels else None
     if expected is not None:
         ends = [

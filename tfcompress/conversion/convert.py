@@ -177,6 +177,7 @@ class Job:
             known = {**grids.table_ranges(parsed, weight_bits), **known}
         known = ranges.spread(parsed, known)
         ranges.widen_softmax_inputs(parsed, known)
+        ranges.widen_sums(parsed, known)
         ranges.make_kernels_symmetric(parsed, known)
         if self.precision == "int16x8":
             known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}

@@ -17,9 +17,9 @@ from tfcompress.conversion.ranges import told_as
 from tfcompress.files import models
 from tfcompress.files.models import reason_of
 from tfcompress.graph.copying import copy_operation, copy_weights
-from tfcompress.graph.flatten import flatten
+from tfcompress.graph.flatten import as_flat
 from tfcompress.graph.inputs import inputs_of
-from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
+from tfcompress.graph.nodes import Graph, Node, scope_name
 from tfcompress.kinds import FOLDING
 from tfcompress.layers.batch_norm import FusedBatchNorm, scale_and_offset
 from tfcompress.layers.compressed import (
@@ -163,10 +163,10 @@ def to_float(
     try:
         # A compressed model was opened into what has integer kernels when it was wrapped.
         opened = open_layers(model) if integer and not is_compressed(model) else model
-        flat = opened if _is_flat(opened) else flatten(opened)
+        flat = as_flat(opened)
         names, exported = io_names(flat), _plain_copy(flat, batch_size, integer)
         structure, call = exported._inputs_struct, functools.partial(exported, training=False)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # What users' layers raise is of any kind.
         if is_compressed(model):
             raise
         names = _own_names(model)
@@ -217,8 +217,8 @@ def interface(model: keras.Model) -> tuple[Names, Any, Callable]:
     """The names that a model's file uses, the structure of its inputs, and a function of that."""
     structure, call = _as_it_is(model)
     try:
-        return io_names(model if _is_flat(model) else flatten(model)), structure, call
-    except ValueError:
+        return io_names(as_flat(model)), structure, call
+    except Exception:  # As above.
         return _own_names(model), structure, call
 
 
@@ -247,11 +247,6 @@ def _own_names(model: keras.Model) -> Names:
     if isinstance(made, dict) and not any(tree.is_nested(part) for part in made.values()):
         return inputs, sorted(map(str, made))
     return inputs, [f"output_{i}" for i, _ in enumerate(tree.flatten(made))]
-
-
-def _is_flat(model) -> bool:
-    functional = hasattr(model, "_inputs_struct") and not has_own_call(type(model))
-    return functional and not any(isinstance(layer, keras.Model) for layer in model.layers)
 
 
 def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Model:

@@ -62,6 +62,9 @@ _DIVISOR_STEPS = 8.0
 
 _INT32, _BOOL = schema.TensorType.INT32, schema.TensorType.BOOL
 
+# LiteRT ends the process at steps of a sum below so many of its widest summand's.
+_SUM_STEP = {8: 1.001 * 2.0**-19, 16: 1.001 * 2.0**-14}
+
 # LiteRT's softmax ends the process at scales below, which it takes for multipliers of 1 and more.
 _SOFTMAX_SCALE = 1.001 * 2.0**-26
 
@@ -196,6 +199,32 @@ def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:
         least = found.minimum + 255 * _SOFTMAX_SCALE
         if found.bits == 8 and found.maximum < least:
             ranges[index] = Range(found.minimum, least)
+
+
+def widen_sums(model, ranges: dict[int, Range]) -> None:
+    """Widens ranges of sums and differences that are too narrow for LiteRT. Changes `ranges`.
+
+    It aborts where a step is less than some 2**-19 of a summand's, as of a difference that is
+    always 0.
+    """
+    widened: dict[int, Range] = {}
+    for op in model.subgraphs[0].operators:
+        source, made = _ends(op)
+        if op_name(model, op) in ("ADD", "SUB") and made in ranges:
+            known, widths = ranges[made], [0.0]
+            for index in op.inputs:
+                if is_constant(model, index):
+                    values = constant(model, index)
+                    widths.append(max(values.max(), 0) - min(values.min(), 0) or 1.0)
+                elif index in ranges:
+                    widths.append(_width(ranges[index]))
+            least = _SUM_STEP[known.bits] * max(widths)
+            if _width(known) < least:
+                widened[made] = Range(known.minimum, known.minimum + least, known.bits)
+        elif source in widened and made in _same_scale(model, op):
+            widened[made] = widened[source]
+        if made in widened:
+            ranges[made] = widened[made]
 
 
 def make_kernels_symmetric(model, ranges: dict[int, Range]) -> None:

@@ -61,7 +61,13 @@ def _outputs(runner: run.Runner, batches) -> dict[str, list[np.ndarray]]:
 
 
 def _ones(runner: run.Runner) -> dict[str, np.ndarray]:
-    return {p.name: np.ones([abs(n) for n in p.shape], np.float32) for p in runner.inputs}
+    """One where a number is asked for; for a text none."""
+    shapes = {p.name: [abs(n) for n in p.shape] for p in runner.inputs}
+    texts = {p.name for p in runner.inputs if p.dtype == "string"}
+    return {
+        name: np.full(shape, b"", object) if name in texts else np.ones(shape, np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def _lost(name: str, wanted: list[np.ndarray], given: list[np.ndarray]) -> str | None:

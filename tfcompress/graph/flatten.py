@@ -60,6 +60,14 @@ def flatten(model: keras.Model, *, inputs=None, keep: Iterable[str] = ()) -> ker
     return flatten_with_sources(model, inputs=inputs, keep=keep)[0]
 
 
+def as_flat(model: keras.Model) -> keras.Model:
+    """The model itself if it is flat, as `flatten` makes one; else a flat copy."""
+    functional = hasattr(model, "_inputs_struct") and not has_own_call(type(model))
+    if functional and not any(is_composite(layer) for layer in model.layers):
+        return model
+    return flatten(model)
+
+
 def flatten_with_sources(
     model: keras.Model, *, inputs=None, keep: Iterable[str] = ()
 ) -> tuple[keras.Model, dict[int, Any]]:

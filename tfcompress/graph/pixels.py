@@ -10,7 +10,7 @@ from keras import layers
 
 from tfcompress import kinds
 from tfcompress.files.pixels import Normalization, named, scaling_before
-from tfcompress.graph.flatten import flatten
+from tfcompress.graph.flatten import as_flat
 from tfcompress.graph.nodes import Graph, Node
 
 _PASSED_ON = (
@@ -23,7 +23,10 @@ def normalization_in_front(model: Any) -> Normalization | None:
     """What a model of one input tells of the pixels that it takes; None if nothing."""
     if not isinstance(model, keras.Model):
         return None
-    graph = Graph.of(flatten(model))
+    try:
+        graph = Graph.of(as_flat(model))
+    except Exception:  # What users' layers raise, where they cannot be looked into, is of any kind.
+        return None
     inputs = keras.tree.flatten(graph.inputs)
     if len(inputs) != 1:
         return None
