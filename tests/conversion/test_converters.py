@@ -145,8 +145,7 @@ def test_a_model_that_cannot_be_flattened_is_converted_as_it_is(kind, precision,
     expected = model(samples)
     calibration = samples if precision == "int8" else None
     path = tmp_path / "model.tflite"
-    report = tfc.convert(model, path, precision=precision, calibration=calibration)
-    assert len(report.notes) == (precision == "int8")
+    tfc.convert(model, path, precision=precision, calibration=calibration)
     found = tfc.verify(model, path, samples)
     least = 25 if precision == "int8" else 50 if kind == "half" else 100
     assert all(e.keras.sqnr_db > least for e in found.outputs if e.name != "best")

@@ -154,8 +154,8 @@ def test_an_output_that_is_marked_keeps_its_signature():
     parsed = float_model(function, (1, 4))
     ranges.take_markers(parsed)
     graph = parsed.subgraphs[0]
-    for signature in parsed.signatureDefs or []:
-        assert [e.tensorIndex for e in signature.outputs] == list(graph.outputs)
+    for entry in parsed.signatureDefs or []:
+        assert [e.tensorIndex for e in entry.outputs] == list(graph.outputs)
     assert ops_of(parsed) == ["FULLY_CONNECTED"]
 
 
