@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -11,15 +12,19 @@ from tfcompress.conversion.ranges import Range, constant, is_constant
 from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code, op_name
 
 _OPERATORS, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
+_BOOL = schema.TensorType.BOOL
+_PLAIN: dict[str, Any] = {"builtinOptions": None, "builtinOptionsType": 0}  # types tell themselves
 
 
 def rewrite(model, ranges: dict[int, Range], floats: set[int]) -> None:
     """Writes SQUARE and a third power as products, and SUM as a multiple of MEAN.
 
-    LiteRT's reference kernels sum integers wrong. Changes `model`, and gives `ranges` to what comes
-    between; what is to stay float is left.
+    LiteRT's reference kernels sum integers wrong. Truths become floats at once, not by way of whole
+    numbers. Changes `model`, and gives `ranges` to what comes between; what is to stay float is
+    left.
     """
     graph, written = model.subgraphs[0], []
+    truths = _truths(model)
     for op in graph.operators:
         name = op_name(model, op)
         if any(graph.tensors[i].type != 0 or i in floats for i in op.outputs):
@@ -32,9 +37,23 @@ def rewrite(model, ranges: dict[int, Range], floats: set[int]) -> None:
             written.append(_product(model, between, op.inputs[0], op.outputs[0]))
         elif name == "SUM":
             written += _mean(model, op, ranges)
+        elif name == "CAST" and op.inputs[0] in truths:
+            written.append(changed(op, inputs=[truths[op.inputs[0]]], **_PLAIN))
         else:
             written.append(op)
-    graph.operators = written
+    read = {i for op in written for i in op.inputs} | set(graph.outputs)
+    graph.operators = [op for op in written if op.outputs[0] not in truths or op.outputs[0] in read]
+
+
+def _truths(model) -> dict[int, int]:
+    """Whole numbers that are cast truths -> the truths."""
+    tensors = model.subgraphs[0].tensors
+    casts = [op for op in model.subgraphs[0].operators if op_name(model, op) == "CAST"]
+    return {
+        op.outputs[0]: op.inputs[0]
+        for op in casts
+        if tensors[op.inputs[0]].type == _BOOL and tensors[op.outputs[0]].type != 0
+    }
 
 
 def _exponent(model, op) -> float | None:
