@@ -97,3 +97,18 @@ def test_a_sigmoid_looks_no_further_than_it_rises(tmp_path):
     wanted = np.where(x > 0, 1 / (1 + np.exp(-x)), 0.0)
     apart = np.abs(x) > 0.05  # others may be rounded to the other side
     assert np.abs(run_tflite(path, x) - wanted)[apart].max() <= 6 / 256
+
+
+@pytest.mark.parametrize("value", [-1e4, -3.4e38])
+def test_masks_that_training_saw_are_told(value, tmp_path):
+    inputs = keras.Input(SHAPE, name="x")
+    hidden = ops.convert_to_tensor((1 - LOWER) * np.float32(value))
+    qat = tfc.quantize_aware(keras.Model(inputs, attention(inputs, lambda s, m: s + hidden)))
+    qat(data(), training=True)
+    path = tmp_path / "model.tflite"
+    if value < -1e30:
+        with pytest.raises(ValueError, match=r"received -3.4e\+38 .* adding -30"):
+            tfc.convert(qat, path, precision="int8")
+    else:
+        report = tfc.convert(qat, path, precision="int8")
+        assert any("go from -1e+04 to" in note and "-30" in note for note in report.notes)

@@ -80,10 +80,8 @@ def _evaluated(model, operators, wanted: list[int]):
     alone.buffers = [held if n in used else schema.BufferT() for n, held in buffers]
     alone.subgraphs = [changed(graph, operators=operators, inputs=[], outputs=wanted)]
     alone.signatureDefs = []
-    interpreter, _ = run.load(flatbuffer.write(alone), run.DEFAULT)
-    interpreter.invoke()
-    for index in wanted:
-        yield index, interpreter.get_tensor(index)
+    values = run.Loaded(flatbuffer.write(alone), run.DEFAULT).run({}, wanted)
+    yield from zip(wanted, values, strict=True)
 
 
 def part(model, ranges: dict[int, Range]) -> None:

@@ -175,6 +175,7 @@ class Job:
                 few = f"the {min(weight_bits)} bits that weights were trained for are stored in 8"
                 self.notes.append(f"{few}: precision='int4' stores them in 4")
             known = {**grids.table_ranges(parsed, weight_bits), **known}
+            self.notes += extremes.lost_scores(parsed, known)
         known = ranges.spread(parsed, known)
         ranges.widen_softmax_inputs(parsed, known)
         ranges.widen_sums(parsed, known)

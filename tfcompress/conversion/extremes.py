@@ -75,6 +75,21 @@ def narrow(model, ranges: dict[int, Range], batches: Iterable[dict[str, Any]], b
     _Narrowing(model, ranges, _least_scores(model, ranges, batches), bits).run()
 
 
+def lost_scores(model, ranges: dict[int, Range]) -> list[str]:
+    """What is to be said of trained ranges in which masks leave a softmax no steps."""
+    told = []
+    for op in model.subgraphs[0].operators:
+        known = ranges.get(op.inputs[0]) if op_name(model, op) == "SOFTMAX" else None
+        if known is not None and known.bits == 8 and known.maximum - known.minimum > _MASKED:
+            name = flatbuffer.text(model.subgraphs[0].tensors[op.outputs[0]].name)
+            told.append(
+                f"the scores that softmax '{name}' reads go from {known.minimum:.3g} to "
+                f"{known.maximum:.3g} in 256 steps: a mask takes all of them. Mask by adding -30 "
+                "before quantize_aware, or convert the model that is not trained for quantization"
+            )
+    return told
+
+
 class _Narrowing:
     """Goes through a graph from its end. `matters` has what its readers see of a tensor."""
 

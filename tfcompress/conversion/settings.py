@@ -232,6 +232,7 @@ def require_ranges(model, fixed: Mapping[str, Any]) -> None:
             "untrained model. Fit it for a few steps first, or convert the float model with "
             "calibration=."
         )
+    _require_finite(model)
     zeros = [q.name.removesuffix("_range") for q in quantizers(model) if q.only_zeros]
     if zeros:
         warnings.warn(
@@ -239,6 +240,22 @@ def require_ranges(model, fixed: Mapping[str, Any]) -> None:
             "holds what they are from 0 to 1.",
             stacklevel=4,
         )
+
+
+# TensorFlow's converter ends the process where what it computes of a range is infinite.
+_GREATEST = 1e30
+
+
+def _require_finite(model) -> None:
+    for layer in quantizers(model):
+        low, high = (float(limit) for limit in layer.limits())
+        if not (low > -_GREATEST and high < _GREATEST):
+            name = layer.name.removesuffix("_range")
+            raise ValueError(
+                f"the range of '{name}' must be of numbers that matter; received {low:.3g} "
+                f"to {high:.3g}, as a mask of the lowest float leaves it. Mask by adding -30 to "
+                "scores before quantize_aware, or convert the model from before it."
+            )
 
 
 def weight_bits_of(model) -> set[int]:
