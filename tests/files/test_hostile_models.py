@@ -10,12 +10,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hostile_models import layers_of, rewritten
+from hostile_models import layers_of, refusals_by_chance, rewritten
 
 from tfcompress.conversion.convert import convert
 from tfcompress.files import sizes
 from tfcompress.files.arrays import load_arrays
 from tfcompress.files.models import SavedModel, load_model
+from tfcompress.recipe.recipe import Recipe
 
 layers = keras.layers
 
@@ -297,3 +298,20 @@ def test_models_that_are_deep_or_long_are_refused_at_once(saved, tmp_path):
     assert json.loads(zipfile.ZipFile(bad).read("config.json"))
     assert os.path.getsize(bad) < 2**24
     refused(lambda: load_model(bad), "more than 10,000 layers")
+
+
+COUNTS = pytest.mark.parametrize(
+    "count", [20, pytest.param(1500, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+
+
+@COUNTS
+@pytest.mark.parametrize("kind", ["model.keras", "model.h5", "samples.npz", "recipe.yaml"])
+def test_only_a_value_error_comes_out_of_odd_files(saved, tmp_path, kind, count):
+    if kind == "samples.npz":
+        np.savez(tmp_path / kind, x=np.zeros((4, 2), "f4"), y=np.arange(4))
+    elif kind == "recipe.yaml":
+        Recipe.load("int8").save(tmp_path / kind)
+    source = tmp_path / kind if (tmp_path / kind).exists() else saved / kind
+    load = {".npz": load_arrays, ".yaml": Recipe.load}.get(source.suffix, load_model)
+    assert len(refusals_by_chance(load, source, tmp_path, count)) > count // 4

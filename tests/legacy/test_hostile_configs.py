@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from hostile_models import layers_of, rewritten
+from hostile_models import layers_of, refusals_by_chance, rewritten
 
 from tfcompress.legacy import import_tf_keras, import_tfmot
 from tfcompress.legacy.functions import FUNCTIONS
@@ -244,3 +244,15 @@ def test_arithmetic_and_arrays_are_brought_over(tmp_path):
     new = keras.saving.load_model(tmp_path / "new.keras")
     for received, expected in zip(new(x), old(x), strict=True):
         np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "count", [10, pytest.param(1000, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+@pytest.mark.parametrize("ending", [".h5", ".keras"])
+def test_only_a_value_error_comes_out_of_odd_files(saved, tmp_path, ending, count):
+    def load(path):
+        migrate(path, tmp_path / "new.keras")
+
+    source = saved / f"functional{ending}"
+    assert len(refusals_by_chance(load, source, tmp_path, count)) > count // 4

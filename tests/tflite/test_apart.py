@@ -44,6 +44,14 @@ def test_a_file_that_ends_the_process_is_an_error_of_one_line(tmp_path):
     assert benchmark(paths[0], runs=2, rounds=1).files[0].median_ms > 0
 
 
+def test_names_that_are_no_text_are_an_error_of_one_line(tmp_path):
+    (tmp_path / "odd.tflite").write_bytes(
+        add().replace(b"\x01\x00\x00\x00x", b"\x01\x00\x00\x00\xfb")
+    )
+    with pytest.raises(ValueError, match=r"odd\.tflite': 'utf-8' codec"):
+        benchmark(tmp_path / "odd.tflite", runs=1, rounds=1)
+
+
 def test_files_that_were_loaded_there_are_lost_with_it():
     data = add()
     runner = Runner(flatbuffer.read(data), data, "it", reference=True)

@@ -160,7 +160,9 @@ def serve() -> None:
                 found = called(*arguments, **(tells if getattr(called, "tells", False) else {}))
                 answer: tuple[Any, ...] = ("done", found)
             except Exception as error:
-                answer = ("failed", type(error).__name__, str(error)[:4000])
+                kinds = [kind.__name__ for kind in type(error).__mro__]
+                kind = next((name for name in kinds if name in _ERRORS), kinds[0])
+                answer = ("failed", kind, str(error)[:4000])
             _send(ours, answer)
 
 

@@ -170,9 +170,9 @@ class _Runner:
         try:
             self.interpreter = Interpreter(model_content=content, num_threads=threads)
             self.interpreter.allocate_tensors()
+            details = self.interpreter.get_input_details()
         except (RuntimeError, ValueError) as error:
             raise cannot_run(f"'{path}'", error) from error
-        details = self.interpreter.get_input_details()
         names = {entry.index: entry.name for entry in ports(flatbuffer.read(content))[0]}
         self.inputs = [
             (d["index"], _input(path, d, names.get(d["index"]), i, len(details), data))
