@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
-from tfcompress.files import writing
+from tfcompress.files import configs, writing
 from tfcompress.results import Result, Rows, plain_fields, print_table
 from tfcompress.techniques import Prune
 
@@ -88,6 +88,7 @@ class Sensitivity(Result):
             )
             for row in data["rows"]
         ]
+        configs.check_keras(data["prune"], "the findings")
         prune = keras.saving.deserialize_keras_object(data["prune"])
         baseline = _or(data["baseline"], math.nan)
         return cls(data["model"], data["measure"], baseline, prune, tuple(rows))
