@@ -87,3 +87,5 @@ def test_the_report_takes_a_quantized_dimension_out_of_range():
     data.subgraphs[0].operators[0].inputs = [0, 2]
     found = layer_figures(flatbuffer.write(data))
     assert found[0]["histogram"] is None
+    data.subgraphs[0].operators[0].outputs = [-1]  # left out
+    assert layer_figures(flatbuffer.write(data)) == []

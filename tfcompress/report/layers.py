@@ -104,10 +104,12 @@ def _tensors(file: Any, operators: Iterable[OperatorInfo]) -> list[str]:
 
 
 def _is_layer(op: OperatorInfo, constants: list[TensorInfo]) -> bool:
+    if not any(i >= 0 for i in op.outputs[:1]):
+        return False
     if any(t.is_weight for t in constants):
-        return bool(op.outputs)
+        return True
     computes = op.dtype in (*FLOATS, *QUANTIZED) or op.dtype.startswith("dynamic")
-    return computes and op.name not in _ASIDE and any(i >= 0 for i in op.outputs[:1])
+    return computes and op.name not in _ASIDE
 
 
 def _layer(
