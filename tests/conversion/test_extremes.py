@@ -99,6 +99,24 @@ def test_a_sigmoid_looks_no_further_than_it_rises(tmp_path):
     assert np.abs(run_tflite(path, x) - wanted)[apart].max() <= 6 / 256
 
 
+def test_the_place_of_the_greatest_that_is_not_masked(tmp_path):
+    class Choice(layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.argmax(x + tf.cast(x < -0.5, tf.float32) * -1e9, -1, output_type="int32")
+
+    inputs = keras.Input((8,), name="x")
+    model = keras.Model(inputs, Choice()(inputs))
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    path = tmp_path / "model.tflite"
+    report = tfc.convert(model, path, precision="int8", calibration=x)
+    assert report.float_ops == []
+    first, second = np.sort(x, -1)[:, :-3:-1].T
+    apart = first - second > 3 * np.ptp(x) / 255
+    np.testing.assert_array_equal(run_tflite(path, x)[apart], x.argmax(-1)[apart])
+
+
 @pytest.mark.parametrize("value", [-1e4, -3.4e38])
 def test_masks_that_training_saw_are_told(value, tmp_path):
     inputs = keras.Input(SHAPE, name="x")

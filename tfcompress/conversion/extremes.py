@@ -47,6 +47,9 @@ _MASKED = 500.0
 _SOFTMAX_DEPTH = {8: 12.0, 16: 16.0}
 _DEPTH = {8: 8.0, 16: 12.0}
 
+# How far below its greatest value a row's end must be for an ARG_MAX, as a part of the range.
+_APART = 0.1
+
 # A constant that is multiplied may be so many times as large as what the product saturates at.
 _FACTOR = 100.0
 
@@ -158,6 +161,9 @@ class _Narrowing:
             return out
         if name == "SOFTMAX":
             return Span(low=self.scores.get(index, -math.inf) - _SOFTMAX_DEPTH[self.bits])
+        if name == "ARG_MAX":  # what is below must not come up to the greatest of any row
+            least = self.scores.get(index, -math.inf)
+            return Span(low=least - _APART * (self._known(index).high - least))
         if name == "EXP":
             return Span(low=math.log(out.high) - depth) if 0 < out.high < math.inf else Span()
         if name in ("ADD", "SUB"):
@@ -201,14 +207,16 @@ _MIXING = {"CUMSUM", "AVERAGE_POOL_2D", "RESIZE_BILINEAR"}
 
 
 def _least_scores(model, ranges: dict[int, Range], batches) -> dict[int, float]:
-    """For inputs of a softmax of a wide range: the greatest score of the row where it is least."""
+    """For wide inputs of SOFTMAX or ARG_MAX: the greatest score of the row where it is least."""
     graph = model.subgraphs[0]
-    wide = []
+    wide: dict[int, int] = {}
     for op in graph.operators:
-        if op_name(model, op) == "SOFTMAX" and op.inputs[0] in ranges:
+        name = op_name(model, op)
+        if name in ("SOFTMAX", "ARG_MAX") and op.inputs[0] in ranges:
             known = ranges[op.inputs[0]]
             if not known.maximum - known.minimum <= _PLAIN_WIDTH:
-                wide.append(int(op.inputs[0]))
+                axis = constant(model, op.inputs[1]).item() if name == "ARG_MAX" else -1
+                wide[int(op.inputs[0])] = axis
     if not wide:
         return {}
     opened = changed(model, subgraphs=list(model.subgraphs))
@@ -217,9 +225,9 @@ def _least_scores(model, ranges: dict[int, Range], batches) -> dict[int, float]:
     greatest: dict[int, list[np.ndarray]] = {index: [] for index in wide}
     for batch in batches:
         runner.run(batch)
-        for index in wide:
+        for index, axis in wide.items():
             scores = runner.tensor(run.port(model, index))
-            greatest[index].append(scores.max(axis=-1).ravel())
+            greatest[index].append(scores.max(axis=axis).ravel())
     found = {}
     for index, rows in greatest.items():
         tops = np.concatenate(rows)

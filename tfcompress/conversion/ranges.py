@@ -213,11 +213,11 @@ def widen_sums(model, ranges: dict[int, Range]) -> None:
         if op_name(model, op) in ("ADD", "SUB") and made in ranges:
             known, widths = ranges[made], [0.0]
             for index in op.inputs:
-                if is_constant(model, index):
+                if index in ranges:  # constants, too, of which not all matters
+                    widths.append(_width(ranges[index]))
+                elif is_constant(model, index):
                     values = constant(model, index)
                     widths.append(max(values.max(), 0) - min(values.min(), 0) or 1.0)
-                elif index in ranges:
-                    widths.append(_width(ranges[index]))
             least = _SUM_STEP[known.bits] * max(widths)
             if _width(known) < least:
                 widened[made] = Range(known.minimum, known.minimum + least, known.bits)
