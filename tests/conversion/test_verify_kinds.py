@@ -118,8 +118,8 @@ def test_what_moves_is_the_signal():
     assert still.result(10.0).moving_db == pytest.approx(still.result(10.0).sqnr_db)
 
 
-def difference(db, lsb=9.0, agreement=1.0):
-    return Difference(lsb, lsb / 9, 1.0, agreement, db, db)
+def difference(db, lsb=9.0, agreement=1.0, moving=None):
+    return Difference(lsb, lsb / 9, 1.0, agreement, db, db if moving is None else moving)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,8 @@ def difference(db, lsb=9.0, agreement=1.0):
         ("scores", difference(27.6, agreement=0.98), difference(26.3, 9, 0.96), 1.0, True, 23.3),
         ("scores", difference(27.6), difference(40.0), 1.0, False, 30.0),
         ("scores", difference(8.0), difference(8.0), 1.0, False, 10.0),
+        ("scores", difference(35.0, moving=2.0), difference(99, 0), 1.0, False, 6.0),
+        ("values", difference(35.0, moving=8.0), difference(99, 0), 1.0, True, 30.0),
         ("scores", difference(40.0), difference(9.0), 1.0, False, 10.0),
         # After training.
         ("scores", difference(12, agreement=0.91), difference(99, 0), None, True, 10.0),
@@ -142,7 +144,7 @@ def difference(db, lsb=9.0, agreement=1.0):
         ("values", difference(15, agreement=0.1), difference(99, 0), None, True, 10.0),
         ("whole numbers", difference(3, agreement=0.95), difference(99, 0), None, True, 0.9),
         ("whole numbers", difference(3, agreement=0.8), difference(99, 0), 1.0, False, 0.9),
-        ("values", difference(np.nan, np.nan), difference(99, 0), 1.0, False, 30.0),
+        ("values", difference(np.nan, np.nan), difference(99, 0), 1.0, False, 6.0),
     ],
 )
 def test_the_verdict_names_what_decided(kind, keras_, kernels, tolerance, passed, limit):

@@ -72,6 +72,24 @@ def test_sums_of_integers_are_those_of_the_optimized_kernels(dtype):
     assert "sum integers wrongly" in runner.note
 
 
+def test_what_ends_the_reference_runs_on_the_optimized_kernels():
+    options = schema.SoftmaxOptionsT()
+    options.beta = 1.0
+    tensors = [
+        tensor("x", [1, 1000], TYPES.INT8, 0, [0.01], [0]),
+        tensor("y", [1, 1000], TYPES.INT8, 0, [1 / 256], [-128]),
+    ]
+    layer = operator(0, [0], [1], schema.BuiltinOptions.SoftmaxOptions, options)
+    data = build([code(OPS.SOFTMAX, 2)], [graph(tensors, [layer], [0], [1])], [])
+    model = flatbuffer.read(data)
+    reference, other = (Runner(model, data, "it", reference=kind) for kind in (True, False))
+    x = {"x": np.zeros((1, 1000), "float32")}
+    for runner in (other, reference, other, reference):
+        np.testing.assert_allclose(runner.run(x)[0], np.zeros((1, 1000)), atol=1 / 256)
+    assert "reference kernels fail (it crashed" in reference.note
+    assert other.note == ""
+
+
 def test_verify_tells_it(tmp_path):
     path = tmp_path / "elu.tflite"
     path.write_bytes(chain(OPS.ELU))

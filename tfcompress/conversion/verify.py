@@ -73,13 +73,13 @@ def verify(
         tolerance: how many LSB an output may differ from Keras (the kernels may differ from one
             another by as much, and by 1). None judges each output by what it is. If the model
             simulates the file's quantization or the file is float, it asks for 1 LSB, or an SQNR
-            of 30 dB, or what LiteRT's own kernels differ from one another by; of a file quantized
-            after training, where the difference is the price of quantization, for 10 dB. The SQNR
-            is that of what moves from sample to sample, of the worst part of what a concatenation
-            puts together. Scores of classes have to decide alike, too: in 99%, or 90% after
-            training, where choices that are not 1 LSB apart count as equal; logits after training
-            either so or by 20 dB, as numbers of another use look the same. Whole numbers have to
-            be equal in 90%.
+            of 30 dB (6 dB of what moves), or what LiteRT's own kernels differ from one another by.
+            Of a file quantized after training, where the difference is the price of quantization,
+            it asks for 10 dB of what moves: the deviations from the mean of each place of the last
+            axis, in the worst part of what a concatenation puts together. Scores of classes have
+            to decide alike, too: in 99%, or 90% after training, where choices that are not 1 LSB
+            apart count as equal; logits after training either so or by 20 dB, as numbers of another
+            use look the same. Whole numbers have to be equal in 90%.
         samples: at most so many samples; all by default.
         trusted: as for `convert`.
         progress: called as `progress("verify", done, total)`.
@@ -398,13 +398,14 @@ class Verification(Result):
     @property
     def rule(self) -> str:
         """What was asked of the outputs, in words."""
-        enough = "an SQNR of {:g} dB of what moves, and of scores {:.0%} equal decisions"
+        scores = "of scores {:.0%} equal decisions"
         if self.tolerance is None:
-            return f"at least {enough.format(LEAST_SQNR_DB, LEAST_AGREEMENT)}"
+            moving = f"an SQNR of {LEAST_SQNR_DB:g} dB of what moves"
+            return f"at least {moving}, and {scores.format(LEAST_AGREEMENT)}"
         within = f"at most {self.tolerance:g} LSB"
         if self.strict:
             return within
-        good = enough.format(GOOD_SQNR_DB, GOOD_AGREEMENT)
+        good = f"an SQNR of {GOOD_SQNR_DB:g} dB, and {scores.format(GOOD_AGREEMENT)}"
         return f"{within}, or {good}, or as near as the kernels of LiteRT are to one another"
 
     def to_dict(self) -> dict[str, Any]:

@@ -32,6 +32,10 @@ class Died(RuntimeError):
     """LiteRT ended its process; the message says how, in one line."""
 
 
+class Lost(Died):
+    """The process ended while it was asked about another file."""
+
+
 class _Process:
     """The process, from this side."""
 
@@ -123,7 +127,7 @@ class Kept:
     def ask(self, name: str, *arguments: Any) -> Any:
         """Calls a function with it."""
         if self._process is not _process or not self._process.lives:
-            raise Died("it ended with another file")
+            raise Lost("it ended with another file")
         return ask(name, self._number, *arguments)
 
     def __del__(self) -> None:

@@ -91,12 +91,31 @@ class Loaded:
     inputs: list[int]
 
     def __init__(self, content: bytes, kernels: str, *, keep: bool = False):
-        self._there = apart.Kept(f"{__name__}:_load", content, kernels, keep)
+        self._content, self._kernels, self._keep = content, kernels, keep
+        self._load(kernels)
+
+    def _load(self, kernels: str) -> None:
+        self._there = apart.Kept(f"{__name__}:_load", self._content, kernels, self._keep)
         self.note, self.inputs = self._there.told
 
     def run(self, values: Mapping[int, np.ndarray], wanted: Sequence[int]) -> list[np.ndarray]:
-        """Runs once; gives tensors by their indices."""
-        return self._there.ask(f"{__name__}:_run", dict(values), list(wanted))
+        """Runs once; gives tensors by their indices.
+
+        The reference kernels end the process on a few inputs that the others compute, such as a
+        quantized softmax of more than 512 numbers that are nearly the same.
+        """
+        asked = (f"{__name__}:_run", dict(values), list(wanted))
+        try:
+            return self._there.ask(*asked)
+        except apart.Lost:
+            self._load(self._kernels)
+        except apart.Died as error:
+            if self._kernels != REFERENCE:
+                raise
+            self._kernels = _OPTIMIZED
+            self._load(_OPTIMIZED)
+            self.note = f"LiteRT's reference kernels fail ({error}): its optimized ones instead"
+        return self._there.ask(*asked)
 
     def tensor(self, index: int) -> np.ndarray:
         """A tensor after the last run."""
@@ -147,7 +166,10 @@ class Runner:
             self._loaded = Loaded(content, kind, keep=keep)
         except (MemoryError, RuntimeError, TypeError, ValueError) as error:
             raise cannot_run(name, error) from error
-        self.note = self._loaded.note
+
+    @property
+    def note(self) -> str:
+        return self._loaded.note
 
     def run(self, values: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Runs one batch.
