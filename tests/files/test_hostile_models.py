@@ -271,6 +271,18 @@ def test_weights_that_lie_elsewhere_or_fill_the_memory_are_refused(small, saved,
         refused(lambda: load_model(tmp_path / "bad.keras"), said)
 
 
+@pytest.mark.parametrize("ending", [".h5", ".keras"])
+def test_layers_that_fill_the_memory_are_refused(small, saved, tmp_path, ending):
+    def wide(config):
+        for layer in layers_of(config)[:1] * 2:
+            layer["config"]["units"] = 10**6
+        return config
+
+    bad = rewritten(saved / f"model{ending}", tmp_path / f"bad{ending}", wide)
+    refused(lambda: load_model(bad), "its configuration declares [0-9,]+ bytes")
+    assert load_model(saved / f"model{ending}").count_params() == 30
+
+
 def test_samples_that_declare_more_than_they_hold_are_refused(small, tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(9):

@@ -219,6 +219,17 @@ def test_deep_and_long_configurations_are_refused_at_once(saved, tmp_path):
         migrate(bad, tmp_path / "new.keras")
 
 
+def test_layers_that_fill_the_memory_are_refused(saved, tmp_path):
+    def wide(config):
+        layers_of(config)[0]["config"]["units"] = 10**9
+        return config
+
+    for ending in (".h5", ".keras"):
+        bad = rewritten(saved / f"sequential{ending}", tmp_path / f"wide{ending}", wide)
+        with pytest.raises(ValueError, match=r"its configuration declares [0-9,]+ bytes"):
+            migrate(bad, tmp_path / "new.keras")
+
+
 def functions():
     """A model that calls all functions of the table that take floats, and its outputs' names."""
     x = k.Input((3, 4))

@@ -52,19 +52,13 @@ def load_model(path: PathLike, *, trusted: bool = False) -> keras.Model | SavedM
         if not trusted:
             saved_models.check(file, _TRUST)
         return SavedModel(file)
-    # The settings of `compile` that the whole model has are not looked at.
-    config = {**read_config(file), "compile_config": None}
-    old = version is not None and version.startswith(("1.", "2."))
-    mend = (
-        f"It was written by Keras {configs.short(version)[1:-1]} (tf_keras). Bring it over: "
-        f"`tfcompress migrate {path} new.keras`."
-    )
-    configs.check_keras(config, path, **({"mend": mend} if old else {}))
+    _check_config(file, path, version)
     check_weights(file)
     import keras
 
     try:
-        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        with sizes.no_more_weights(keras.layers.Layer, file):
+            model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except MemoryError:
         raise
     except Exception as error:
@@ -75,6 +69,19 @@ def load_model(path: PathLike, *, trusted: bool = False) -> keras.Model | SavedM
             "Put it into a keras.Sequential and save that."
         )
     return model
+
+
+def _check_config(file: Path, path: PathLike, version: str | None) -> None:
+    # The settings of `compile` that the whole model has are not looked at.
+    config = {**read_config(file), "compile_config": None}
+    if version is None or not version.startswith(("1.", "2.")):
+        configs.check_keras(config, path)
+        return
+    mend = (
+        f"It was written by Keras {configs.short(version)[1:-1]} (tf_keras). Bring it over: "
+        f"`tfcompress migrate {path} new.keras`."
+    )
+    configs.check_keras(config, path, mend)
 
 
 def _check_model_folder(folder: Path) -> str | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import os
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ def check_size(declared: int, size: int, what: str) -> None:
     if declared > TIMES * size + MORE:
         raise ValueError(
             f"{what} declares {declared:,} bytes, and {size:,} are there; expected at most "
-            f"{TIMES} times as many and {MORE:,} more. Save it again without compression"
+            f"{TIMES} times as many and {MORE:,} more"
         )
 
 
@@ -89,3 +93,30 @@ def check_hdf5(content: Any, size: int) -> None:
                     raise ValueError(f"its data set '{name[:80]}' lies in another file")
                 declared += math.prod(item.shape or (0,)) * item.dtype.itemsize
                 check_size(declared, size, "it")
+
+
+@contextlib.contextmanager
+def no_more_weights(layer: Any, path: Path) -> Iterator[None]:
+    """Has layers raise a ValueError that make more weights than a file can hold.
+
+    Args:
+        layer: Keras's class of layers.
+        path: the file, or the folder, that they are made from.
+    """
+    files = path.rglob("*") if path.is_dir() else [path]
+    size, made = sum(file.stat().st_size for file in files), 0
+    before = layer.add_weight
+    signature = inspect.signature(before)
+
+    def add_weight(*given: Any, **named: Any) -> Any:
+        nonlocal made
+        shape = signature.bind(*given, **named).arguments.get("shape") or ()
+        made += 4 * math.prod(n or 1 for n in ([shape] if isinstance(shape, int) else shape))
+        check_size(made, size, "its configuration")
+        return before(*given, **named)
+
+    layer.add_weight = add_weight
+    try:
+        yield
+    finally:
+        layer.add_weight = before

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfcompress.files import models, saved_models, temporary, writing
+from tfcompress.files import models, saved_models, sizes, temporary, writing
 from tfcompress.files.configs import Named, names, parse, short
 from tfcompress.legacy import import_tf_keras, import_tfmot
 from tfcompress.legacy.functions import FUNCTIONS
@@ -64,7 +64,8 @@ def load(source: writing.PathLike) -> Any:
     """The model in a file that `check` has passed, uncompiled, with its TFMOT wrappers."""
     with _wrappers():
         try:
-            model = _load(Path(source))
+            with sizes.no_more_weights(import_tf_keras().layers.Layer, Path(source)):
+                model = _load(Path(source))
         except MemoryError:
             raise
         except Exception as error:
