@@ -20,6 +20,7 @@ from graph_models import (
 )
 from keras import layers, ops
 
+from tfcompress.compression.compress import quantize_aware
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import Graph
 
@@ -184,6 +185,61 @@ def test_own_train_step_of_a_functional_class_is_kept():
     flat.compile("sgd", "mse")
     assert "twice" in flat.fit(normal(4, 8), normal(4, 3), verbose=0).history
     assert type(Graph.of(flat).rebuild()) is Counting
+
+
+class Weighted(keras.Model):
+    """Has a loss of its own with settings, in any of three ways to take them."""
+
+    def __init__(self, *args, factor=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.factor, self.seen = factor, keras.metrics.Mean(name="seen")
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return self.factor * ops.mean(ops.square(y - y_pred))
+
+
+class Required(Weighted):
+    def __init__(self, inputs, outputs, factor, name=None):
+        super().__init__(inputs, outputs, factor=factor, name=name)
+
+
+class SetLater(Weighted):
+    def __init__(self, inputs, outputs, name=None):
+        super().__init__(inputs, outputs, name=name)
+
+
+def test_what_a_model_class_was_made_with_is_kept():
+    x = keras.Input((8,))
+    for made in (Weighted, Required, SetLater):
+        args = (x, sequential(layers.Dense(3))(x))
+        model = made(*args) if made is SetLater else made(*args, factor=10.0)
+        model.factor = 10.0
+        losses = []
+        for one in (
+            model,
+            flatten(model),
+            Graph.of(flatten(model)).rebuild(),
+            quantize_aware(model),
+        ):
+            assert type(one) is made
+            one.compile("sgd", jit_compile=False)
+            losses += one.evaluate(normal(4, 8), normal(4, 3), verbose=0)[:1]
+        np.testing.assert_allclose(losses, losses[0], rtol=0.1)
+        assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_model_class_that_holds_its_layers_is_not_made_again():
+    class Holding(keras.Model):
+        def __init__(self, inputs, outputs, head, name=None):
+            super().__init__(inputs, outputs, name=name)
+            self.head = head
+
+    x, head = keras.Input((8,)), sequential(layers.Dense(3))
+    model = Holding(x, head(x), head)
+    with pytest.warns(UserWarning, match="class Holding cannot be made again.*'head' holds layers"):
+        flat = flatten(model)
+    assert type(flat) is not Holding
+    assert difference(flat(normal(4, 8)), model(normal(4, 8))) == 0.0
 
 
 def test_own_train_step_that_cannot_be_kept_warns():

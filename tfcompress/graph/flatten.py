@@ -43,8 +43,8 @@ def flatten(model: keras.Model, *, inputs=None, keep: Iterable[str] = ()) -> ker
             copy keep them, too; a layer whose code is not made of `keras.ops` is kept by itself.
 
     Returns:
-        A Functional `keras.Model`, not compiled; of the user's own class if that can be made from
-        (inputs, outputs, name).
+        A Functional `keras.Model`, not compiled; of the user's own class, with what its attributes
+        say, if that is made from inputs and outputs.
 
     Raises:
         TypeError: if the model is not a Keras 3 model.
@@ -261,13 +261,13 @@ def _obeys_training(operation) -> bool:
 
 def _root_graph(model, inputs, opens: _Opening) -> Graph:
     functional = functional_of(model)
-    made: Any = keras.Model
+    like = None
     given: tuple[Any, tuple, dict]
     if functional is None:
         given = inputs_of(model, inputs)
     else:
         graph = Graph.of(functional)
-        graph.name, made = model.name, graph.model_class
+        graph.name, like = model.name, graph.like
         if inputs is None and not any(map(opens, functional.operations)):
             return graph
         given_inputs = functional._inputs_struct if inputs is None else inputs
@@ -278,12 +278,12 @@ def _root_graph(model, inputs, opens: _Opening) -> Graph:
         return tree.map_structure(lambda x: fresh.get(id(x), x), given)
 
     graph = trace_with(model, start, opens)
-    graph.model_class = made
+    graph.like = like
     return graph
 
 
 def _warn_lost_loops(model, graph: Graph) -> None:
-    if graph.model_class is type(model):
+    if graph.like is not None:  # where it cannot be made again, that is told
         return
     lost = [name for name in _LOOPS if not _is_from_keras(getattr(type(model), name))]
     if lost:

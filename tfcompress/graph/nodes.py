@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import re
 import sys
@@ -54,15 +55,15 @@ class Graph:
         inputs: structure of `KerasTensor`s that the graph starts from.
         outputs: structure of `KerasTensor`s that the graph computes.
         name: name of the model that `rebuild` makes.
-        model_class: class of the model that `rebuild` makes, called with (inputs, outputs, name=).
+        like: a model whose class, with its settings, is that of the model that `rebuild` makes.
         noted: the nodes of Keras that were noted on the way to the outputs, in order; by default
             they are found by the histories of the outputs.
     """
 
     def __init__(
-        self, inputs, outputs, name: str | None = None, model_class=keras.Model, noted=None
+        self, inputs, outputs, name: str | None = None, like: keras.Model | None = None, noted=None
     ):
-        self.name, self.model_class = name, model_class
+        self.name, self.like = name, like
         nodes = _sorted_nodes(inputs, outputs) if noted is None else _needed(noted, outputs)
         self.reset(inputs, outputs, [_to_node(node) for node in nodes])
 
@@ -80,11 +81,10 @@ class Graph:
     def of(cls, model: keras.Model) -> "Graph":
         """The graph of a Functional model (`flatten` makes one of any other).
 
-        A class of the user's own, with its own `train_step` say, is kept by `rebuild` if it can be
-        made from (inputs, outputs, name), as `keras.models.clone_model` does.
+        A class of the user's own, with its own `train_step` say, is kept by `rebuild`.
         """
-        model_class = type(model) if is_functional_class(type(model)) else keras.Model
-        return cls(model._inputs_struct, model._outputs_struct, model.name, model_class)
+        like = model if is_functional_class(type(model)) else None
+        return cls(model._inputs_struct, model._outputs_struct, model.name, like)
 
     def producer(self, tensor) -> Node | None:
         """The node that computes `tensor`."""
@@ -128,14 +128,14 @@ class Graph:
         nodes = _sorted_nodes(new_inputs, outputs)
         _make_names_unique([node.operation for node in nodes])
         with _deep_recursion(len(nodes)):
-            if self.model_class is not keras.Model:
+            if self.like is not None:
                 try:
-                    return self.model_class(new_inputs, outputs, name=self.name)
+                    return _model_like(self.like, new_inputs, outputs, self.name)
                 except TypeError as error:
                     warnings.warn(
-                        f"class {self.model_class.__name__} cannot be made from (inputs, outputs, "
-                        f"name): {error}. The new model is a plain keras.Model, without the "
-                        "class's own train_step.",
+                        f"a model of class {type(self.like).__name__} cannot be made again: "
+                        f"{error}. The new model is a plain keras.Model, without the class's own "
+                        "train_step or losses.",
                         stacklevel=3,
                     )
             return keras.Model(new_inputs, outputs, name=self.name)
@@ -222,12 +222,52 @@ def new_input(tensor, batch_size: int | None = None):
 
 
 def is_functional_class(model_class: Any) -> bool:
-    """Whether models of a class can be made from (inputs, outputs, name)."""
+    """Whether models of a user's class are made from inputs and outputs."""
     if not issubclass(model_class, _FUNCTIONAL) or has_own_call(model_class):
         return False
+    if model_class is _FUNCTIONAL:
+        return False
     spec = inspect.getfullargspec(model_class.__init__)
-    plain = spec.args[1:] == inspect.getfullargspec(_FUNCTIONAL.__init__).args[1:]
-    return plain or (spec.varargs is not None and spec.varkw is not None)
+    return {"inputs", "outputs"} <= {*spec.args} or (spec.varargs is not None)
+
+
+def _model_like(model, inputs, outputs, name: str | None) -> keras.Model:
+    """A model of a user's class with other inputs and outputs, and with what is set in another.
+
+    Raises a TypeError if that is not known.
+    """
+    new = type(model)(inputs, outputs, **_arguments_of(model, name))
+    for key, value in vars(model).items():
+        if key in _attributes_of_models() or isinstance(value, keras.Metric):
+            continue
+        if any(isinstance(x, keras.Variable) for x in tree.flatten(value)):
+            raise TypeError(f"its attribute '{key}' is a weight of its own")
+        held = [x for x in tree.flatten(value) if isinstance(x, keras.Layer)]
+        inside = {id(part) for x in held for part in x._flatten_layers()}
+        if inside & {id(operation) for operation in model.operations}:
+            raise TypeError(f"its attribute '{key}' holds layers of the model itself")
+        if not held or key not in vars(new):
+            setattr(new, key, value)
+    new.name = model.name if name is None else name
+    return new
+
+
+def _arguments_of(model, name: str | None) -> dict[str, Any]:
+    """What a user's class is made with, beside inputs and outputs: by its attributes."""
+    parameters = list(inspect.signature(type(model).__init__).parameters.values())[1:]
+    found: dict[str, Any] = {}
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name in ("inputs", "outputs"):
+            continue
+        if p.name == "name":
+            found["name"] = name
+            continue
+        known = [key for key in (p.name, f"_{p.name}") if key in vars(model)]
+        if known:
+            found[p.name] = vars(model)[known[0]]
+        elif p.default is p.empty:
+            raise TypeError(f"it has no attribute '{p.name}' for its argument of this name")
+    return found
 
 
 def functional_of(model):
@@ -258,6 +298,15 @@ def _functional_class() -> type:
 # Keras has no public names for them.
 _FUNCTIONAL: Any = _functional_class()
 KERAS_NODE: Any = type(keras.Input((1,))._keras_history.operation._inbound_nodes[0])
+
+
+@functools.cache
+def _attributes_of_models() -> set[str]:
+    """What Keras itself sets in a model, compiled and fitted, say."""
+    x = keras.Input((1,))
+    model = keras.Model(x, keras.layers.Identity()(x))
+    model.compile("sgd", "mse")
+    return {*vars(model), "history", "_val_metrics", "_eval_epoch_iterator"}
 
 
 def _to_node(node) -> Node:
