@@ -294,6 +294,34 @@ def test_adapted_normalization(tmp_path):
     flat_and_equal(sequential(norm, layers.Dense(3)), normal(4, 8), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.StringLookup(),
+        layers.StringLookup(output_mode="tf_idf"),
+        layers.IntegerLookup(num_oov_indices=2, mask_token=-1),
+        layers.TextVectorization(output_sequence_length=3),
+        layers.TextVectorization(output_mode="tf_idf", ngrams=2),
+        layers.Discretization(num_bins=4),
+    ],
+    ids=lambda layer: f"{type(layer).__name__}-{getattr(layer, 'output_mode', '')}",
+)
+def test_adapted_vocabularies(layer, tmp_path):
+    if isinstance(layer, layers.IntegerLookup | layers.Discretization):
+        data = np.array([[3], [3], [7], [5], [3], [9]])
+    else:
+        data = tf.constant([["red"], ["green blue"], ["red"], ["blue red"], ["red"], ["green"]])
+    layer.adapt(data[:5])
+    x = keras.Input((1,), dtype=data.dtype.name)
+    model = keras.Model(x, ops.cast(layer(x), "float32") * 2.0)
+    flat = flat_and_equal(flatten(model), data)
+    assert difference(flat(data), model(data)) == 0.0
+    assert len(np.unique(flat(data))) > 1
+    flat.save(tmp_path / "flat.keras")
+    loaded = keras.saving.load_model(tmp_path / "flat.keras")
+    assert difference(loaded(data), model(data)) == 0.0
+
+
 def test_user_layers_stay_leaves_and_keep_their_classes():
     @register
     class Cell(layers.Layer):

@@ -94,7 +94,7 @@ def _copy_layer(layer, changes: Mapping[str, Any] | None):
 def _config_of(layer) -> dict[str, Any]:
     """The configuration of a layer, also where Keras writes none, as for Identity(dtype=policy)."""
     try:
-        return layer.get_config()
+        return _with_vocabulary(layer, layer.get_config())
     except NotImplementedError:
         signature = inspect.signature(type(layer).__init__).parameters.values()
         names = [p.name for p in list(signature)[1:] if p.kind is not p.VAR_KEYWORD]
@@ -106,6 +106,20 @@ def _config_of(layer) -> dict[str, Any]:
     plain = type(policy) is keras.DTypePolicy
     dtype = policy.name if plain else keras.dtype_policies.serialize(policy)
     return {"name": layer.name, "trainable": layer.trainable, "dtype": dtype, **found}
+
+
+def _with_vocabulary(layer, config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the vocabulary that a lookup or TextVectorization was adapted to."""
+    if not hasattr(layer, "get_vocabulary") or config.get("vocabulary") is not None:
+        return config
+    words = list(layer.get_vocabulary(include_special_tokens=False))
+    if not words:
+        return config
+    lookup = getattr(layer, "_lookup_layer", layer)
+    weights = getattr(lookup, "idf_weights", None)
+    if lookup.output_mode == "tf_idf" and weights is not None:
+        config["idf_weights"] = np.asarray(weights)[-len(words) :].tolist()
+    return {**config, "vocabulary": words}
 
 
 def _changed(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
