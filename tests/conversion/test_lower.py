@@ -288,3 +288,14 @@ def test_a_large_model_goes_another_way_to_the_same_file(monkeypatch, tmp_path):
             assert [s.name for s in found.signatures] == ["serve"]
             results.append(tfc.verify(model, path, values).outputs[0].keras.max_lsb)
         assert results[0] == pytest.approx(results[1], abs=1e-3)
+
+
+def test_masks_pass_the_marks_of_ranges(tmp_path):
+    tokens = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 9], [3, 3, 0, 0, 0, 0]], "int32")
+    x = keras.Input((6,), dtype="int32")
+    words = layers.Dense(8)(layers.Embedding(10, 8, mask_zero=True)(x))
+    model = keras.Model(x, layers.MultiHeadAttention(2, 4, name="attention")(words, words))
+    aware = tfc.quantize_aware(model, skip=["attention"])
+    aware(tokens, training=True)
+    tfc.convert(aware, tmp_path / "model.tflite")
+    assert tfc.verify(aware, tmp_path / "model.tflite", tokens).outputs[0].keras.sqnr_db > 60

@@ -56,7 +56,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "stackwise_depth": [1, 2],
         "stackwise_strides": [1, 2],
         "stackwise_num_filters": [8, 16],
-        "block_type": "basic_block",
+        "block_type": "dark_block",
         "stage_type": "dark",
     },
     "DINOV2": {**_VIT, "intermediate_dim": 32, "position_embedding_shape": (32, 32, 3)},

@@ -36,7 +36,11 @@ from tfcompress.tflite import run
 
 
 class _SameShape(layers.Layer):
-    """A layer whose output has the shape of its input."""
+    """A layer whose output has the shape of its input, and its mask."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
 
     def compute_output_shape(self, input_shape):
         return input_shape
