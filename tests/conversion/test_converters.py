@@ -86,6 +86,16 @@ def test_what_only_training_changes_becomes_a_constant(layer, tmp_path):
     assert not names(tmp_path / "model.tflite") & {"VAR_HANDLE", "ASSIGN_VARIABLE"}
 
 
+def test_a_bias_that_is_an_addend_too_is_quantized(tmp_path):
+    inputs = keras.Input((6, 3))
+    model = keras.Model(inputs, layers.LSTM(4, dropout=0.2, unroll=True)(inputs))
+    model.layers[1].cell.bias.assign(normal(16, seed=1))
+    samples = normal(16, 6, 3)
+    tfc.convert(model, tmp_path / "model.tflite", calibration=samples)
+    found, expected = steps(tmp_path / "model.tflite", samples), model(samples)
+    assert np.abs(found - expected).max() < 0.04 * np.ptp(expected)
+
+
 class Accumulate(layers.Layer):
     """A running sum in a variable of TensorFlow, unknown to Keras."""
 

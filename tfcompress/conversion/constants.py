@@ -90,9 +90,12 @@ def part(model, ranges: dict[int, Range]) -> None:
     What one operation makes of a constant, such as a scale, would be that of the others, too: of
     float ones, and of those on other scales. Changes both arguments.
     """
-    graph, taken = model.subgraphs[0], set()
-    for op in graph.operators:
-        held = _HELD_ONCE.get(op_name(model, op), ())
+    graph = model.subgraphs[0]
+    held_by = [_HELD_ONCE.get(op_name(model, op), ()) for op in graph.operators]
+    pairs = list(zip(graph.operators, held_by, strict=True))
+    # A bias that is an addend elsewhere, too, is not reshaped.
+    taken = {i for op, held in pairs for operand, i in enumerate(op.inputs) if operand in held}
+    for op, held in pairs:
         for operand, index in enumerate(op.inputs):
             if index < 0 or operand in held or graph.tensors[index].type != 0:
                 continue
