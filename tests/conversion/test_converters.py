@@ -288,3 +288,31 @@ def test_inputs_and_outputs_of_types_of_their_own(io_dtype, qat_cnn, images, tmp
     assert tfc.verify(qat_cnn, path, images[0][:50]).passed
     with pytest.raises(ValueError, match="one type, or the inputs' and the outputs'"):
         tfc.convert(qat_cnn, path, io_dtype=("uint8", "int8", "int8"))
+
+
+@pytest.mark.parametrize("layer", [layers.TextVectorization, layers.Hashing])
+def test_what_prepares_texts_is_to_be_split_off(layer, tmp_path):
+    settings = {"vocabulary": ["a", "b"], "output_sequence_length": 3}
+    settings = settings if layer is layers.TextVectorization else {"num_bins": 5}
+    texts = keras.Input((1,), dtype="string")
+    ids = layer(**settings, name="prepare")(texts)
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(6, 4)(ids))
+    model, path = keras.Model(texts, layers.Dense(2)(x)), tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match=r"'prepare' prepares data.*get_layer\('prepare'\).output"):
+        tfc.convert(model, path, precision="float32")
+    rest = keras.Model(model.get_layer("prepare").output, model.output)
+    tfc.convert(rest, path, precision="float32")
+    words = tf.constant([["a no b"], ["b"]])
+    ids = np.asarray(keras.Model(texts, ids)(words))
+    np.testing.assert_allclose(steps(path, ids), model(words), atol=1e-5)
+
+
+def test_sizes_that_are_free_are_fixed_as_the_error_tells(tmp_path):
+    free = keras.Input((None,), dtype="int32")
+    x = layers.LayerNormalization()(layers.Embedding(9, 4)(free))
+    model, path = keras.Model(free, layers.GlobalAveragePooling1D()(x)), tmp_path / "model.tflite"
+    with pytest.raises(ValueError, match=r"fixed sizes.*keras.Model\(x, model\(x\)\)"):
+        tfc.convert(model, path, precision="float32")
+    x, ids = keras.Input((5,), dtype="int32"), np.arange(10, dtype="int32").reshape(2, 5) % 9
+    tfc.convert(keras.Model(x, model(x)), path, precision="float32")
+    np.testing.assert_allclose(steps(path, ids), model(ids), atol=1e-5)

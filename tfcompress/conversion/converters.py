@@ -214,6 +214,12 @@ def _explain(error: Exception, model: keras.Model | None) -> str:
             "; or allow them with select_tf_ops=True (the file then needs the Flex delegate, which "
             "most devices lack)"
         )
+    split = [] if model is None else _preparing(model, {n for p in named for n in p.split("'")})
+    if split:
+        mend = (
+            f". '{split[0]}' prepares data, which the app is to do: convert what follows, "
+            f"keras.Model(model.get_layer('{split[0]}').output, model.output)"
+        )
     told = f"the TensorFlow Lite converter failed: LiteRT has no operator for {'; '.join(named)}"
     return f"{told[:600]}{mend}."
 
@@ -242,6 +248,15 @@ def _layers_at(model: keras.Model | None, places: list[str]) -> list[str]:
         names = [n for scope in scopes for n in (scope, re.sub(r"_\d+$", "", scope))]
         found += [name for name in names if name in known][-1:]
     return found
+
+
+def _preparing(model: keras.Model, names: set[str]) -> list[str]:
+    """Which of some layers make numbers of texts or codes, before the model itself."""
+    kinds = keras.layers
+    preparing = kinds.TextVectorization | kinds.StringLookup | kinds.IntegerLookup | kinds.Hashing
+    preparing |= kinds.HashedCrossing
+    found = [x.name for x in model._flatten_layers() if isinstance(x, preparing)]
+    return [name for name in found if name in names]
 
 
 def _layers_by_type(model: keras.Model, kinds: set[str]) -> dict[str, list[str]]:

@@ -185,8 +185,9 @@ def to_float(
 def _require_all_fixed(structure: Any) -> None:
     """Raises if an input has a dynamic dimension other than the batch."""
     for tensor in tree.flatten(structure):
-        mend = "Rebuild the model with keras.Input of the size it will run at and load the weights "
-        _require_fixed(tensor.name, tensor.shape, f"{mend}into it.")
+        mend = "Give it the size that it will run at: x = keras.Input(shape) of that size (a dict "
+        mend += "or list of such where there are several inputs), then keras.Model(x, model(x))."
+        _require_fixed(tensor.name, tensor.shape, mend)
 
 
 def _require_fixed(name: str, shape: Any, mend: str) -> None:
