@@ -41,8 +41,8 @@ def rewrite(model, ranges: dict[int, Range], floats: set[int]) -> None:
             written.append(changed(op, inputs=[truths[op.inputs[0]]], **_PLAIN))
         else:
             written.append(op)
-    read = {i for op in written for i in op.inputs} | set(graph.outputs)
-    graph.operators = [op for op in written if op.outputs[0] not in truths or op.outputs[0] in read]
+    unread = truths.keys() - {i for op in written for i in op.inputs} - set(graph.outputs)
+    graph.operators = [op for op in written if not unread.intersection(op.outputs)]
 
 
 def _truths(model) -> dict[int, int]:
