@@ -56,6 +56,18 @@ def test_no_two_operations_share_a_constant():
     np.testing.assert_allclose(run(model, x)[0], expected, rtol=1e-6)
 
 
+def test_no_constant_is_a_bias_too():
+    vector, kernel = tf.constant([0.1, 0.2, 0.3]), tf.eye(3)
+    model = float_model(
+        lambda x: tf.nn.bias_add(tf.matmul(tf.maximum(x, vector), kernel), vector), (1, 3)
+    )
+    constants.part(model, {})
+    graph = model.subgraphs[0]
+    assert ops_of(model) == ["MAXIMUM", "FULLY_CONNECTED"]
+    read = [i for op in graph.operators for i in op.inputs if is_constant(model, i)]
+    assert len({graph.tensors[i].buffer for i in read}) == len(read) == 3
+
+
 def test_a_float_layer_keeps_what_it_shares_with_integers(tmp_path):
     """The masked steps of an LSTM, left float, select the zeros that others concatenate."""
     keras.utils.set_random_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 
 from ai_edge_litert import schema_py_generated as schema
 
@@ -91,21 +92,20 @@ def part(model, ranges: dict[int, Range]) -> None:
     float ones, and of those on other scales. Changes both arguments.
     """
     graph = model.subgraphs[0]
-    held_by = [_HELD_ONCE.get(op_name(model, op), ()) for op in graph.operators]
-    pairs = list(zip(graph.operators, held_by, strict=True))
-    # A bias that is an addend elsewhere, too, is not reshaped.
-    taken = {i for op, held in pairs for operand, i in enumerate(op.inputs) if operand in held}
-    for op, held in pairs:
+    # The converter lets equal constants share a buffer, too, such as zeros with a bias of zeros.
+    uses = Counter(graph.tensors[i].buffer for op in graph.operators for i in op.inputs if i >= 0)
+    for op in graph.operators:
+        held = _HELD_ONCE.get(op_name(model, op), ())
         for operand, index in enumerate(op.inputs):
             if index < 0 or operand in held or graph.tensors[index].type != 0:
                 continue
             if not is_constant(model, index):
                 continue
-            if index in taken:
+            if uses[graph.tensors[index].buffer] > 1:
+                uses[graph.tensors[index].buffer] -= 1
                 op.inputs[operand] = _twin(model, index)
                 if index in ranges:
                     ranges[op.inputs[operand]] = ranges[index]
-            taken.add(index)
             if op_name(model, op) in _BROADCASTING:
                 tensor = graph.tensors[op.inputs[operand]]
                 missing = len(graph.tensors[op.outputs[0]].shape) - len(tensor.shape)
