@@ -316,3 +316,13 @@ def test_sizes_that_are_free_are_fixed_as_the_error_tells(tmp_path):
     x, ids = keras.Input((5,), dtype="int32"), np.arange(10, dtype="int32").reshape(2, 5) % 9
     tfc.convert(keras.Model(x, model(x)), path, precision="float32")
     np.testing.assert_allclose(steps(path, ids), model(ids), atol=1e-5)
+
+
+def test_a_batch_that_layers_ask_for(tmp_path):
+    inputs = keras.Input(batch_shape=(4, 8))
+    model = keras.Model(inputs, layers.Dense(2)(ops.reshape(layers.Dense(6)(inputs), (4, 2, 3))))
+    with pytest.raises(ValueError, match=r"made for a batch of 4.*Pass batch_size=4"):
+        tfc.convert(model, tmp_path / "model.tflite", precision="float32")
+    tfc.convert(model, tmp_path / "model.tflite", precision="float32", batch_size=4)
+    x = normal(8, 8)
+    assert tfc.verify(model, tmp_path / "model.tflite", x).outputs[0].keras.sqnr_db > 100

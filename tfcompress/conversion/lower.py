@@ -394,8 +394,17 @@ def _converter_of(
     def serve(*values):
         return call(tree.pack_sequence_as(structure, list(values)))
 
-    with _in_float32(model):
-        return converter_of(serve, specs, large, holder=model)
+    made_for = next((t.shape[0] for t in inputs if t.shape[0] not in (None, batch_size)), None)
+    try:
+        with _in_float32(model):
+            return converter_of(serve, specs, large, holder=model)
+    except (TypeError, ValueError) as error:
+        if made_for is None:
+            raise
+        raise ValueError(
+            f"model '{model.name}' is made for a batch of {made_for}, which its layers ask for; "
+            f"received batch_size={batch_size}. Pass batch_size={made_for} (--batch-size)."
+        ) from error
 
 
 def load_signature(path, key: str | None = None, *, strict: bool = True) -> tuple[Any, str]:
