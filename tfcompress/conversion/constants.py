@@ -41,7 +41,9 @@ def fold(model, ranges: dict[int, Range], floats: set[int]) -> None:
     graph, made, folded = model.subgraphs[0], set(), []
     for op in graph.operators:
         known = [i for i in op.inputs if i >= 0]
-        fixed = bool(known) and all(i in made or is_constant(model, i) for i in known)
+        fixed = bool(known and len(op.outputs)) and all(
+            i in made or is_constant(model, i) for i in known
+        )
         if fixed and _is_foldable(model, op, ranges):
             folded.append(op)
             made.update(op.outputs)
