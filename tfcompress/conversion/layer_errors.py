@@ -93,13 +93,14 @@ def tensor_errors(
 
 def _pairs(file: Any, exact: Any) -> dict[int, int]:
     """Index of an activation in the file -> index of the float tensor of the same name."""
-    by_name = {
-        name: index
+    activations = [
+        (index, tensor)
         for index, tensor in enumerate(exact.subgraphs[0].tensors)
         if not flatbuffer.is_constant(exact, tensor)
-        # The converter's own modes number some tensors anew.
-        for name in (flatbuffer.text(tensor.name), _unnumbered(tensor))
-    }
+    ]
+    # The converter's own modes number some tensors anew.
+    by_name = {_unnumbered(tensor): index for index, tensor in activations}
+    by_name.update((flatbuffer.text(tensor.name), index) for index, tensor in activations)
     pairs = {}
     graph = file.subgraphs[0]
     # Quantization leaves tensors that no operation makes, whose values cannot be read.

@@ -1,0 +1,146 @@
+"""How many steps each operator of an integer file is off from what the model simulates, alone.
+
+The simulation is the float file of the model whose tensors are rounded to the grids of the integer
+file. Each integer operator is run on the codes that the simulation has for its inputs, so that no
+error of those before it is in its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.tflite import flatbuffer, run
+from tfcompress.tflite.flatbuffer import changed, op_code, op_name
+from tfcompress.tflite.run import INTEGERS, Runner, port
+
+
+@dataclasses.dataclass(frozen=True)
+class OperatorSteps:
+    """One operator alone: its name, its output in the file, and how far that is off in steps."""
+
+    op: str
+    tensor: str
+    max_steps: float
+    mean_steps: float
+
+
+def operator_steps(
+    file: Any,
+    exact: Any,
+    pairs: dict[int, int],
+    batches: Iterable[dict[str, np.ndarray]],
+    *,
+    reference: bool = True,
+) -> tuple[OperatorSteps, ...]:
+    """Measures each operator of a file whose activations are integers.
+
+    Args:
+        exact: the float file of the model, with the operations of the integer file.
+        pairs: index of an activation in the file -> index of the tensor in `exact`.
+        batches: values by the file's input names.
+        reference: take LiteRT's reference kernels, else its default ones.
+    """
+    grids = {i: port(file, i) for i in pairs}
+    pairs = {i: e for i, e in pairs.items() if grids[i].dtype in INTEGERS and grids[i].scale}
+    simulation, codes = _simulation(file, exact, pairs)
+    simulated = Runner(
+        simulation, flatbuffer.write(simulation), "the simulation", reference=True, keep=True
+    )
+    parted, given = _parted(file, pairs)
+    kernels = run.REFERENCE if reference else run.DEFAULT
+    with run.quiet():
+        interpreter, _ = run.load(flatbuffer.write(parted), kernels, keep=True)
+    made = [
+        (op_name(file, op), i)
+        for op in file.subgraphs[0].operators
+        for i in op.outputs
+        if i in pairs and op_name(file, op) not in ("QUANTIZE", "DEQUANTIZE")
+    ]
+    worst, total, count = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0)
+    for batch in batches:
+        simulated.run(batch)
+        wanted = {
+            i: grids[i].quantize(simulated.tensor(port(simulation, codes[e])))
+            for i, e in pairs.items()
+        }
+        for index, fed in given.items():
+            interpreter.set_tensor(fed, wanted[index])
+        interpreter.invoke()
+        for _, index in made:
+            off = np.abs(interpreter.get_tensor(index).astype(int) - wanted[index].astype(int))
+            worst[index] = max(worst[index], float(off.max(initial=0)))
+            total[index] += float(off.sum())
+            count[index] += off.size
+    names = {i: flatbuffer.text(file.subgraphs[0].tensors[i].name) for i in pairs}
+    return tuple(
+        OperatorSteps(op, names[i], worst[i], total[i] / max(count[i], 1)) for op, i in made
+    )
+
+
+def _simulation(file: Any, exact: Any, pairs: dict[int, int]) -> tuple[Any, dict[int, int]]:
+    """A float file whose tensors are rounded to the grids of the integer file.
+
+    Returns (its `ModelT`, index of a tensor of `exact` -> that of its rounded values).
+    """
+    model = copy.deepcopy(exact)
+    graph = model.subgraphs[0]
+    grid_of: dict[int, int] = {}
+    for op in file.subgraphs[0].operators:  # what an operation gives comes before what is requantized
+        for i in op.outputs:
+            if i in pairs and op_name(file, op) != "QUANTIZE":
+                grid_of.setdefault(pairs[i], i)
+    for i, e in pairs.items():
+        grid_of.setdefault(e, i)
+    rounded: dict[int, int] = {}
+    operators = []
+
+    def round_off(index: int) -> None:
+        if index not in grid_of or index in rounded:
+            return
+        tensor, like = graph.tensors[index], file.subgraphs[0].tensors[grid_of[index]]
+        name = bytes(tensor.name)
+        made = {"name": name + b"_codes", "type": like.type, "quantization": like.quantization}
+        graph.tensors += [changed(tensor, **made), changed(tensor, name=name + b"_rounded")]
+        rounded[index] = len(graph.tensors) - 1
+        pair = [(index, rounded[index] - 1), (rounded[index] - 1, rounded[index])]
+        for kind, (source, target) in zip(("QUANTIZE", "DEQUANTIZE"), pair, strict=True):
+            code = op_code(model, getattr(schema.BuiltinOperator, kind), version=2)
+            operators.append(schema.OperatorT(code, [source], [target]))
+
+    for index in graph.inputs:
+        round_off(int(index))
+    for op in graph.operators:
+        op.inputs = [rounded.get(int(i), int(i)) for i in op.inputs]
+        operators.append(op)
+        for index in op.outputs:
+            round_off(int(index))
+    graph.operators = operators
+    return model, {index: rounded[index] for index in grid_of}
+
+
+def _parted(file: Any, pairs: dict[int, int]) -> tuple[Any, dict[int, int]]:
+    """The file with its operators apart: each reads from inputs of the file alone.
+
+    Returns (its `ModelT`, index of a tensor -> that of the input that stands for it).
+    """
+    model = copy.deepcopy(file)
+    graph = model.subgraphs[0]
+    given: dict[int, int] = {}
+    outputs = []
+    for op in graph.operators:
+        for index in op.inputs:
+            if index in pairs and index not in given:
+                graph.tensors.append(changed(graph.tensors[index], name=f"given{index}".encode()))
+                given[int(index)] = len(graph.tensors) - 1
+        op.inputs = [given.get(int(i), int(i)) for i in op.inputs]
+        outputs += [int(i) for i in op.outputs]
+    graph.inputs = [i for i in graph.inputs if i not in given] + list(given.values())
+    graph.outputs = outputs
+    model.signatureDefs = []
+    return model, given
