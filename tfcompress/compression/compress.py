@@ -1,6 +1,7 @@
 """compress and quantize_aware: a model in, a new model that trains under techniques out."""
 
 import dataclasses
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,9 +20,11 @@ from tfcompress.layers.compressed import Compressed, is_compressed, target_varia
 from tfcompress.quantization.opening import detach, name_outputs, open_with
 from tfcompress.quantization.placement import Placement, kind_of, place
 from tfcompress.techniques import Quantize, Technique
-from tfcompress.techniques.quantize import quantize_weight
+from tfcompress.techniques.quantize import quantize_weight, round_activation
 from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
+# Operations that take a constant as they take an activation, on a grid of its own.
+_BY_VALUE = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 # Layers whose weights are quantized: LiteRT has integer kernels for them.
 _QUANTIZABLE_WEIGHTS = FOLDING | {"Embedding", "ReversibleEmbedding"}
 
@@ -79,8 +82,8 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
             args, kwargs = tree.map_structure(
                 lambda x: exact[id(x)][1] if id(x) in exact else x, (args, kwargs)
             )
-        if kind_of(node.operation) == "Matmul" and (technique := technique_of(node)):
-            args = tuple(_on_grid(x, technique.bits) for x in args)
+        if (technique := technique_of(node)) and technique.activation_bits is not None:
+            args = tuple(_on_grid(x, kind_of(node.operation), technique) for x in args)
         if node.is_input or id(node) in placement.absorbed:
             y = args[0]
         else:
@@ -152,10 +155,18 @@ def _is_plain_batch_norm(operation) -> bool:
     return known and operation.activity_regularizer is None
 
 
-def _on_grid(value, bits: int):
-    """A constant that a product reads as its weights, rounded as weights are."""
-    is_constant = not isinstance(value, keras.KerasTensor) and len(getattr(value, "shape", ())) > 1
-    return quantize_weight(value, bits) if is_constant else value
+def _on_grid(value, kind: str, technique: Quantize):
+    """A constant that an operation reads, rounded to the grid that the file gives it."""
+    shape = getattr(value, "shape", ())
+    if isinstance(value, keras.KerasTensor) or math.prod(shape) < 2:
+        return value
+    if kind == "Matmul":
+        return quantize_weight(value, technique.bits)
+    if kind not in _BY_VALUE or not keras.backend.is_float_dtype(value.dtype):
+        return value
+    values = keras.ops.convert_to_numpy(value)
+    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    return round_activation(value, low, high, technique.activation_bits or 8) if high > low else value
 
 
 def _check_calls(operation, techniques: tuple[Technique, ...], calls: Counter) -> None:

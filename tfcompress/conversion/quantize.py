@@ -161,7 +161,6 @@ def _tag(model, op, ranges, weight_bits, int4, tensorwise, floats, qsv_of_weight
     stored = 4 if narrow and (grid.bits == 4 or 4 not in weight_bits) else 8
     if grid.bits < stored or not grid.widest:  # the same values: the scale stays the trained one
         qsv_of_weight[index] = stored_range(grid, stored)
-    grids.center(model, op, ranges, grid.scale)
     return f"a{bits}w{stored}{grid.kind}"
 
 

@@ -9,6 +9,7 @@ import keras
 from keras import ops, tree
 
 from tfcompress.backend import as_tensor
+from tfcompress.layers.kernel_rounding import round_as_kernel, sum_of
 from tfcompress.techniques.quantize import (
     ONLY_ZEROS,
     moving_range,
@@ -136,11 +137,15 @@ class FakeQuant(keras.layers.Layer):
 
     def _infer(self, x, source):
         low, high = self.limits()
-        y = self._activate(x)
         if self.observes:
-            return y
+            return self._activate(x)
         seen = high > low
         top = ops.where(seen, high, 1.0)
+        added = None if source is None or self.bits != 8 else sum_of(self, source)
+        if added is not None:
+            kernel = round_as_kernel(x, (top - low) / 255.0, added)
+            x = ops.where(seen, ops.cast(kernel, x.dtype), x)
+        y = self._activate(x)
         tied = y if source is not None else ties_away(y, low, top, self.bits)
         rounded = round_activation(tied, low, top, self.bits)
         if self.delay:

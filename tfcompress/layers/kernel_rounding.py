@@ -1,0 +1,236 @@
+"""What LiteRT's integer kernels round on the way to their output, besides the output itself.
+
+A kernel adds up whole numbers, whose unit is a product of scales, and takes the sum times a factor
+in fixed point: times its mantissa, rounded, then times a power of two, rounded again, halves away
+from 0 (gemmlowp's MultiplyByQuantizedMultiplier, which the reference kernels have). Where the
+factor is near 1, as in a mean, every tenth value is another than if it were rounded once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfcompress.backend import as_tensor
+from tfcompress.kinds import FOLDING, KEEPING, channel_axes, is_of
+
+_KEEPING = KEEPING | {"Cast", "UpSampling1D", "UpSampling2D"}
+_NORMS = ("BatchNormalization", "FusedBatchNorm", "FrozenBatchNormalization")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """What an integer kernel adds up.
+
+    Attributes:
+        unit: gives the real value of 1, a number or one for each channel.
+        bias: gives what is added to the sum as a whole number, too; None if nothing is.
+        count: how many values the sum is divided by.
+        slope: by which negative sums are multiplied.
+        once: whether the kernel rounds but once, so that the bias alone makes a difference.
+    """
+
+    unit: Callable[[], Any]
+    bias: Callable[[], Any] | None = None
+    count: int = 1
+    slope: float = 1.0
+    once: bool = False
+
+
+def sum_of(quantizer, source: int) -> Sum | None:
+    """What the kernel adds up whose output a FakeQuant rounds; None if it rounds but once.
+
+    It is found in the Functional model that the layer is part of.
+    """
+    for node in quantizer._inbound_nodes:
+        arguments = node.arguments
+        if arguments.kwargs.get("source", (*arguments.args, 0, 0)[1]) == source:
+            return _sum_behind(arguments.args[0])
+    return None
+
+
+def round_as_kernel(y, step, added: Sum):
+    """Values as the kernel gives them, on a grid of so large steps, not clipped to its range."""
+    wide = "float64" if keras.backend.backend() == "tensorflow" else "float32"
+    unit, step = ops.cast(added.unit(), wide), ops.cast(step, wide)
+    y = ops.cast(y, wide)
+    if added.slope != 1.0:
+        unit = ops.where(y < 0, unit * added.slope, unit)
+    known = unit > 0
+    unit = ops.where(known, unit, 1.0)
+    whole = ops.round(y * added.count / unit)
+    if added.bias is not None:
+        bias = ops.cast(added.bias(), wide) / unit
+        whole = ops.round(y / unit - bias) + ops.round(bias)
+    factor = unit / step
+    if added.once:
+        return ops.where(known, ops.floor(whole * factor + 0.5) * step, y)
+    power = ops.floor(ops.log(factor) / math.log(2.0) + 1e-12) + 1.0
+    mantissa = factor / 2.0**power
+    if added.count > 1:
+        digits = math.floor(math.log2(added.count))
+        mantissa, power = mantissa * (2.0**digits / added.count), power - digits
+    shifted = ops.floor(whole * 2.0 ** ops.maximum(power, 0.0) * mantissa + 0.5)
+    value = shifted * 2.0 ** ops.minimum(power, 0.0)
+    codes = ops.sign(value) * ops.floor(ops.abs(value) + 0.5)
+    return ops.where(known, codes * step, y)
+
+
+def _producer(tensor):
+    history = tensor._keras_history
+    node = history.operation._inbound_nodes[history.node_index]
+    return history.operation, node.arguments
+
+
+def _sum_behind(tensor) -> Sum | None:
+    operation, given = _producer(tensor)
+    kind, inputs = type(operation).__name__, [x for x in given.args if _is_symbolic(x)]
+    if kind in ("ReLU", "Activation", "Relu", "Relu6") and inputs and _is_relu(operation):
+        return _fused(inputs[0])
+    if kind in _NORMS:
+        return _normalized(operation, inputs[0])
+    if hasattr(operation, "bound"):
+        return _convolved(operation, inputs[0])
+    if kind == "Multiply":
+        return _product(inputs if isinstance(given.args[0], list) else given.args)
+    if kind == "Rsqrt" and (scale := _scale_of(inputs[0])):
+        return Sum(lambda: 2.0**-20 / ops.sqrt(scale()))
+    if kind in ("Matmul", "Dot"):
+        inputs = list(given.args[0]) if isinstance(given.args[0], list) else inputs
+        return None if len(inputs) != 2 or any(map(_is_weight, inputs)) else _product(inputs)
+    if kind == "Mean" or kind.startswith("GlobalAveragePooling"):
+        return _mean(inputs[0], tensor)
+    if kind in ("LeakyReLU", "LeakyRelu"):
+        slope = float(getattr(operation, "negative_slope", 1.0))
+        unit = _scale_of(inputs[0])
+        return Sum(unit, slope=slope) if unit and slope > 0 else None
+    return None
+
+
+def _is_symbolic(x) -> bool:
+    return isinstance(x, keras.KerasTensor)
+
+
+def _is_relu(operation) -> bool:
+    activation = getattr(operation, "activation", None)
+    if activation is not None:
+        return activation in (keras.activations.relu, keras.activations.relu6)
+    plain = getattr(operation, "negative_slope", 0) == getattr(operation, "threshold", 0) == 0
+    return plain and getattr(operation, "max_value", None) in (None, 6.0)
+
+
+def _fused(tensor) -> Sum | None:
+    """A layer with weights whose ReLU is part of its kernel."""
+    operation, _ = _producer(tensor)
+    convolves = hasattr(operation, "bound") or type(operation).__name__ in _NORMS
+    return _sum_behind(tensor) if convolves else None
+
+
+def _convolved(operation, x, norm=None) -> Sum | None:
+    layer = operation.layer
+    if not is_of(layer, FOLDING) or len(operation.bound) != 1:
+        return None
+    target, scale = operation.bound[0], _scale_of(x)
+    bits = [t.bits for t in target.techniques if hasattr(t, "bits")]
+    if scale is None or not bits or keras.config.image_data_format() != "channels_last":
+        return None
+    axes, levels = channel_axes(layer), 2.0 ** (bits[-1] - 1) - 1.0
+
+    def unit():
+        kernel = ops.abs(operation.effective(target.variable))
+        others = [axis for axis in range(len(kernel.shape)) if axis not in axes]
+        steps = ops.reshape(ops.max(kernel, axis=others), (-1,)) / levels
+        if not target.techniques[-1].axes:
+            steps = ops.max(steps)
+        factor = 1.0 if norm is None else ops.abs(_affine(norm)[0])
+        return scale() * steps * factor
+
+    def bias():
+        own = as_tensor(layer.bias) if layer.use_bias else 0.0
+        if norm is None:
+            return own
+        factor, offset = _affine(norm)
+        return own * factor + offset
+
+    added = bias if layer.use_bias or norm is not None else None
+    return Sum(unit, added, once=is_of(layer, ("Dense",)))
+
+
+def _normalized(operation, x) -> Sum | None:
+    """A BatchNormalization: part of the convolution before it, or one of its own."""
+    norm = getattr(operation, "layer", operation)
+    if norm.axis not in (-1, len(x.shape) - 1):
+        return None
+    before, given = _producer(x)
+    if hasattr(before, "bound"):
+        return _convolved(before, given.args[0], norm)
+    scale = _scale_of(x)
+    if scale is None:
+        return None
+    return Sum(lambda: scale() * ops.abs(_affine(norm)[0]) / 127.0, lambda: _affine(norm)[1])
+
+
+def _affine(norm):
+    """What a BatchNormalization multiplies each channel with, and adds to it."""
+    factor = ops.rsqrt(as_tensor(norm.moving_variance) + norm.epsilon)
+    if norm.scale:
+        factor = factor * as_tensor(norm.gamma)
+    offset = -as_tensor(norm.moving_mean) * factor
+    return factor, offset + as_tensor(norm.beta) if norm.center else offset
+
+
+def _product(values) -> Sum | None:
+    units = [_scale_of(x) if _is_symbolic(x) else _step_of(x) for x in values]
+    if len(units) != 2 or None in units:
+        return None
+    first, second = units
+    return Sum(lambda: first() * second())
+
+
+def _step_of(value):
+    """The step of the grid that a constant is rounded to."""
+    values = np.asarray(value, "float32")
+    step = (float(values.max(initial=0.0)) - float(values.min(initial=0.0))) / 255.0
+    return (lambda: step) if step else None
+
+
+def _mean(x, y) -> Sum | None:
+    sizes = [tuple(t.shape)[1:] for t in (x, y)]
+    scale = _scale_of(x)
+    if scale is None or None in sizes[0] or x.shape[0] is not y.shape[0]:
+        return None
+    return Sum(scale, count=math.prod(sizes[0]) // math.prod(sizes[1]))
+
+
+def _is_weight(tensor) -> bool:
+    """Whether a tensor is a lone weight, with which a kernel multiplies as with that of Dense."""
+    operation, given = _producer(tensor)
+    if getattr(operation, "symmetric", False):
+        return True
+    keeps = type(operation).__name__ in _KEEPING and given.args and _is_symbolic(given.args[0])
+    return bool(keeps) and _is_weight(given.args[0])
+
+
+def _scale_of(tensor):
+    """A function that gives the scale of a tensor's grid; None if it has none of 8 bits."""
+    operation, given = _producer(tensor)
+    if hasattr(operation, "limits"):
+        quantizer = operation
+        if quantizer.bits != 8 or quantizer.observes:
+            return None
+
+        def scale():
+            low, high = quantizer.limits()
+            return (high - low) / 255.0
+
+        return scale
+    if type(operation).__name__ not in _KEEPING or not given.args:
+        return None
+    first = given.args[0][0] if isinstance(given.args[0], list | tuple) else given.args[0]
+    return _scale_of(first) if _is_symbolic(first) else None
