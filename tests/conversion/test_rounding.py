@@ -1,13 +1,8 @@
 """Rounding as LiteRT's integer kernels do it, against hand-computed values."""
 
-import keras
 import numpy as np
-from keras import layers
 
-from tfcompress.conversion import convert, grids
-from tfcompress.conversion.ranges import Range, constant
 from tfcompress.techniques.quantize import round_activation, ties_away
-from tfcompress.tflite.flatbuffer import op_name
 
 
 def test_halves_are_rounded_away_from_code_zero():

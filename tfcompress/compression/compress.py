@@ -166,7 +166,9 @@ def _on_grid(value, kind: str, technique: Quantize):
         return value
     values = keras.ops.convert_to_numpy(value)
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    return round_activation(value, low, high, technique.activation_bits or 8) if high > low else value
+    return (
+        round_activation(value, low, high, technique.activation_bits or 8) if high > low else value
+    )
 
 
 def _check_calls(operation, techniques: tuple[Technique, ...], calls: Counter) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfcompress.conversion.ranges import Range, constant, is_constant
-from tfcompress.tflite.flatbuffer import add_buffer, changed, op_name
+from tfcompress.tflite.flatbuffer import op_name
 
 # In steps. Values that a float32 factor was folded into are off by a ten-thousandth of one.
 _TOLERANCE = 1e-3

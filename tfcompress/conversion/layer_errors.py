@@ -13,6 +13,7 @@ import numpy as np
 from tfcompress.conversion.convert import float_file
 from tfcompress.conversion.differences import sqnr_db
 from tfcompress.conversion.layer_names import LayerNames
+from tfcompress.conversion.operator_steps import operator_steps
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import INTEGERS, Runner, port
 
@@ -30,6 +31,8 @@ class LayerError:
         sqnr_db: of that tensor; errors from layers before are in it.
         input_sqnr_db: the worst of the tensors that the operation reads; where `sqnr_db` lies far
             below, the operation itself adds the error. Infinite at the model's inputs.
+        steps: how many steps (LSB) the operation alone is off at most, if it is given the rounded
+            values of the float model; None if it gives no integers.
     """
 
     layer: str
@@ -37,6 +40,7 @@ class LayerError:
     tensor: str
     sqnr_db: float
     input_sqnr_db: float
+    steps: float | None = None
 
 
 def layer_errors(
@@ -53,12 +57,18 @@ def layer_errors(
             "the layers of a SavedModel are not known; expected a Keras model for layers=True. "
             "Name the .keras file that it was exported from."
         )
-    ratios = tensor_errors(file, content, float_twin(model, file), batches)
+    exact = float_twin(model, file)
+    pairs = _pairs(file, exact)
+    ratios = _measure(file, content, exact, pairs, batches) if pairs else {}
     if not ratios:
         raise ValueError(
             "no tensor of the file has the name of one of the float model's; expected a file that "
             "tfcompress.convert made from this model. Verify it without layers."
         )
+    try:
+        steps = operator_steps(file, exact, pairs, batches)
+    except (RuntimeError, ValueError):  # it keeps states, or has branches of its own
+        steps = {}
     names, tensors = LayerNames(model), file.subgraphs[0].tensors
     found = []
     for op in file.subgraphs[0].operators:
@@ -67,7 +77,8 @@ def layer_errors(
             index = op.outputs[0]
             worst = min((ratios.get(i, math.inf) for i in op.inputs), default=math.inf)
             name = flatbuffer.text(tensors[index].name)
-            found.append(LayerError(names.of(name), kind, name, ratios[index], worst))
+            alone = steps[index][0] if index in steps else None
+            found.append(LayerError(names.of(name), kind, name, ratios[index], worst, alone))
     # NaN is worse than anything.
     return tuple(sorted(found, key=lambda e: -math.inf if math.isnan(e.sqnr_db) else e.sqnr_db))
 

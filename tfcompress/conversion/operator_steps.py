@@ -8,7 +8,6 @@ error of those before it is in its own.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,16 +19,6 @@ from tfcompress.tflite.flatbuffer import changed, op_code, op_name
 from tfcompress.tflite.run import INTEGERS, Runner, port
 
 
-@dataclasses.dataclass(frozen=True)
-class OperatorSteps:
-    """One operator alone: its name, its output in the file, and how far that is off in steps."""
-
-    op: str
-    tensor: str
-    max_steps: float
-    mean_steps: float
-
-
 def operator_steps(
     file: Any,
     exact: Any,
@@ -37,7 +26,7 @@ def operator_steps(
     batches: Iterable[dict[str, np.ndarray]],
     *,
     reference: bool = True,
-) -> tuple[OperatorSteps, ...]:
+) -> dict[int, tuple[float, float]]:
     """Measures each operator of a file whose activations are integers.
 
     Args:
@@ -45,42 +34,36 @@ def operator_steps(
         pairs: index of an activation in the file -> index of the tensor in `exact`.
         batches: values by the file's input names.
         reference: take LiteRT's reference kernels, else its default ones.
+
+    Returns index of an operator's output -> its greatest difference in steps, and the mean one.
     """
     grids = {i: port(file, i) for i in pairs}
     pairs = {i: e for i, e in pairs.items() if grids[i].dtype in INTEGERS and grids[i].scale}
     simulation, codes = _simulation(file, exact, pairs)
-    simulated = Runner(
-        simulation, flatbuffer.write(simulation), "the simulation", reference=True, keep=True
-    )
+    content = flatbuffer.write(simulation)
+    simulated = Runner(simulation, content, "the simulation", reference=True, keep=True)
     parted, given = _parted(file, pairs)
     kernels = run.REFERENCE if reference else run.DEFAULT
-    with run.quiet():
-        interpreter, _ = run.load(flatbuffer.write(parted), kernels, keep=True)
+    alone = run.Loaded(flatbuffer.write(parted), kernels, keep=True)
     made = [
-        (op_name(file, op), i)
+        i
         for op in file.subgraphs[0].operators
         for i in op.outputs
         if i in pairs and op_name(file, op) not in ("QUANTIZE", "DEQUANTIZE")
     ]
-    worst, total, count = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0)
+    found: dict[int, list[np.ndarray]] = {index: [] for index in made}
     for batch in batches:
         simulated.run(batch)
         wanted = {
             i: grids[i].quantize(simulated.tensor(port(simulation, codes[e])))
             for i, e in pairs.items()
         }
-        for index, fed in given.items():
-            interpreter.set_tensor(fed, wanted[index])
-        interpreter.invoke()
-        for _, index in made:
-            off = np.abs(interpreter.get_tensor(index).astype(int) - wanted[index].astype(int))
-            worst[index] = max(worst[index], float(off.max(initial=0)))
-            total[index] += float(off.sum())
-            count[index] += off.size
-    names = {i: flatbuffer.text(file.subgraphs[0].tensors[i].name) for i in pairs}
-    return tuple(
-        OperatorSteps(op, names[i], worst[i], total[i] / max(count[i], 1)) for op, i in made
-    )
+        outputs = alone.run({fed: wanted[index] for index, fed in given.items()}, made)
+        for index, codes_of in zip(made, outputs, strict=True):
+            off = codes_of.astype(int) - wanted[index].astype(int)
+            found[index].append(np.abs(off).ravel())
+    every = {index: np.concatenate(values) for index, values in found.items() if values}
+    return {i: (float(v.max(initial=0)), float(v.mean())) for i, v in every.items() if v.size}
 
 
 def _simulation(file: Any, exact: Any, pairs: dict[int, int]) -> tuple[Any, dict[int, int]]:
@@ -91,7 +74,7 @@ def _simulation(file: Any, exact: Any, pairs: dict[int, int]) -> tuple[Any, dict
     model = copy.deepcopy(exact)
     graph = model.subgraphs[0]
     grid_of: dict[int, int] = {}
-    for op in file.subgraphs[0].operators:  # what an operation gives comes before what is requantized
+    for op in file.subgraphs[0].operators:  # before what is requantized
         for i in op.outputs:
             if i in pairs and op_name(file, op) != "QUANTIZE":
                 grid_of.setdefault(pairs[i], i)

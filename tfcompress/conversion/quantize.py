@@ -18,7 +18,7 @@ from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from litert_quantizer.algorithm_manager import AlgorithmName
 from litert_quantizer.utils import qsv_utils
 
-from tfcompress.conversion import grids, islands
+from tfcompress.conversion import islands
 from tfcompress.conversion.grids import find_grid, is_float_constant, stored_range
 from tfcompress.conversion.ranges import (
     Range,

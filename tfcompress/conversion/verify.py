@@ -422,9 +422,15 @@ class Verification(Result):
         columns = "output,compared,max LSB >,mean LSB >,max diff >,same choice >,SQNR dB >"
         print_table(console, f"{self.path}: {self.samples} samples", columns, rows)
         if self.layers:
-            columns = "layer,operator,SQNR dB >,of its inputs >"
+            columns = "layer,operator,SQNR dB >,of its inputs >,alone LSB >"
             rows = [
-                (e.layer or e.tensor[:60], e.op, f"{e.sqnr_db:.1f}", f"{e.input_sqnr_db:.1f}")
+                (
+                    e.layer or e.tensor[:60],
+                    e.op,
+                    f"{e.sqnr_db:.1f}",
+                    f"{e.input_sqnr_db:.1f}",
+                    "" if e.steps is None else f"{e.steps:.0f}",
+                )
                 for e in self.layers
             ]
             print_table(console, "Error by layer, worst first", columns, rows)

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from tfcompress.backend import as_tensor
 from tfcompress.kinds import FOLDING, KEEPING, channel_axes, is_of
@@ -90,20 +90,22 @@ def _producer(tensor):
 
 def _sum_behind(tensor) -> Sum | None:
     operation, given = _producer(tensor)
-    kind, inputs = type(operation).__name__, [x for x in given.args if _is_symbolic(x)]
-    if kind in ("ReLU", "Activation", "Relu", "Relu6") and inputs and _is_relu(operation):
+    kind, inputs = type(operation).__name__, tree.flatten(given.args)
+    if not inputs or (not _is_symbolic(inputs[0]) and kind != "Multiply"):
+        return None
+    if kind in ("ReLU", "Activation", "Relu", "Relu6") and _is_relu(operation):
         return _fused(inputs[0])
     if kind in _NORMS:
         return _normalized(operation, inputs[0])
     if hasattr(operation, "bound"):
         return _convolved(operation, inputs[0])
     if kind == "Multiply":
-        return _product(inputs if isinstance(given.args[0], list) else given.args)
+        return _product(inputs)
     if kind == "Rsqrt" and (scale := _scale_of(inputs[0])):
         return Sum(lambda: 2.0**-20 / ops.sqrt(scale()))
     if kind in ("Matmul", "Dot"):
-        inputs = list(given.args[0]) if isinstance(given.args[0], list) else inputs
-        return None if len(inputs) != 2 or any(map(_is_weight, inputs)) else _product(inputs)
+        symbolic = len(inputs) == 2 and all(map(_is_symbolic, inputs))
+        return _product(inputs) if symbolic and not any(map(_is_weight, inputs)) else None
     if kind == "Mean" or kind.startswith("GlobalAveragePooling"):
         return _mean(inputs[0], tensor)
     if kind in ("LeakyReLU", "LeakyRelu"):
@@ -165,15 +167,22 @@ def _convolved(operation, x, norm=None) -> Sum | None:
 def _normalized(operation, x) -> Sum | None:
     """A BatchNormalization: part of the convolution before it, or one of its own."""
     norm = getattr(operation, "layer", operation)
-    if norm.axis not in (-1, len(x.shape) - 1):
-        return None
+    rank = len(x.shape)
     before, given = _producer(x)
     if hasattr(before, "bound"):
-        return _convolved(before, given.args[0], norm)
-    scale = _scale_of(x)
+        last = norm.axis in (-1, rank - 1)
+        return _convolved(before, given.args[0], norm) if last else None
+    scale, axis = _scale_of(x), norm.axis % rank
     if scale is None:
         return None
-    return Sum(lambda: scale() * ops.abs(_affine(norm)[0]) / 127.0, lambda: _affine(norm)[1])
+
+    def along(values):
+        return ops.reshape(values, [-1 if i == axis else 1 for i in range(rank)])
+
+    return Sum(
+        lambda: scale() * along(ops.abs(_affine(norm)[0])) / 127.0,
+        lambda: along(_affine(norm)[1]),
+    )
 
 
 def _affine(norm):
