@@ -25,6 +25,7 @@ def in_fixed_point(total: int, factor: float) -> int:
 
 @pytest.mark.parametrize("factor", [0.0037, 0.093, 0.25, 0.41, 0.5, 0.83, 1.7])
 def test_sums_are_rounded_twice(factor):
+    factor = float(np.float32(factor))
     totals = np.arange(-3000, 3000, 7)
     wanted = [in_fixed_point(int(total), factor) for total in totals]
     step, unit = 0.5, 0.5 * factor
