@@ -11,6 +11,7 @@ from make import help_texts, names, output_of
 
 import tfcompress  # noqa: F401, tells Keras our layers
 from tfcompress.cli.app import app
+from tfcompress.layers.fake_quant import FakeQuant
 
 SAVED = Path(__file__).parent / "saved"
 MODELS = sorted(path.stem for path in SAVED.glob("*.keras"))
@@ -23,8 +24,11 @@ def test_there_are_models_of_all_kinds():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_saved_model_loads_and_gives_equal_outputs(name):
     model = keras.saving.load_model(SAVED / f"{name}.keras")
+    # Since they were saved, inference rounds what LiteRT's kernels round inside: a step or two.
+    rounds = any(isinstance(layer, FakeQuant) for layer in model._flatten_layers())
     with np.load(SAVED / f"{name}.npz") as kept:
-        np.testing.assert_allclose(output_of(model, kept["x"]), kept["y"], rtol=1e-5, atol=1e-6)
+        atol = 2.01 / 256 if rounds else 1e-6
+        np.testing.assert_allclose(output_of(model, kept["x"]), kept["y"], rtol=1e-5, atol=atol)
 
 
 def test_public_names_and_arguments_are_there():
