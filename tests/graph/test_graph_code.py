@@ -293,3 +293,12 @@ def test_open_lengths_that_the_code_reads_are_named_and_can_be_given():
         flatten(model)
     flat = flatten(model, inputs=keras.Input((6, 8), name="x"))
     assert difference(flat(normal(2, 6, 8)), model(normal(2, 6, 8))) == 0.0
+
+
+def test_axes_moved_from_one_place_to_two():
+    def call(self, x, training):
+        return ops.moveaxis(x, 1, 2), ops.moveaxis(self.dense(x), 1, 3)
+
+    model = subclassed(call, {"dense": layers.Dense(3)}, normal(2, 4, 5, 6))
+    flat = flat_and_equal(model, normal(2, 4, 5, 6))
+    assert [tuple(y.shape) for y in flat.outputs] == [(None, 5, 4, 6), (None, 5, 3, 4)]

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 from surgery_models import relative_error, samples_of, shaken
 
 import tfcompress as tfc
@@ -274,3 +274,14 @@ def test_both_directions_stay_equally_wide():
     kernel = np.array(both.backward_layer.cell.kernel.value).reshape(3, 3, 6)[..., 3:]
     found = np.array(small.get_layer("both").backward_layer.cell.kernel.value)
     assert np.array_equal(found, kernel.reshape(3, 9))
+
+
+def test_axes_that_are_moved_and_scalar_constants():
+    x = keras.Input((4, 5, 3))
+    y = layers.Dense(16, activation="relu", name="wide")(x) * ops.convert_to_tensor(2.0)
+    y = layers.Dense(4)(y)
+    y = ops.moveaxis(ops.moveaxis(y, -1, 1), 1, 2)
+    model = keras.Model(x, layers.Dense(2)(ops.moveaxis(y, 2, -1)))
+    small = tfc.prune_channels(model, macs=0.6, round_to=1)
+    assert small.get_layer("wide").units < 16
+    assert small(np.ones((2, 4, 5, 3), "float32")).shape == (2, 4, 5, 2)

@@ -248,7 +248,8 @@ def _takes_training(layer) -> bool:
 
 def source_of(operation) -> int:
     """The identity of what an operation of a traced graph stands for."""
-    return id(vars(operation).get("source", operation))
+    is_weight = isinstance(operation, Parameter)  # Moveaxis has a `source` of its own
+    return id(vars(operation).get("source", operation) if is_weight else operation)
 
 
 def _needs_size(operation) -> bool:

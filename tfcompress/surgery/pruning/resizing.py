@@ -12,7 +12,7 @@ from tfcompress.channels.following import unwrapped
 from tfcompress.channels.terms import Axis, size_of, size_under
 from tfcompress.channels.weighted import Axes, Weighted
 from tfcompress.graph.copying import copy_operation, copy_trainable
-from tfcompress.graph.layers import FixedTraining
+from tfcompress.graph.layers import FixedTraining, Parameter
 from tfcompress.graph.nodes import Node, tensors_in, unique
 from tfcompress.graph.tracing import source_of
 from tfcompress.surgery.pruning.groups import Choice, Structure
@@ -123,7 +123,7 @@ class _Resizer:
         axes = self.structure.axes_of(node.outputs[0])
 
         def fit(x):
-            if isinstance(x, KerasTensor) or not getattr(x, "shape", ()):
+            if isinstance(x, KerasTensor) or not tuple(getattr(x, "shape", ())):
                 return x
             shape = tuple(x.shape)
             last = axes[-len(shape) :] if len(shape) <= len(axes) else [None] * len(shape)
@@ -138,7 +138,7 @@ class _Resizer:
         if isinstance(old, FixedTraining):
             copy_trainable(old.layer, new.layer)
         copy_trainable(old, new)
-        if "source" in vars(old):
+        if isinstance(old, Parameter) and "source" in vars(old):
             theirs = [vars(old)["source"]]
         for variable, source in zip(ours, theirs, strict=True):
             value = self.cut(source)
