@@ -199,7 +199,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     },
     "ResNet": _RESNET,
     "Roberta": {**_HEADS, "max_sequence_length": LENGTH},
-    "RoformerV2": {**_HEADS, "head_size": 8},
     "SmolLM3": {
         **_SIZE,
         "num_attention_heads": 4,
@@ -260,7 +259,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "max_decoder_sequence_length": LENGTH,
     },
     "XLMRoberta": {**_HEADS, "max_sequence_length": LENGTH},
-    "XLNet": _HEADS,
     "Xception": {
         **_IMAGE,
         "stackwise_conv_filters": [[8, 8], [16, 16]],
@@ -367,18 +365,8 @@ def _depth_anything() -> dict[str, Any]:
     }
 
 
-def _basnet() -> dict[str, Any]:
-    import keras_hub
-
-    settings = {**_RESNET, "stackwise_num_filters": [64, 8, 8, 8]}
-    settings |= {"stackwise_num_blocks": [1] * 4, "stackwise_num_strides": [1, 2, 2, 2]}
-    encoder = keras_hub.models.ResNetBackbone(**{**settings, "image_shape": (None, None, 3)})
-    return {"image_encoder": encoder, "num_classes": 1, "projection_filters": 8, **_IMAGE}
-
-
 # Backbones made of others -> function that makes their arguments.
 _MADE_OF = {
-    "BASNet": _basnet,
     "CLIP": _clip,
     "DeepLabV3": _deeplab,
     "DepthAnything": _depth_anything,
