@@ -189,19 +189,21 @@ def test_calls_take_and_return_what_python_does(tmp_path):
 
 
 def test_constants_spread_over_the_batch(tmp_path):
-    """A causal mask, as decoders have it, and zeros to start from."""
+    """A causal mask, as decoders have it, and a start that a layer makes of ones."""
 
     def call(self, x, training):
         batch, length = ops.shape(x)[0], ops.shape(x)[1]
         i = ops.arange(length)
         mask = ops.broadcast_to((i[:, None] >= i)[None], (batch, length, length))
-        start = ops.zeros((batch, 1, 8))
+        start = self.start(ops.ones((batch, 1, 8)))
         x = ops.concatenate([start, x[:, :-1]], axis=1)
         return self.attention(x, x, attention_mask=mask)
 
     attention = layers.MultiHeadAttention(2, 4, name="attention")
-    model = subclassed(call, {"attention": attention}, normal(2, 6, 8))
+    parts = {"attention": attention, "start": layers.Dense(8)}
+    model = subclassed(call, parts, normal(2, 6, 8))
     flat = flat_and_equal(shake(model), normal(2, 6, 8), tmp_path)
+    assert len(flat.trainable_weights) == len(model.trainable_weights)
     assert flat.input_shape == (None, 6, 8)
     assert flat(normal(5, 6, 8)).shape == (5, 6, 8)
 

@@ -288,6 +288,14 @@ def _free_of_batch(node: Node, other: Node, anchor) -> list[Node] | None:
     node.args, node.kwargs = tree.pack_sequence_as((node.args, node.kwargs), ours)
     nodes.append(node)
     operation = node.operation
+    if isinstance(operation, Constant):
+        values, others = operation.values, other.operation.values
+        if _equal(values, others):
+            return nodes
+        if not _is_repeated(values, others):
+            return None
+        constant, repeat = _repeat(values[:1], anchor)
+        return [constant, dataclasses.replace(node, operation=repeat.operation, args=repeat.args)]
     if node.is_input or isinstance(operation, layers.Layer):
         return nodes
     if same(_settings(operation), _settings(other.operation)):
