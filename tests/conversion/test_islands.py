@@ -229,3 +229,28 @@ def test_a_masked_average_divides_by_whole_counts(tmp_path):
         for reference in (True, False):
             error = np.abs(run_tflite(path, t, reference) - expected).max()
             assert error <= steps * np.ptp(expected) / 255
+
+
+def test_files_hold_nothing_that_no_operator_reads(tmp_path):
+    """TFLite Micro allocates a record for every tensor."""
+    inputs = keras.Input((6, 8))
+    y = layers.PReLU(keras.initializers.RandomUniform(0.1, 0.9))(layers.UpSampling1D(2)(inputs))
+    x = np.random.default_rng(0).normal(size=(8, 6, 8)).astype("float32")
+    path = tmp_path / "m.tflite"
+    tfc.convert(keras.Model(inputs, y), path, io_dtype="int8", calibration=x, strict=True)
+    file = tfc.inspect(path)
+    used = {i for op in file.operators for i in (*op.inputs, *op.outputs)}
+    assert {t.index for t in file.tensors} == used
+    assert path.stat().st_size < 12 * 8 * 4 + 3000  # not the float slopes, too
+
+
+@pytest.mark.parametrize("activation", ["relu", None])
+def test_sum_of_vectors_is_one_operator(activation, tmp_path):
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    y = layers.Activation(activation)(layers.Add()([a, b]))
+    random = np.random.default_rng(0)
+    data = {name: random.normal(size=(16, 6)).astype("float32") for name in "ab"}
+    report = tfc.convert(
+        keras.Model([a, b], y), tmp_path / "m.tflite", io_dtype="int8", calibration=data
+    )
+    assert [op for op, _, _ in report.ops] == ["ADD"]

@@ -62,14 +62,16 @@ def allow(converter: tf.lite.TFLiteConverter, select_tf_ops: bool) -> None:
 
 
 @contextlib.contextmanager
-def _plain_extremes():
-    """Lets Keras look for the largest and the smallest as ARG_MAX and ARG_MIN do.
+def _plain_operations():
+    """Lets Keras call operations of TensorFlow as LiteRT has them.
 
-    It tells -0.0 from 0.0 by their bits first, for which LiteRT has no operator.
+    Before argmax and argmin it tells -0.0 from 0.0 by their bits, for which LiteRT has no operator;
+    in a batch of 1 it takes the second of two vectors that it adds for a bias.
     """
-    own = {name: getattr(keras_numpy, name) for name in ("argmax", "argmin")}
-    for name in own:
+    own = {name: getattr(keras_numpy, name) for name in ("argmax", "argmin", "add")}
+    for name in ("argmax", "argmin"):
         setattr(keras_numpy, name, _extreme(getattr(tf, name)))
+    keras_numpy.add = _add(own["add"])
     try:
         yield
     finally:
@@ -89,6 +91,16 @@ def _extreme(function: Callable) -> Callable:
     return find
 
 
+def _add(own: Callable) -> Callable:
+    def add(x1, x2):
+        tensors = tf.is_tensor(x1) and tf.is_tensor(x2)
+        if tensors and x1.dtype == x2.dtype and len(x2.shape) > 1:
+            return tf.add(x1, x2)
+        return own(x1, x2)
+
+    return add
+
+
 def converter_of(call: Callable, specs: Sequence[tf.TensorSpec], large: bool, holder: Any = None):
     """A TFLiteConverter for a function of tensors in inference.
 
@@ -101,7 +113,7 @@ def converter_of(call: Callable, specs: Sequence[tf.TensorSpec], large: bool, ho
     """
 
     def serve(*values):
-        with _Assignments() as assignments, _plain_extremes():
+        with _Assignments() as assignments, _plain_operations():
             outputs = tree.flatten(call(*values))
         assignments.keep_what_is_read(outputs)
         return {f"{OUTPUT}{i:04}": y for i, y in enumerate(outputs)}

@@ -23,6 +23,7 @@ from tfcompress.conversion.grids import find_grid, is_float_constant, stored_ran
 from tfcompress.conversion.ranges import (
     Range,
     constant,
+    drop_unused,
     floats_of,
     is_constant,
     part_outputs,
@@ -85,6 +86,7 @@ def static(
     named = {graph.tensors[i].name.decode(): known for i, known in ranges.items()}
     type_unread_outputs(quantized)
     islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)})
+    drop_unused(quantized, {}, set())
     _restore(quantized, original)
     return quantized
 

@@ -8,6 +8,7 @@ pairs are then taken out, also those that the converter added, which leaves a fl
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -321,24 +322,40 @@ def _range_of(tensor) -> Range:
 
 
 def drop_unused(model, ranges: dict[int, Range], floats: set[int]) -> None:
-    """Takes out tensors that nothing refers to. Changes all three arguments."""
+    """Takes out tensors and constants that nothing refers to. Changes all three arguments."""
     graph = model.subgraphs[0]
-    used = {i for op in graph.operators for i in (*op.inputs, *op.outputs) if i >= 0}
+    used = {i for op in graph.operators for i in _tensors_of(op) if i >= 0}
     used |= {*graph.inputs, *graph.outputs}
     new = {old: position for position, old in enumerate(sorted(used))}
     new[-1] = -1
     graph.tensors = [graph.tensors[i] for i in sorted(used)]
     for op in graph.operators:
         op.inputs, op.outputs = [new[i] for i in op.inputs], [new[i] for i in op.outputs]
+        op.intermediates = [new[i] for i in _some(op.intermediates)]
     graph.inputs, graph.outputs = [new[i] for i in graph.inputs], [new[i] for i in graph.outputs]
     for signature in model.signatureDefs:
         for entry in (*signature.inputs, *signature.outputs):
             entry.tensorIndex = new[entry.tensorIndex]
+    held = {t.buffer for g in model.subgraphs for t in g.tensors}
+    held |= {entry.buffer for entry in model.metadata or ()}
+    for number, buffer in enumerate(model.buffers):
+        if number not in held:
+            buffer.data = None
     known, kept = dict(ranges), set(floats)
     ranges.clear()
     ranges.update((new[i], found) for i, found in known.items() if i in new)
     floats.clear()
     floats.update(new[i] for i in kept if i in new)
+
+
+def _tensors_of(op) -> Iterator[int]:
+    """The tensors that an operator reads, gives or keeps; -1 for those that it may do without."""
+    for indices in (op.inputs, op.outputs, op.intermediates):
+        yield from _some(indices)
+
+
+def _some(indices) -> list[int]:
+    return [] if indices is None else [int(i) for i in indices]
 
 
 def _move_outputs(model, alias: dict[int, Any]) -> None:
