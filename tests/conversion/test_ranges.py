@@ -170,3 +170,16 @@ def test_a_sum_that_vanishes_gets_steps_that_litert_does_not_abort_at(bits):
     integers = quantize.static(model, known, io_dtype="float32", weight_bits=None)
     (found,) = run(integers, np.zeros((1, 4), np.float32))
     np.testing.assert_allclose(found, 0, atol=1e-3)
+
+
+def test_a_range_that_a_kernel_fixes_goes_no_further_than_it_must():
+    def function(x):
+        return tf.concat([tf.sigmoid(mark(x, -4.0, 4.0)), mark(tf.exp(x), -2.0, 6.0)], -1)
+
+    model = float_model(function, (1, 4))
+    known, _ = ranges.take_markers(model)
+    spread = ranges.spread(model, known)
+    assert limits(spread[model.subgraphs[0].outputs[0]]) == (-2.0078, 5.9922)
+    alone = float_model(lambda x: tf.transpose(tf.sigmoid(mark(x, -4.0, 4.0))), (1, 4))
+    spread = ranges.spread(alone, ranges.take_markers(alone)[0])
+    assert limits(spread[alone.subgraphs[0].outputs[0]]) == (0.0, round(255 / 256, 4))

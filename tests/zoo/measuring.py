@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 from litert_quantizer import quantizer, recipe
+from zoo.backbones import BUILDERS, Backbone
 
 import tfcompress as tfc
 from tfcompress.conversion import lower
@@ -31,8 +32,13 @@ class Subject:
     """A model of the zoo with samples of its inputs; statistics of BatchNormalization are set."""
 
     def __init__(self, name: str):
-        module = importlib.import_module(f"zoo.models.{name}")
-        self.name, self.what = name, (module.__doc__ or "").rstrip(".")
+        if name in BUILDERS:
+            module: Any = Backbone(name)
+            self.what = "KerasHub: the backbone"
+        else:
+            module = importlib.import_module(f"zoo.models.{name}")
+            self.what = (module.__doc__ or "").rstrip(".")
+        self.name = name
         keras.utils.set_random_seed(0)
         start = time.perf_counter()
         self.model: keras.Model = module.build()
@@ -98,7 +104,7 @@ def measure(name: str, stages: Iterable[str] = ()) -> dict[str, Any]:
     """What each stage found: its figures, or {"error": what it raised}.
 
     Args:
-        name: of a file in `models/`.
+        name: of a file in `models/`, or of a backbone.
         stages: which of `STAGES`; all by default. Those that one needs are done, too.
     """
     subject = Subject(name)

@@ -160,24 +160,26 @@ def _is_near(value: float, wanted: float) -> bool:
 def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
     """Ranges for all tensors that must have the same one as a tensor whose range is known."""
     graph, known = model.subgraphs[0], dict(ranges)
-    groups = [_same_scale(model, op) for op in graph.operators]
+    own: set[int] = set()  # given by the kernel, whatever the others of a group have
     for op in graph.operators:
         fixed = FIXED.get(op_name(model, op))
         bits = next((known[i].bits for i in op.inputs if i in known), 8)
         if fixed and bits == 8:
             known[op.outputs[0]] = Range(*fixed)
+            own.add(op.outputs[0])
         elif _makes_numbers_of_truths(model, op) and known.get(op.outputs[0], _TRUTH).bits == 8:
             known[op.outputs[0]] = _TRUTH
-    changed = True
-    while changed:
-        changed = False
-        for group in groups + groups[::-1]:
-            found = next((known[i] for i in group if i in known), None)
-            if found is None:
-                continue
-            missing = [i for i in group if i not in known]
-            known.update((i, found) for i in missing)
-            changed = changed or bool(missing)
+    groups = [_same_scale(model, op) for op in graph.operators]
+    for left_out in (own, set[int]()):
+        changed = True
+        while changed:
+            changed = False
+            for group in groups + groups[::-1]:
+                found = next((known[i] for i in group if i in known and i not in left_out), None)
+                missing = [i for i in group if i not in known]
+                if found is not None and missing:
+                    known.update((i, found) for i in missing)
+                    changed = True
     return known
 
 

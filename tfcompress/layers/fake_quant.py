@@ -139,18 +139,18 @@ class FakeQuant(keras.layers.Layer):
         low, high = self.limits()
         if self.observes:
             return self._activate(x)
-        seen = high > low
-        top = ops.where(seen, high, 1.0)
+        rounds = high > low
+        top = ops.where(rounds, high, 1.0)
+        if self.delay:
+            rounds = ops.logical_and(rounds, as_tensor(self.phase) > 0)
         added = None if source is None or self.bits != 8 else sum_of(self, source)
         if added is not None:
             kernel = round_as_kernel(x, (top - low) / 255.0, added)
-            x = ops.where(seen, ops.cast(kernel, x.dtype), x)
+            x = ops.where(rounds, ops.cast(kernel, x.dtype), x)
         y = self._activate(x)
         tied = y if source is not None else ties_away(y, low, top, self.bits)
         rounded = round_activation(tied, low, top, self.bits)
-        if self.delay:
-            seen = ops.logical_and(seen, as_tensor(self.phase) > 0)
-        return ops.where(seen, rounded, y)
+        return ops.where(rounds, rounded, y)
 
     def _observe(self, x, source, clips: bool):
         """Moves the range towards that of `x`, if it is a source; returns the range."""

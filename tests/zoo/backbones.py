@@ -1,7 +1,6 @@
 """Backbones of KerasHub in their smallest sensible sizes, on inputs of fixed shapes.
 
-`model(name)` gives a model's `build()` and `data(n, rng)`; `BUILDERS` lists the names. KerasHub is
-imported where a model is built.
+`BUILDERS` lists the names; KerasHub is imported where a model is built.
 """
 
 import dataclasses
@@ -387,8 +386,8 @@ _OPEN = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ZooModel:
-    """A model by name.
+class Backbone:
+    """The model of a name, with what the files in `models/` have, too.
 
     Attributes:
         name: as in `BUILDERS`.
@@ -429,8 +428,3 @@ class ZooModel:
             return rng.integers(0, 2 if "segment" in name else 50, shape).astype(tensor.dtype)
 
         return keras.tree.map_structure(one, model.input)
-
-
-def model(name: str) -> ZooModel:
-    """The model of a name in `BUILDERS`."""
-    return ZooModel(name)
