@@ -5,6 +5,7 @@
 
 import json
 import multiprocessing
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,27 +67,28 @@ def measured(name: str, stages: Iterable[str], seconds: float) -> dict[str, Any]
     process = context.Process(target=_measure, args=(theirs, name, list(stages)))
     process.start()
     theirs.close()
+    found: dict[str, Any] = {"name": name}
+    end = time.monotonic() + seconds
     try:
-        if ours.poll(seconds):
+        while ours.poll(max(0.0, end - time.monotonic())):
             found = ours.recv()
-            process.join(10)
-            return found
-        return {"name": name, "error": f"took more than {seconds} s"}
+        found["error"] = f"took more than {seconds} s"
     except EOFError:
         process.join(10)
-        return {"name": name, "error": f"the process ended with {process.exitcode}"}
+        if process.exitcode:
+            found["error"] = f"the process ended with {process.exitcode}"
     finally:
         process.kill()
+    return found
 
 
 def _measure(connection, name: str, stages: list[str]) -> None:
     from zoo.measuring import measure
 
     try:
-        found = measure(name, stages)
+        measure(name, stages, connection.send)
     except Exception as error:  # The model itself could not be built.
-        found = {"name": name, "error": f"{type(error).__name__}: {error}"[:300]}
-    connection.send(found)
+        connection.send({"name": name, "error": f"{type(error).__name__}: {error}"[:300]})
 
 
 def _cell(row: Mapping[str, Any], stage: str, form) -> str:
@@ -110,7 +112,7 @@ def _quality(found: Mapping[str, Any]) -> str:
 # heading -> the text of a row
 _COLUMNS = {
     "model": lambda row: row["name"],
-    "what": lambda row: row.get("what", row.get("error", "")),
+    "what": lambda row: row.get("what") or row["error"],
     "flat": lambda row: _cell(row, "flatten", lambda f: f"{f['difference']:.0e}"),
     "QAT s": lambda row: _cell(row, "qat", lambda f: f"{f['copy_s']:.1f} ({row['build_s']:.1f})"),
     "float": lambda row: _cell(row, "file", _floats),
@@ -136,7 +138,7 @@ def line(row: Mapping[str, Any]) -> str:
     errors = [
         f"\n  {k}: {v['error']}" for k, v in row.items() if isinstance(v, dict) and "error" in v
     ]
-    return cells + "".join(errors)
+    return f"{cells} {row.get('error', '')}" + "".join(errors)
 
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from zoo.backbones import BUILDERS, Backbone
 import tfcompress as tfc
 from tfcompress.conversion import lower
 from tfcompress.conversion.report import Report
+from tfcompress.graph.inputs import inputs_of
 from tfcompress.tflite.run import quiet
 
 FOLDER = Path(__file__).parent
@@ -54,7 +55,7 @@ class Subject:
     def _samples(self, module, count: int, rng) -> Any:
         if hasattr(module, "data"):
             return module.data(count, rng)
-        struct = self.inputs if self.inputs is not None else self.model._inputs_struct
+        struct = self.inputs if self.inputs is not None else inputs_of(self.model)[0]
 
         def values(tensor):
             shape = (count, *(d or getattr(module, "FREE", 16) for d in tensor.shape[1:]))
@@ -100,12 +101,15 @@ class Subject:
         return data if isinstance(data, dict | np.ndarray) else tree.flatten(data)
 
 
-def measure(name: str, stages: Iterable[str] = ()) -> dict[str, Any]:
+def measure(
+    name: str, stages: Iterable[str] = (), tell: Callable[[dict[str, Any]], Any] = bool
+) -> dict[str, Any]:
     """What each stage found: its figures, or {"error": what it raised}.
 
     Args:
         name: of a file in `models/`, or of a backbone.
-        stages: which of `STAGES`; all by default. Those that one needs are done, too.
+        stages: which of `STAGES`, in their order; all by default.
+        tell: called after each stage with what was found so far.
     """
     subject = Subject(name)
     found: dict[str, Any] = {"name": name, "what": subject.what, "build_s": subject.build_s}
@@ -124,6 +128,7 @@ def measure(name: str, stages: Iterable[str] = ()) -> dict[str, Any]:
                 text = " ".join(str(error).split())
                 found[stage] = {"error": f"{type(error).__name__}: {text[:300]}"}
             found[stage]["seconds"] = time.perf_counter() - start
+            tell(found)
     return found
 
 
@@ -214,9 +219,9 @@ STAGES: dict[str, Callable[[Subject, dict[str, Any]], dict[str, Any]]] = {
     "qat": _qat,
     "file": _file,
     "ptq": _ptq,
-    "converter": _converter,
-    "quantizer": _quantizer,
     "prune": _prune,
+    "quantizer": _quantizer,
+    "converter": _converter,  # the last one: loops end its process
 }
 
 
