@@ -104,6 +104,7 @@ def test_wheel_holds_the_data_and_nothing_else(wheel):
     assert not any("__pycache__" in name for name in names)
 
 
+@pytest.mark.slow
 def test_installed_wheel_works_outside_the_checkout(wheel, keras_file, tmp_path):
     # The dependencies are borrowed from the environment the tests run in; a .pth file gives access
     # to them but not to the editable install there, as .pth files are not followed recursively.

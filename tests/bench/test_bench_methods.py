@@ -17,16 +17,13 @@ from tfcompress.bench.tasks.task import Data, Training
 QUICK = [
     "float32",
     "float16",
-    "float16_converter",
     "dynamic_int8",
-    "dynamic_int8_converter",
     "ptq_int8",
     "ptq_int8_converter",
     "ptq_int8_aeq",
     "ptq_int4",
     "ptq_int4_aeq",
     "qat_int8",
-    "distill_int8",
 ]
 # What has a test of its own, which looks at the file as well.
 PRUNED = ["prune80_int8", "prune80_int8_tfmot"]
@@ -134,6 +131,7 @@ def test_80_percent_of_the_weights_in_the_file_are_zeros(make, name):
     assert 0.8 - 1e-3 <= zeros < 0.84
 
 
+@pytest.mark.slow
 def test_clusters_in_the_file_are_as_many_as_asked_for(make):
     assert all(t.unique <= 16 for t in weights_of(make("cluster16_int8").path))
 

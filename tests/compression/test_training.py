@@ -82,6 +82,7 @@ def test_last_batch_may_be_smaller():
     assert np.isfinite(model(X)).all()
 
 
+@pytest.mark.slow
 def test_class_and_sample_weights():
     by_class, by_sample = make(), make()
     by_class.fit(X, Y, batch_size=8, verbose=0, shuffle=False, class_weight={0: 0.2, 1: 3.0})
@@ -128,7 +129,9 @@ def test_custom_loop(reference):
     assert_same(model, reference, 1e-6)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision(policy, tmp_path):
     keras.config.set_dtype_policy(policy)
     try:
@@ -150,6 +153,7 @@ def test_mixed_precision(policy, tmp_path):
     np.testing.assert_array_equal(model(X), loaded(X))
 
 
+@pytest.mark.slow
 def test_jit_compile(reference):
     assert_same(fit(make(jit_compile=True)), reference, 0.02)
 
@@ -216,6 +220,7 @@ def test_weights_and_clone(tmp_path, reference):
         np.testing.assert_array_equal(other(X), reference(X))
 
 
+@pytest.mark.slow
 def test_backup_and_restore(tmp_path):
     class Kill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -236,6 +241,7 @@ def test_backup_and_restore(tmp_path):
     assert_same(resumed, run(start()))
 
 
+@pytest.mark.slow
 def test_learns_digits():
     """int8 keeps at least 0.97 of the float accuracy on real data."""
     datasets = pytest.importorskip("sklearn.datasets")

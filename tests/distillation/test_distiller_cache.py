@@ -292,7 +292,7 @@ def test_refused_at_construction(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Model doesn't support `jit_compile=True`")
-@pytest.mark.parametrize("jit_compile", ["auto", True])
+@pytest.mark.parametrize("jit_compile", ["auto", pytest.param(True, marks=pytest.mark.slow)])
 def test_jit_compile_is_off(trained, jit_compile):
     """XLA cannot call the host."""
     distiller = make("memory")

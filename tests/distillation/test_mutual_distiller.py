@@ -162,6 +162,7 @@ def test_logits_and_probabilities_cannot_share_a_loss_for_labels():
     tfc.MutualDistiller([mlp(4, "plain"), mlp(5, "soft", 1, "softmax")], alpha=0)
 
 
+@pytest.mark.slow
 def test_born_again():
     made, trained = [], []
 

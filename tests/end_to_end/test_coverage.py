@@ -18,7 +18,7 @@ import tfcompress as tfc
 
 # The smallest input that builds; 32 where it is not said.
 SMALLEST = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71, "NASNetLarge": 32}
-QUICK = ("subclassed", "two_inputs_two_outputs", "unet", "squeeze_and_excite", "transformer")
+QUICK = ("subclassed", "two_inputs_two_outputs", "unet", "squeeze_and_excite")
 
 
 def architectures() -> list[str]:

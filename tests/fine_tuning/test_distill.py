@@ -70,6 +70,7 @@ def shapes_in(path):
     return shapes
 
 
+@pytest.mark.slow
 def test_a_resumed_training_gives_what_an_uninterrupted_one_gives(run, whole, tmp_path):
     interrupted(run, 13)
     shapes = shapes_in(tmp_path / "out.keras.checkpoint" / "2.weights.h5")

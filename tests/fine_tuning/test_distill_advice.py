@@ -52,6 +52,7 @@ def test_a_cache_file_of_other_data_is_refused(run, tmp_path):
         assert run(**given).after == first.after
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_exchanged_with_its_student_is_told_of_once(made, tmp_path, capsys):
     small, big, data = made / "student.keras", made / "teacher.keras", made / "data.npz"
     words = ["--data", data, "--epochs", 2, "-o", tmp_path / "a.keras", "-q"]

@@ -154,7 +154,8 @@ def make_pair(structure):
     return keras.Model([b, a], [size, kind])
 
 
-@pytest.mark.parametrize("structure", [dict, pytest.param(list, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", [dict, list])
 def test_several_inputs_and_outputs_by_name(run, tmp_path, structure):
     model = make_pair(structure)
     losses = {"kind": LOSS, "size": "mse"}

@@ -122,6 +122,7 @@ def test_a_model_that_was_not_compiled(command, made, tmp_path):
     assert command(*words, "--loss", LOSS, model=tmp_path / "plain.keras")[0] == 0
 
 
+@pytest.mark.slow
 def test_training_from_the_original(command, made, tmp_path):
     words = ["--data", made / "data.npz", "--epochs", 2, "--batch-size", 16, "--json"]
     status, out, said = command(*HALF, *words, "--distill")

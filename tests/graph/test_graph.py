@@ -281,7 +281,7 @@ def application(name, size):
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("MobileNetV3Small", 32),
+        pytest.param("MobileNetV3Small", 32, marks=pytest.mark.slow),
         pytest.param("EfficientNetB0", 32, marks=pytest.mark.slow),
         pytest.param("ConvNeXtTiny", 32, marks=pytest.mark.slow),
         pytest.param("NASNetMobile", 32, marks=pytest.mark.slow),

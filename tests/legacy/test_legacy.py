@@ -117,6 +117,7 @@ assert "TF_USE_LEGACY_KERAS" not in os.environ
 """
 
 
+@pytest.mark.slow
 def test_tf_keras_and_tfmot_are_imported_only_for_their_models(tmp_path):
     # Another test may have imported TFMOT by itself, which sets the variable for good.
     clean = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
@@ -197,6 +198,7 @@ def test_clustering_per_channel(net):
     assert len(np.unique(kernel)) == 24
 
 
+@pytest.mark.slow
 def test_quantization_keeps_zeros_and_clusters_that_it_finds(sparse, clustered):
     for plain, values in ((sparse, None), (finalize(clustered), 4)):
         model = finalize(fit(compress(plain, everywhere(Quantize()))))

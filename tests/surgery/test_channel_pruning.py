@@ -154,6 +154,7 @@ def test_penalty_by_hand():
     assert counts(model) == [0, 6]
 
 
+@pytest.mark.slow
 def test_penalty_grows_and_shrinks_what_goes():
     model, seen = make(keras.optimizers.Adam(0.01), run_eagerly=False), []
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(norms(model)))

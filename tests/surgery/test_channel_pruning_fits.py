@@ -20,7 +20,7 @@ from tfcompress import schedules
 from tfcompress.surgery.pruning.in_training import ChannelPruning
 
 
-@pytest.mark.parametrize("method", ["masks", "group_lasso"])
+@pytest.mark.parametrize("method", ["masks", pytest.param("group_lasso", marks=pytest.mark.slow)])
 def test_second_fit_goes_on(method):
     model, whole = make(), make()
     ours, settings = callback(method=method), {"batch_size": 4, "shuffle": False, "verbose": 0}
@@ -105,6 +105,7 @@ def test_restored_weights_of_an_earlier_epoch_are_pruned_and_told(recwarn):
     assert sum("put back" in str(w.message) for w in recwarn) == 1
 
 
+@pytest.mark.slow
 def test_resumed_by_backup_and_restore(tmp_path):
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path / "backup")
