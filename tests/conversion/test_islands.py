@@ -254,3 +254,15 @@ def test_sum_of_vectors_is_one_operator(activation, tmp_path):
         keras.Model([a, b], y), tmp_path / "m.tflite", io_dtype="int8", calibration=data
     )
     assert [op for op, _, _ in report.ops] == ["ADD"]
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "DepthwiseConv1D", "Conv1DTranspose"])
+def test_biases_and_normalization_after_sequences_are_folded(kind, tmp_path):
+    settings = {"kernel_size": 3, "bias_initializer": "ones"}
+    settings |= {} if kind == "DepthwiseConv1D" else {"filters": 4}
+    convolution = getattr(layers, kind)(**settings)
+    model = keras.Sequential([keras.Input((8, 4)), convolution, layers.BatchNormalization()])
+    model.layers[-1].moving_mean.assign([0.5, 1.0, 1.5, 2.0])
+    x = np.random.default_rng(0).normal(size=(16, 8, 4)).astype("float32")
+    report = tfc.convert(model, tmp_path / "m.tflite", io_dtype="int8", calibration=x)
+    assert not {op for op, _, _ in report.ops} & {"ADD", "MUL"}

@@ -93,8 +93,8 @@ def _extreme(function: Callable) -> Callable:
 
 def _add(own: Callable) -> Callable:
     def add(x1, x2):
-        tensors = tf.is_tensor(x1) and tf.is_tensor(x2)
-        if tensors and x1.dtype == x2.dtype and len(x2.shape) > 1:
+        tensors = tf.is_tensor(x1) and tf.is_tensor(x2) and x1.dtype == x2.dtype
+        if tensors and x1.shape == x2.shape and len(x2.shape) == 2:
             return tf.add(x1, x2)
         return own(x1, x2)
 
