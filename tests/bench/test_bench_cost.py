@@ -15,7 +15,8 @@ def trained(run, kit):
     return model.get_weights()
 
 
-@pytest.mark.parametrize("kit", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kit", ["keras", "tf_keras"])
 def test_turns_of_the_plain_model_leave_the_training_as_it_is(tmp_path, monkeypatch, kit):
     task, data = task_of(dropping)
     run = run_of(task, data, tmp_path, steps=30)

@@ -19,10 +19,7 @@ QUICK = [
     "float16",
     "dynamic_int8",
     "ptq_int8",
-    "ptq_int8_converter",
-    "ptq_int8_aeq",
     "ptq_int4",
-    "ptq_int4_aeq",
     "qat_int8",
 ]
 # What has a test of its own, which looks at the file as well.
@@ -187,6 +184,7 @@ def test_the_float_training_follows_its_seed():
     assert any((x != y).any() for x, y in zip(a, c, strict=True))
 
 
+@pytest.mark.slow
 def test_a_reconstruction_is_distilled_as_numbers(tmp_path):
     run = run_of(*task_of(rebuilding, "mse"), tmp_path)
     ours.distill_int8(run)

@@ -70,6 +70,7 @@ def test_run_eagerly(reference):
     assert_same(fit(make(run_eagerly=True)), reference, 0.02)
 
 
+@pytest.mark.slow
 def test_tf_data(reference):
     model = make()
     model.fit(tf.data.Dataset.from_tensor_slices((X, Y)).batch(8), verbose=0)
@@ -195,6 +196,7 @@ def test_frozen_base():
     assert np.abs(layer.layer.kernel - kernel).max() > 0
 
 
+@pytest.mark.slow
 def test_another_optimizer_midway():
     model = fit(make())
     loss, before = model.loss, np.array(model(X))

@@ -190,6 +190,7 @@ def test_labels_of_positions():
         check_labels(model, LOSS, data)
 
 
+@pytest.mark.slow
 def test_progress_shows_losses_and_the_metrics_of_the_user(stages, made, tmp_path):
     number = r"\d+\.\d{4}"
     _, shown = stages(epochs=2)
@@ -210,6 +211,7 @@ def test_progress_shows_losses_and_the_metrics_of_the_user(stages, made, tmp_pat
     assert re.fullmatch(rf"epoch 2 of 2 \(so far: loss {number}, accuracy {number}\)", shown[1])
 
 
+@pytest.mark.slow
 def test_the_summary_names_what_was_learned(run, made, tmp_path):
     found = run(recipe=made / "recipe.yaml", epochs=1)
     assert f"{made / 'teacher.keras'}: soft_labels, features x0.01; alpha 0.1, temperature 4." in (

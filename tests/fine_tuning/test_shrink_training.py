@@ -83,6 +83,7 @@ def test_the_file_is_what_the_result_says(whole, made):
     assert [p.name for p in path.parent.iterdir()] == ["out.keras"]
 
 
+@pytest.mark.slow
 def test_the_first_phase_is_what_shrink_does(run, whole, made, recipe, tmp_path):
     # Surgery with scores of the training data, and 2 epochs in float with a rate that falls to 0.
     given = {"data": made / "data.npz", "epochs": 2, "batch_size": 16}

@@ -21,6 +21,7 @@ def pruned(float_cnn, images):
     return model
 
 
+@pytest.mark.slow
 def test_before_are_the_weights_that_techniques_are_not_applied_to(pruned, images, tmp_path):
     file, path = tmp_path / "a.tflite", tmp_path / "r.html"
     tfc.convert(pruned, file)

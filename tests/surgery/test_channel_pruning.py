@@ -66,6 +66,7 @@ def test_parameters_rounded():
     assert small.get_layer("second").filters in (4, 8, 12)
 
 
+@pytest.mark.slow
 def test_default_schedule_ends_in_the_middle():
     model, watch = make(), Watch()
     callback = ChannelPruning(sparsity=0.5, scope="local", round_to=1)

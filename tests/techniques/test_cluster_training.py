@@ -191,6 +191,7 @@ def test_save_and_continue(tmp_path):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
 
 
+@pytest.mark.slow
 def test_jit_compile_gives_the_same():
     a, b = (make(Prune(0.5), Cluster(4), run_eagerly=False) for _ in range(2))
     b.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=True)
