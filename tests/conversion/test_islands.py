@@ -266,3 +266,15 @@ def test_biases_and_normalization_after_sequences_are_folded(kind, tmp_path):
     x = np.random.default_rng(0).normal(size=(16, 8, 4)).astype("float32")
     report = tfc.convert(model, tmp_path / "m.tflite", io_dtype="int8", calibration=x)
     assert not {op for op, _, _ in report.ops} & {"ADD", "MUL"}
+
+
+def test_dilated_convolutions_that_share_their_blocks(tmp_path):
+    x = inputs = keras.Input((16, 4))
+    settings = {"dilation_rate": 2, "padding": "causal", "bias_initializer": "random_normal"}
+    branches = [layers.Conv1D(4, 2, activation=a, **settings)(x) for a in ("tanh", "relu")]
+    qat = tfc.quantize_aware(keras.Model(inputs, layers.Multiply()(branches)))
+    data = np.random.default_rng(0).normal(size=(16, 16, 4)).astype("float32")
+    qat(data, training=True)
+    report = tfc.convert(qat, tmp_path / "m.tflite", strict=True)
+    assert "ADD" not in [op for op, _, _ in report.ops]
+    assert tfc.verify(qat, tmp_path / "m.tflite", data).outputs[0].keras.max_lsb <= 1

@@ -198,3 +198,23 @@ def test_masks_go_as_far_as_they_went(name, tmp_path):
         np.testing.assert_allclose(copy(TOKENS), wanted, atol=2e-3)
     keeps = any(isinstance(x, KeepMask) for x in quantized.layers)
     assert keeps == (name in ("normalized", "activated", "attention"))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Small(layers.Layer):
+    """Asks for small outputs by a loss, which is one number for the whole batch."""
+
+    def call(self, x):
+        self.add_loss(10.0 * ops.mean(ops.square(x)))
+        return x
+
+
+def test_losses_that_a_layer_adds_count_the_same():
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    model = model_of(layers.Dense(4), Small(), layers.Dense(1), shape=(8,))
+    qat = tfc.quantize_aware(model)
+    qat(x, training=True)
+    for each in (model, qat):
+        each.compile("sgd", "mse", jit_compile=False)
+    wanted = model.evaluate(x, x[:, :1], verbose=0)
+    assert qat.evaluate(x, x[:, :1], verbose=0) == pytest.approx(wanted, rel=0.02)

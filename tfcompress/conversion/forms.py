@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code, op_name
 
 _OPERATORS, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
 _BOOL = schema.TensorType.BOOL
+# What moves values about before a bias is added to them.
+_MOVING = ("RESHAPE", "BATCH_TO_SPACE_ND")
+_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 _PLAIN: dict[str, Any] = {"builtinOptions": None, "builtinOptionsType": 0}  # types tell themselves
 
 
@@ -20,9 +25,10 @@ def rewrite(model, ranges: dict[int, Range], floats: set[int]) -> None:
     """Writes SQUARE and a third power as products, and SUM as a multiple of MEAN.
 
     LiteRT's reference kernels sum integers wrong. Truths become floats at once, not by way of whole
-    numbers. Changes `model`, and gives `ranges` to what comes between; what is to stay float is
-    left.
+    numbers; biases are added inside of convolutions. Changes `model`, and gives `ranges` to what
+    comes between; what is to stay float is left.
     """
+    _take_biases_in(model, {*ranges, *floats, *model.subgraphs[0].outputs}, floats)
     graph, written = model.subgraphs[0], []
     truths = _truths(model)
     for op in graph.operators:
@@ -43,6 +49,63 @@ def rewrite(model, ranges: dict[int, Range], floats: set[int]) -> None:
             written.append(op)
     unread = truths.keys() - {i for op in written for i in op.inputs} - set(graph.outputs)
     graph.operators = [op for op in written if not unread.intersection(op.outputs)]
+
+
+def _take_biases_in(model, told: Collection[int], floats: Collection[int]) -> None:
+    """Adds to the bias of a convolution what is added to its result.
+
+    The converter leaves that where dilated convolutions share the blocks that they read.
+
+    Args:
+        told: tensors that must stay what they are.
+    """
+    graph = model.subgraphs[0]
+    readers = Counter(i for op in graph.operators for i in op.inputs)
+    makers = {i: op for op in graph.operators for i in op.outputs}
+
+    def convolution_of(index: int) -> Any:
+        maker = makers.get(index)
+        if maker is None or index in told or readers[index] != 1:
+            return None
+        name, first = op_name(model, maker), maker.inputs[0]
+        if name in _MOVING and _channels(model, first) == _channels(model, index):
+            return convolution_of(first)
+        plain = name in _CONVOLUTIONS and maker.builtinOptions.fusedActivationFunction == 0
+        has_bias = plain and len(maker.inputs) == 3 and maker.inputs[2] >= 0
+        return maker if has_bias and is_constant(model, maker.inputs[2]) else None
+
+    kept = []
+    for op in graph.operators:
+        source, bias = _biased(model, op)
+        convolution = None if source is None or op.outputs[0] in floats else convolution_of(source)
+        if convolution is None:
+            kept.append(op)
+            continue
+        old = graph.tensors[convolution.inputs[2]]
+        values = (constant(model, convolution.inputs[2]).ravel() + bias).astype(np.float32)
+        graph.tensors.append(changed(old, buffer=add_buffer(model, values.tobytes())))
+        convolution.inputs = [*convolution.inputs[:2], len(graph.tensors) - 1]
+        activation = op.builtinOptions.fusedActivationFunction
+        convolution.builtinOptions.fusedActivationFunction = activation
+        makers[source].outputs = [op.outputs[0]]
+        makers[op.outputs[0]] = makers[source]
+    graph.operators = kept
+
+
+def _channels(model, index: int) -> int:
+    return int(model.subgraphs[0].tensors[index].shape[-1])
+
+
+def _biased(model, op) -> tuple[int | None, Any]:
+    """The tensor and the vector along its last axis that an ADD adds; None if it is no such."""
+    if op_name(model, op) != "ADD":
+        return None, None
+    for source, added in (op.inputs, op.inputs[::-1]):
+        if is_constant(model, added) and not is_constant(model, source):
+            values = constant(model, added)
+            if values.shape[-1:] == (values.size,) and values.size == _channels(model, source):
+                return int(source), values.ravel()
+    return None, None
 
 
 def _truths(model) -> dict[int, int]:

@@ -212,7 +212,7 @@ def _step_of(value):
 def _mean(x, y) -> Sum | None:
     sizes = [tuple(t.shape)[1:] for t in (x, y)]
     scale = _scale_of(x)
-    if scale is None or None in sizes[0] or x.shape[0] is not y.shape[0]:
+    if scale is None or None in sizes[0] or not y.shape or x.shape[0] is not y.shape[0]:
         return None
     return Sum(scale, count=math.prod(sizes[0]) // math.prod(sizes[1]))
 
