@@ -171,6 +171,7 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _behind(row: Mapping[str, Any]) -> float:
-    """By how many dB the better peer is ahead."""
+    """By how many dB the better peer is ahead; none of a file that could not be made."""
+    ours = row.get("ptq", {}).get("sqnr_db", 200.0)
     peers = [row.get(name, {}).get("sqnr_db", -200.0) for name in ("converter", "quantizer")]
-    return min(max(peers), 200.0) - row.get("ptq", {}).get("sqnr_db", -200.0)
+    return min(max(peers), 200.0) - ours
