@@ -70,7 +70,9 @@ def static(
     Returns the `ModelT` of the integer file.
     """
     graph = model.subgraphs[0]
-    ranges = dict(ranges)
+    ranges, floats = dict(ranges), set(floats)
+    # litert-quantizer fails on a constant that nothing reads and whose buffer another has, too.
+    drop_unused(model, ranges, floats)
     part_outputs(model, ranges)
     require_ranges(model, ranges, io_dtype)
     tags: set[str] = set()
