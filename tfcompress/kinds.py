@@ -32,15 +32,16 @@ _TABLE = {
     "Abs Absolute Divide TrueDivide ELU Elu Exp Gelu HardSilu LeakyReLU LeakyRelu Log ReLU Relu "
     "Relu6 Rescaling Rsqrt Sigmoid Silu Sqrt Tanh Where": "pointwise | integer",
     "Maximum Minimum": "pointwise | integer same_scale filling",
+    "Cast": "pointwise | integer",  # of whole numbers and truths; one of floats is none in the file
     "ConvertToTensor Copy": "pointwise | same_scale",
-    "Activation Average Cast Ceil Celu Clip Cos Equal Erf Expm1 FakeQuant Floor Greater "
+    "Activation Average Ceil Celu Clip Cos Equal Erf Expm1 FakeQuant Floor Greater "
     "GreaterEqual HardShrink HardSigmoid HardTanh Less LessEqual Log1p LogSigmoid LogicalAnd "
     "LogicalNot LogicalOr NanToNum Negative NotEqual Power Reciprocal Round Selu Sign Sin "
     "SoftShrink Softplus Softsign SparseSigmoid Square Squareplus TanhShrink Threshold": (
         "pointwise |"
     ),
-    "Softmax": "mixing | integer",
-    "LogSoftmax Sparsemax": "mixing |",
+    "LogSoftmax Softmax": "mixing | integer",
+    "Sparsemax": "mixing |",
     "UnitNormalization": "joint |",
     "Masking": "joint | transparent",
     "KeepMask": "| transparent",

@@ -7,6 +7,8 @@ from conftest import run_tflite
 from keras import layers, ops
 
 import tfcompress as tfc
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.run import Runner
 
 LIMITS = np.array([-0.5, 0.0, 0.1, 0.5], "float32")
 
@@ -169,6 +171,31 @@ def test_comparisons_and_numbers_of_their_truths(name, tmp_path):
     assert error[apart].max() <= 2.02 / 255
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("is_trained", [True, False], ids=["trained", "calibrated"])
+def test_whole_numbers_become_int8_at_once(dtype, is_trained, tmp_path):
+    """As masks do; and those that calibration did not reach saturate."""
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), dtype=dtype, name="b")
+    whole = ops.cast(b, "float32")
+    model = keras.Model([a, b], [a * whole, ops.sin(whole)])
+    x = np.ones((8, 4), "float32")
+    n = np.arange(32).reshape(8, 4) % (2 if dtype == "bool" else 6)
+    samples, path = {"a": x, "b": n.astype(dtype)}, tmp_path / "m.tflite"
+    if is_trained:
+        with pytest.warns(UserWarning, match="Sin"):
+            qat = model = tfc.quantize_aware(model)
+        qat([x, n.astype(dtype)], training=True)
+    report = tfc.convert(model, path, calibration=None if is_trained else samples)
+    # What SIN reads are floats as they are, or truths.
+    assert {f.op for f in report.float_ops} - {"CAST"} == {"SIN"}
+    runner = Runner(flatbuffer.read(path), path.read_bytes(), "it", reference=True)
+    for value in (0, 1, *(() if dtype == "bool" else (5, 200))):
+        given = {"a": np.ones((1, 4), "float32"), "b": np.full((1, 4), value, dtype)}
+        product, sine = runner.run(given)
+        assert np.abs(product - min(value, 5)).max() <= 0.05
+        np.testing.assert_allclose(sine, np.sin(value), atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_comparisons_that_integers_cannot_tell_stay_float(scale, tmp_path):
     """LiteRT compares in 256ths, and ends the process at scales of 1."""
@@ -216,6 +243,7 @@ def test_a_divisor_near_zero_stays_float(tmp_path):
 
 
 def test_a_masked_average_divides_by_whole_counts(tmp_path):
+    keras.utils.set_random_seed(0)
     tokens = keras.Input((10,), dtype="int32", name="t")
     x = layers.Embedding(20, 6, mask_zero=True)(tokens)
     model = keras.Model(tokens, layers.GlobalAveragePooling1D()(x))

@@ -38,7 +38,7 @@ SAME_SCALE = set(
     "EXPAND_DIMS SQUEEZE TILE REDUCE_MAX MINIMUM DEPTH_TO_SPACE SPACE_TO_BATCH_ND "
     "BATCH_TO_SPACE_ND REVERSE_V2 SPLIT_V".split()
 )
-_FLOAT, _BOOL, _INT8 = 0, 6, 9
+_FLOAT, _INT32, _BOOL, _INT8 = 0, 2, 6, 9
 
 
 def fold(model, ranges: dict[str, Range]) -> None:
@@ -68,7 +68,10 @@ class _Folder:
                 continue
             name = op_name(self.model, op)
             if name in KERNELS and self._is_foldable(op, name):
-                self._fold(op, name)
+                if name == "CAST" and tensors[op.inputs[0]].type != _BOOL:
+                    self._quantize_count(op)
+                else:
+                    self._fold(op, name)
                 continue
             self.operators.append(op)
             if name == "DEQUANTIZE" and tensors[op.inputs[0]].type == _INT8:
@@ -87,7 +90,7 @@ class _Folder:
         constants = [i for i in inputs if is_constant(self.model, self.graph.tensors[i])]
         activations = [i for i in inputs if i not in constants]
         if name == "CAST":
-            return self._is_truth(op)
+            return self._is_truth(op) or self._is_count(op)
         if not activations or (constants and name not in ("PRELU", "MINIMUM", *_COMPARING)):
             return False
         grids = [grid for grid in map(self._grid_of, activations) if grid is not None]
@@ -104,6 +107,17 @@ class _Folder:
         """Whether a CAST makes numbers of truths, for integers to read."""
         source, made = op.inputs[0], op.outputs[0]
         return self.graph.tensors[source].type == _BOOL and self._wanted_grid(made) == (1.0, 0)
+
+    def _is_count(self, op) -> bool:
+        """Whether a CAST makes floats of whole numbers, for integers to read."""
+        source, made = op.inputs[0], op.outputs[0]
+        kinds = [self.graph.tensors[i].type for i in (source, made)]
+        read = made in self.quantizes or any(
+            made in other.inputs and op_name(self.model, other) in KERNELS
+            for other in self.graph.operators
+        )
+        whole = kinds[0] not in (_FLOAT, _BOOL) and kinds[1] == _FLOAT
+        return whole and read and self._wanted_grid(made) is not None
 
     def _symmetric_scale(self, index: int, name: str) -> float:
         values: Any = tensor_values(self.model, self.graph.tensors[index])
@@ -153,6 +167,22 @@ class _Folder:
             self.operators.append(back)
         op.outputs = outputs
         _raise_version(self.model, op)
+
+    def _quantize_count(self, op) -> None:
+        """Writes a CAST of whole numbers as their QUANTIZE; what reads floats has the CAST still."""
+        source, made = op.inputs[0], op.outputs[0]
+        tensors = self.graph.tensors
+        # Whole numbers of scale 1; those that others read, or of another type, as a copy.
+        cast = schema.CastOptionsT(tensors[source].type, _INT32)
+        named = {"name": bytes(tensors[source].name) + b"_whole", "type": _INT32, "buffer": 0}
+        tensors.append(changed(tensors[source], **named, quantization=_quantization(1.0, 0)))
+        whole = len(tensors) - 1
+        code = op_code(self.model, schema.BuiltinOperator.CAST)
+        options = schema.BuiltinOptions.CastOptions
+        self.operators.append(schema.OperatorT(code, [source], [whole], options, cast))
+        self.source[made] = self._integer_tensor(made, self._wanted_grid(made))
+        self.operators.append(_conversion(self.model, "QUANTIZE", whole, self.source[made]))
+        self.operators.append(op)
 
     def _integer_tensor(self, output: int, grid) -> int:
         """The int8 tensor in an output's place: that of a QUANTIZE of the same grid, or a new one.
@@ -238,8 +268,10 @@ def _same_grid(a, b) -> bool:
 
 
 def _drop_unread(model, graph) -> None:
-    """Takes out DEQUANTIZE ops that nobody reads any more."""
+    """Takes out DEQUANTIZE and CAST ops that nobody reads any more."""
     read = {i for op in graph.operators for i in op.inputs} | set(graph.outputs)
     graph.operators = [
-        op for op in graph.operators if op_name(model, op) != "DEQUANTIZE" or op.outputs[0] in read
+        op
+        for op in graph.operators
+        if op_name(model, op) not in ("DEQUANTIZE", "CAST") or op.outputs[0] in read
     ]

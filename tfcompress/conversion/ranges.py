@@ -167,8 +167,12 @@ def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
         if fixed and bits == 8:
             known[op.outputs[0]] = Range(*fixed)
             own.add(op.outputs[0])
-        elif _makes_numbers_of_truths(model, op) and known.get(op.outputs[0], _TRUTH).bits == 8:
+        elif _makes_numbers_of(_BOOL, model, op) and known.get(op.outputs[0], _TRUTH).bits == 8:
             known[op.outputs[0]] = _TRUTH
+        elif _makes_numbers_of(None, model, op) and (found := known.get(op.outputs[0])):
+            # What was 0 all along may be another whole number.
+            high = found.maximum if _width(found) >= 1 else found.minimum + 1
+            known[op.outputs[0]] = Range(found.minimum, high, found.bits)
     groups = [_same_scale(model, op) for op in graph.operators]
     for left_out in (own, set[int]()):
         changed = True
@@ -183,10 +187,12 @@ def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
     return known
 
 
-def _makes_numbers_of_truths(model, op) -> bool:
-    tensors = model.subgraphs[0].tensors
-    from_bool = op_name(model, op) == "CAST" and tensors[op.inputs[0]].type == _BOOL
-    return from_bool and tensors[op.outputs[0]].type == 0
+def _makes_numbers_of(kind: int | None, model, op) -> bool:
+    """Whether an op makes floats of a type, or of any that is no float."""
+    if op_name(model, op) != "CAST":
+        return False
+    given, made = (model.subgraphs[0].tensors[i[0]].type for i in (op.inputs, op.outputs))
+    return made == 0 and (given != 0 if kind is None else given == kind)
 
 
 def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:

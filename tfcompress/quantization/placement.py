@@ -19,9 +19,16 @@ from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import Quantize
 
 # The ranges of outputs that LiteRT fixes.
-FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
+FIXED = {
+    "softmax": (0.0, 255 / 256),
+    "sigmoid": (0.0, 255 / 256),
+    "tanh": (-1.0, 127 / 128),
+    "logsoftmax": (-255 / 16, 0.0),
+}
 _FIXED_16 = (-1.0, 32767 / 32768)
-_ACTIVATIONS = set("relu relu6 leaky_relu gelu hard_silu elu softmax sigmoid tanh linear".split())
+_ACTIVATIONS = set(
+    "relu relu6 leaky_relu gelu hard_silu elu softmax log_softmax sigmoid tanh linear".split()
+)
 
 
 @dataclasses.dataclass
@@ -64,8 +71,10 @@ def kind_of(operation) -> str:
 
 def fixed_range(operation, bits: int = 8) -> tuple[float, float] | None:
     """The output range that LiteRT fixes for an operation, if it does."""
-    name = kind_of(operation).removeprefix("Activation:").lower()
-    return _FIXED_16 if bits == 16 and name in FIXED else FIXED.get(name)
+    name = kind_of(operation).removeprefix("Activation:").lower().replace("_", "")
+    if bits == 16:  # there is no LOG_SOFTMAX of 16 bits
+        return _FIXED_16 if name in FIXED and name != "logsoftmax" else None
+    return FIXED.get(name)
 
 
 def relu_name(operation) -> str | None:
@@ -287,9 +296,8 @@ class _Placer:
 
     def _is_asked(self, key: int) -> bool:
         technique, _, node = self.sources[key]
-        return key in self.wanted or (
-            technique is not None and not isinstance(node.operation, Parameter)
-        )
+        takes = technique is not None and not isinstance(node.operation, Parameter)
+        return key in self.wanted or (takes and kind_of(node.operation) != "Cast")
 
     def _multiplied(self) -> set[int]:
         """The roots of weights that are multiplied with as a Dense layer does, not by value."""
@@ -329,12 +337,11 @@ class _Placer:
 
     @staticmethod
     def _is_exact(technique: Quantize | None, activation: str | None, node: Node) -> bool:
-        return technique is None or isinstance(node.operation, layers.InputLayer | Parameter)
+        return technique is None or _is_given(node)
 
     @staticmethod
     def _stays_float(technique: Quantize | None, activation: str | None, node: Node) -> bool:
-        given = isinstance(node.operation, layers.InputLayer | Parameter)
-        return technique is None and not given
+        return technique is None and not _is_given(node)
 
     def _unique_name(self, name: str) -> str:
         """A layer that is called several times has a quantizer for each call."""
@@ -361,6 +368,12 @@ def _is_foldable(node: Node) -> bool:
         return False
     rank = len(node.outputs[0].shape)
     return operation.axis in (-1, rank - 1)
+
+
+def _is_given(node: Node) -> bool:
+    """Whether a node's values come from no computation: inputs, weights, whole numbers."""
+    given = isinstance(node.operation, layers.InputLayer | Parameter)
+    return given or kind_of(node.operation) == "Cast"
 
 
 def _looks_up(node: Node) -> bool:
