@@ -349,3 +349,34 @@ def test_nested_call_with_reordered_dict_other_rank_and_other_dtype():
     x, y = keras.Input((8,), dtype="int32"), keras.Input(())
     model = keras.Model([x, y], inner({"a": x, "b": y}))
     flat_and_equal(model, [np.arange(32).reshape(4, 8), normal(4)])
+
+
+@pytest.mark.parametrize("is_subclassed", [False, True])
+def test_a_layer_that_remembers_what_it_saw(is_subclassed):
+    """A normalization that a second call undoes."""
+
+    class Instance(layers.Layer):
+        def call(self, x, mode="norm"):
+            if mode == "undo":
+                return x * self.scale + self.mean
+            self.mean = ops.mean(x, axis=1, keepdims=True)
+            self.scale = ops.std(x, axis=1, keepdims=True) + 0.1
+            return (x - self.mean) / self.scale
+
+    class Whole(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.normalize, self.dense = Instance(), layers.Dense(3)
+
+        def call(self, x):
+            return self.normalize(self.dense(self.normalize(x)), mode="undo")
+
+    whole, inputs = Whole(), keras.Input((6, 3))
+    x = normal(4, 6, 3)
+    expected = whole(x)
+    model = whole if is_subclassed else keras.Model(inputs, whole.call(inputs))
+    flat = flatten(model)
+    np.testing.assert_allclose(flat(x), expected, atol=1e-6)
+    assert not any(isinstance(layer, Instance) for layer in flat.layers)
+    again = flatten(flat)
+    np.testing.assert_array_equal(again(x), flat(x))

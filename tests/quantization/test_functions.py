@@ -49,7 +49,19 @@ FUNCTIONS = {
     "patches, overlapping": lambda x: ops.image.extract_patches(
         ops.reshape(x, (-1, 6, 4, 2)), (3, 2), strides=(2, 1)
     ),
+    "fft": lambda x: ops.concatenate(ops.fft((x, x * x)), axis=-1),
+    "fft2": lambda x: ops.fft2((x, ops.zeros_like(x)))[0],
+    "ifft2": lambda x: ops.ifft2((x, x * x))[1],
+    "scan": lambda x: ops.associative_scan(scanned, (x, x), axis=1)[1],
+    "scan, reverse": lambda x: ops.associative_scan(scanned, (x, x), reverse=True, axis=-1)[1],
 }
+
+
+def scanned(a, b):
+    """Two steps of h = keep * h + new as one."""
+    return a[0] * b[0], a[1] * b[0] + b[1]
+
+
 LAYERS = {
     "ReLU": lambda: layers.ReLU(4.0, negative_slope=0.1),
     "ELU": lambda: layers.ELU(0.3),
@@ -155,6 +167,16 @@ def test_what_was_float_is_whole_in_the_file(tmp_path):
     # A step of one operation is more of the next one's.
     assert {c.name: round(c.keras.max_lsb) for c in checks if c.keras.max_lsb > 3.01} == {}
     assert tfc.convert(model, path, precision="int8", calibration=data).float_ops == []
+
+
+def test_what_no_file_can_hold_is_rewritten(tmp_path):
+    x = keras.Input((6, 8))
+    model = keras.Model(x, FUNCTIONS["fft2"](x) + FUNCTIONS["scan"](x))
+    data, path = normal(16, 6, 8), tmp_path / "m.tflite"
+    tfc.convert(model, path, precision="float32")
+    assert tfc.verify(model, path, data).outputs[0].keras.sqnr_db > 90
+    assert tfc.convert(model, path, calibration=data).float_ops == []
+    assert tfc.verify(model, path, data).outputs[0].keras.sqnr_db > 25
 
 
 def test_why_operations_stay_float():

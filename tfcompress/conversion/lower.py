@@ -29,6 +29,7 @@ from tfcompress.layers.compressed import (
     target_variables,
 )
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.quantization import transforms
 from tfcompress.quantization.openers import Rsqrt
 from tfcompress.quantization.opening import OUTPUT_SUFFIX, open_layers
 from tfcompress.quantization.placement import kind_of
@@ -270,6 +271,9 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
             special = _canonical(graph, node) if integer else None
             if special is not None:  # not kept: a shared layer may be folded elsewhere
                 return special(args[0])
+            lacking = transforms.opener_of(operation)
+            if lacking is not None:
+                return lacking(operation, *args, **kwargs)
             if id(operation) not in copies:
                 twin, source = _plain_layer(operation, integer)
                 copies[id(operation)] = twin

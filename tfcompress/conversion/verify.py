@@ -262,9 +262,17 @@ class Reference:
         (_, self.outputs), struct, run = lower.interface(model)
         self.inputs: list[Any] = tree.flatten(struct)
 
-        @tf.function(jit_compile=False)
-        def call(values):
+        def step(values):
             return tree.flatten(run(tree.pack_sequence_as(struct, values)))
+
+        graph = tf.function(step, jit_compile=False)
+
+        def call(values):
+            try:
+                return graph(values)
+            except (TypeError, ValueError):  # as Keras's scans, which have no shape in a graph
+                self._call = step
+                return step(values)
 
         self._call = call
 

@@ -24,7 +24,8 @@ def copy_operation(operation, changes: Mapping[str, Any] | None = None):
     if not isinstance(operation, keras.Layer):
         if changes:  # Keras saves what an operation was made with, not its attributes
             return type(operation).from_config({**operation.get_config(), **changes})
-        twin = copy.copy(operation)
+        twin = object.__new__(type(operation))  # copy.copy would save and load it
+        vars(twin).update(vars(operation))
         twin._inbound_nodes, twin._outbound_nodes = [], []
         return twin
     if isinstance(operation, layers.Lambda):

@@ -1,14 +1,15 @@
 """A Keras model as a flat graph of operations: flatten, neighbours, rebuild."""
 
+import contextlib
 import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
-from keras import layers, ops, tree
+from keras import KerasTensor, layers, ops, tree
 
 from tfcompress.graph.copying import NotCopied, copy_operation, copy_weights, keep_whole
 from tfcompress.graph.inputs import inputs_of, require_model
@@ -78,6 +79,9 @@ def flatten_with_sources(
     while True:
         try:
             graph = _root_graph(model, inputs, opening)
+            if found := {type(x) for x in _remembering(graph)} - opening.types:
+                opening.types |= found
+                continue
             flattener = _Flattener(model, graph)
             flat = graph.rebuild(flattener.call)
             copies = list(flattener.copies.values())
@@ -96,7 +100,8 @@ class _Opening:
     Attributes:
         kept: names of layers that the user keeps whole.
         untraced: id of a layer that has to stay whole -> (it, why).
-        types: classes of users' layers that cannot be copied, and are opened instead.
+        types: classes of users' layers that cannot be copied, or whose calls depend on one
+            another, and are opened instead.
     """
 
     def __init__(self, model: keras.Model, kept: set[str]):
@@ -138,6 +143,34 @@ def _can_open(layer) -> bool:
     """Whether a user's layer that cannot be copied is the same as what its code computes."""
     random = len(layer.variables) != len(layer.weights)
     return has_own_call(type(layer)) and not random and not _obeys_training(layer)
+
+
+def _remembering(graph: Graph) -> Iterator[Any]:
+    """Users' layers that keep tensors of one call for the next, which no graph shows.
+
+    Such as a normalization that is undone at the end of a model by a second call.
+    """
+    calls = Counter(id(node.operation) for node in graph.nodes)
+    for node in graph.nodes:
+        layer = node.operation
+        if node.is_input or calls[id(layer)] < 2 or not isinstance(layer, keras.Layer):
+            continue
+        if has_own_call(type(layer)) and not layer._layers and _can_open(layer):
+            before = dict(vars(layer))
+            args, kwargs = tree.map_structure(_symbol, (node.args, node.kwargs))
+            with contextlib.suppress(Exception):
+                layer.call(*args, **kwargs)
+            after = dict(vars(layer))
+            vars(layer).clear()
+            vars(layer).update(before)
+            changed = [v for k, v in after.items() if v is not before.get(k)]
+            if any(isinstance(value, KerasTensor) for value in changed):
+                yield layer
+
+
+def _symbol(x):
+    """A symbolic tensor with no place in any graph, for another one."""
+    return KerasTensor(x.shape, x.dtype) if isinstance(x, KerasTensor) else x
 
 
 class _Flattener:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.quantization import transforms
 from tfcompress.quantization.pieces import Rsqrt
 
 # Of selu (Klambauer et al. 2017, arXiv:1706.02515).
@@ -19,7 +20,7 @@ def opener_of(operation) -> Callable | None:
     """The function that opens an operation, `f(operation, *args, **kwargs)`; None if none does."""
     if isinstance(operation, keras.Layer):
         return None
-    return _OPENERS.get(type(operation).__name__)
+    return _OPENERS.get(type(operation).__name__) or transforms.opener_of(operation)
 
 
 def _square(operation, x):
