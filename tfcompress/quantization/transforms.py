@@ -84,8 +84,7 @@ def _associative_scan(operation, f, elems):
         return tree.flatten(f(tree.pack_sequence_as(elems, a), tree.pack_sequence_as(elems, b)))
 
     def cut(parts: list, start: int | None, stop: int | None, step: int | None = None) -> list:
-        key = (*[slice(None)] * axis, slice(start, stop, step))
-        return [x[key] for x in parts]
+        return [_cut(x, axis, start, stop, step) for x in parts]
 
     def scanned(parts: list) -> list:
         count = parts[0].shape[axis]
@@ -108,14 +107,18 @@ def _associative_scan(operation, f, elems):
 def _interleaved(a, b, axis: int):
     """The elements of two tensors in turn; the first may have one more."""
     count = b.shape[axis]
-    head = a[(*[slice(None)] * axis, slice(0, count))] if a.shape[axis] > count else a
+    head = _cut(a, axis, 0, count) if a.shape[axis] > count else a
     shape = (-1, *a.shape[1:axis], 2 * count, *a.shape[axis + 1 :])
     shape = shape if axis else (2 * count, *a.shape[1:])
     mixed = ops.reshape(ops.stack([head, b], axis=axis + 1), shape)
     if head is a:
         return mixed
-    last = a[(*[slice(None)] * axis, slice(count, None))]
-    return ops.concatenate([mixed, last], axis=axis)
+    return ops.concatenate([mixed, _cut(a, axis, count, None)], axis=axis)
+
+
+def _cut(x, axis: int, start: int | None, stop: int | None, step: int | None = None):
+    key = [slice(None)] * axis + [slice(start, stop, step)]
+    return x[tuple(key)]
 
 
 _OPENERS: dict[str, Callable] = {
