@@ -169,7 +169,7 @@ class _Folder:
         _raise_version(self.model, op)
 
     def _quantize_count(self, op) -> None:
-        """Writes a CAST of whole numbers as their QUANTIZE; the CAST stays for what reads floats."""
+        """Writes a CAST of whole numbers as their QUANTIZE; the CAST stays for readers of floats."""
         source, made = op.inputs[0], op.outputs[0]
         tensors = self.graph.tensors
         # Whole numbers of scale 1; those that others read, or of another type, as a copy.
