@@ -126,8 +126,8 @@ def converted(float_cnn, qat_cnn, images, tmp_path_factory):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """LiteRT runs in this process, where it can be replaced."""
-    from tfcompress.tflite import apart
+    """LiteRT and HDF5 run in this process, where they can be replaced."""
+    from tfcompress.files import apart
 
     def ask(name, *arguments, tell=None):
         module, function = name.split(":")

@@ -17,8 +17,7 @@ FLOORS = [
     {"export", "quantization"},
     {"targets", "tools", "layers"},
     {"tflite", "techniques", "graph"},
-    {"files", "errors", "results", "backend", "schedules", "dispatch", "kinds", "version"}
-    | {"children"},
+    {"files", "errors", "results", "backend", "schedules", "dispatch", "kinds", "version"},
 ]
 FLOOR = {room: -number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Above all floors: what begins the command line, and what tells Keras and `dispatch` what there is.

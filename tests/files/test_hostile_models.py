@@ -193,8 +193,19 @@ def test_saving_is_refused_where_it_is_not_the_model_s_own(tmp_path):
         load_model(export(str(tmp_path / "saving"), save))
 
 
+def test_what_ends_hdf5_ends_no_other_process(saved, tmp_path):
+    """A list of texts that is told to be one of something else."""
+    content = (saved / "model.h5").read_bytes()
+    text = b"weight_names\0\0\0\0\x19"
+    assert text + b"\1" in content
+    (tmp_path / "bad.h5").write_bytes(content.replace(text + b"\1", text + b"\x88"))
+    with pytest.raises(ValueError, match=r"bad\.h5' is damaged .*ended by SIGSEGV"):
+        load_model(tmp_path / "bad.h5")
+    assert load_model(saved / "model.h5").count_params() == 30
+
+
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, in_this_process):
     """Limits that small files reach."""
     monkeypatch.setattr(sizes, "MORE", 2**22)
     monkeypatch.setattr(sizes, "_TEXT", 2**18)

@@ -4,14 +4,16 @@ import io
 import os
 import pickle
 import struct
+import sys
 
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
+from tflite_by_hand import OPS, TYPES, build, code, fully_connected, graph, operator, tensor
 
+from tfcompress.files import apart, confinement
 from tfcompress.report.layers import layer_figures
-from tfcompress.tflite import apart, flatbuffer
+from tfcompress.tflite import flatbuffer, work
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.run import Runner
 
@@ -88,3 +90,92 @@ def test_the_report_takes_a_quantized_dimension_out_of_range():
     assert found[0]["histogram"] is None
     data.subgraphs[0].operators[0].outputs = [-1]  # left out
     assert layer_figures(flatbuffer.write(data)) == []
+
+
+def counting(step, limit):
+    """WHILE n != limit: n + step."""
+    loop = schema.WhileOptionsT()
+    loop.condSubgraphIndex, loop.bodySubgraphIndex = 1, 2
+    numbers = {name: tensor(name, [], TYPES.INT32) for name in "nmij"}
+    bound, one = tensor("bound", [], TYPES.INT32, 1), tensor("one", [], TYPES.INT32, 2)
+    graphs = [
+        graph(
+            [numbers["n"], numbers["m"]],
+            [operator(0, [0], [1], schema.BuiltinOptions.WhileOptions, loop)],
+            [0],
+            [1],
+        ),
+        graph(
+            [numbers["i"], bound, tensor("b", [], TYPES.BOOL)], [operator(1, [0, 1], [2])], [0], [2]
+        ),
+        graph(
+            [numbers["i"], one, numbers["j"]],
+            [operator(2, [0, 1], [2], schema.BuiltinOptions.AddOptions, schema.AddOptionsT())],
+            [0],
+            [2],
+        ),
+    ]
+    codes = [code(OPS.WHILE), code(OPS.NOT_EQUAL), code(OPS.ADD)]
+    return build(codes, graphs, [np.int32([limit]).tobytes(), np.int32([step]).tobytes()])
+
+
+def test_a_loop_without_an_end_is_ended(tmp_path, monkeypatch):
+    """It counts by 2 from 0 to 7."""
+    path = tmp_path / "endless.tflite"
+    path.write_bytes(counting(2, 7))
+    good = counting(2, 6)
+    runner = Runner(flatbuffer.read(good), good, "it", reference=True)
+    monkeypatch.setenv("TFCOMPRESS_SECONDS", "1")
+    loop = Runner(flatbuffer.read(path), path.read_bytes(), "it", reference=True)
+    zero, told = np.zeros((), "int32"), r"ended after 1 s .* TFCOMPRESS_SECONDS=10\b"
+    for make in (lambda: loop.run({"n": zero}), lambda: benchmark(path, runs=1, data=zero)):
+        with pytest.raises(ValueError, match=told) as caught:
+            make()
+        assert "\n" not in str(caught.value)
+    assert runner.run({"n": zero}) == [6]
+
+
+def test_seconds_that_are_none_are_told(monkeypatch):
+    monkeypatch.setenv("TFCOMPRESS_SECONDS", "long")
+    with pytest.raises(ValueError, match=r"TFCOMPRESS_SECONDS .* received 'long'"):
+        run(add())
+
+
+def test_time_grows_with_what_is_computed():
+    """A product of 1000 x 3000 and 3000 x 2000, and what loops for a thousand turns."""
+    tensors = [
+        tensor(n, s, TYPES.FLOAT32)
+        for n, s in zip("xwy", ([1000, 3000], [2000, 3000], [1000, 2000]), strict=True)
+    ]
+    large = build(
+        [code(OPS.FULLY_CONNECTED)],
+        [graph(tensors, [operator(0, [0, 1, -1], [2], *fully_connected())], [0, 1], [2])],
+        [],
+    )
+    assert 6e9 / 5e6 < work.seconds(large) - 10 < 6.1e9 / 5e6
+    assert work.seconds(large, threads=4) == pytest.approx(4 * work.seconds(large), abs=4)
+    assert work.seconds(counting(1, 7)) == 10
+    assert work.seconds(large.replace(struct.pack("<i", 3000), struct.pack("<i", 2**30))) == 3600
+
+
+@pytest.mark.skipif(confinement.version() < 4, reason="needs Landlock of Linux 6.7")
+def test_what_runs_there_changes_no_file_and_starts_no_program(tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("it")
+    new, own = str(tmp_path / "new"), str(kept)
+    for name, *arguments in (
+        ("os:open", new, os.O_WRONLY | os.O_CREAT),
+        ("os:open", own, os.O_WRONLY),
+        ("os:mkdir", new),
+        ("os:remove", own),
+        ("os:truncate", own, 0),
+        ("os:rename", own, new),
+        ("os:symlink", own, new),
+        ("shutil:rmtree", str(tmp_path)),
+        ("subprocess:check_call", [sys.executable, "-c", "0"]),
+        ("socket:create_connection", ("127.0.0.1", 9)),
+    ):
+        with pytest.raises(RuntimeError, match="ermission"):
+            apart.ask(name, *arguments)
+    assert apart.ask("numpy:sum", np.arange(3)) == 3
+    assert (kept.read_text(), list(tmp_path.iterdir())) == ("it", [kept])

@@ -16,10 +16,11 @@ from tflite_by_hand import OPS, TYPES, build, code, fully_connected, graph, oper
 
 from tfcompress.export.microcontroller.c_array import examine
 from tfcompress.export.microcontroller.generation import generate
+from tfcompress.files import apart
 from tfcompress.report.layers import layer_figures
 from tfcompress.targets.check import check
 from tfcompress.targets.targets import list_targets, load_target
-from tfcompress.tflite import apart, flatbuffer
+from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.inspect import inspect

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from tfcompress.cli.options import Json, Quiet
-from tfcompress.cli.terminal import Progress, emit
+from tfcompress.cli.terminal import Progress, confine, emit
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def command(
     fails: Callable[[Any], bool] = lambda found: False,
+    writes: Callable[[Mapping[str, Any]], Iterable[Path]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Decorator: a command out of a function that returns a result with `to_dict` and `render`.
 
@@ -25,6 +27,8 @@ def command(
 
     Args:
         fails: whether the exit status is 1 in spite of a result.
+        writes: the paths that are written with given options. No files in other folders can be
+            changed then, whatever the models that the command loads do, unless they are trusted.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., None]:
@@ -36,6 +40,8 @@ def command(
             options.append(inspect.Parameter("quiet", _KEYWORD, default=False, annotation=Quiet))
 
         def run(json: bool = False, quiet: bool = True, **given: Any) -> None:
+            if writes is not None and not given.get("trusted"):
+                confine(writes(given))
             for name, group in groups.items():
                 given[name] = group(
                     **{f.name: given.pop(f.name) for f in dataclasses.fields(group)}

@@ -24,6 +24,7 @@ from tfcompress.cli.options import (
     choice,
 )
 from tfcompress.cli.terminal import Progress, emit, emit_json, emit_table
+from tfcompress.tools.environments import cache_folder
 
 
 def _ranges(texts: list[str]) -> dict[str, tuple[float, float]]:
@@ -41,7 +42,13 @@ def _ranges(texts: list[str]) -> dict[str, tuple[float, float]]:
     return found
 
 
-@command(fails=does_not_run)
+def _converted(given: Mapping[str, Any]) -> list[Path]:
+    """What `convert` writes: other formats come from tools, whose environments it may make."""
+    tools = given["format"] or given["output"].suffix
+    return [given["output"], *([] if tools in ("tflite", ".tflite") else [cache_folder() / "*"])]
+
+
+@command(fails=does_not_run, writes=_converted)
 def convert(
     model: Model,
     output: Annotated[
@@ -193,7 +200,7 @@ def inspect(
     emit(run(file), json, details=details)
 
 
-@command(fails=failed)
+@command(fails=failed, writes=lambda given: [])
 def verify(
     model: Model,
     file: Annotated[Path, Argument(help="The .tflite file made of it.")],
@@ -241,7 +248,7 @@ def verify(
     )
 
 
-@command()
+@command(writes=lambda given: [])
 def benchmark(
     files: Annotated[
         list[Path], Argument(help="The .tflite files; the others are compared with the first.")
@@ -301,7 +308,7 @@ def _check_shapes(texts: list[str] | None) -> list[str] | None:
     return texts
 
 
-@command()
+@command(writes=lambda given: [])
 def profile(
     model: KerasFile,
     shape: Annotated[

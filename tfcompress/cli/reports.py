@@ -36,7 +36,7 @@ class Written(Result):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-@command()
+@command(writes=lambda given: [given["output"]])
 def report(
     files: Annotated[
         list[Path],

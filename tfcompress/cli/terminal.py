@@ -9,16 +9,18 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from tfcompress import results
-from tfcompress.files import temporary
+from tfcompress.files import confinement, temporary
 from tfcompress.results import plain, say
 from tfcompress.tools.environments import Unavailable
 
@@ -26,13 +28,16 @@ from tfcompress.tools.environments import Unavailable
 _LONGEST = 1500
 INTERRUPTED = 130  # What shells say of Ctrl-C.
 
+_own_process = False  # Whether nothing but one command runs in this process.
+
 # What bad input raises; anything else is a defect of tfcompress.
 EXPECTED = (ValueError, TypeError, OSError, MemoryError, ImportError, Unavailable)
 
 
 def run(app: typer.Typer, arguments: list[str] | None) -> int:
     """Run a command, print any error in one line, and return the exit status, see `app.main`."""
-    own = arguments is None  # Not called by another program.
+    global _own_process
+    own = _own_process = arguments is None  # Not called by another program.
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]
@@ -61,6 +66,18 @@ def run(app: typer.Typer, arguments: list[str] | None) -> int:
             status, message = _explain(error, debug)
             say(f"Error: {message}")
             return status
+
+
+def confine(written: Iterable[Path]) -> None:
+    """Has the system keep this process, if it is our own, from changing files anywhere else.
+
+    Temporary files and devices are left to it.
+    """
+    if _own_process:
+        # A link is written through, see `writing`.
+        ways = (path.parents for file in written for path in (file.absolute(), file.resolve()))
+        folders = [next(path for path in way if path.is_dir()) for way in ways]
+        confinement.confine([*folders, Path(tempfile.gettempdir()).parent, "/dev"])
 
 
 def _mend_streams() -> None:

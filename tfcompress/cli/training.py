@@ -179,7 +179,7 @@ def distill(
         )
 
 
-@command()
+@command(writes=lambda given: [given["target"]])
 def migrate(
     source: Annotated[
         Path, Argument(help="A .h5 or .keras file, or a SavedModel folder, of tf_keras.")

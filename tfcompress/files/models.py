@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfcompress.files import configs, saved_models, sizes
+from tfcompress.files import configs, hdf5, saved_models, sizes
 from tfcompress.files.writing import PathLike
 
 if TYPE_CHECKING:
@@ -106,10 +106,7 @@ def read_config(path: Path, name: str = "model_config") -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 text = archive.read(_CONFIG)
         else:
-            import h5py
-
-            with h5py.File(path, "r") as content:
-                text = content.attrs[name]
+            text = hdf5.look_through(path)["texts"].get(name)
         config = configs.parse(text, path)
     except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(
@@ -163,8 +160,8 @@ def _zip_version(file: Path) -> str | None:
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # zipfile and HDF5 raise many kinds for damaged files.
-        raise ValueError(_damaged(file, error)) from error
+    except Exception as error:  # zipfile raises many kinds for damaged files.
+        raise ValueError(hdf5.damaged(file, reason_of(error))) from error
     if missing:
         raise ValueError(
             f"'{file}' is a zip file without {sorted(missing)[0]}; expected a .keras file. "
@@ -175,53 +172,25 @@ def _zip_version(file: Path) -> str | None:
 
 def check_weights(file: Path) -> None:
     """Raises a ValueError if the weights beside a configuration lie elsewhere, or fill memory."""
-    import h5py
-
-    try:
-        if file.is_dir():
-            data = (file / _WEIGHTS).read_bytes() if (file / _WEIGHTS).is_file() else b""
-        elif file.suffix == ".keras":
-            with zipfile.ZipFile(file) as archive:
-                data = archive.read(_WEIGHTS) if _WEIGHTS in archive.namelist() else b""
-        else:
-            return  # One file holds both, and has been looked at.
-        if data:
-            # Not from a stream: HDF5 seeks at will, also after an error.
-            with h5py.File(h5py.h5f.open_file_image(data)) as content:
-                sizes.check_hdf5(content, len(data))
-    except MemoryError:
-        raise
-    except Exception as error:  # HDF5 raises many kinds for damaged files.
-        raise ValueError(_damaged(file, error)) from error
-
-
-def _damaged(file: Path, error: Exception) -> str:
-    return (
-        f"'{file}' is damaged or cut off: {reason_of(error)}. Save the model again with "
-        "model.save('model.keras'), or copy it again in full."
-    )
+    if file.is_dir():
+        weights = file / _WEIGHTS
+        if weights.is_file():
+            hdf5.look_through(weights)
+    elif file.suffix == ".keras":
+        hdf5.look_through(file, _WEIGHTS)
+    # A .h5 file holds both, and has been looked at.
 
 
 def _hdf5_version(file: Path) -> str | None:
-    import h5py
-
-    try:
-        with h5py.File(file, "r") as content:
-            version = content.attrs.get("keras_version")
-            whole = "model_config" in content.attrs
-            weights = file.name.endswith(".weights.h5") or "layers" in content
-            sizes.check_hdf5(content, file.stat().st_size)
-    except MemoryError:
-        raise
-    except Exception as error:  # HDF5 raises many kinds for damaged files.
-        raise ValueError(_damaged(file, error)) from error
-    if not whole:
+    found = hdf5.look_through(file)
+    if "model_config" not in found["texts"]:
+        weights = file.name.endswith(".weights.h5") or "layers" in found["names"]
         raise ValueError(
             f"'{file}' holds {'only weights' if weights else 'no model'}; expected a whole "
             "model. Build it in Python, call load_weights, and save that with "
             "model.save('model.keras')."
         )
-    return version.decode(errors="replace") if isinstance(version, bytes) else version
+    return found["texts"].get("keras_version")
 
 
 def _explain(error: Exception, path: PathLike, version: str | None) -> str:

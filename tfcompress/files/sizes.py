@@ -65,36 +65,6 @@ def check_arrays(archive: zipfile.ZipFile) -> None:
                 )
 
 
-def check_hdf5(content: Any, size: int) -> None:
-    """Raises a ValueError if data sets lie in other files, or are of impossible sizes.
-
-    Args:
-        content: an open `h5py.File`.
-        size: of the file in bytes.
-    """
-    import h5py
-
-    declared, groups, seen = 0, [content], set()
-    while groups:
-        group = groups.pop()
-        for name in group:
-            kind = group.get(name, getclass=True, getlink=True)
-            if kind is not h5py.HardLink:
-                raise ValueError(f"its entry '{name[:80]}' leads elsewhere ({kind.__name__})")
-            item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in seen:
-                continue
-            seen.add(address)
-            if isinstance(item, h5py.Group):
-                groups.append(item)
-            elif isinstance(item, h5py.Dataset):
-                if item.external or item.is_virtual:
-                    raise ValueError(f"its data set '{name[:80]}' lies in another file")
-                declared += math.prod(item.shape or (0,)) * item.dtype.itemsize
-                check_size(declared, size, "it")
-
-
 @contextlib.contextmanager
 def no_more_weights(layer: Any, path: Path) -> Iterator[None]:
     """Has layers raise a ValueError that make more weights than a file can hold.

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfcompress.tflite import apart, flatbuffer
+from tfcompress.files import apart
+from tfcompress.tflite import flatbuffer, work
 from tfcompress.tflite.signature import first_signature
 
 INTEGERS = ("int8", "uint8", "int16")
@@ -107,6 +108,8 @@ class Loaded:
         asked = (f"{__name__}:_run", dict(values), list(wanted))
         try:
             return self._there.ask(*asked)
+        except apart.TooLong:
+            raise
         except apart.Lost:
             self._load(self._kernels)
         except apart.Died as error:
@@ -124,13 +127,16 @@ class Loaded:
 
 # These three run in the other process.
 def _load(content: bytes, kernels: str, keep: bool) -> tuple[int, str, list[int]]:
+    seconds = work.seconds(content)
+    apart.allow(seconds)
     interpreter, note = load(content, kernels, keep=keep)
     inputs = [int(entry["index"]) for entry in interpreter.get_input_details()]
-    return apart.keep(interpreter), note, inputs
+    return apart.keep((interpreter, seconds)), note, inputs
 
 
 def _run(number: int, values: dict[int, np.ndarray], wanted: list[int]) -> list[np.ndarray]:
-    interpreter = apart.kept[number]
+    interpreter, seconds = apart.kept[number]
+    apart.allow(seconds)
     for index, value in values.items():
         interpreter.set_tensor(index, value)
     interpreter.invoke()
@@ -138,7 +144,7 @@ def _run(number: int, values: dict[int, np.ndarray], wanted: list[int]) -> list[
 
 
 def _tensor(number: int, index: int) -> np.ndarray:
-    return apart.kept[number].get_tensor(index)
+    return apart.kept[number][0].get_tensor(index)
 
 
 class Runner:
@@ -180,6 +186,8 @@ class Runner:
         given = {entry.index: entry.quantize(values[entry.name]) for entry in self.inputs}
         try:
             found = self._loaded.run(given, [entry.index for entry in self.outputs])
+        except apart.TooLong as error:
+            raise cannot_run(self.name, error) from error
         except (MemoryError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"LiteRT failed on {self.name}: {line(error)}. Expected inputs "
@@ -264,6 +272,8 @@ def line(error: Exception) -> str:
 def cannot_run(name: str, error: Exception) -> ValueError:
     """The error that tells that LiteRT cannot run a file, with what can be done."""
     said = line(error)
+    if isinstance(error, apart.TooLong):
+        return ValueError(f"LiteRT cannot run {name}: {said}.")
     lacking = _LACKING.search(said)
     if lacking is not None:
         advice = (

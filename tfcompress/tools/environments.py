@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tfcompress import children
+from tfcompress.files import children
 
 _READY = ".ready"
 _SECONDS = 1800.0

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress import children
-from tfcompress.files import temporary
+from tfcompress.files import children, temporary
 from tfcompress.tools.comparison import compare
 from tfcompress.tools.driving import DRIVERS, Answer, NotApplicable, Outcome, Refused, Tool
 from tfcompress.tools.environments import node_environment, program

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tfcompress import children
+from tfcompress.files import children
 
 # Imported once, by the server that processes are forked from, and not by each of them. Nothing of
 # it starts TensorFlow, whose threads no fork would have.

@@ -3,6 +3,6 @@
 What it imports next takes so long that it would not notice.
 """
 
-from tfcompress import children
+from tfcompress.files import children
 
 children.end_with_parent()

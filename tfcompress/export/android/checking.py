@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress import children
 from tfcompress.export.android.contents import fill
 from tfcompress.export.android.project import AndroidReport, android_project
 from tfcompress.export.android.reference import stored
 from tfcompress.export.android.tensors import Tensor
-from tfcompress.files import temporary
+from tfcompress.files import children, temporary
 from tfcompress.files.pixels import Normalization
 from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Tool
 from tfcompress.tools.environments import Unavailable, node_environment, program, run_tool

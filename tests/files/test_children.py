@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tfcompress import children
-from tfcompress.files import temporary
+from tfcompress.files import children, temporary
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs sessions")
 
 # Starts one that starts another, says which they are, and waits.
 KEEPING = """
 import sys, time
-from tfcompress import children
+from tfcompress.files import children
 from tfcompress.files import temporary
 with temporary.folder() as folder, children.child(["sh", "-c", sys.argv[1]], stdout=-1) as process:
     open(folder + "/a", "w").close()

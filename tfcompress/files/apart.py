@@ -1,24 +1,29 @@
-"""LiteRT in a process of its own: what a file makes it do ends that process, and not this one.
+"""Native code on untrusted files in a process of its own, which they may end, and not this one.
 
-One such process serves all files; it is started with the first of them.
+One such process serves all files; it is started with the first of them. It changes no file, starts
+no program and reaches no network, where the system can hold that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import io
 import json
 import os
 import pickle
+import resource
+import signal
 import struct
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
-from tfcompress import children
+from tfcompress.files import children, confinement
 
 _LENGTH = struct.Struct("<Q")
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {0} import serve; serve()"
@@ -26,10 +31,16 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {0} impo
 _TYPES = {("numpy", "dtype"), ("numpy", "ndarray")}
 _MAKERS = ("_reconstruct", "scalar", "_frombuffer")
 _ERRORS = {error.__name__: error for error in (ValueError, MemoryError, TypeError)}
+# Seconds of processor time that one question may take, instead of what is asked with `allow`.
+SECONDS = "TFCOMPRESS_SECONDS"
 
 
 class Died(RuntimeError):
-    """LiteRT ended its process; the message says how, in one line."""
+    """The process ended over a file; the message says how, in one line."""
+
+
+class TooLong(Died):
+    """It was ended, as it took more time than such a file can need."""
 
 
 class Lost(Died):
@@ -42,6 +53,10 @@ class _Process:
     def __init__(self) -> None:
         self.owner, self.lock = os.getpid(), threading.Lock()
         self.dropped: list[int] = []  # Files that nobody needs any more.
+        self.seconds: int | None = None  # That it may take now.
+        # What was freed here, such as a converter's, makes room for it; glibc alone has this.
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
         self._stack = contextlib.ExitStack()
         self.said = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         path = json.dumps([os.path.abspath(entry) for entry in sys.path])
@@ -58,12 +73,14 @@ class _Process:
         with self.lock:
             try:
                 dropped, self.dropped = self.dropped, []
-                _send(self.process.stdin, (dropped, name, arguments))
-                while (answer := _receive(self.process.stdout))[0] == "told":
-                    if tell is not None:
+                _send(self.process.stdin, (dropped, _chosen_seconds(), name, arguments))
+                while (answer := _receive(self.process.stdout))[0] in ("told", "may take"):
+                    if answer[0] == "may take":
+                        self.seconds = answer[1]
+                    elif tell is not None:
                         tell(*answer[1:])
             except (EOFError, OSError):
-                raise Died(self._how()) from None
+                raise self._death() from None
             except pickle.UnpicklingError:
                 self.end()
                 raise Died("it gave no answer that is data") from None
@@ -74,25 +91,44 @@ class _Process:
             return answer[1]
         raise _ERRORS.get(answer[1], RuntimeError)(answer[2])
 
-    def _how(self) -> str:
+    def _death(self) -> Died:
         self.process.wait()
+        if self.process.returncode == -signal.SIGXCPU:
+            self.end()
+            return TooLong(
+                f"it was ended after {self.seconds} s of processor time, far more than such "
+                "a file takes: a loop in it may have no end. If it is only slow, give it longer: "
+                f"export {SECONDS}={10 * (self.seconds or 1)}"
+            )
         self.said.seek(max(0, self.said.seek(0, io.SEEK_END) - 2000))
         lines = self.said.read().decode(errors="replace").split("\n")
         told = [" ".join(line.split()) for line in lines if line.strip() and "INFO:" not in line]
         self.end()
         last = f" ({told[-1][:200]})" if told else ""
-        return f"it {children.ended(self.process.returncode)}{last}"
+        return Died(f"it {children.ended(self.process.returncode)}{last}")
 
     def end(self) -> None:
         with contextlib.suppress(OSError):
             self._stack.close()
 
 
+def _chosen_seconds() -> int | None:
+    given = os.environ.get(SECONDS)
+    if given is None:
+        return None
+    if not given.isdecimal() or not 0 < int(given) < 10**9:
+        raise ValueError(
+            f"{SECONDS} must be a whole number of seconds above 0; received {given!r}. Set it to "
+            "600, or unset it."
+        )
+    return int(given)
+
+
 _process: _Process | None = None
 
 
 def ask(name: str, *arguments: Any, tell: Callable[..., Any] | None = None) -> Any:
-    """Calls a function in the process of LiteRT.
+    """Calls a function in that process.
 
     Args:
         name: "module:function" of ours.
@@ -138,6 +174,8 @@ class Kept:
 
 # From here on: what runs in the other process.
 kept: dict[int, Any] = {}
+_chosen: int | None = None
+_ours: BinaryIO | None = None  # Where answers go.
 
 
 def keep(value: Any) -> int:
@@ -147,14 +185,35 @@ def keep(value: Any) -> int:
     return number
 
 
+def allow(seconds: int | None) -> None:
+    """Has the system end the other process after so much more processor time; here it does nothing.
+
+    Args:
+        seconds: for what comes next, unless others were chosen; None: no end.
+    """
+    if _ours is None:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    limits = [most]
+    if seconds is not None:
+        seconds = _chosen or seconds
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limits.append(int(used.ru_utime + used.ru_stime) + 1 + seconds)
+        _send(_ours, ("may take", seconds))
+    limit = min((n for n in limits if n != resource.RLIM_INFINITY), default=most)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, most))
+
+
 def serve() -> None:
     """Answers until nobody asks any more."""
+    global _chosen, _ours
     # What libraries print is no answer.
-    ours = os.fdopen(os.dup(1), "wb")
+    ours = _ours = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    _lose()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            dropped, name, arguments = pickle.loads(_read(sys.stdin.buffer))
+            dropped, _chosen, name, arguments = pickle.loads(_read(sys.stdin.buffer))
             for number in dropped:
                 kept.pop(number, None)
             module, function = name.split(":")
@@ -167,7 +226,16 @@ def serve() -> None:
                 kinds = [kind.__name__ for kind in type(error).__mro__]
                 kind = next((name for name in kinds if name in _ERRORS), kinds[0])
                 answer = ("failed", kind, str(error)[:4000])
+            allow(None)
             _send(ours, answer)
+
+
+def _lose() -> None:
+    """Leaves this process nothing to lose: it only reads, and goes first when memory is short."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    confinement.confine(alone=True)
 
 
 def _send(stream: BinaryIO | Any, value: Any) -> None:
