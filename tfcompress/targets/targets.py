@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tfcompress.errors import did_you_mean, expected_one_of
+from tfcompress.files.configs import short
 
 _FOLDER = resources.files("tflite_targets")
 
@@ -248,7 +249,7 @@ def _check_name(name: Any, known: Iterable[Any], where: str) -> None:
     names = list(known)
     if name not in names:
         listed = expected_one_of(str(name), [n for n in names if n is not None])
-        raise ValueError(f"{where} names {name!r}, which is not there; {listed}")
+        raise ValueError(f"{where} names {short(name)}, which is not there; {listed}")
 
 
 IO_DTYPES = {
