@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 # Names of classes -> their traits, which are explained below. Before the bar: what they compute;
-# behind it: what LiteRT makes of them.
+# behind it: what LiteRT makes of them, by traits, or by the name of the operator that it has.
 _TABLE = {
     "Dense": "linear | integer folding fusing",
     "EinsumDense": "linear |",
@@ -29,18 +29,46 @@ _TABLE = {
     "RandomBrightness RandomContrast RandomCrop RandomErasing RandomFlip RandomRotation "
     "RandomTranslation RandomZoom StochasticDepth": "| transparent",
     "Add Subtract Multiply": "pointwise | integer fusing",
-    "Abs Absolute Divide TrueDivide ELU Elu Exp Gelu HardSilu LeakyReLU LeakyRelu Log ReLU Relu "
-    "Relu6 Rescaling Rsqrt Sigmoid Silu Sqrt Tanh Where": "pointwise | integer",
+    "Rescaling Silu": "pointwise | integer",
+    "Abs Absolute": "pointwise | ABS",
+    "Divide TrueDivide": "pointwise | DIV",
+    "ELU Elu": "pointwise | ELU",
+    "Exp": "pointwise | EXP",
+    "Gelu": "pointwise | GELU",
+    "HardSilu": "pointwise | HARD_SWISH",
+    "LeakyReLU LeakyRelu": "pointwise | LEAKY_RELU",
+    "Log": "pointwise | LOG",
+    "ReLU Relu": "pointwise | RELU",
+    "Relu6": "pointwise | RELU6",
+    "Rsqrt": "pointwise | RSQRT",
+    "Sigmoid": "pointwise | LOGISTIC",
+    "Sqrt": "pointwise | SQRT",
+    "Tanh": "pointwise | TANH",
+    "Where": "pointwise | SELECT_V2",
+    "Ceil": "pointwise | CEIL",
+    "Cos": "pointwise | COS",
+    "Equal": "pointwise | EQUAL",
+    "Floor": "pointwise | FLOOR",
+    "Greater": "pointwise | GREATER",
+    "GreaterEqual": "pointwise | GREATER_EQUAL",
+    "Less": "pointwise | LESS",
+    "LessEqual": "pointwise | LESS_EQUAL",
+    "NotEqual": "pointwise | NOT_EQUAL",
+    "Round": "pointwise | ROUND",
+    "Sign": "pointwise | SIGN",
+    "Sin": "pointwise | SIN",
+    "Power": "pointwise | POW",
+    "Cumsum": "| CUMSUM",
+    "Argmax": "| ARG_MAX",
+    "Argmin": "| ARG_MIN",
     "Maximum Minimum": "pointwise | integer same_scale filling",
-    "Cast": "pointwise | integer",  # of whole numbers and truths; one of floats is none in the file
+    "Cast": "pointwise | CAST",  # of whole numbers and truths; one of floats is none in the file
     "ConvertToTensor Copy": "pointwise | same_scale",
-    "Activation Average Ceil Celu Clip Cos Equal Erf Expm1 FakeQuant Floor Greater "
-    "GreaterEqual HardShrink HardSigmoid HardTanh Less LessEqual Log1p LogSigmoid LogicalAnd "
-    "LogicalNot LogicalOr NanToNum Negative NotEqual Power Reciprocal Round Selu Sign Sin "
-    "SoftShrink Softplus Softsign SparseSigmoid Square Squareplus TanhShrink Threshold": (
-        "pointwise |"
-    ),
-    "LogSoftmax Softmax": "mixing | integer",
+    "Activation Average Celu Clip Erf Expm1 FakeQuant HardShrink HardSigmoid HardTanh Log1p "
+    "LogSigmoid LogicalAnd LogicalNot LogicalOr NanToNum Negative Reciprocal Selu SoftShrink "
+    "Softplus Softsign SparseSigmoid Square Squareplus TanhShrink Threshold": "pointwise |",
+    "Softmax": "mixing | SOFTMAX",
+    "LogSoftmax": "mixing | LOG_SOFTMAX",
     "Sparsemax": "mixing |",
     "UnitNormalization": "joint |",
     "Masking": "joint | transparent",
@@ -55,14 +83,33 @@ _TABLE = {
     "GlobalMaxPooling1D GlobalMaxPooling2D": "pooling_all | same_scale",
     "GlobalAveragePooling1D GlobalAveragePooling2D": "pooling_all | integer",
     "GlobalMaxPooling3D GlobalAveragePooling3D": "pooling_all |",
-    "Max Amax": "reducing | same_scale",
+    "Max Amax Min Amin": "reducing | same_scale",
     "Mean Sum": "reducing | integer",
-    "Min Amin Prod Std Var Median Any All": "reducing |",
+    "Prod": "reducing | REDUCE_PROD",
+    "Std Var Median Any All": "reducing |",
     "Concatenate Stack Pad": "moving | same_scale filling",
     "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Split Unstack GetItem "
     "RepeatVector BroadcastTo RepeatBatch": "moving | same_scale",
     "Take Repeat Tile Flip Roll Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
 }
+
+# The operators of LiteRT whose kernels of 8 bits are used, and from which version on they have
+# them; 0 of those that litert-quantizer writes by itself.
+OPERATORS = dict.fromkeys(
+    "ADD AVERAGE_POOL_2D BATCH_MATMUL BROADCAST_TO CONCATENATION CONV_2D DEPTHWISE_CONV_2D DIV "
+    "DYNAMIC_UPDATE_SLICE EMBEDDING_LOOKUP EQUAL FULLY_CONNECTED GATHER GATHER_ND GELU HARD_SWISH "
+    "LOGISTIC MAXIMUM MAX_POOL_2D MEAN MIRROR_PAD MUL NOT_EQUAL PACK PAD PADV2 REDUCE_MIN RELU "
+    "RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SELECT SELECT_V2 SLICE SOFTMAX "
+    "SPACE_TO_DEPTH SPLIT SQRT SQUARED_DIFFERENCE STRIDED_SLICE SUB SUM TANH TRANSPOSE "
+    "TRANSPOSE_CONV UNPACK".split(),
+    0,
+) | {
+    "LEAKY_RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1, "PRELU": 1, "ELU": 1, "EXPAND_DIMS": 1,
+    "SQUEEZE": 1, "TILE": 2, "REDUCE_MAX": 2, "MINIMUM": 2, "ABS": 2, "EXP": 2, "LOG": 2,
+    "DEPTH_TO_SPACE": 1, "SPACE_TO_BATCH_ND": 2, "BATCH_TO_SPACE_ND": 2, "REVERSE_V2": 1,
+    "SPLIT_V": 2, "GREATER": 2, "GREATER_EQUAL": 2, "LESS": 2, "LESS_EQUAL": 2, "ARG_MAX": 2,
+    "ARG_MIN": 2, "LOG_SOFTMAX": 2, "CAST": 1,
+}  # fmt: skip
 
 
 def _named(trait: str) -> frozenset[str]:
@@ -91,7 +138,8 @@ REDUCING, MOVING = _named("reducing"), _named("moving")
 
 # What LiteRT has an integer kernel for that gives a scale of its own; folds a BatchNormalization
 # into that comes after it; fuses a ReLU into.
-INTEGER, FOLDING, FUSING = _named("integer"), _named("folding"), _named("fusing")
+FOLDING, FUSING = _named("folding"), _named("fusing")
+INTEGER = _named("integer").union(*map(_named, OPERATORS))
 # What keeps the scale of its input: with the values of it; between the steps of its grid; as it is
 # no operation any more in the file.
 SAME_SCALE, ROUNDING, TRANSPARENT = _named("same_scale"), _named("rounding"), _named("transparent")
@@ -120,6 +168,12 @@ KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel",
 
 # Classes of users' layers -> names of weights that are kernels, too.
 _DECLARED: dict[type, tuple[str, ...]] = {}
+
+
+def operator_of(kind: str) -> str:
+    """The operator of LiteRT that a kind of operation is; '' if the table names none."""
+    traits = next((row.split() for names, row in _TABLE.items() if kind in names.split()), [])
+    return next((trait for trait in traits if trait.isupper()), "")
 
 
 def register_kernel(*names: str) -> Callable[[type], type]:

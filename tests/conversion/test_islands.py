@@ -1,5 +1,7 @@
 """Operations that run on integers by our hand: in int8, and within one step of NumPy."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from conftest import run_tflite
 from keras import layers, ops
 
 import tfcompress as tfc
+from tfcompress.kinds import OPERATORS
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import Runner
 
@@ -124,6 +127,61 @@ def trained(model):
     qat = tfc.quantize_aware(model)
     qat(data(), training=True)
     return qat
+
+
+def each(names: str, form):
+    """The functions of keras.ops of some names, each in a form that makes one of a tensor."""
+    return {name: functools.partial(form, getattr(ops, name)) for name in names.split()}
+
+
+# Of each kind of operation that LiteRT has an operator for, and of those that are opened.
+KINDS = {
+    **each(
+        "abs exp elu relu relu6 sigmoid tanh gelu hard_silu leaky_relu softmax log_softmax ceil "
+        "cos floor round sign sin square negative silu hard_sigmoid hard_tanh tanh_shrink softplus "
+        "softsign log_sigmoid squareplus selu celu expm1 sparse_sigmoid hard_shrink soft_shrink",
+        lambda f, x: f(x),
+    ),
+    **each("log log1p sqrt rsqrt reciprocal", lambda f, x: f(ops.abs(x) + 0.5)),
+    **each("max min amax amin mean sum var std prod", lambda f, x: f(x, axis=-1, keepdims=True)),
+    **each(
+        "greater greater_equal less less_equal equal not_equal",
+        lambda f, x: ops.where(f(x, 0.25), x, 0.5),
+    ),
+    **each("argmax argmin", lambda f, x: x * ops.cast(f(x, axis=-1)[..., None], "float32")),
+    "threshold": lambda x: ops.threshold(x, 0.2, 0.1),
+    "power": lambda x: ops.power(ops.abs(x) + 0.5, 1.5),
+    "clip": lambda x: ops.clip(x, -0.5, 0.5),
+    "tile": lambda x: ops.tile(x, (1, 2, 1)),
+    "flip": lambda x: ops.flip(x, axis=1),
+    "roll": lambda x: ops.roll(x, 1, axis=1),
+    "repeat": lambda x: ops.repeat(x, 2, axis=1),
+    "take": lambda x: ops.take(x, [2, 0], axis=1),
+    "pad": lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0))),
+    "cumsum": lambda x: ops.cumsum(x, axis=1),
+    "matmul": lambda x: ops.matmul(x, ops.swapaxes(x, 1, 2)),
+}
+
+
+@pytest.mark.slow
+def test_training_and_calibration_leave_the_same_float(tmp_path):
+    """What one table says of kernels holds for both, and the file tells the same of them."""
+    x = keras.Input((3, 8))
+    y = layers.Dense(8, name="first")(x)
+    model = keras.Model(x, {name: function(y) for name, function in KINDS.items()})
+    samples = np.random.default_rng(0).normal(size=(32, 3, 8)).astype("float32")
+    with pytest.warns(UserWarning, match="stay float") as told:
+        qat = tfc.quantize_aware(model)
+    qat(samples, training=True)
+    path = tmp_path / "m.tflite"
+    trained = tfc.convert(qat, path).float_ops
+    calibrated = tfc.convert(model, path, calibration=samples).float_ops
+    assert sorted(f.op for f in trained) == sorted(f.op for f in calibrated)
+    assert {f.op for f in trained}.isdisjoint(OPERATORS)
+    message = next(str(w.message) for w in told if "stay float" in str(w.message))
+    for found in (*trained, *calibrated):
+        assert found.reason == f"LiteRT has no integer kernel of {found.op}"
+        assert f"it is {found.op}, which has no integer kernel" in message
 
 
 def test_an_op_that_moves_codes_keeps_their_scale(tmp_path):

@@ -10,7 +10,7 @@ from opened_layers import kinds, normal
 import tfcompress as tfc
 from tfcompress.graph.nodes import Graph
 from tfcompress.quantization.openers import opener
-from tfcompress.quantization.placement import has_kernel
+from tfcompress.quantization.placement import has_kernel, reasons_of
 
 _seeded = opened_layers.seeded
 
@@ -28,6 +28,11 @@ FUNCTIONS = {
     "clip": lambda x: ops.clip(x, -0.5, 0.25),
     "softplus": ops.softplus,
     "softsign": ops.softsign,
+    "reciprocal": lambda x: ops.reciprocal(ops.abs(x) + 1.0),
+    "hard_shrink": ops.hard_shrink,
+    "soft_shrink": ops.soft_shrink,
+    "threshold": lambda x: ops.threshold(x, 0.5, 0.25),
+    "sparse_sigmoid": ops.sparse_sigmoid,
     "log_sigmoid": ops.log_sigmoid,
     "squareplus": ops.squareplus,
     "selu": ops.selu,
@@ -192,11 +197,12 @@ def test_why_operations_stay_float():
 
     outputs = [layers.Dense(2)(ops.sin(y)), Noisy(name="noisy")(x)]
     with pytest.warns(UserWarning, match="these operations stay float") as told:
-        tfc.quantize_aware(keras.Model(x, outputs))
+        qat = tfc.quantize_aware(keras.Model(x, outputs))
+    assert reasons_of(Graph.of(qat))["noisy"] == "does something else in training"
     message = next(str(w.message) for w in told if "stay float" in str(w.message))
     for said in (
-        "they are loops, which unroll=True undoes: 'loop' (GRU)",
-        "LiteRT has no integer kernel for them: 'sin",
-        "they do something else in training: 'noisy' (Noisy)",
+        "'loop' (GRU), as it is a loop, which unroll=True undoes",
+        "(Sin), as it is SIN, which has no integer kernel",
+        "'noisy' (Noisy), as it does something else in training",
     ):
         assert said in message

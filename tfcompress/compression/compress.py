@@ -203,12 +203,12 @@ def _warn_left_float(placement: Placement) -> None:
     for name, kind, reason in placement.left_float:
         by_reason.setdefault(reason, []).append(f"'{name}' ({kind})")
     listed = [
-        f"as {reason}: {', '.join(named[:10])}"
-        f"{f' and {len(named) - 10} more' if len(named) > 10 else ''}"
+        f"{', '.join(named[:10])}{f' and {len(named) - 10} more' if len(named) > 10 else ''}"
+        f", {'each ' if len(named) > 1 else ''}as it {reason}"
         for reason, named in by_reason.items()
     ]
     warnings.warn(
-        f"these operations stay float, {'; '.join(listed)}. Name them in skip= to silence this "
+        f"these operations stay float: {'; '.join(listed)}. Name them in skip= to silence this "
         "warning.",
         stacklevel=4,
     )

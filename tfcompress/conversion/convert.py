@@ -88,6 +88,7 @@ class Job:
         self.weights_only = False
         self.divisors: set[int] = set()  # that come near 0
         self.trial = Trial()
+        self.model: Any = None
 
     def settle(self, settings) -> None:
         """Takes settings, which may be other ones once the model is known."""
@@ -104,6 +105,7 @@ class Job:
 
     def run(self, model, calibration, samples) -> Any:
         """The file as a `ModelT`."""
+        self.model = model
         if is_legacy(model):
             return legacy("convert")(self, model, calibration, samples)
         lower.require_convertible(model)
@@ -252,9 +254,11 @@ class Job:
         found = inspect_parsed(file, data, path)
         # Operations that stayed float although integers were asked for.
         asked = self.precision in STATIC and not self.weights_only
-        remaining = listed(found, self.reasons) if asked else []
+        remaining = listed(found, self.reasons, self.model) if asked else []
         if remaining and self.strict:
-            named = "; ".join(f"{f.op} at '{f.tensor[:60]}' ({f.reason})" for f in remaining[:5])
+            named = "; ".join(
+                f"{f.op} at '{f.layer or f.tensor[:60]}' ({f.reason})" for f in remaining[:5]
+            )
             raise ValueError(
                 f"strict=True and {len(remaining)} operations would stay float: {named}. Replace "
                 "those layers, or convert without strict. Nothing was written."

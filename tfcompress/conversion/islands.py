@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.conversion import ranges
 from tfcompress.conversion.ranges import Range
+from tfcompress.kinds import OPERATORS
 from tfcompress.tflite.flatbuffer import (
     add_buffer,
     changed,
@@ -20,13 +22,7 @@ from tfcompress.tflite.flatbuffer import (
 )
 
 # Ops with int8 kernels (and the version from which they have them).
-KERNELS = {
-    "LEAKY_RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1, "PRELU": 1, "ELU": 1, "EXPAND_DIMS": 1,
-    "SQUEEZE": 1, "TILE": 2, "REDUCE_MAX": 2, "MINIMUM": 2, "ABS": 2, "EXP": 2, "LOG": 2,
-    "DEPTH_TO_SPACE": 1, "SPACE_TO_BATCH_ND": 2, "BATCH_TO_SPACE_ND": 2, "REVERSE_V2": 1,
-    "SPLIT_V": 2, "GREATER": 2, "GREATER_EQUAL": 2, "LESS": 2, "LESS_EQUAL": 2, "ARG_MAX": 2,
-    "ARG_MIN": 2, "LOG_SOFTMAX": 2, "CAST": 1,
-}  # fmt: skip
+KERNELS = {name: version for name, version in OPERATORS.items() if version}
 
 _COMPARING = ("GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL")
 
@@ -34,24 +30,21 @@ _COMPARING = ("GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL")
 _COMPARED = (1 / 256, 1.0)
 
 # Those that move codes about and never look at scales: all of their tensors must have the same.
-SAME_SCALE = set(
-    "EXPAND_DIMS SQUEEZE TILE REDUCE_MAX MINIMUM DEPTH_TO_SPACE SPACE_TO_BATCH_ND "
-    "BATCH_TO_SPACE_ND REVERSE_V2 SPLIT_V".split()
-)
+SAME_SCALE = KERNELS.keys() & ranges.SAME_SCALE
 _FLOAT, _INT32, _BOOL, _INT8 = 0, 2, 6, 9
 
 
-def fold(model, ranges: dict[str, Range]) -> None:
+def fold(model, known: dict[str, Range]) -> None:
     """Turns float ops between DEQUANTIZE and QUANTIZE into integer ones. Changes `model`."""
     for graph in model.subgraphs:
-        _Folder(model, graph, ranges).run()
+        _Folder(model, graph, known).run()
 
 
 class _Folder:
     """Folds the ops of a graph in their order, so that chains of them are folded too."""
 
-    def __init__(self, model, graph, ranges: dict[str, Range]):
-        self.model, self.graph, self.ranges = model, graph, ranges
+    def __init__(self, model, graph, known: dict[str, Range]):
+        self.model, self.graph, self.ranges = model, graph, known
         self.operators: list = []
         self.gone: set[int] = set()
         # float tensor -> the int8 tensor that it is read from
@@ -169,7 +162,7 @@ class _Folder:
         _raise_version(self.model, op)
 
     def _quantize_count(self, op) -> None:
-        """Writes a CAST of whole numbers as their QUANTIZE; the CAST stays for readers of floats."""
+        """Writes a CAST of whole numbers as their QUANTIZE, and as it is for readers of floats."""
         source, made = op.inputs[0], op.outputs[0]
         tensors = self.graph.tensors
         # Whole numbers of scale 1; those that others read, or of another type, as a copy.

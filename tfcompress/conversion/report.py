@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from tfcompress.conversion import ranges
+from tfcompress.conversion.layer_names import LayerNames
+from tfcompress.graph.nodes import Graph
+from tfcompress.kinds import OPERATORS
+from tfcompress.layers.compressed import is_compressed
+from tfcompress.quantization.placement import reasons_of
 from tfcompress.results import Result
 from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer
@@ -25,11 +30,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class FloatOp:
-    """An operation that stayed float: its name in LiteRT, its output tensor, and why."""
+    """An operation that stayed float: its name in LiteRT, its output tensor, why, and its layer.
+
+    `layer` is empty where the tensor's name does not tell.
+    """
 
     op: str
     tensor: str
     reason: str
+    layer: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +82,8 @@ class Report(Result):
         for op, dtype, count in self.ops:
             table.add_row(f"{count} x {op}", dtype)
         for entry in self.float_ops:
-            table.add_row(
-                f"[yellow]float: {entry.op}[/]", escape(f"{entry.tensor[:60]}: {entry.reason}")
-            )
+            where = f"layer '{entry.layer}'" if entry.layer else entry.tensor[:60]
+            table.add_row(f"[yellow]float: {entry.op}[/]", escape(f"{where}: {entry.reason}"))
         for note in self.notes:
             table.add_row("[yellow]note[/]", escape(note))
         stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
@@ -96,39 +104,66 @@ def _exchanged(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("weights", f"{found['weights']}, in {found['ops']} operations")]
 
 
-_NO_KERNEL = "LiteRT has no integer kernel that is used for it"
+_SKIPPED = "left out of the recipe"
 
 
 def float_reasons(
     file: Any, known: Collection[int], floats: Collection[int], divisors: Collection[int] = ()
 ) -> dict[str, str]:
-    """Why operations will stay float if they do, before a file is quantized."""
-    found = {}
+    """Why operations will stay float if they do, before a file is quantized, by their outputs.
+
+    Those of which that cannot be told from the file alone are named by what gives them floats.
+    """
+    found: dict[str, str] = {}
     tensors = file.subgraphs[0].tensors
     for op in file.subgraphs[0].operators:
-        reason = _NO_KERNEL
-        if any(index in floats for index in op.outputs):
-            reason = "left out of the recipe, or without an integer kernel"
-        elif any(index in divisors for index in (*op.inputs, *op.outputs)):
+        name = flatbuffer.op_name(file, op)
+        unknown = [i for i in ranges.floats_of(file, op) if i not in known]
+        reason = f"LiteRT's integer kernel of {name} does not take it as it is here"
+        if any(index in divisors for index in (*op.inputs, *op.outputs)):
             reason = "its divisor comes so near to 0 that integers would round it there"
-        elif any(index not in known for index in ranges.floats_of(file, op)):
-            reason = "the range of one of its tensors is not known"
+        elif name not in OPERATORS:
+            reason = f"LiteRT has no integer kernel of {name}"
+        elif any(index in floats for index in op.outputs):
+            reason = _SKIPPED
+        elif unknown:
+            reason = f"the range of '{flatbuffer.text(tensors[unknown[0]].name)}' is not known"
         for index in op.outputs:
             found[flatbuffer.text(tensors[index].name)] = reason
     return found
 
 
-def listed(file: Inspection, reasons: Mapping[str, str]) -> list[FloatOp]:
-    """The operations of a quantized file that stayed float."""
+def listed(file: Inspection, reasons: Mapping[str, str], model: Any) -> list[FloatOp]:
+    """The operations of a quantized file that stayed float, and why by their layers."""
     names = {(t.subgraph, t.index): t.name for t in file.tensors}
+    floats = [
+        op
+        for op in file.operators
+        if op.name not in ("QUANTIZE", "DEQUANTIZE") and "float" in op.dtype
+    ]
+    if not floats:
+        return []
+    layer_of, whole = _layers(model)
     found = []
-    for op in file.operators:
-        if op.name in ("QUANTIZE", "DEQUANTIZE") or "float" not in op.dtype:
-            continue
+    for op in floats:
         tensor = names.get((op.subgraph, op.outputs[0]), "") if op.outputs else ""
-        reason = loop_reason(file, op) or reasons.get(tensor, _NO_KERNEL)
-        found.append(FloatOp(op.name, tensor, reason))
+        layer = layer_of(tensor)
+        reason = reasons.get(tensor, f"LiteRT has no integer kernel of {op.name}")
+        if layer in whole and not reason.startswith("its divisor"):
+            reason = f"its layer {whole[layer]}"
+        reason = loop_reason(file, op) or reason
+        found.append(FloatOp(op.name, tensor, reason, layer))
     return found
+
+
+def _layers(model: Any) -> tuple[Callable[[str], str], dict[str, str]]:
+    """A function from tensors to names of layers, and why layers of a trained model are float."""
+    if not isinstance(model, keras.Model):
+        return lambda tensor: "", {}
+    try:
+        return LayerNames(model).of, reasons_of(Graph.of(model)) if is_compressed(model) else {}
+    except Exception:  # What cannot be flattened has names that its file does not tell.
+        return lambda tensor: "", {}
 
 
 _MEND = "rebuild the recurrent layer with unroll=True"

@@ -97,6 +97,27 @@ def _hard_tanh(operation, x):
     return ops.minimum(ops.maximum(x, -1.0), 1.0)
 
 
+def _reciprocal(operation, x):
+    return ops.divide(1.0, x)
+
+
+def _hard_shrink(operation, x):
+    return ops.where(ops.abs(x) > operation.threshold, x, 0.0)
+
+
+def _soft_shrink(operation, x):
+    limit = float(operation.threshold)
+    return ops.subtract(ops.relu(ops.subtract(x, limit)), ops.relu(ops.subtract(-limit, x)))
+
+
+def _threshold(operation, x):
+    return ops.where(x > operation.threshold, x, float(operation.default_value))
+
+
+def _sparse_sigmoid(operation, x):
+    return ops.minimum(ops.maximum(ops.multiply(ops.add(x, 1.0), 0.5), 0.0), 1.0)
+
+
 def _softsign(operation, x):
     return ops.divide(x, ops.add(ops.abs(x), 1.0))
 
@@ -275,6 +296,11 @@ _OPENERS: dict[str, Callable] = {
     "TanhShrink": _tanh_shrink,
     "Softplus": _softplus,
     "Softsign": _softsign,
+    "Reciprocal": _reciprocal,
+    "HardShrink": _hard_shrink,
+    "SoftShrink": _soft_shrink,
+    "Threshold": _threshold,
+    "SparseSigmoid": _sparse_sigmoid,
     "LogSigmoid": _log_sigmoid,
     "Squareplus": _squareplus,
     "Expm1": _expm1,

@@ -14,7 +14,18 @@ from keras import layers, tree
 
 from tfcompress.graph.layers import FixedTraining, KeepMask, Parameter, RepeatBatch
 from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
-from tfcompress.kinds import FILLING, FOLDING, FUSING, INTEGER, KEEPING, ROUNDING, TRANSPARENT
+from tfcompress.kinds import (
+    FILLING,
+    FOLDING,
+    FUSING,
+    INTEGER,
+    KEEPING,
+    ROUNDING,
+    TRANSPARENT,
+    operator_of,
+)
+from tfcompress.layers.batch_norm import FusedBatchNorm
+from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import Quantize
 
@@ -132,24 +143,46 @@ def is_idle(node: Node) -> bool:
 
 
 def float_reason(node: Node) -> str:
-    """Why an operation that was asked to be quantized stays float, as the end of a sentence."""
-    operation = node.operation
+    """Why an operation that was asked to be quantized stays float, as "it ..." goes on."""
+    operation = _inner(node.operation)
     loops = [
         operation,
         getattr(operation, "layer", None),
         getattr(operation, "forward_layer", None),
     ]
     if any(isinstance(x, layers.RNN) and not x.unroll for x in loops):
-        return "they are loops, which unroll=True undoes"
+        return "is a loop, which unroll=True undoes"
     if any(getattr(t, "_keras_mask", None) is not None for t in node.inputs):
-        return "they read masks"
+        return "reads masks"
     if isinstance(operation, keras.Layer) and has_own_call(type(operation)):
         random = len(operation.variables) != len(operation.weights)
         takes = "training" in inspect.signature(operation.call).parameters
         if random or takes:
-            return "they do something else in training"
-        return "their call() is no graph of Keras layers and keras.ops"
-    return "LiteRT has no integer kernel for them"
+            return "does something else in training"
+    if isinstance(operation, keras.Layer) and any(None in t.shape[1:] for t in node.inputs):
+        return "reads tensors of no fixed size: pass inputs= of the size that the file is for"
+    if isinstance(operation, keras.Layer) and has_own_call(type(operation)):
+        return "has a call() that is no graph of Keras layers and keras.ops"
+    named = operator_of(kind_of(operation))
+    has_none = "has no integer kernel in LiteRT"
+    return f"is {named}, which {has_none}" if named else has_none
+
+
+def reasons_of(graph: Graph) -> dict[str, str]:
+    """Why operations of a compressed model would stay float, by their names."""
+    found = {}
+    for node in graph.nodes:
+        operation = node.operation
+        if node.is_input or isinstance(operation, FakeQuant):
+            continue
+        if not has_kernel(_inner(operation)):
+            found[node.name] = float_reason(node)
+    return found
+
+
+def _inner(operation):
+    """A layer without our wrapper."""
+    return operation.layer if isinstance(operation, Compressed | FusedBatchNorm) else operation
 
 
 def fills(node: Node) -> bool:
