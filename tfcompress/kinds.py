@@ -31,7 +31,7 @@ _TABLE = {
     "Add Subtract Multiply": "pointwise | integer fusing",
     "Rescaling Silu": "pointwise | integer",
     "Abs Absolute": "pointwise | ABS",
-    "Divide TrueDivide": "pointwise | DIV",
+    "Divide Reciprocal TrueDivide": "pointwise | DIV",
     "ELU Elu": "pointwise | ELU",
     "Exp": "pointwise | EXP",
     "Gelu": "pointwise | GELU",
@@ -65,7 +65,7 @@ _TABLE = {
     "Cast": "pointwise | CAST",  # of whole numbers and truths; one of floats is none in the file
     "ConvertToTensor Copy": "pointwise | same_scale",
     "Activation Average Celu Clip Erf Expm1 FakeQuant HardShrink HardSigmoid HardTanh Log1p "
-    "LogSigmoid LogicalAnd LogicalNot LogicalOr NanToNum Negative Reciprocal Selu SoftShrink "
+    "LogSigmoid LogicalAnd LogicalNot LogicalOr NanToNum Negative Selu SoftShrink "
     "Softplus Softsign SparseSigmoid Square Squareplus TanhShrink Threshold": "pointwise |",
     "Softmax": "mixing | SOFTMAX",
     "LogSoftmax": "mixing | LOG_SOFTMAX",

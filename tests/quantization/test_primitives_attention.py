@@ -51,11 +51,56 @@ def test_cross_attention_with_key_and_masks():
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
 
 
-def test_attention_that_needs_masks_or_scores_is_left():
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_attention_with_masks_of_its_inputs(dropout):
+    """Padded queries and keys; what is left of a row that is masked as a whole, too."""
+    layer = layers.MultiHeadAttention(2, 3, dropout=dropout)
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(4, 6, mask_zero=True)(tokens)
+    keep = keras.Input((5, 5), dtype="int32")
+    original = layer(x, x, attention_mask=keep)
+    x = layers.Embedding(4, 6, mask_zero=True, weights=x._keras_history.operation.get_weights())(
+        tokens
+    )
+    opened = opener(layer)(layer, x, x, attention_mask=keep)
+    data = np.array([[1, 2, 0, 3, 0], [3, 1, 2, 2, 0]]), np.tri(5, dtype="int32")[None].repeat(2, 0)
+    wanted, got = keras.Model([tokens, keep], [original, opened])(data)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert opened._keras_history.operation is not layer
+
+
+def test_softmax_with_a_mask():
+    layer = layers.Softmax()
+    for mask in (np.array([[True, False, True], [False] * 3]), np.array([[2, 0, -1], [0, 0, 1]])):
+        x, m = keras.Input((3,)), keras.Input((3,), dtype=str(mask.dtype))
+        opened = keras.Model([x, m], opener(layer)(layer, x, mask=m))
+        values = normal(2, 3)
+        np.testing.assert_allclose(opened([values, mask]), layer(values, mask=mask), atol=1e-6)
+    constant = opener(layer)(layer, x, mask=np.array([[True, False, True]]))
+    wanted = layer(values, mask=np.array([[True, False, True]]))
+    np.testing.assert_allclose(keras.Model(x, constant)(values), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"is_causal": True}, {"scale": 0.3}])
+def test_dot_product_attention(settings):
+    q, k, v = keras.Input((5, 4, 3)), keras.Input((5, 2, 3)), keras.Input((5, 2, 3))
+    mask = keras.Input((1, 5, 5), dtype="bool")
+    original = keras.ops.dot_product_attention(q, k, v, mask=mask, **settings)
+    operation = original._keras_history.operation
+    scale = settings.get("scale")
+    opened = opener(operation)(operation, q, k, v, mask=mask, scale=scale)
+    keep = np.random.default_rng(0).uniform(size=(2, 1, 5, 5)) > 0.4
+    keep[..., 0] = True
+    data = [normal(2, 5, 4, 3), normal(2, 5, 2, 3), 2 * normal(2, 5, 2, 3), keep]
+    wanted, got = keras.Model([q, k, v, mask], [original, opened])(data)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert opened._keras_history.operation is not operation
+
+
+def test_attention_that_needs_scores_is_left():
     layer = layers.MultiHeadAttention(2, 3)
-    x = layers.Masking()(keras.Input((5, 6)))
+    x = keras.Input((5, 6))
     layer(x, x)
-    assert opener(layer)(layer, x, x)._keras_history.operation is layer
     assert len(opener(layer)(layer, x, x, return_attention_scores=True)) == 2
     unknown = keras.Input((None, 6))
     assert opener(layer)(layer, unknown, unknown)._keras_history.operation is layer

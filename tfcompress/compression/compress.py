@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, tree
 
 from tfcompress.compression.rules import check_rules
@@ -165,6 +166,8 @@ def _on_grid(value, kind: str, technique: Quantize):
     if kind not in _BY_VALUE or not keras.backend.is_float_dtype(value.dtype):
         return value
     values = keras.ops.convert_to_numpy(value)
+    if len(np.unique(values[values != 0])) < 2:  # such as a mask, which may be infinite
+        return value
     low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
     return (
         round_activation(value, low, high, technique.activation_bits or 8) if high > low else value

@@ -178,6 +178,7 @@ class Job:
                 self.notes.append(f"{few}: precision='int4' stores them in 4")
             known = {**grids.table_ranges(parsed, weight_bits), **known}
             self.notes += extremes.lost_scores(parsed, known)
+            known = {**extremes.narrow_constants(parsed, ranges.spread(parsed, known)), **known}
         known = ranges.spread(parsed, known)
         ranges.widen_softmax_inputs(parsed, known)
         ranges.widen_sums(parsed, known)

@@ -10,12 +10,13 @@ operation back to front, and ranges, those of constants too, end where it ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfcompress.conversion.ranges import SAME_SCALE, Range, constant, is_constant
+from tfcompress.layers.extremes import CURVES, DEPTH, MASKED, PLAIN_WIDTH, SOFTMAX_DEPTH
 from tfcompress.tflite import flatbuffer, run
 from tfcompress.tflite.flatbuffer import changed, op_name
 
@@ -36,32 +37,21 @@ class Span(NamedTuple):
 # How many times as wide as what matters a range must be to be narrowed: a bit is worth it.
 _WORTH = 2.0
 
-# Softmax inputs up to so wide a range are fine as they are.
-_PLAIN_WIDTH = 32.0
-
-# Below the greatest of all scores: a row that does not come up to it is masked as a whole.
-_MASKED = 500.0
-
-# How far below the greatest score of a row exp is nothing, even for the sum of a long row; and
-# where a sigmoid or an exp is less than half a step.
-_SOFTMAX_DEPTH = {8: 12.0, 16: 16.0}
-_DEPTH = {8: 8.0, 16: 12.0}
-
 # How far below its greatest value a row's end must be for an ARG_MAX, as a part of the range.
 _APART = 0.1
 
 # A constant that is multiplied may be so many times as large as what the product saturates at.
 _FACTOR = 100.0
 
-_CURVES: dict[str, Callable[[float], Span]] = {
-    "LOGISTIC": lambda depth: Span(-depth, depth),
-    "TANH": lambda depth: Span(-depth / 2, depth / 2),
-    "GELU": lambda depth: Span(low=-depth),
-    "ELU": lambda depth: Span(low=-depth),
-    "HARD_SWISH": lambda depth: Span(low=-3.0),
-    "RELU": lambda depth: Span(low=0.0),
-    "RELU6": lambda depth: Span(0.0, 6.0),
-    "RELU_N1_TO_1": lambda depth: Span(-1.0, 1.0),
+_CURVES = {
+    "LOGISTIC": CURVES["sigmoid"],
+    "TANH": CURVES["tanh"],
+    "GELU": CURVES["gelu"],
+    "ELU": CURVES["elu"],
+    "HARD_SWISH": CURVES["hardsilu"],
+    "RELU": CURVES["relu"],
+    "RELU6": CURVES["relu6"],
+    "RELU_N1_TO_1": lambda depth: (-1.0, 1.0),
 }
 
 
@@ -78,12 +68,25 @@ def narrow(model, ranges: dict[int, Range], batches: Iterable[dict[str, Any]], b
     _Narrowing(model, ranges, _least_scores(model, ranges, batches), bits).run()
 
 
+def narrow_constants(model, ranges: dict[int, Range]) -> dict[int, Range]:
+    """Ranges of the constants of a trained model that are beyond what matters.
+
+    Args:
+        ranges: trained ones, of activations, which end where readers do.
+    """
+    known = {i: r for i, r in ranges.items() if not is_constant(model, i)}
+    trained = dict(known)
+    bits = max((r.bits for r in known.values()), default=8)
+    _Narrowing(model, known, {}, bits).run()
+    return {i: r for i, r in known.items() if i not in trained}
+
+
 def lost_scores(model, ranges: dict[int, Range]) -> list[str]:
     """What is to be said of trained ranges in which masks leave a softmax no steps."""
     told = []
     for op in model.subgraphs[0].operators:
         known = ranges.get(op.inputs[0]) if op_name(model, op) == "SOFTMAX" else None
-        if known is not None and known.bits == 8 and known.maximum - known.minimum > _MASKED:
+        if known is not None and known.bits == 8 and known.maximum - known.minimum > MASKED:
             name = flatbuffer.text(model.subgraphs[0].tensors[op.outputs[0]].name)
             told.append(
                 f"the scores that softmax '{name}' reads go from {known.minimum:.3g} to "
@@ -153,14 +156,14 @@ class _Narrowing:
 
     def _wanted(self, op, operand: int, out: Span) -> Span:
         """What matters of an operand if `out` is what matters of the output."""
-        name, depth = op_name(self.model, op), _DEPTH[self.bits]
+        name, depth = op_name(self.model, op), DEPTH[self.bits]
         index = op.inputs[operand]
         if name in _CURVES:
-            return _CURVES[name](depth)
+            return Span(*_CURVES[name](depth))
         if name in SAME_SCALE and name not in _MIXING:
             return out
         if name == "SOFTMAX":
-            return Span(low=self.scores.get(index, -math.inf) - _SOFTMAX_DEPTH[self.bits])
+            return Span(low=self.scores.get(index, -math.inf) - SOFTMAX_DEPTH[self.bits])
         if name == "ARG_MAX":  # what is below must not come up to the greatest of any row
             least = self.scores.get(index, -math.inf)
             return Span(low=least - _APART * (self._known(index).high - least))
@@ -214,7 +217,7 @@ def _least_scores(model, ranges: dict[int, Range], batches) -> dict[int, float]:
         name = op_name(model, op)
         if name in ("SOFTMAX", "ARG_MAX") and op.inputs[0] in ranges:
             known = ranges[op.inputs[0]]
-            if not known.maximum - known.minimum <= _PLAIN_WIDTH:
+            if not known.maximum - known.minimum <= PLAIN_WIDTH:
                 axis = constant(model, op.inputs[1]).item() if name == "ARG_MAX" else -1
                 wide[int(op.inputs[0])] = axis
     if not wide:
@@ -231,5 +234,5 @@ def _least_scores(model, ranges: dict[int, Range], batches) -> dict[int, float]:
     found = {}
     for index, rows in greatest.items():
         tops = np.concatenate(rows)
-        found[index] = float(tops[tops > tops.max() - _MASKED].min())
+        found[index] = float(tops[tops > tops.max() - MASKED].min())
     return found

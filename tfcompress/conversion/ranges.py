@@ -173,8 +173,10 @@ def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
             # What was 0 all along may be another whole number.
             high = found.maximum if _width(found) >= 1 else found.minimum + 1
             known[op.outputs[0]] = Range(found.minimum, high, found.bits)
-    groups = [_same_scale(model, op) for op in graph.operators]
-    for left_out in (own, set[int]()):
+    # A constant that is selected need not be in the range of what it is selected from.
+    moved = [_same_scale(model, op) for op in graph.operators if not _selects(model, op)]
+    every = [_same_scale(model, op)[:: -1 if _selects(model, op) else 1] for op in graph.operators]
+    for groups, left_out in ((moved, own), (every, own), (every, set[int]())):
         changed = True
         while changed:
             changed = False
@@ -193,6 +195,10 @@ def _makes_numbers_of(kind: int | None, model, op) -> bool:
         return False
     given, made = (model.subgraphs[0].tensors[i[0]].type for i in (op.inputs, op.outputs))
     return made == 0 and (given != 0 if kind is None else given == kind)
+
+
+def _selects(model, op) -> bool:
+    return op_name(model, op) in ("SELECT", "SELECT_V2")
 
 
 def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:

@@ -65,7 +65,7 @@ class Graph:
     ):
         self.name, self.like = name, like
         nodes = _sorted_nodes(inputs, outputs) if noted is None else _needed(noted, outputs)
-        self.reset(inputs, outputs, [_to_node(node) for node in nodes])
+        self.reset(inputs, outputs, [as_node(node) for node in nodes])
 
     def reset(self, inputs, outputs, nodes: list[Node]) -> None:
         """Takes other tensors and nodes, which are in topological order."""
@@ -309,7 +309,8 @@ def _attributes_of_models() -> set[str]:
     return {*vars(model), "history", "_val_metrics", "_eval_epoch_iterator"}
 
 
-def _to_node(node) -> Node:
+def as_node(node) -> Node:
+    """A node of Keras as one of ours."""
     return Node(node.operation, node.arguments.args, dict(node.arguments.kwargs), node.outputs)
 
 

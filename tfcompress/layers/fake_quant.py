@@ -9,6 +9,7 @@ import keras
 from keras import ops, tree
 
 from tfcompress.backend import as_tensor
+from tfcompress.layers.extremes import cut, least_seen
 from tfcompress.layers.kernel_rounding import round_as_kernel, sum_of
 from tfcompress.techniques.quantize import (
     ONLY_ZEROS,
@@ -19,7 +20,8 @@ from tfcompress.techniques.quantize import (
 )
 from tfcompress.techniques.technique import first_step
 
-_LOWEST, _HIGHEST = float("-inf"), float("inf")
+# Masks may be of the lowest float, or infinite; differences of ranges must not.
+_LOWEST, _HIGHEST = -1e36, 1e36
 
 # Activations that a range starting at zero carries out, with where they clip from above.
 _CLIPS = {"relu": _HIGHEST, "relu6": 6.0}
@@ -46,6 +48,9 @@ class FakeQuant(keras.layers.Layer):
         float_source: which of the sources come from operations that are to stay float: a list of
             rows, or True for all of them.
         symmetric: whether the range is that of weights, as far below 0 as above.
+        extremes: of each source, the size of the least mask in it (0 for none), which its readers
+            tell from no value far below; None where they tell all values apart. The range ends
+            where readers do. None if there are no masks.
         observes: whether it gives what it gets, as only operations that stay float read it.
     """
 
@@ -61,6 +66,7 @@ class FakeQuant(keras.layers.Layer):
         float_source=False,
         observes=False,
         symmetric=False,
+        extremes=None,
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -69,6 +75,7 @@ class FakeQuant(keras.layers.Layer):
         self.sources, self.delay, self.freeze = sources, delay, freeze
         self.fixed = tuple(fixed) if fixed is not None else None
         self.float_source, self.observes, self.symmetric = float_source, observes, symmetric
+        self.extremes = extremes
         self.supports_masking = True
 
     @property
@@ -120,20 +127,24 @@ class FakeQuant(keras.layers.Layer):
             return self._infer(x, source)
         clips = self.activation in _CLIPS and self.sources == 1
         y = x if clips else self._activate(x)
-        low, high = self._union(self._observe(y, source, clips))
+        low, high = self._cut(*self.union(self._observe(y, source, clips)))
         if self.observes:
             return y
         if clips:  # a range from 0 clips as the activation would: one op instead of two
             low = 0.0
         if source is None:
             y = ties_away(y, low, high, self.bits)
+
+        def rounded():
+            if self.extremes is None:
+                return quantize_activation(y, low, high, self.bits)
+            known = high > low  # not until its readers have ranges
+            z = quantize_activation(y, low, ops.where(known, high, 1.0), self.bits)
+            return ops.where(known, z, self._activate(x))
+
         if self.delay == 0:
-            return quantize_activation(y, low, high, self.bits)
-        return ops.cond(
-            as_tensor(self.phase) > 0,
-            lambda: quantize_activation(y, low, high, self.bits),
-            lambda: self._activate(x),
-        )
+            return rounded()
+        return ops.cond(as_tensor(self.phase) > 0, rounded, lambda: self._activate(x))
 
     def _infer(self, x, source):
         low, high = self.limits()
@@ -160,6 +171,8 @@ class FakeQuant(keras.layers.Layer):
         x = ops.stop_gradient(x)
         high = ops.max(x)
         low = ops.zeros_like(high) if clips else ops.min(x)
+        if self.extremes is not None and not clips:
+            low = least_seen(self, source, x, low, high)
         batch = ops.cast(ops.stack([low, high]), "float32")
         top = _CLIPS[self.activation] if clips else _HIGHEST
         batch = ops.clip(batch, ops.array([_LOWEST, 0.0]), ops.array([0.0, top]))
@@ -189,9 +202,16 @@ class FakeQuant(keras.layers.Layer):
         """The range in use: scalars (minimum, maximum), the union over all sources."""
         if self.fixed is not None:
             return self.fixed
-        return self._union(as_tensor(self.range))
+        return self._cut(*self.union())
 
-    def _union(self, rows):
+    def _cut(self, low, high):
+        return (low, high) if self.extremes is None else cut(self, low, high)
+
+    def union(self, rows=None):
+        """What was observed of all sources, by default of those so far: (minimum, maximum)."""
+        if self.fixed is not None:
+            return self.fixed
+        rows = as_tensor(self.range) if rows is None else rows
         single = self.sources == 1
         low = rows[0, 0] if single else ops.min(rows[:, 0])
         high = rows[0, 1] if single else ops.max(rows[:, 1])
@@ -206,7 +226,8 @@ class FakeQuant(keras.layers.Layer):
 
     def get_config(self):
         names = (
-            "bits momentum activation sources fixed delay freeze float_source observes symmetric"
+            "bits momentum activation sources fixed delay freeze float_source observes symmetric "
+            "extremes"
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
 

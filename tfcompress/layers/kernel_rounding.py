@@ -91,10 +91,13 @@ def _producer(tensor):
 def _sum_behind(tensor) -> Sum | None:
     operation, given = _producer(tensor)
     kind, inputs = type(operation).__name__, tree.flatten(given.args)
-    if not inputs or (not _is_symbolic(inputs[0]) and kind != "Multiply"):
+    if not inputs or (not _is_symbolic(inputs[0]) and kind not in ("Multiply", "Where")):
         return None
     if kind in ("ReLU", "Activation", "Relu", "Relu6") and _is_relu(operation):
         return _fused(inputs[0])
+    if kind == "Where":
+        before = _selected_from(given)
+        return None if before is None or _quantizes(before) else _sum_behind(before)
     if kind in _NORMS:
         return _normalized(operation, inputs[0])
     if hasattr(operation, "bound"):
@@ -113,6 +116,16 @@ def _sum_behind(tensor) -> Sum | None:
         unit = _scale_of(inputs[0])
         return Sum(unit, slope=slope) if unit and slope > 0 else None
     return None
+
+
+def _selected_from(given):
+    """The tensor among the values of a Where, if the other is a constant."""
+    tensors = [x for x in tree.flatten((given.args, given.kwargs))[1:] if _is_symbolic(x)]
+    return tensors[0] if len(tensors) == 1 else None
+
+
+def _quantizes(tensor) -> bool:
+    return hasattr(_producer(tensor)[0], "limits")
 
 
 def _is_symbolic(x) -> bool:
@@ -239,6 +252,9 @@ def _scale_of(tensor):
             return (high - low) / 255.0
 
         return scale
+    if type(operation).__name__ == "Where":  # of 0 and a tensor
+        before = _selected_from(given)
+        return None if before is None else _scale_of(before)
     if type(operation).__name__ not in _KEEPING or not given.args:
         return None
     first = given.args[0][0] if isinstance(given.args[0], list | tuple) else given.args[0]

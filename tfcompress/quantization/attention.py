@@ -1,20 +1,16 @@
 """MultiHeadAttention and EinsumDense opened into Dense layers and matrix products."""
 
+import functools
 import math
 
+import keras
 import numpy as np
-from keras import layers, ops
+from keras import KerasTensor, layers, ops
 
 from tfcompress.graph.inputs import mask_of
 from tfcompress.kinds import equation_of
 from tfcompress.quantization.functions import product
 from tfcompress.quantization.pieces import activate, constant, dense_of
-
-# What a masked score becomes: e-30 of it is left, and the other scores keep their int8 steps.
-_MASKED = -30.0
-
-# Arguments of a call for which an attention is left as it is.
-_CLOSED = ("query_mask", "value_mask", "key_mask", "return_attention_scores")
 
 
 def is_plain_attention(layer) -> bool:
@@ -31,28 +27,26 @@ def is_plain_attention(layer) -> bool:
     )
 
 
-def open_attention(layer, query, value, key=None, attention_mask=None, **kwargs):
+def open_attention(layer, query, value, key=None, return_attention_scores=False, **kwargs):
     """MultiHeadAttention -> Dense projections, matmul, softmax, matmul, Dense."""
-    key = value if key is None else key
-    tensors = (query, value, key)
-    masked = any(mask_of(x) is not None for x in tensors)
-    closed = any(kwargs.get(name) is not None and kwargs[name] is not False for name in _CLOSED)
-    if masked or closed or any(None in x.shape[1:] for x in tensors):
-        return layer(query, value, key=key, attention_mask=attention_mask, **kwargs)
+    tensors = (query, value, value if key is None else key)
+    if return_attention_scores or any(None in x.shape[1:] for x in tensors):
+        scores = {"return_attention_scores": return_attention_scores}
+        return layer(query, value, key=key, **scores, **kwargs)
     grouped = type(layer) is layers.GroupQueryAttention
     before = "_" if grouped else ""
     parts = [getattr(layer, f"{before}{x}_dense") for x in ("query", "key", "value", "output")]
     names = [f"{layer.name}_{x}" for x in ("query", "key", "value")]
-    q, k, v = map(_heads, parts[:3], (query, key, value), names)
+    q, k, v = map(_heads, parts[:3], (query, tensors[2], value), names)
     if grouped:
         k, v = (_repeated(x, layer.num_repeats) for x in (k, v))
     scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))
     scores = ops.multiply(scores, 1.0 / math.sqrt(q.shape[-1]))
-    if kwargs.get("use_causal_mask"):
-        scores = _mask(scores, _causal(query, value, scores.dtype))
-    if attention_mask is not None:
-        scores = _mask(scores, ops.cast(attention_mask, scores.dtype))
-    mixed = ops.transpose(ops.matmul(_weights(layer, scores), v), (0, 2, 1, 3))
+    mask = _all_of(_given_masks(query, value, key, **kwargs))
+    weights = _weights(layer, masked(scores, mask))
+    if layer.dropout and isinstance(mask, KerasTensor):  # of a row where all is masked, too
+        weights = ops.where(ops.cast(_of_rank(mask, 4), "bool"), weights, 0.0)
+    mixed = ops.transpose(ops.matmul(weights, v), (0, 2, 1, 3))
     mixed = ops.reshape(mixed, (-1, query.shape[1], q.shape[1] * v.shape[-1]))
     output = parts[3]
     y = dense_of(output, output.kernel, output.bias, f"{layer.name}_output", inputs=2)(mixed)
@@ -60,26 +54,83 @@ def open_attention(layer, query, value, key=None, attention_mask=None, **kwargs)
     return y if len(free) == 1 else ops.reshape(y, (-1, query.shape[1], *free))
 
 
+def _given_masks(query, value, key, attention_mask=None, use_causal_mask=False, **kwargs) -> list:
+    """The masks that an attention is called with, for (batch, query, key)."""
+    found = []
+    named = {"query_mask": (query, -1), "value_mask": (value, -2), "key_mask": (key, -2)}
+    for name, (tensor, axis) in named.items():
+        given = kwargs.get(name)
+        mask = mask_of(tensor) if given is None else given
+        if mask is not None:
+            found.append(ops.expand_dims(ops.cast(mask, "bool"), axis))
+    if use_causal_mask:
+        found.append(_causal(query, value))
+    return found if attention_mask is None else [*found, attention_mask]
+
+
+def _all_of(masks: list):
+    """What all masks let through; None if there are none."""
+    if len(masks) < 2:
+        return masks[0] if masks else None
+    return functools.reduce(ops.logical_and, [ops.cast(mask, "bool") for mask in masks])
+
+
+def is_dot_product(operation) -> bool:
+    """Whether an operation is `ops.dot_product_attention`, as TensorFlow computes it."""
+    return type(operation).__name__ == "DotProductAttention"
+
+
+def open_dot_product(operation, query, key, value, bias=None, mask=None, scale=None):
+    """dot_product_attention -> transpose, matmul, multiply, softmax, matmul, transpose."""
+    heads, held = query.shape[2], key.shape[2]
+    unknown = operation.is_causal and None in (query.shape[1], key.shape[1])
+    if unknown or heads % held or operation.attn_logits_soft_cap is not None:
+        return operation(query, key, value, bias=bias, mask=mask, scale=scale)
+    q, k, v = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+    k, v = (_repeated(x, heads // held) for x in (k, v))
+    scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))
+    scores = ops.multiply(scores, 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if bias is not None:
+        scores = ops.add(scores, bias)
+    causal = [_causal(query, key)] if operation.is_causal else []
+    scores = masked(scores, _all_of(causal if mask is None else [mask, *causal]))
+    return ops.transpose(ops.matmul(ops.softmax(scores), v), (0, 2, 1, 3))
+
+
 def is_dot_attention(layer) -> bool:
     """Whether a layer is an Attention of one head whose scores are products."""
     return type(layer) is layers.Attention and layer.score_mode == "dot"
 
 
-def open_dot_attention(layer, inputs, **kwargs):
+def open_dot_attention(layer, inputs, mask=None, return_attention_scores=False, **kwargs):
     """Attention -> matmul, softmax, matmul."""
     query, value, key = (*inputs, inputs[1])[:3]
-    masked = any(mask_of(x) is not None for x in inputs) or kwargs.get("mask") is not None
-    closed = masked or kwargs.get("return_attention_scores")
-    if closed or any(None in x.shape[1:] or len(x.shape) != 3 for x in inputs):
-        return layer(inputs, **kwargs)
+    if return_attention_scores or any(None in x.shape[1:] or len(x.shape) != 3 for x in inputs):
+        scores = {"return_attention_scores": return_attention_scores}
+        return layer(inputs, mask=mask, **scores, **kwargs)
     scores = ops.matmul(query, ops.transpose(key, (0, 2, 1)))
     if layer.scale is not None:
         name = f"{layer.name}_scale"
         factor = constant(layer.scale, scores, name, shape=(1, 1, 1), dtype=layer.dtype_policy)
         scores = ops.multiply(scores, factor)
+    of_query, of_value = (mask or [mask_of(x) for x in inputs])[:2]
+    masks = [] if of_value is None else [ops.expand_dims(of_value, -2)]
     if kwargs.get("use_causal_mask"):
-        scores = _mask(scores, _causal(query, value, scores.dtype))
-    return ops.matmul(_weights(layer, scores), value)
+        masks.append(_causal(query, value))
+    y = ops.matmul(_weights(layer, masked(scores, _all_of(masks))), value)
+    return y if of_query is None else ops.where(ops.expand_dims(of_query, -1), y, 0.0)
+
+
+def open_softmax(layer, x, mask=None):
+    """Softmax with a mask -> where, softmax, where."""
+    axis = layer.axis if isinstance(layer.axis, int) else tuple(layer.axis)
+    if mask is None or (not isinstance(axis, int) and len(axis) > 1):
+        return layer(x, mask=mask)
+    if mask.dtype != "bool":  # as Keras, for whole numbers, too
+        mask = ops.greater(mask, ops.cast(0.5, mask.dtype))
+    plain = layers.Softmax(axis, name=layer.name, dtype=layer.dtype_policy)
+    y = plain(masked(x, mask))
+    return ops.where(mask, y, 0.0) if isinstance(mask, KerasTensor) else y
 
 
 def _weights(layer, scores):
@@ -92,10 +143,9 @@ def _weights(layer, scores):
     return layers.Dropout(layer.dropout, seed=layer.seed, name=name, dtype=policy)(weights)
 
 
-def _causal(query, value, dtype):
-    """1 where a position may look, as a constant."""
-    lower = np.tril(np.ones((query.shape[1], value.shape[1]), "float32"))
-    return ops.convert_to_tensor(lower, dtype)
+def _causal(query, value):
+    """Where a position may look, as a constant."""
+    return np.tril(np.ones((1, query.shape[1], value.shape[1]), bool))
 
 
 def _repeated(x, times: int):
@@ -114,12 +164,25 @@ def _heads(einsum, x, name: str):
     return ops.transpose(ops.reshape(y, (-1, x.shape[1], heads, size)), (0, 2, 1, 3))
 
 
-def _mask(scores, mask):
-    """Replaces the scores where the mask, a constant or a tensor, is 0."""
-    # As in Keras, the axis of the heads is the first one to be missing.
-    while len(mask.shape) < len(scores.shape):
+def masked(scores, mask):
+    """The scores, far below all others where a mask, a constant or a tensor, is 0 or False."""
+    if mask is None:
+        return scores
+    lowest = -3e4 if scores.dtype == "float16" else -1e9  # as Keras
+    mask = _of_rank(mask, len(scores.shape))
+    if not isinstance(mask, KerasTensor):
+        hidden = np.where(ops.convert_to_numpy(mask), 0.0, lowest)
+        return ops.add(scores, ops.convert_to_tensor(hidden, scores.dtype))
+    if keras.backend.is_float_dtype(mask.dtype):
+        return ops.add(scores, ops.multiply(ops.subtract(1.0, mask), lowest))
+    return ops.where(ops.cast(mask, "bool"), scores, lowest)
+
+
+def _of_rank(mask, rank: int):
+    """A mask for scores of more axes: as in Keras, that of the heads is the first to be missing."""
+    while len(mask.shape) < rank:
         mask = mask[None] if len(mask.shape) == 2 else mask[:, None]
-    return ops.add(ops.multiply(scores, mask), (1.0 - mask) * _MASKED)
+    return mask
 
 
 def is_matrix_einsum(layer) -> bool:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.layers.extremes import MASK
 from tfcompress.quantization import transforms
 from tfcompress.quantization.pieces import Rsqrt
 
@@ -16,11 +17,39 @@ from tfcompress.quantization.pieces import Rsqrt
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-def opener_of(operation) -> Callable | None:
-    """The function that opens an operation, `f(operation, *args, **kwargs)`; None if none does."""
+def opener_of(operation, args: tuple = ()) -> Callable | None:
+    """The function that opens an operation, `f(operation, *args, **kwargs)`; None if none does.
+
+    Args:
+        args: what it is called with.
+    """
     if isinstance(operation, keras.Layer):
         return None
-    return _OPENERS.get(type(operation).__name__) or transforms.opener_of(operation)
+    name = type(operation).__name__
+    if name in ("Add", "Subtract"):
+        return _sum_with_masks if any(map(_has_masks, args)) else None
+    return _OPENERS.get(name) or transforms.opener_of(operation)
+
+
+def _has_masks(x) -> bool:
+    """Whether there are masks among the values of a constant."""
+    if isinstance(x, keras.KerasTensor) or np.ndim(x) < 2:
+        return False
+    masks = np.abs(np.asarray(x)) >= MASK
+    return bool(masks.any() and np.asarray(x)[~masks].any())
+
+
+def _sum_with_masks(operation, a, b):
+    """Adds the values of a constant, then its masks: on one grid no values would be left."""
+    constant = np.asarray(a if _has_masks(a) else b)
+    masks = np.abs(constant) >= MASK
+    parts = [np.where(masks, 0, constant), np.where(masks, constant, 0)]
+    values, masks = (ops.convert_to_tensor(part, constant.dtype) for part in parts)
+    return (
+        ops.add(operation(values, b), masks)
+        if _has_masks(a)
+        else (operation(operation(a, values), masks))
+    )
 
 
 def _square(operation, x):

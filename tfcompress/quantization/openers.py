@@ -24,13 +24,16 @@ from tfcompress.kinds import FOLDING, LINEAR, SEPARABLE, is_exactly
 from tfcompress.quantization import functions
 from tfcompress.quantization.attention import (
     is_dot_attention,
+    is_dot_product,
     is_matrix_einsum,
     is_other_einsum,
     is_plain_attention,
     open_attention,
     open_dot_attention,
+    open_dot_product,
     open_einsum,
     open_other_einsum,
+    open_softmax,
 )
 from tfcompress.quantization.pieces import (
     Rsqrt,
@@ -46,23 +49,26 @@ from tfcompress.quantization.placement import has_kernel
 __all__ = ["Rsqrt", "constant", "opener", "with_weights"]
 
 
-def opener(layer) -> Callable | None:
+def opener(layer, args: tuple = ()) -> Callable | None:
     """The function that opens a layer, `f(layer, *args, **kwargs)`; None if it is a primitive.
+
+    Args:
+        args: what it is called with, on which that may depend.
 
     Returns a function that computes what the layer does, up to float rounding, with primitives that
     carry copies of its weights; or None. The function calls the layer itself if it is called in a
     way that has no primitives (with masks, say).
     """
-    function = next((f for fits, f in _OPENERS if fits(layer)), functions.opener_of(layer))
+    function = next((f for fits, f in _OPENERS if fits(layer)), functions.opener_of(layer, args))
     return None if function is None else functools.partial(_open_deeply, function)
 
 
 def _open_deeply(function: Callable, operation, *args, **kwargs):
     """What an operation is opened into, opened in its turn."""
     outputs = function(operation, *args, **kwargs)
-    tensors = unique(tensors_in((args, kwargs)))
+    tensors = unique(with_masks(tensors_in((args, kwargs)))[0])
     pieces = Graph(tensors, outputs)
-    found = {id(node.operation): opener(node.operation) for node in pieces.nodes}
+    found = {id(node.operation): opener(node.operation, node.args) for node in pieces.nodes}
     left = getattr(operation, "activation", None)
     for node in pieces.nodes:
         part = node.operation
@@ -76,6 +82,12 @@ def _open_deeply(function: Callable, operation, *args, **kwargs):
         return call_node(node, *a, **k) if opened is None else opened(node.operation, *a, **k)
 
     return pieces.run(tensors, call)
+
+
+def with_masks(tensors: list) -> tuple[list, tuple[int, ...]]:
+    """Tensors and the masks that they carry, which layers read as well; and which of them do."""
+    masks = {i: mask for i, x in enumerate(tensors) if (mask := mask_of(x)) is not None}
+    return [*tensors, *masks.values()], tuple(masks)
 
 
 def has_activation(layer) -> bool:
@@ -350,6 +362,8 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (lambda x: type(x) is layers.Dot and x.normalize, open_dot),
     (is_time_distributed, open_time_distributed),
     (is_dot_attention, open_dot_attention),
+    (is_dot_product, open_dot_product),
+    (lambda x: type(x) is layers.Softmax, open_softmax),
     (is_simple_user_layer, open_user_layer),
 ]
 

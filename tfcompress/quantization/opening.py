@@ -45,13 +45,13 @@ def open_with(flat: keras.Model, rules: Rules):
         operation = node.operation
         technique = quantize_of(rules.techniques_of(operation))
         quantized = technique is not None and technique.activation_bits is not None
-        function = openers.opener(operation) if quantized and id(node) in ways else None
+        function = openers.opener(operation, args) if quantized and id(node) in ways else None
         if node.is_input or not quantized or not (function or _is_fused(operation)):
             return call_node(node, *args, **kwargs)
         if function and isinstance(operation, keras.Layer) and not operation.supports_masking:
             args, kwargs = tree.map_structure(_without_mask, (args, kwargs))
-        tensors = [x for x in tree.flatten((args, kwargs)) if isinstance(x, KerasTensor)]
-        way = id(operation), ways.get(id(node))
+        tensors, masked = openers.with_masks(tensors_in((args, kwargs)))
+        way = id(operation), ways.get(id(node)), masked
         if way in opened:  # a shared layer: the same pieces on other tensors
             outputs = opened[way].run(tensors, call_node)
         else:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 
 import keras
+import numpy as np
 from keras import layers, tree
 
 from tfcompress.graph.layers import FixedTraining, KeepMask, Parameter, RepeatBatch
@@ -26,6 +27,7 @@ from tfcompress.kinds import (
 )
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed
+from tfcompress.layers.extremes import Extremes
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import Quantize
 
@@ -198,6 +200,7 @@ class _Placer:
         self.placement = Placement({}, set(), set(), [])
         self.parent: dict[int, int] = {}
         self.names: dict[str, int] = {}
+        self.extremes = Extremes(graph)
         self.idle = {id(node) for node in graph.nodes if not node.is_input and is_idle(node)}
         # id of a tensor -> (technique, None if its operation stays float; activation; node)
         self.sources: dict[int, tuple[Quantize | None, str | None, Node]] = {}
@@ -250,6 +253,8 @@ class _Placer:
         """Whether a node's output keeps the scale of its input."""
         if kind_of(node.operation) == "Cast":
             return all(map(_is_float, node.inputs))
+        if (number := _selected(node)) is not None and not np.any(number):
+            return True  # 0 is on any grid
         return id(node) in self.idle or passes_through(node.operation)
 
     def _is_read_by_floats(self, tensor, floats: set[int]) -> bool:
@@ -297,10 +302,21 @@ class _Placer:
                 activation = relu_name(follower.operation)
                 unit.append(follower)
                 self.placement.absorbed.add(id(follower))
+        if technique is not None and not activation:
+            unit += self._selecting(unit[-1])
         done.update(id(part) for part in unit)
         for tensor in unit[-1].outputs:
             if _is_float(tensor):
                 self.sources[id(tensor)] = (technique, activation, unit[-1])
+
+    def _selecting(self, node: Node) -> list[Node]:
+        """The selection that alone reads what a node gives, by whose scale that is written."""
+        follower = self.graph.only_consumer(node.outputs[0])
+        given = _is_given(node) or _looks_up(node)
+        if follower is None or given or fixed_range(node.operation) or self._passes(follower):
+            return []
+        selects = _selected(follower) is not None and self._quantized(follower) is not None
+        return [follower] if selects else []
 
     def _make_quantizers(self) -> None:
         groups: dict[int, list[int]] = {}
@@ -365,6 +381,7 @@ class _Placer:
             # The file may take integers, but floats need not be rounded where floats go on.
             observes=node.is_input
             and self._is_read_by_floats(node.outputs[0], self.placement.floats),
+            extremes=self.extremes.of(keys),
             name=self._unique_name(f"{node.name}_range"),
         )
 
@@ -407,6 +424,15 @@ def _is_given(node: Node) -> bool:
     """Whether a node's values come from no computation: inputs, weights, whole numbers."""
     given = isinstance(node.operation, layers.InputLayer | Parameter)
     return given or kind_of(node.operation) == "Cast"
+
+
+def _selected(node: Node):
+    """The constant that a node selects where it does not select values of a tensor, if so."""
+    if kind_of(node.operation) != "Where":
+        return None
+    values = tree.flatten((node.args, node.kwargs))[1:]
+    known = [x for x in values if not isinstance(x, keras.KerasTensor)]
+    return known[0] if len(values) == 2 and len(known) == 1 else None
 
 
 def _looks_up(node: Node) -> bool:

@@ -110,12 +110,8 @@ class Loaded:
             return self._there.ask(*asked)
         except apart.TooLong:
             raise
-        except apart.Died:  # Perhaps over another file, or what one had left there.
+        except apart.Lost:
             self._load(self._kernels)
-        try:
-            return self._there.ask(*asked)
-        except apart.TooLong:
-            raise
         except apart.Died as error:
             if self._kernels != REFERENCE:
                 raise
