@@ -316,6 +316,9 @@ def test_sizes_that_are_free_are_fixed_as_the_error_tells(tmp_path):
     x, ids = keras.Input((5,), dtype="int32"), np.arange(10, dtype="int32").reshape(2, 5) % 9
     tfc.convert(keras.Model(x, model(x)), path, precision="float32")
     np.testing.assert_allclose(steps(path, ids), model(ids), atol=1e-5)
+    report = tfc.convert(model, path, calibration=(ids[i : i + 1] for i in range(2)))
+    assert report.notes[0].startswith("made for inputs of the sizes")
+    np.testing.assert_allclose(steps(path, ids), model(ids), atol=0.05)
 
 
 def test_a_batch_that_layers_ask_for(tmp_path):

@@ -9,9 +9,11 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
+from keras import layers, tree
 
-from tfcompress.graph.flatten import as_flat
+from tfcompress.files import samples as samples_of
+from tfcompress.graph.flatten import as_flat, flatten
+from tfcompress.graph.inputs import inputs_of
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.graph.pixels import normalization_in_front
 
@@ -56,6 +58,22 @@ class Watched:
             self.more = next(self._samples, None) is not None
         except ValueError:  # one that is not used need not be valid
             self.more = True
+
+
+def sized(model: keras.Model, data: Any) -> tuple[keras.Model, Any]:
+    """A model whose inputs leave sizes open, at those of the first sample; and the data again."""
+    structure = inputs_of(getattr(model, "_functional", None) or model)[0]
+    tensors = tree.flatten(structure)
+    if not any(None in t.shape[1:] for t in tensors):
+        return model, data
+    start = data
+    if isinstance(data, Iterator):
+        start, data = itertools.tee(data)  # which keeps what the first has taken
+    first = next(samples_of.batches(start, tensors, limit=1))
+    inputs = tree.map_structure(
+        lambda t: keras.Input(first[t.name].shape[1:], dtype=t.dtype, name=t.name), structure
+    )
+    return flatten(model, inputs=inputs), data
 
 
 def warn_unused(why: str) -> None:

@@ -23,7 +23,7 @@ from tfcompress.conversion import (
     quantize,
     ranges,
 )
-from tfcompress.conversion.calibration import Watched, told, warn_unused
+from tfcompress.conversion.calibration import Watched, sized, told, warn_unused
 from tfcompress.conversion.converters import Lowering
 from tfcompress.conversion.layer_names import fix_ranges
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
@@ -113,8 +113,13 @@ class Job:
         if is_keras:
             require_model(model)
             require_advanced(model)
+        given = model
+        if is_keras and calibration is not None:
+            model, calibration = sized(model, calibration)
+            if model is not given:
+                self.notes.append("made for inputs of the sizes that the first sample has")
         if self.precision not in STATIC:
-            if calibration is not None:
+            if calibration is not None and model is given:
                 warn_unused(f"precision '{self.precision}' needs no ranges of activations")
             return self._by_converter(model)
         techniques = quantize_techniques(model) if is_keras else []
@@ -122,7 +127,7 @@ class Job:
         if any(technique.activation_bits is not None for technique in techniques):
             require_started(model)
             require_ranges(model, self.settings.ranges)
-            if calibration is not None:
+            if calibration is not None and model is given:
                 warn_unused("the model was trained for quantization, and has ranges of its own")
             return self._integer(model, None, None)
         if calibration is not None:
@@ -349,7 +354,8 @@ def convert(
             None: what the target prefers, or "float32".
         calibration: samples of the inputs, for int8, int16x8 or int4 of a model not trained with
             `quantize_aware`: a NumPy array, dict, generator or `tf.data.Dataset` of float values
-            as in training; a few hundred samples serve.
+            as in training; a few hundred samples serve. Sizes that inputs leave open, in any
+            precision, are those of the first sample.
         batch_size: fixed batch size of the file. None: what the target asks for, or 1.
         dense: "per_channel" or "per_tensor" scales of the weights of Dense layers that were not
             trained for quantization. None: what the target takes, or "per_channel".

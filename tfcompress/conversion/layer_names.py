@@ -37,12 +37,16 @@ class LayerNames:
 
     def of(self, tensor: str) -> str:
         """The name of the layer that a tensor comes from; '' if its name does not tell."""
+        found = [name for name in self.named(tensor) if name in self.known]
+        return next((name for name in found if name in self.weighted), found[0] if found else "")
+
+    @staticmethod
+    def named(tensor: str) -> list[str]:
+        """What may be names of layers in that of a tensor, the outermost first."""
         parts = [part.rstrip("_") for part in re.split("[/;]", tensor) if part]
         # The exported copy of a layer has a number behind its name.
         names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]
-        names += [n.removesuffix("_range") for n in names if n.endswith("_range")]
-        found = [name for name in names if name in self.known]
-        return next((name for name in found if name in self.weighted), found[0] if found else "")
+        return names + [n.removesuffix("_range") for n in names if n.endswith("_range")]
 
 
 def fix_ranges(

@@ -147,7 +147,8 @@ def listed(file: Inspection, reasons: Mapping[str, str], model: Any) -> list[Flo
     found = []
     for op in floats:
         tensor = names.get((op.subgraph, op.outputs[0]), "") if op.outputs else ""
-        layer = layer_of(tensor)
+        whole_one = (name for name in LayerNames.named(tensor) if name in whole)
+        layer = next(whole_one, "") or layer_of(tensor)
         reason = reasons.get(tensor, f"LiteRT has no integer kernel of {op.name}")
         if layer in whole and not reason.startswith("its divisor"):
             reason = f"its layer {whole[layer]}"

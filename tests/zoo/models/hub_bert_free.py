@@ -1,6 +1,11 @@
 """KerasHub: BertTextClassifier of any length."""
 
+import keras
 import keras_hub
+
+# The length that the file is for.
+NAMES = ("padding_mask", "segment_ids", "token_ids")
+STRUCT = {name: keras.Input((24,), dtype="int32", name=name) for name in NAMES}
 
 
 def build():
