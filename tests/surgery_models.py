@@ -116,6 +116,72 @@ def own_layer():
     return keras.Model(inputs, layers.Dense(2)(x))
 
 
+def products():
+    """Attention over two heads by `ops.einsum`, and products of two tensors."""
+    x = inputs = keras.Input((5, 6))
+    q, k, v = (layers.EinsumDense("btd,dnh->btnh", (5, 2, 4), name=name)(x) for name in "qkv")
+    scores = ops.softmax(ops.einsum("btnh,bsnh->bnts", q, k))
+    y = ops.einsum("bnts,bsnh->btnh", scores, v)
+    y = layers.EinsumDense("btnh,nhd->btd", (None, 8), name="out")(y)
+    y = layers.Reshape((5, 8))(y)
+    y = layers.Dot((2, 2))([layers.Dense(6, name="left")(y), layers.Dense(6, name="right")(y)])
+    y = ops.dot(y, np.linspace(0, 1, 20, dtype="float32").reshape(5, 4))
+    return keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(y)))
+
+
+class Positions(layers.Layer):
+    """A learned table, cut to as many steps as there are, and looked up in its first rows."""
+
+    def build(self, shape):
+        self.width = shape[-1]
+        self.table = self.add_weight(shape=(9, shape[-1]), name="table")
+
+    def call(self, x):
+        length, width = x.shape[1:]
+        places = ops.slice(self.table, (2, 0), (length, width))
+        return x + places * ops.take(self.table, np.arange(length), axis=0)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], self.width)
+
+
+def moved():
+    """Functions that move and repeat values, constants for each channel, a Lambda."""
+    x = inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(16, 1, name="stem")(x) * np.linspace(1, 2, 16, dtype="float32")
+    x = ops.moveaxis(ops.roll(ops.flip(x, axis=1), 1, axis=2), -1, 1)
+    x = layers.Lambda(lambda t: ops.relu(ops.moveaxis(t, 1, -1)))(x)
+    x = ops.space_to_depth(ops.depth_to_space(x, 2), 4)
+    x = ops.glu(layers.Conv2D(12, 1, name="gated")(x))
+    x = ops.concatenate([ops.tile(x, (1, 1, 1, 2)), ops.repeat(x, 2, axis=-1)], axis=-1)
+    x = Positions(name="positions")(layers.Reshape((4, -1))(ops.cumsum(x, axis=1)))
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+
+
+def with_states():
+    """Recurrent layers with masks and states."""
+    inputs = keras.Input((3,), dtype="int32")
+    x = layers.Embedding(20, 6, mask_zero=True, name="words")(inputs)
+    both = layers.Bidirectional(
+        layers.GRU(4, return_sequences=True, return_state=True), name="both"
+    )
+    x, *states = both(x)
+    x = layers.GRU(4, return_sequences=True, name="next")(x, initial_state=states[0])
+    x = layers.Reshape((3, 1, 6))(layers.Dense(6, name="each")(x))
+    conv = layers.ConvLSTM1D(6, 2, padding="same", return_state=True, name="conv")
+    x, hidden, _ = conv(x)
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x + hidden)))
+
+
+def there_and_back():
+    """An embedding that also gives the outputs."""
+    inputs = keras.Input((5,), dtype="int32")
+    embedding = layers.ReversibleEmbedding(20, 8, name="words")
+    x = embedding(inputs)
+    x = x + layers.Dense(8, name="down")(layers.Dense(12, activation="relu", name="up")(x))
+    return keras.Model(inputs, embedding(x, reverse=True))
+
+
 KINDS = (
     grouped,
     volumes,
@@ -127,6 +193,10 @@ KINDS = (
     shared,
     group_normalized,
     own_layer,
+    products,
+    moved,
+    with_states,
+    there_and_back,
 )
 
 

@@ -21,6 +21,7 @@ _TABLE = {
     "Embedding ReversibleEmbedding Parameter InputLayer": "| integer",
     "Normalization PReLU Matmul Dot": "| integer",
     "LSTM GRU SimpleRNN": "recurrent |",
+    "ConvLSTM1D ConvLSTM2D ConvLSTM3D": "conv_recurrent |",
     "BatchNormalization": "| integer fusing",
     "LayerNormalization GroupNormalization RMSNormalization": "normalizing |",
     "Dropout SpatialDropout1D SpatialDropout2D SpatialDropout3D": "pointwise dropout | transparent",
@@ -70,7 +71,10 @@ _TABLE = {
     "Softmax": "mixing | SOFTMAX",
     "LogSoftmax": "mixing | LOG_SOFTMAX",
     "Sparsemax": "mixing |",
-    "UnitNormalization": "joint |",
+    "Arccos Arccosh Arcsin Arcsinh Arctan Arctan2 Arctanh Cbrt Cosh Erfc Erfinv Exp2 Fabs "
+    "FloorDivide Fmax Fmin Fmod Heaviside Hypot Isfinite Isinf Isnan Log10 Log2 Logaddexp "
+    "LogicalXor Mod OnesLike SaturateCast Sinc Sinh Tan Trunc ZerosLike": "pointwise |",
+    "UnitNormalization Normalize": "joint |",
     "Masking": "joint | transparent",
     "KeepMask": "| transparent",
     "AveragePooling1D AveragePooling2D AveragePool Resizing Resize": "spatial | rounding",
@@ -88,9 +92,10 @@ _TABLE = {
     "Prod": "reducing | REDUCE_PROD",
     "Std Var Median Any All": "reducing |",
     "Concatenate Stack Pad": "moving | same_scale filling",
-    "Flatten Reshape Permute Transpose Swapaxes ExpandDims Squeeze Split Unstack GetItem "
-    "RepeatVector BroadcastTo RepeatBatch": "moving | same_scale",
-    "Take Repeat Tile Flip Roll Moveaxis Ravel Slice DepthToSpace SpaceToDepth": "| same_scale",
+    "Flatten Reshape Permute Transpose Swapaxes Moveaxis ExpandDims Squeeze Split Unstack GetItem "
+    "RepeatVector BroadcastTo RepeatBatch Take Repeat Tile Flip Roll Slice DepthToSpace "
+    "SpaceToDepth": "moving | same_scale",
+    "Ravel": "| same_scale",
 }
 
 # The operators of LiteRT whose kernels of 8 bits are used, and from which version on they have
@@ -124,7 +129,7 @@ CONVOLUTIONS, TRANSPOSED = _named("convolution"), _named("transposed")
 DEPTHWISE, SEPARABLE = _named("depthwise"), _named("separable")
 # Layers that divide by a statistic of their input, in inference, too.
 NORMALIZING = _named("normalizing")
-RECURRENT = _named("recurrent")
+RECURRENT, CONV_RECURRENT = _named("recurrent"), _named("conv_recurrent")
 # Layers that do nothing but in training.
 DROPOUTS = _named("dropout")
 

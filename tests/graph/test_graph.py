@@ -274,6 +274,16 @@ def test_trace_and_copies():
         copy_weights([(dense, layers.Dense(3))])
 
 
+def test_copies_of_operations_that_keras_cannot_write():
+    operation = ops.image.resize(keras.Input((4, 4, 2)), np.array([3, 5]))._keras_history.operation
+    with pytest.raises(NotImplementedError):
+        operation.get_config()
+    twin = copy_operation(operation)
+    assert twin(np.ones((1, 4, 4, 2), "float32")).shape == (1, 3, 5, 2)
+    assert operation._inbound_nodes
+    assert not twin._inbound_nodes
+
+
 def application(name, size):
     return getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classes=7)
 

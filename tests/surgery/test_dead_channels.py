@@ -7,8 +7,9 @@ from keras import layers, ops
 from surgery_models import KINDS, relative_error, samples_of, shaken, switch_off
 
 from tfcompress.surgery.base import opened
-from tfcompress.surgery.pruning.dead import remove_dead_channels, supports_of
+from tfcompress.surgery.pruning.dead import remove_dead_channels
 from tfcompress.surgery.pruning.groups import Structure
+from tfcompress.surgery.pruning.supports import supports_of
 
 
 def removed(model, small) -> int:

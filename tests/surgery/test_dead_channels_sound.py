@@ -58,7 +58,15 @@ def attended(x):
     return layers.Permute((2, 1))(layers.MultiHeadAttention(2, 3)(x, x))
 
 
+def correlated(x):
+    return x + ops.einsum("btc,bsc->bts", x, ops.relu(x))[..., :1]
+
+
 READ_INSIDE = {
+    "multiplied by an equation": correlated,
+    "cosines": lambda x: x + layers.Dot(2, normalize=True)([x, ops.relu(x)])[..., :1],
+    "sums of those before": swapped(layers.Lambda(lambda x: ops.cumsum(x, axis=1))),
+    "divided by their norm": lambda x: x / ops.norm(x, axis=-1, keepdims=True),
     "summed over and kept": lambda x: ops.matmul(x, gram(x)),
     "a recurrent layer's steps": swapped(layers.GRU(3, return_sequences=True)),
     "attention over them": attended,

@@ -1,5 +1,7 @@
 """prune_channels: targets are met, the right channels go, and errors come before work."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -111,6 +113,28 @@ def test_the_most_of_each_layer():
         tfc.prune_channels(plain(), macs=0.1, max_sparsity=0.5, round_to=1)
     small = tfc.prune_channels(plain(), macs=0.3, max_sparsity=0.5, round_to=1)
     assert np.all(np.array(widths_of(small)) >= [8, 16, 8])
+
+
+def test_narrow_layers_keep_multiples_of_less_where_the_target_asks_it():
+    with pytest.warns(UserWarning, match=r"multiples of 8: they are multiples of 4.*round_to=4"):
+        small = tfc.prune_channels(plain((8, 12, 8)), macs=0.5)
+    assert all(width % 4 == 0 for width in widths_of(small))
+    before, after = small.surgery_report.macs
+    assert after <= 0.5 * before
+
+
+@pytest.mark.parametrize("name", ["macs", "params", "sparsity"])
+def test_what_an_error_says_can_be_had_can_be_had(name):
+    settings = {"round_to": 3, "max_sparsity": 0.35}
+    with pytest.raises(ValueError, match="out of reach") as told:
+        tfc.prune_channels(
+            plain((8, 12, 9)), **{name: {"sparsity": 0.9}.get(name, 0.1)}, **settings
+        )
+    best = float(re.search(rf"Pass {name}=(0\.\d+)", str(told.value))[1])
+    small = tfc.prune_channels(plain((8, 12, 9)), **{name: best}, **settings)
+    if name != "sparsity":
+        before, after = getattr(small.surgery_report, name)
+        assert best - 0.002 <= after / before <= best
 
 
 def test_global_ranking_compares_scores_relative_to_their_layers():

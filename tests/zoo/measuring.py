@@ -211,7 +211,9 @@ def _prune(subject: Subject, state: dict[str, Any]) -> dict[str, Any]:
     pruned = tfc.prune_channels(_plain(subject, state), macs=0.5)
     shapes = [y.shape for y in subject.run(pruned)]
     parameters = pruned.count_params() / max(subject.model.count_params(), 1)
-    return {"parameters": parameters, "same": shapes == [y.shape for y in subject.expected]}
+    before, after = pruned.surgery_report.macs
+    same = shapes == [y.shape for y in subject.expected]
+    return {"parameters": parameters, "macs": after / before, "same": same}
 
 
 STAGES: dict[str, Callable[[Subject, dict[str, Any]], dict[str, Any]]] = {

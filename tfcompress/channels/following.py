@@ -70,6 +70,12 @@ class Follower:
         self.fix(axes, f"they are tied to what {source} gives")
         return axes
 
+    def constant(self, shape: Sequence[int], source: str) -> Axes:
+        """Axes of an array, of which nothing is cut."""
+        axes: Axes = [self.channels.new(n, source) for n in shape]
+        self.fix(axes, f"{source} computes with a constant for each")
+        return axes
+
     def fix(self, axes: Iterable[Axis | None], reason: str) -> None:
         """Notes that axes have their sizes for another reason than the weights that make them."""
         for axis in axes:
@@ -149,7 +155,8 @@ class Follower:
     def _open(self, call: Call) -> list[Axes]:
         """Follows channels inside of a user's layer, if it can be traced."""
         layer, node = call.layer, call.node
-        if has_own_call(type(layer)) and not layer._layers:
+        written = has_own_call(type(layer)) or isinstance(layer, keras.layers.Lambda)
+        if written and not layer._layers:
             try:
                 inner = trace(layer, node.args, node.kwargs)
             except ValueError:

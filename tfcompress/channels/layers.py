@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import keras
+from keras import tree
 
 from tfcompress.channels.operations import OPERATIONS, has_clear_activations
 from tfcompress.channels.terms import Axis, Concat, Product, size_of
 from tfcompress.channels.weighted import Axes, Call, Weight, variable_of
 from tfcompress.kinds import (
+    CONV_RECURRENT,
     CONVOLUTIONS,
     DEPTHWISE,
     NORMALIZING,
@@ -159,6 +160,21 @@ def _embedding(flow: Follower, call: Call) -> list[Axes]:
     return [[*x, out]]
 
 
+def _reversible(flow: Follower, call: Call) -> list[Axes]:
+    """An embedding that also leads back, to a number for each word."""
+    layer, x = call.layer, call.inputs[0]
+    backwards = len(call.shapes[0]) == len(x)
+    width = flow.channels.new(layer.output_dim, call.source)
+    weights = [Weight(layer.embeddings, (None, width), (1,))]
+    if not layer.tie_weights:
+        weights.append(Weight(layer.reverse_embeddings, (width, None), (1,)))
+    flow.register(call, weights, output_dim=width)
+    if not backwards:
+        return [[*x, width]]
+    flow.same(x[-1], width)
+    return [[*x[:-1], *flow.fresh((None, layer.input_dim), call.source)[1:]]]
+
+
 def _einsum(flow: Follower, call: Call) -> list[Axes] | None:
     layer, (x,) = call.layer, call.inputs
     taken, kernel, result = equation_of(layer)
@@ -215,9 +231,7 @@ def _attention(flow: Follower, call: Call) -> list[Axes] | None:
 
 def _named_inputs(flow: Follower, call: Call) -> dict[str, Axes]:
     """The axes of the tensors of a call, by the names of the arguments."""
-    names = list(inspect.signature(call.layer.call).parameters)
-    given = {**dict(zip(names, call.node.args, strict=False)), **call.node.kwargs}
-    tensors = {k: v for k, v in given.items() if isinstance(v, keras.KerasTensor)}
+    tensors = {k: v for k, v in call.given.items() if isinstance(v, keras.KerasTensor)}
     return {name: flow.axes_of(tensor) for name, tensor in tensors.items()}
 
 
@@ -244,32 +258,66 @@ GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
 
 
 def recurrent(flow: Follower, call: Call) -> list[Axes]:
-    layer, x = call.layer, call.inputs[0]
+    layer = call.layer
     out = flow.channels.new(layer.units, call.source)
+    x = _steps(flow, call, [out])
     flow.register(call, _cell_weights(layer, x[-1], out), units=out)
-    flow.fix(x[1:2], f"they are steps of {call.source}")
-    for state in call.inputs[1:]:
-        if state[-1] is not None and size_of(state[-1]) == layer.units:  # no mask
-            flow.same(state[-1], out)
     return _sequence(layer, x, [out], len(call.shapes))
+
+
+def _steps(flow: Follower, call: Call, outs: list[Axis]) -> Axes:
+    """The axes of the sequence that a recurrent layer goes through; its states are noted."""
+    given = call.given
+    states, place = (
+        tree.flatten(given.get("initial_state")),
+        channel_place(getattr(call.layer, "cell", None)),
+    )
+    for i, state in enumerate(states):
+        if isinstance(state, keras.KerasTensor):
+            flow.same(flow.axes_of(state)[place], outs[i * len(outs) // len(states)])
+    x = call.inputs[0]
+    if isinstance(given.get("mask"), keras.KerasTensor):
+        flow.fix(flow.axes_of(given["mask"])[1:], f"they are steps of {call.source}")
+    flow.fix(x[1:2], f"they are steps of {call.source}")
+    return x
+
+
+def _conv_lstm(flow: Follower, call: Call) -> list[Axes]:
+    layer, cell = call.layer, call.layer.cell
+    out = flow.channels.new(layer.filters, call.source)
+    x = _steps(flow, call, [out])
+    first = channel_place(cell) == 1
+    into = x[2] if first else x[-1]
+    gates, positions = Concat((out,) * 4), (None,) * cell.rank
+    weights = [Weight(cell.kernel, (*positions, into, gates), (cell.rank + 1,))]
+    weights.append(Weight(cell.recurrent_kernel, (*positions, out, gates), (cell.rank + 1,)))
+    if cell.use_bias:
+        weights.append(Weight(cell.bias, (gates,)))
+    flow.register(call, weights, filters=out)
+    flow.fix(x[3:] if first else x[2:-1], f"they are positions of {call.source}")
+    found = []
+    for shape in call.shapes:
+        axes = flow.fresh(shape, call.source)
+        axes[len(shape) - cell.rank - 1 if first else -1] = out
+        found.append(axes)
+    return found
 
 
 def bidirectional(flow: Follower, call: Call) -> list[Axes] | None:
     layer, x = call.layer, call.inputs[0]
     directions = [layer.forward_layer, layer.backward_layer]
     plain = all(is_of(part, GATES) for part in directions)
-    if not plain or len(call.inputs) > 1 or layer.merge_mode is None:
+    if not plain or layer.merge_mode is None:
         return flow.unknown(call)
     outs: list[Axis] = [flow.channels.new(part.units, call.source) for part in directions]
+    _steps(flow, call, outs)
     pairs = zip(directions, outs, strict=True)
     weights = [w for part, out in pairs for w in _cell_weights(part, x[-1], out)]
     counts = dict(zip(("layer.units", "backward_layer.units"), outs, strict=True))
     flow.register(call, weights, **counts)
-    flow.fix(x[1:2], f"they are steps of {call.source}")
     flow.same(*outs)  # Keras takes both directions to be equally wide
-    if layer.merge_mode != "concat":
-        outs = outs[:1]
-    return _sequence(layer, x, outs, 1)
+    merged = outs if layer.merge_mode == "concat" else outs[:1]
+    return _sequence(layer, x, merged, len(call.shapes))
 
 
 _HANDLERS: dict[str, Handler] = {
@@ -284,9 +332,11 @@ _HANDLERS: dict[str, Handler] = {
     "GroupNormalization": _group_normalization,
     "PReLU": _prelu,
     "Embedding": _embedding,
+    "ReversibleEmbedding": _reversible,
     "EinsumDense": _einsum,
     "MultiHeadAttention": _attention,
     **dict.fromkeys(GATES, recurrent),
+    **dict.fromkeys(CONV_RECURRENT, _conv_lstm),
     "Bidirectional": bidirectional,
     "TimeDistributed": _time_distributed,
     "Parameter": _parameter,
@@ -306,5 +356,4 @@ def _cell_weights(layer, into: Axis | None, out: Axis) -> Iterator[Weight]:
 def _sequence(layer, x: Axes, outs: list[Axis], count: int) -> list[Axes]:
     whole: Axis = Concat(tuple(outs)) if len(outs) > 1 else outs[0]
     first: Axes = [*x[:2], whole] if layer.return_sequences else [x[0], whole]
-    states = (count - 1) // len(outs)
-    return [first, *([x[0], out] for out in outs for _ in range(states))]
+    return [first, *([x[0], outs[0]] for _ in range(count - 1))]

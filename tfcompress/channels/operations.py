@@ -7,22 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-from keras import KerasTensor, layers, ops, tree
+from keras import KerasTensor, layers, tree
 
+from tfcompress.channels.products import PRODUCTS, attend, product
 from tfcompress.channels.shapes import (
     align_right,
+    along,
+    blocks,
     concatenate,
+    cut_out,
     expand,
     filled,
     flatten,
+    gated,
     get_item,
     pad,
     permute,
+    repeat,
     repeat_vector,
     reshape,
     split,
     squeeze,
     stack,
+    take,
     unstack,
 )
 from tfcompress.channels.terms import Axis, size_of
@@ -39,7 +46,7 @@ def _elementwise(flow: Follower, call: Call) -> list[Axes]:
     if any(np.ndim(getattr(call.layer, name, 0)) for name in ("scale", "offset")):  # Rescaling
         flow.fix(call.inputs[0][-1:], f"{call.source} computes with a constant for each")
     columns: list[list[Axis]] = [[] for _ in range(rank)]
-    for axes in [*call.inputs, *_constants(flow, call)]:
+    for axes in call.inputs:
         for axis, column in zip(reversed(axes), reversed(columns), strict=False):
             if axis is not None:
                 column.append(axis)
@@ -50,20 +57,6 @@ def _elementwise(flow: Follower, call: Call) -> list[Axes]:
             flow.same(column[0], axis)
         out.append(column[0] if column else None)
     return [filled(flow, call, out)]
-
-
-def _constants(flow: Follower, call: Call) -> list[Axes]:
-    """The axes of arrays among the arguments, of which all values stay in their places."""
-    found: list[Axes] = []
-    for leaf in tree.flatten((call.node.args, call.node.kwargs)):
-        shape = () if isinstance(leaf, KerasTensor) else tuple(getattr(leaf, "shape", ()))
-        if shape and np.ptp(ops.convert_to_numpy(leaf)) > 0:
-            axes: Axes = [flow.channels.new(size, call.source) for size in shape]
-            for axis in axes:
-                if axis is not None and size_of(axis) > 1:
-                    flow.channels.keep(axis, f"{call.source} computes with a constant for each")
-            found.append(axes)
-    return found
 
 
 def _spatial(flow: Follower, call: Call) -> list[Axes]:
@@ -92,15 +85,23 @@ def _reduce(flow: Follower, call: Call) -> list[Axes] | None:
     return [[a for i, a in enumerate(x) if i not in gone]]
 
 
-def _matmul(flow: Follower, call: Call) -> list[Axes] | None:
-    if len(call.inputs) != 2 or min(len(axes) for axes in call.inputs) < 2:
+def _scanned(flow: Follower, call: Call) -> list[Axes] | None:
+    """`ops.associative_scan` of a function that computes each value from those at its place."""
+    if not _is_elementwise(call.node.args[0], call.node.args[1]):
         return None
-    a, b = call.inputs
-    flow.same(a[-1], b[-2])
-    for x, y in zip(a[-3::-1], b[-3::-1], strict=False):
-        if x is not None and y is not None and size_of(x) == size_of(y):
-            flow.same(x, y)
-    return [[*(a if len(a) >= len(b) else b)[:-2], a[-2], b[-1]]]
+    axes = _elementwise(flow, call)[0]
+    flow.fix([axes[call.layer.axis]], f"they are steps of {call.source}")
+    return [axes] * len(call.shapes)
+
+
+def _is_elementwise(function: Any, elements: Any) -> bool:
+    """Whether a function of two structures like that of some tensors is made of such operations."""
+    first, second = (tree.map_structure(lambda _: keras.Input((7,)), elements) for _ in "ab")
+    try:
+        nodes = Graph([first, second], function(first, second)).nodes
+    except Exception:
+        return False
+    return _all_pointwise([node.operation for node in nodes if not node.is_input])
 
 
 OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
@@ -108,7 +109,8 @@ OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
     **dict.fromkeys(SPATIAL, _spatial),
     **dict.fromkeys(POOLING_ALL, _global),
     **dict.fromkeys(REDUCING, _reduce),
-    **dict.fromkeys(("Permute", "Transpose", "Swapaxes"), permute),
+    **dict.fromkeys(("Logsumexp", "Norm"), _reduce),
+    **dict.fromkeys(("Permute", "Transpose", "Swapaxes", "Moveaxis"), permute),
     **dict.fromkeys(("BroadcastTo", "RepeatBatch"), align_right),
     "Flatten": flatten,
     "Reshape": reshape,
@@ -121,7 +123,15 @@ OPERATIONS: dict[str, Callable[[Follower, Call], list[Axes] | None]] = {
     "Stack": stack,
     "Unstack": unstack,
     "GetItem": get_item,
-    "Matmul": _matmul,
+    **dict.fromkeys(("Repeat", "Tile"), repeat),
+    **dict.fromkeys(("Flip", "Roll", "Cumsum", "Cumprod", "Sort", "Argsort"), along),
+    "Take": take,
+    "Slice": cut_out,
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), blocks),
+    "Glu": gated,
+    **dict.fromkeys(PRODUCTS, product),
+    "DotProductAttention": attend,
+    "AssociativeScan": _scanned,
 }
 
 # Functions that make each channel of all of them, though channels stay what they are.

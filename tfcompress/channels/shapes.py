@@ -109,6 +109,9 @@ def permute(flow: Follower, call: Call) -> list[Axes]:
     elif kind == "Swapaxes":
         a, b = layer.axis1, layer.axis2
         order[a], order[b] = order[b], order[a]
+    elif kind == "Moveaxis":
+        numbers = np.empty(range(len(x)))  # whose shape tells where each axis goes
+        order = list(np.moveaxis(numbers, layer.source, layer.destination).shape)
     return [[x[i] for i in order]]
 
 
@@ -138,6 +141,82 @@ def align_right(flow: Follower, call: Call) -> list[Axes]:
     pairs = zip(padded, shape, strict=True)
     same = [a if a is not None and size_of(a) == size else None for a, size in pairs]
     return [filled(flow, call, same)]
+
+
+def repeat(flow: Follower, call: Call) -> list[Axes] | None:
+    """Each value several times, or all of them one after the other."""
+    x, layer = call.inputs[0], call.layer
+    given, tiles = layer.repeats, type(layer).__name__ == "Tile"
+    if tiles:
+        times = [given] if isinstance(given, int) else list(given)
+        times = [*[1] * (len(x) - len(times)), *times]
+    elif isinstance(layer.axis, int) and np.size(given) == 1:
+        times = [1] * len(x)
+        times[layer.axis] = int(np.ravel(given)[0])
+    else:
+        return None
+    if len(times) > len(x):
+        return None
+    out: Axes = []
+    for axis, count in zip(x, times, strict=True):
+        many = flow.channels.new(count, call.source)
+        if count > 1 and axis is not None:
+            flow.fix([many], f"they are repetitions of {call.source}")
+            axis = Product((many, axis) if tiles else (axis, many))
+        out.append(axis)
+    return [out]
+
+
+def along(flow: Follower, call: Call) -> list[Axes] | None:
+    """An operation that takes the places along one or some axes by their numbers."""
+    x, axis = call.inputs[0], getattr(call.layer, "axis", None)
+    if axis is None:
+        return None
+    numbered = {a % len(x) for a in np.ravel(axis).tolist()}
+    flow.fix([x[a] for a in numbered], f"{call.source} takes them by their numbers")
+    fresh = flow.fresh(call.shapes[0], call.source)
+    return [[fresh[i] if i in numbered else a for i, a in enumerate(x)] for _ in call.shapes]
+
+
+def take(flow: Follower, call: Call) -> list[Axes] | None:
+    x, indices = call.given["x"], call.given["indices"]
+    if call.layer.axis is None or not isinstance(x, KerasTensor):
+        return None
+    x = flow.axes_of(x)
+    axis = call.layer.axis % len(x)
+    flow.fix([x[axis]], f"{call.source} takes them by their numbers")
+    is_tensor = isinstance(indices, KerasTensor)
+    places = flow.axes_of(indices) if is_tensor else [None] * np.ndim(indices)
+    return [filled(flow, call, [*x[:axis], *places, *x[axis + 1 :]])]
+
+
+def cut_out(flow: Follower, call: Call) -> list[Axes] | None:
+    """`ops.slice`."""
+    starts = call.given["start_indices"]
+    if len(call.inputs) > 1 or isinstance(starts, KerasTensor):
+        return None
+    out: Axes = []
+    for axis, start, count in zip(call.inputs[0], starts, call.layer.shape, strict=True):
+        bounds = slice(int(start), None if count == -1 else int(start) + count)
+        whole = axis is None or bounds.indices(size_of(axis)) == (0, size_of(axis), 1)
+        out.append(axis if whole else _sliced(flow, call, axis, bounds))
+    return [out]
+
+
+def blocks(flow: Follower, call: Call) -> list[Axes]:
+    """Blocks of positions from channels, or channels from blocks of positions."""
+    x, layer = call.inputs[0], call.layer
+    place = 1 if layer.data_format == "channels_first" else len(x) - 1
+    into, many = x[place], flow.channels.new(layer.block_size**2, call.source)
+    flow.fix([many], f"they are places of the blocks of {call.source}")
+    flow.fix([a for i, a in enumerate(x) if i != place], f"they are positions of {call.source}")
+    out = flow.fresh(call.shapes[0], call.source)
+    if into is not None and type(layer).__name__ == "DepthToSpace":
+        out[place] = inner = flow.channels.new(size_of(into) // layer.block_size**2, call.source)
+        flow.same(into, Product((many, inner)))
+    elif into is not None:
+        out[place] = Product((many, into))
+    return [out]
 
 
 def repeat_vector(flow: Follower, call: Call) -> list[Axes]:
@@ -237,6 +316,17 @@ def _sliced(flow: Follower, call: Call, axis: Axis | None, bounds: slice) -> Axi
     part = flow.channels.new(stop - start, call.source)
     flow.fix([axis, part], f"{call.source} takes some of them by their numbers")
     return part
+
+
+def gated(flow: Follower, call: Call) -> list[Axes] | None:
+    """The first half of an axis, times a function of the second."""
+    x, axis = call.inputs[0], call.layer.axis % len(call.inputs[0])
+    half = x[axis] and size_of(x[axis]) // 2
+    parts = flow.channels.split(x[axis], [half, half], call.source) if half else None
+    if not parts:
+        return None
+    flow.same(*parts)
+    return [[*x[:axis], parts[0], *x[axis + 1 :]]]
 
 
 def stack(flow: Follower, call: Call) -> list[Axes]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tfcompress.channels.terms import Axis
@@ -84,6 +86,17 @@ class Call:
     @property
     def source(self) -> str:
         return f"{type(self.layer).__name__} '{self.name}'"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments of the call, by name."""
+        return arguments_of(self.layer, self.node.args, self.node.kwargs)
+
+
+def arguments_of(operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an operation by the names that its `call` has for them."""
+    names = list(inspect.signature(operation.call).parameters)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def variable_of(operation):

@@ -116,7 +116,7 @@ class Graph:
                 (node.args, node.kwargs),
             )
             new = call(node, *args, **kwargs)
-            correct(node.operation, args, kwargs, new)
+            correct(_in_place(node.operation, args, kwargs, new), args, kwargs, new)
             for tensor, value in zip(node.outputs, tree.flatten(new), strict=True):
                 values.setdefault(id(tensor), value)
         return tree.map_structure(lambda x: values[id(x)], self.outputs)
@@ -151,6 +151,21 @@ def tensors_in(structure) -> list:
     return [x for x in tree.flatten(structure) if isinstance(x, KerasTensor)]
 
 
+def _in_place(operation, args, kwargs, outputs):
+    """The operation of the same class that made outputs of arguments; else that which was there."""
+    made = _maker(outputs)
+    if type(made) is not type(operation):
+        return operation
+    given = {id(x) for x in tensors_in((args, kwargs))}
+    return made if given == {id(x) for x in made._inbound_nodes[-1].input_tensors} else operation
+
+
+def _maker(outputs):
+    """The operation that made symbolic outputs; None of those that none made."""
+    history = [getattr(x, "_keras_history", None) for x in tensors_in(outputs)[:1]]
+    return history[0].operation if history and history[0] else None
+
+
 def correct(operation, args: tuple, kwargs: dict, outputs) -> None:
     """Tells symbolic outputs what Keras does not know of them.
 
@@ -180,8 +195,11 @@ def correct(operation, args: tuple, kwargs: dict, outputs) -> None:
                 f"tensors, but {len(found)} by its compute_output_shape or compute_output_spec. "
                 "Let them tell the shapes of what call() returns.",
             )
+        maker = _maker(found)
         for x, spec in zip(found, specs, strict=True):
-            x._shape = _known(x.shape, spec.shape)
+            # What others made in its place may be smaller.
+            others = maker is not None and maker is not operation
+            x._shape = _known(spec.shape, x.shape) if others else _known(x.shape, spec.shape)
 
 
 def _is_own(layer, name: str) -> bool:

@@ -63,7 +63,9 @@ class ChannelPruning(MaskingCallback):
         frequency: steps between updates of this default; None takes 100, or fewer so that there
             are ten updates.
         strength: of the penalty at the end of the schedule.
-        round_to: the number of channels that stay in a layer is a multiple of it, or all.
+        round_to: the number of channels that stay in a layer is a multiple of it, or all. Where
+            that cannot reach the target, as in narrow models, of its half, a quarter and so on,
+            with a warning.
         max_sparsity: no layer loses more than this fraction; `per_layer` goes before it.
         keep: names of layers, or patterns such as "stem*", whose channels stay.
         data: (x, y) or a dataset of batches, for scores that need it; x alone for "apoz".

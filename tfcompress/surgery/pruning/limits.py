@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 
 from tfcompress.errors import check, require_share
@@ -68,6 +69,45 @@ class Reach:
     target: Target
     limits: Mapping[str, Limits]
 
+    @classmethod
+    def of(
+        cls,
+        structure: Structure,
+        target: Target,
+        groups: Mapping[str, ChannelGroup],
+        round_to: int,
+        max_sparsity: float | Mapping[str, float],
+    ) -> Reach:
+        """Of numbers of channels that are multiples of `round_to`.
+
+        Where the target is out of reach so, as in narrow models, of its half, a quarter and so on,
+        with a warning.
+
+        Raises:
+            ValueError: the target is out of reach with any numbers.
+        """
+        step = round_to
+        while True:
+            limits = {name: Limits.of(g, step, max_sparsity) for name, g in groups.items()}
+            reach = cls(structure, target, limits)
+            if step == 1 or reach.met(reach.least):
+                break
+            step //= 2
+        reach.require()
+        if step < round_to:
+            warnings.warn(
+                f"{target.name}={target.value:g} is out of reach with numbers of channels that are "
+                f"multiples of {round_to}: they are multiples of {step}, which kernels may fill "
+                f"less well. Pass round_to={step}, or want less.",
+                stacklevel=2,
+            )
+        return reach
+
+    @property
+    def least(self) -> Sizes:
+        """The fewest channels that each group can keep."""
+        return {name: limit.least for name, limit in self.limits.items()}
+
     @property
     def wanted(self) -> float:
         """The share of MACs, parameters or channels that may remain."""
@@ -97,15 +137,17 @@ class Reach:
 
     def require(self) -> None:
         """Raises a ValueError unless the target is met once all groups are as small as can be."""
-        least = {name: limit.least for name, limit in self.limits.items()}
-        if self.met(least):
+        if self.met(self.least):
             return
-        name, best = self.target.name, self.left(least)
-        found = f"at most {1 - best:.3g}" if name == "sparsity" else f"at least {best:.3g}"
+        name, left = self.target.name, self.left(self.least)
+        # Rounded so that what is told can be had.
+        best = math.ceil(1000 * (left - _SAME)) / 1000
+        word, best = ("most", round(1 - best, 3)) if name == "sparsity" else ("least", best)
+        mend = f"Pass {name}={best:g}, raise" if 0 < best < 1 else "Raise"
         raise ValueError(
             f"{name}={self.target.value:g} is out of reach: {len(self.limits)} groups of channels "
-            f"can be cut, which leaves {name} {found}. Want less, raise max_sparsity, lower "
-            "round_to, or keep fewer layers."
+            f"can be cut, which leaves {name} at {word} {best:g}. {mend} max_sparsity, or keep "
+            "fewer layers."
         )
 
 

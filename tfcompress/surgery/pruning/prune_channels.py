@@ -62,7 +62,9 @@ def prune_channels(
             (channels,), given a `ChannelGroup`. See `tfcompress.surgery.pruning.scores`.
         scope: "global": all channels compete; "local": each layer loses the same fraction;
             "sensitivity": each layer loses what costs least, by trying it on `data`.
-        round_to: the number of channels that stay in a layer is a multiple of it, or all.
+        round_to: the number of channels that stay in a layer is a multiple of it, or all. Where
+            that cannot reach the target, as in narrow models, of its half, a quarter and so on,
+            with a warning.
         max_sparsity: no layer loses more than this fraction; `per_layer` goes before it. Or
             {name of a group: fraction}, where other groups stay whole.
         keep: names of layers, or patterns such as "stem*", whose channels stay.

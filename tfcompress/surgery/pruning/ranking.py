@@ -43,17 +43,16 @@ def choose(
         scores = {n: x for n, x in scores.items() if wanted & set(structure.groups[n].makers)}
     scores = competing(structure, scores)
     groups = {name: structure.groups[name] for name in scores}
-    limits = {name: Limits.of(group, round_to, max_sparsity) for name, group in groups.items()}
     if target.per_layer is not None:
         sizes = _per_layer_sizes(structure, target.per_layer, groups, round_to)
     else:
-        sizes = _target_sizes(Reach(structure, target, limits), scores, scope)
+        reach = Reach.of(structure, target, groups, round_to, max_sparsity)
+        sizes = _target_sizes(reach, scores, scope)
     return kept_channels(scores, sizes)
 
 
 def _target_sizes(reach: Reach, scores: Scores, scope: str) -> Sizes:
     """The sizes with which macs, params or sparsity are just met."""
-    reach.require()
     is_global = scope == "global"
     plan = _global_plan(scores, reach.limits) if is_global else _local_plan(reach.limits)
     found, before = _searched(reach, *plan)

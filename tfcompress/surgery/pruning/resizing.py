@@ -115,11 +115,13 @@ class _Resizer:
             return args, kwargs
         if type(node.operation).__name__ == "GetItem":
             return key_changes(self, node, args, kwargs)
+        if type(node.operation).__name__ == "Slice":
+            return start_changes(self, node, args, kwargs)
         fit = self._fitting(node)
         return tree.map_structure(fit, (args, kwargs))
 
     def _fitting(self, node: Node):
-        """A function that cuts a constant that has one value for each of some channels."""
+        """A function that cuts a constant that has a value for each of some channels."""
         axes = self.structure.axes_of(node.outputs[0])
 
         def fit(x):
@@ -127,9 +129,11 @@ class _Resizer:
                 return x
             shape = tuple(x.shape)
             last = axes[-len(shape) :] if len(shape) <= len(axes) else [None] * len(shape)
-            pairs = zip(last, shape, strict=True)
-            cut = tuple(self.size(a) if self.changes_size(a) and n > 1 else n for a, n in pairs)
-            return x if cut == shape else uniform(x, cut)
+            value = np.array(ops.convert_to_numpy(x))
+            for place, (axis, size) in enumerate(zip(last, shape, strict=True)):
+                if axis is not None and self.changes_size(axis) and size == size_of(axis):
+                    value = value.take(self.kept(axis), axis=place)
+            return x if value.shape == shape else ops.convert_to_tensor(value, x.dtype)
 
         return fit
 
@@ -162,7 +166,7 @@ class _Resizer:
 
 # Kind of operation -> its attribute or argument that holds the shape of the result.
 _SHAPES = {"Reshape": ("target_shape", "newshape"), "BroadcastTo": ("shape",)}
-_SHAPES["RepeatBatch"] = ("shape",)
+_SHAPES["RepeatBatch"] = _SHAPES["Slice"] = ("shape",)
 
 
 def shape_changes(resizer: _Resizer, node: Node) -> dict[str, Any]:
@@ -213,6 +217,14 @@ def key_changes(resizer: _Resizer, node: Node, args: tuple, kwargs: dict) -> tup
     return (args[0], tuple(new), *args[2:]), kwargs
 
 
-def uniform(x, shape: tuple[int, ...]):
-    """The first elements of a constant whose values are all the same."""
-    return ops.convert_to_tensor(ops.convert_to_numpy(x)[tuple(map(slice, shape))], x.dtype)
+def start_changes(resizer: _Resizer, node: Node, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments of `ops.slice`, whose starts are moved as bounds are."""
+    axes = resizer.structure.axes_of(node.inputs[0])
+    name = "start_indices"
+    starts = list(kwargs[name] if name in kwargs else args[1])
+    for place, axis in enumerate(axes):
+        if axis is not None and resizer.changes_size(axis):
+            starts[place] = int(np.searchsorted(resizer.kept(axis), starts[place]))
+    if name in kwargs:
+        return args, {**kwargs, name: tuple(starts)}
+    return (args[0], tuple(starts), *args[2:]), kwargs

@@ -75,9 +75,9 @@ def sensitivity_choice(
     _check(target, data, gain, fractions)
     objective = objective_of(structure.model, loss)
     scores = competing(structure, scores)
-    limits = {name: Limits.of(structure.groups[name], round_to, max_sparsity) for name in scores}
-    reach = Reach(structure, target, limits)
-    reach.require()
+    groups = {name: structure.groups[name] for name in scores}
+    reach = Reach.of(structure, target, groups, round_to, max_sparsity)
+    limits = reach.limits
     sizes = {name: _sizes(limit, fractions) for name, limit in limits.items()}
     total = sum(map(len, sizes.values()))
     tell = _counted(progress, 1 + total * (2 if gain == "latency" else 1))
