@@ -137,9 +137,22 @@ def test_ranges_that_a_user_fixes(float_cnn, images, tmp_path):
     assert tfc.verify(float_cnn, path, data).outputs[0].keras.sqnr_db > 15
 
 
+def test_layers_that_stay_float(float_cnn, images, tmp_path):
+    path, data = tmp_path / "model.tflite", images[0][:32]
+    report = tfc.convert(float_cnn, path, calibration=data, skip=["pointwise", "depth*"])
+    told = {(entry.op, entry.reason) for entry in report.float_ops}
+    assert told == {(op, "left out of the recipe") for op in ("CONV_2D", "DEPTHWISE_CONV_2D")}
+    quantized = tfc.verify(float_cnn, path, data).outputs[0].keras.sqnr_db
+    tfc.convert(float_cnn, path, calibration=data, skip="*")
+    assert tfc.verify(float_cnn, path, data).outputs[0].keras.sqnr_db > 80 > quantized > 15
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"skip": "pontwise"}, "skip must name layers; received 'pontwise'.*'pointwise'"),
+        ({"skip": "pointwise", "precision": "float32"}, "int4 with skip; received 'float32'"),
+        ({"skip": "pointwise", "calibration": None}, "skip is for Keras models.*Pass calibration"),
         ({"ranges": {"imgae": (0, 1)}}, "inputs, outputs or layers; received 'imgae'.*'image'"),
         ({"ranges": {"image": (0.5, 1)}}, r"with 0 between; received \(0.5, 1\)"),
         ({"ranges": {"kind": (0, 2)}}, r"LiteRT fixes the range of 'kind' \(SOFTMAX\)"),
@@ -151,7 +164,9 @@ def test_ranges_that_a_user_fixes(float_cnn, images, tmp_path):
 )
 def test_ranges_that_cannot_be(options, message, float_cnn, images, tmp_path):
     with pytest.raises(ValueError, match=message):
-        tfc.convert(float_cnn, tmp_path / "model.tflite", calibration=images[0][:8], **options)
+        tfc.convert(
+            float_cnn, tmp_path / "model.tflite", **{"calibration": images[0][:8], **options}
+        )
 
 
 def test_ranges_of_a_trained_model_are_its_own(qat_cnn, tmp_path):

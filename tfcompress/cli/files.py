@@ -104,6 +104,14 @@ def convert(
             "--calibration finds; may be given several times.",
         ),
     ] = None,
+    skip: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help="A layer, or a pattern, that stays float where --calibration quantizes; may be "
+            "given several times.",
+        ),
+    ] = None,
     metadata: Annotated[
         Path | None,
         Option(help="A JSON file of names, descriptions, normalization and labels for the file."),
@@ -150,7 +158,8 @@ def convert(
 
     # Before the seconds of the rest.
     ranges = _ranges(range_ or [])
-    settings = settle(precision, io_dtype, batch_size, dense, target, convolution, ranges)
+    skipped = tuple(skip or ())
+    settings = settle(precision, io_dtype, batch_size, dense, target, convolution, ranges, skipped)
     format = settle_format(settings, format, output, metadata)
     described = None if metadata is None else load_metadata(metadata)
     writing.check_writable(output)
@@ -169,6 +178,7 @@ def convert(
         dense=dense,
         convolution=convolution,
         ranges=ranges,
+        skip=skipped,
         target=target,
         metadata=described,
         format=format,

@@ -25,7 +25,7 @@ from tfcompress.conversion import (
 )
 from tfcompress.conversion.calibration import Watched, sized, told, warn_unused
 from tfcompress.conversion.converters import Lowering
-from tfcompress.conversion.layer_names import fix_ranges
+from tfcompress.conversion.layer_names import fix_ranges, require_none, skipped
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
@@ -105,6 +105,7 @@ class Job:
 
     def run(self, model, calibration, samples) -> Any:
         """The file as a `ModelT`."""
+        require_none(self.settings.skip, model, calibration is not None)
         self.model = model
         if is_legacy(model):
             return legacy("convert")(self, model, calibration, samples)
@@ -129,6 +130,7 @@ class Job:
             require_ranges(model, self.settings.ranges)
             if calibration is not None and model is given:
                 warn_unused("the model was trained for quantization, and has ranges of its own")
+            require_none(self.settings.skip, model, False)
             return self._integer(model, None, None)
         if calibration is not None:
             return self._integer(model, calibration, samples)
@@ -175,6 +177,7 @@ class Job:
         if calibration is not None:
             known = self.timed("calibrate", self._calibrate, parsed, model, calibration, samples)
             self.notes += told(self.seen, model)
+            floats |= skipped(parsed, model, self.settings.skip)
         else:
             weight_bits = weight_bits_of(model)  # 8 if nothing has weights
             self._check_bits(known)
@@ -327,6 +330,7 @@ def convert(
     dense: str | None = None,
     convolution: str | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    skip: str | Sequence[str] = (),
     target: str | os.PathLike[str] | Target | None = None,
     metadata: Any = None,
     format: str | None = None,
@@ -362,6 +366,8 @@ def convert(
         convolution: the same for the weights of convolutions. None: "per_channel".
         ranges: (least, greatest) value by the name of an input, an output or a layer, for its
             output, in place of what calibration finds.
+        skip: names (or shell patterns) of layers that stay float, with calibration. Those of a
+            model from `quantize_aware` are named there.
         target: a name from `list_targets()`, or the path of a target file of your own: fills in
             what is None above and checks the file at the end, see `check`. What contradicts it is
             an error. For targets whose compilers reject new op versions, these are lowered.
@@ -390,7 +396,7 @@ def convert(
         >>> report = convert(qat, "model.tflite", precision="int8", io_dtype="int8")
         >>> report = convert(qat, "model.tflite", target="edge_tpu")
     """
-    settings = settle(precision, io_dtype, batch_size, dense, target, convolution, ranges)
+    settings = settle(precision, io_dtype, batch_size, dense, target, convolution, ranges, skip)
     format = settle_format(settings, format, path, metadata)
     known = None if metadata is None else load_metadata(metadata)
     writing.check_writable(path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -98,4 +99,35 @@ def _tensors(file: Any, model: Any) -> dict[str, int]:
     for entry in (*signature.outputs, *signature.inputs):
         found[flatbuffer.text(entry.name)] = int(entry.tensorIndex)
     found.pop("", None)
+    return found
+
+
+def require_none(skip: Sequence[str], model: Any, calibrated: bool) -> None:
+    """Raises if layers are to be left out of a model that is not quantized after training."""
+    if skip and not (calibrated and isinstance(model, keras.Model)):
+        raise ValueError(
+            f"skip is for Keras models that calibration data quantize; received skip={list(skip)} "
+            "with another. Pass calibration, or skip to quantize_aware."
+        )
+
+
+def skipped(file: Any, model: Any, skip: Sequence[str]) -> set[int]:
+    """The tensors that layers give which are to stay float, by names or shell patterns."""
+    if not skip:
+        return set()
+    names, outputs = (
+        LayerNames(model),
+        [i for op in file.subgraphs[0].operators for i in op.outputs],
+    )
+    makers = {i: names.of(flatbuffer.text(file.subgraphs[0].tensors[i].name)) for i in outputs}
+    found: set[int] = set()
+    for pattern in skip:
+        mine = {i for i, name in makers.items() if name and fnmatch.fnmatchcase(name, pattern)}
+        if not mine:
+            known = sorted({name for name in makers.values() if name})
+            raise ValueError(
+                f"skip must name layers; received '{pattern}', from which no operation of the "
+                f"file comes. {did_you_mean(pattern, known, _MERGED)}"
+            )
+        found |= mine
     return found

@@ -38,6 +38,7 @@ class Settings:
     dense: str
     convolution: str = "per_channel"
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    skip: tuple[str, ...] = ()
     target: Target | None = None
 
     def __post_init__(self) -> None:
@@ -50,8 +51,9 @@ class Settings:
         check(whole and batch >= 1, "batch_size", "an integer of 1 or more", batch)
         _check_choice("dense", self.dense, GRANULARITIES)
         _check_choice("convolution", self.convolution, GRANULARITIES)
-        whole = not self.ranges or precision in ("int8", "int16x8", "int4")
-        check(whole, "precision", "int8, int16x8 or int4 with ranges", precision)
+        for name, given in (("ranges", self.ranges), ("skip", self.skip)):
+            whole = not given or precision in ("int8", "int16x8", "int4")
+            check(whole, "precision", f"int8, int16x8 or int4 with {name}", precision)
         for name, limits in self.ranges.items():
             holds = len(limits) == 2 and limits[0] <= 0 <= limits[1] and limits[0] < limits[1]
             check(holds, f"the range of '{name}'", "(least, greatest) with 0 between", limits)
@@ -79,6 +81,7 @@ def settle(
     target: str | os.PathLike[str] | Target | None = None,
     convolution: str | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    skip: str | Sequence[str] = (),
 ) -> Settings:
     """Fill in what was not said from the target, or as usual, and check the whole."""
     found, usual = None, ("int8", "float32", 1, "per_channel")
@@ -103,6 +106,7 @@ def settle(
         name: otherwise if value is None else value for name, value, otherwise in said
     }
     settled["convolution"] = "per_channel" if convolution is None else convolution
+    settled["skip"] = (skip,) if isinstance(skip, str) else tuple(skip)
     return Settings(**settled, ranges=dict(ranges or {}), target=found)
 
 
