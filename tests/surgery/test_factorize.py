@@ -53,6 +53,22 @@ def exact(case, method):
     return new
 
 
+def test_the_pointwise_part_of_a_separable_convolution():
+    """A shared one is taken apart once; others stay where only some are wanted."""
+    shared = layers.SeparableConv2D(
+        12, 3, padding="same", depth_multiplier=2, activation="relu", name="shared"
+    )
+    x = inputs = keras.Input((5, 6, 12))
+    x = layers.SeparableConv2D(8, 3, strides=2, name="last")(shared(shared(x)))
+    model = keras.Model(inputs, x)
+    new = factorize(model, rank={"shared": 12}, allow_larger=True)
+    assert relative_error(model, new) < 1e-5
+    assert [x.name for x in new.layers[1:]] == ["shared_depthwise", "shared_in", "shared", "last"]
+    before, after = factorize(model, rank=3, layers=layers.SeparableConv2D).surgery_report.params
+    own = 12 * 2 * 9 + 24 * 12 + 12, 12 * 9 + 12 * 8 + 8
+    assert (before, after) == (sum(own), sum(own) - 24 * 12 + 36 * 3 - 12 * 8 + 20 * 3)
+
+
 @pytest.mark.parametrize("case", [*CONVOLUTIONS, *MORE, *LINEAR])
 def test_svd_is_exact_at_full_rank(case):
     new = exact((CONVOLUTIONS | MORE | LINEAR)[case], "svd")

@@ -42,6 +42,7 @@ from tfcompress.quantization.pieces import (
     dense_of,
     hand_on,
     is_by_value,
+    parts_of_separable,
     with_weights,
 )
 from tfcompress.quantization.placement import has_kernel
@@ -118,21 +119,7 @@ def open_activation(layer, x):
 
 def open_separable(layer, x):
     """SeparableConv -> DepthwiseConv, pointwise Conv, activation."""
-    config = layer.get_config()
-    shared = {key: config[key] for key in ("data_format", "trainable", "dtype")}
-    depthwise = (layers.DepthwiseConv1D if layer.rank == 1 else layers.DepthwiseConv2D)(
-        layer.kernel_size,
-        strides=layer.strides,
-        padding=layer.padding,
-        depth_multiplier=layer.depth_multiplier,
-        dilation_rate=layer.dilation_rate,
-        use_bias=False,
-        name=f"{layer.name}_depthwise",
-        **shared,
-    )
-    pointwise = (layers.Conv1D if layer.rank == 1 else layers.Conv2D)(
-        layer.filters, 1, use_bias=layer.use_bias, name=f"{layer.name}_pointwise", **shared
-    )
+    depthwise, pointwise = parts_of_separable(layer, f"{layer.name}_pointwise")
     y = with_weights(depthwise, x, kernel=layer.depthwise_kernel)
     y = with_weights(pointwise, y, kernel=layer.pointwise_kernel, bias=layer.bias)
     return activate(layer.activation, y, f"{layer.name}_activation", layer.dtype_policy)

@@ -156,3 +156,27 @@ def dense_of(layer, kernel, bias, name: str, inputs: int = 1):
     if bias is not None:
         fill(dense, "bias", bias)
     return dense
+
+
+def parts_of_separable(layer, name: str, **settings):
+    """New layers without weights: the depthwise and the pointwise part of a SeparableConv.
+
+    Args:
+        name: of the pointwise part.
+        **settings: further ones of that.
+    """
+    config = layer.get_config()
+    shared = {key: config[key] for key in ("data_format", "trainable", "dtype")}
+    depthwise = (layers.DepthwiseConv1D if layer.rank == 1 else layers.DepthwiseConv2D)(
+        layer.kernel_size,
+        strides=layer.strides,
+        padding=layer.padding,
+        depth_multiplier=layer.depth_multiplier,
+        dilation_rate=layer.dilation_rate,
+        use_bias=False,
+        name=f"{layer.name}_depthwise",
+        **shared,
+    )
+    settings = {"use_bias": layer.use_bias, **settings}
+    kind = layers.Conv1D if layer.rank == 1 else layers.Conv2D
+    return depthwise, kind(layer.filters, 1, name=name, **shared, **settings)

@@ -17,7 +17,7 @@ from tfcompress.graph.nodes import Graph
 from tfcompress.surgery.base import Change, Wanted, opened, reported
 from tfcompress.surgery.factors import ranks
 from tfcompress.surgery.factors.layers import Part, with_parts
-from tfcompress.surgery.factors.search import METHODS, find_sites
+from tfcompress.surgery.factors.search import METHODS, find_sites, without_separable
 from tfcompress.surgery.factors.sites import Rank, Site
 from tfcompress.surgery.factors.structured import BlockSite
 from tfcompress.surgery.factors.svd import SvdSite, gather
@@ -58,9 +58,11 @@ def factorize(
     The last two keep what has that structure and lose the rest: unless the kernel is so by
     itself, the model must be fine-tuned.
 
-    Layers inside of others (attention, RNNs, TimeDistributed), grouped, depthwise and transposed
-    convolutions stay. So does a layer that would get no smaller in MACs and parameters (an
-    Embedding: in parameters). A layer that is called several times is taken apart once.
+    Of a separable convolution "svd" and "block_diagonal" take the pointwise part apart, which
+    keeps its name. Layers inside of others (attention, RNNs, TimeDistributed), grouped, depthwise
+    and transposed convolutions stay. So does a layer that would get no smaller in MACs and
+    parameters (an Embedding: in parameters). A layer that is called several times is taken apart
+    once.
 
     Args:
         model: any Keras 3 model that `flatten` takes; it is left untouched.
@@ -100,9 +102,11 @@ def factorize(
     """
     goal = _checked(method, rank, energy, macs, params, data, samples)
     flat = opened(model)
-    graph, before = Graph.of(flat), count(flat)
+    before = count(flat)
     if layers is None and isinstance(rank, Mapping):
         layers = list(rank)
+    flat, layers = without_separable(flat, method, layers)
+    graph = Graph.of(flat)
     sites, kept = find_sites(flat, graph, method, layers)
     given = ranks_given(sites, kept, rank) if goal.kind == "rank" else {}
     total = before[0] if goal.kind == "macs" else before[1]

@@ -12,7 +12,8 @@ from keras import layers
 
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.nodes import Graph, Node
-from tfcompress.quantization.pieces import fill
+from tfcompress.kinds import SEPARABLE, is_of
+from tfcompress.quantization.pieces import fill, parts_of_separable
 from tfcompress.surgery.base import exchanged
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
@@ -55,6 +56,21 @@ def with_parts(graph: Graph, parts: Mapping[int, Sequence[Part]]) -> keras.Model
         return x
 
     return exchanged(graph, call)
+
+
+def separated(graph: Graph, separable: Iterable[Any]) -> keras.Model:
+    """A new model in which separable convolutions are a depthwise and a pointwise one.
+
+    The pointwise one has the name, bias and activation.
+    """
+    parts = {}
+    for layer in separable:
+        first, last = parts_of_separable(layer, layer.name, **ending(layer))
+        parts[id(layer)] = [
+            Part(first, {"kernel": layer.depthwise_kernel}),
+            Part(last, {"kernel": layer.pointwise_kernel, **bias_of(layer)}),
+        ]
+    return with_parts(graph, parts)
 
 
 def dense(layer, units: int, name: str, **settings) -> layers.Dense:
@@ -156,7 +172,9 @@ def embedding(layer, units: int, name: str) -> layers.Embedding:
 
 def kernel_of(layer) -> keras.Variable:
     """The variable of a layer that is taken apart."""
-    return layer.embeddings if isinstance(layer, layers.Embedding) else layer.kernel
+    if isinstance(layer, layers.Embedding):
+        return layer.embeddings
+    return layer.pointwise_kernel if is_of(layer, SEPARABLE) else layer.kernel
 
 
 def array_of(layer) -> np.ndarray:

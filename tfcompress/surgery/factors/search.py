@@ -9,9 +9,9 @@ import keras
 
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.nodes import Graph
-from tfcompress.kinds import DEPTHWISE, SEPARABLE, TRANSPOSED, is_of
+from tfcompress.kinds import DEPTHWISE, SEPARABLE, TRANSPOSED, is_exactly, is_of
 from tfcompress.surgery.base import Change, Wanted, rules_of
-from tfcompress.surgery.factors.layers import CONVOLUTIONS
+from tfcompress.surgery.factors.layers import CONVOLUTIONS, separated
 from tfcompress.surgery.factors.sites import Site, common_reason
 from tfcompress.surgery.factors.structured import BlockSite, KroneckerSite, not_reshaped
 from tfcompress.surgery.factors.svd import SvdSite
@@ -58,6 +58,25 @@ def find_sites(
             + ". Choose another method, or other layers."
         )
     return sites, kept
+
+
+def without_separable(
+    flat: keras.Model, method: str, wanted: Wanted | Sequence[Wanted] | None
+) -> tuple[keras.Model, Wanted | Sequence[Wanted] | None]:
+    """A model whose wanted separable convolutions are two, if a method takes the second apart.
+
+    Returns (it, what is wanted of it).
+    """
+    kind = METHODS[method]
+    if kind.spatial or not set(CONVOLUTIONS) & set(kind.kinds):
+        return flat, wanted
+    rules = None if wanted is None else rules_of(wanted)
+    named = _matching(flat, rules) if rules is not None else _usual(flat, kind)
+    separable = [layer for layer in named if is_exactly(layer, SEPARABLE)]
+    if not separable:
+        return flat, wanted
+    names = None if rules is None else [layer.name for layer in named]
+    return separated(Graph.of(flat), separable), names
 
 
 def _matching(flat: keras.Model, rules: list[Rule]) -> list:
