@@ -158,6 +158,17 @@ def moved():
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
 
 
+def attentive():
+    """Attention whose keys serve several queries, and of a single head."""
+    x = inputs = keras.Input((5, 6))
+    x = layers.Dense(8, name="first")(x)
+    x = layers.GroupQueryAttention(3, 4, 2, use_gate=True, name="grouped")(x, x)
+    keys = layers.Dense(8, activation="relu", name="keys")(x)
+    y = layers.Attention(use_scale=True)([layers.Dense(8, name="q")(x), x, keys])
+    y = layers.AdditiveAttention(name="additive")([layers.Dense(8, name="added")(y), y])
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(y)))
+
+
 def with_states():
     """Recurrent layers with masks and states."""
     inputs = keras.Input((3,), dtype="int32")
@@ -195,6 +206,7 @@ KINDS = (
     own_layer,
     products,
     moved,
+    attentive,
     with_states,
     there_and_back,
 )

@@ -64,6 +64,7 @@ def correlated(x):
 
 READ_INSIDE = {
     "multiplied by an equation": correlated,
+    "attended to": lambda x: layers.Attention()([ops.relu(x), x]),
     "cosines": lambda x: x + layers.Dot(2, normalize=True)([x, ops.relu(x)])[..., :1],
     "sums of those before": swapped(layers.Lambda(lambda x: ops.cumsum(x, axis=1))),
     "divided by their norm": lambda x: x / ops.norm(x, axis=-1, keepdims=True),

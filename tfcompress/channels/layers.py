@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import keras
 from keras import tree
 
+from tfcompress.channels.attention import attention, grouped_heads, multi_head
 from tfcompress.channels.operations import OPERATIONS, has_clear_activations
 from tfcompress.channels.terms import Axis, Concat, Product, size_of
 from tfcompress.channels.weighted import Axes, Call, Weight, variable_of
@@ -24,7 +25,6 @@ from tfcompress.kinds import (
     is_of,
     kinds_of,
 )
-from tfcompress.quantization.attention import is_plain_attention
 
 if TYPE_CHECKING:
     from tfcompress.channels.following import Follower
@@ -200,41 +200,6 @@ def _einsum(flow: Follower, call: Call) -> list[Axes] | None:
     return [[known[letter] for letter in result]]
 
 
-def _attention(flow: Follower, call: Call) -> list[Axes] | None:
-    layer = call.layer
-    if not is_plain_attention(layer):
-        return flow.unknown(call)
-    given = _named_inputs(flow, call)
-    query, value = given["query"], given["value"]
-    for tensor in given.values():
-        flow.fix(tensor[1:-1], f"they are positions of {call.source}")
-    if "attention_mask" in given:
-        flow.fix(given["attention_mask"][-1:], f"they are positions of {call.source}")
-    heads = flow.channels.new(layer.num_heads, f"the heads of {call.source}")
-    size = flow.channels.new(layer.value_dense.kernel.shape[-1], f"the values of {call.source}")
-    out = flow.channels.new(layer.output_dense.kernel.shape[-1], call.source)
-    # Scores are divided by the root of their size, so that nothing can be cut of queries and keys.
-    parts = [
-        (layer.query_dense, (query[-1], heads, None)),
-        (layer.key_dense, (given.get("key", value)[-1], heads, None)),
-        (layer.value_dense, (value[-1], heads, size)),
-    ]
-    weights = [Weight(layer.output_dense.kernel, (heads, size, out), (2,))]
-    weights.append(Weight(layer.output_dense.bias, (out,)))
-    for part, axes in parts:
-        makes = (1, 2) if axes[2] is not None else (1,)
-        weights += [Weight(part.kernel, axes, makes), Weight(part.bias, axes[1:])]
-    flow.channels.fix(size, "attention loses whole heads")
-    flow.register(call, weights, num_heads=heads, output_shape=out)
-    return [[*query[:-1], out]]
-
-
-def _named_inputs(flow: Follower, call: Call) -> dict[str, Axes]:
-    """The axes of the tensors of a call, by the names of the arguments."""
-    tensors = {k: v for k, v in call.given.items() if isinstance(v, keras.KerasTensor)}
-    return {name: flow.axes_of(tensor) for name, tensor in tensors.items()}
-
-
 def _time_distributed(flow: Follower, call: Call) -> list[Axes] | None:
     x = call.inputs[0]
     shapes = [(shape[0], *shape[2:]) for shape in call.shapes]
@@ -334,7 +299,9 @@ _HANDLERS: dict[str, Handler] = {
     "Embedding": _embedding,
     "ReversibleEmbedding": _reversible,
     "EinsumDense": _einsum,
-    "MultiHeadAttention": _attention,
+    "MultiHeadAttention": multi_head,
+    "GroupedQueryAttention": grouped_heads,
+    **dict.fromkeys(("Attention", "AdditiveAttention"), attention),
     **dict.fromkeys(GATES, recurrent),
     **dict.fromkeys(CONV_RECURRENT, _conv_lstm),
     "Bidirectional": bidirectional,

@@ -235,6 +235,8 @@ def _summed_axes(node: Node) -> list[list[tuple[KerasTensor, list[int]]]]:
         if getattr(operation, "normalize", False):  # by the size of each factor
             return [[factor] for factors in sums for factor in factors]
         return sums
+    if kind in ("Attention", "AdditiveAttention"):  # scores sum products of what is attended to
+        return [[(tensor, [-1])] for tensor in tensors]
     if kind in REDUCING | JOINT:
         axis = getattr(operation, "axis", -1)
         every = list(range(rank)) if axis is None else np.ravel(axis).tolist()

@@ -245,7 +245,8 @@ def _role(layer: Weighted, weight: Weight, axis: int) -> Role:
 
 
 def _counts_heads(makers: list[tuple[Weighted, Axis]], number: int) -> bool:
-    counted = [layer.counts.get("num_heads") for layer, _ in makers]
+    names = ("num_heads", "num_key_value_heads")
+    counted = [layer.counts.get(name) for layer, _ in makers for name in names]
     axes = [axis for axis in counted if axis is not None and not isinstance(axis, tuple)]
     return any(leaf.group == number for axis in axes for leaf in leaves_of(axis))
 
