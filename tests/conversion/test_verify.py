@@ -169,10 +169,15 @@ def test_broken_weights_fail_and_their_layer_is_found(qat_cnn, images, int8_file
 
 
 def test_a_layer_of_little_weight_is_found(qat_cnn, images, int8_file, tmp_path):
+    """The file's input has not the name that the model's has."""
     bad = edit(int8_file, tmp_path / "bad.tflite", "pointwise", lambda w: -w)
+    file = flatbuffer.read(bad)
+    file.signatureDefs[0].inputs[0].name = b"photo"
+    bad.write_bytes(flatbuffer.write(file))
     found = verify(qat_cnn, bad, images[0], samples=20, layers=True)
     assert found.layers[0].layer == "pointwise"
     assert found.layers[0].sqnr_db < 3
+    assert found.layers[0].steps > 10
 
 
 def test_quantization_after_training_is_judged_by_sqnr(float_cnn, images, converted, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 from tfcompress.conversion.convert import float_file
 from tfcompress.conversion.differences import sqnr_db
 from tfcompress.conversion.layer_names import LayerNames
-from tfcompress.conversion.operator_steps import operator_steps
+from tfcompress.conversion.operator_steps import as_named, operator_steps
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import INTEGERS, Runner, port
 
@@ -139,12 +139,9 @@ def _measure(file, content, exact, pairs, batches) -> dict[int, float]:
     ours = Runner(file, content, "the file", reference=True, keep=True)
     theirs = Runner(exact, flatbuffer.write(exact), "the float file", reference=True, keep=True)
     signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
-    taken, named = [e.name for e in ours.inputs], [e.name for e in theirs.inputs]
-    # The file may bear other names than the model has now.
-    named = taken if set(taken) == set(named) else named
     for batch in batches:
         ours.run(batch)
-        theirs.run({theirs_: batch[ours_] for ours_, theirs_ in zip(taken, named, strict=True)})
+        theirs.run(as_named(theirs, batch, ours.inputs))
         for index, other in pairs.items():
             wanted = theirs.tensor(port(exact, other)).astype(np.float64)
             got = ours.tensor(port(file, index)).astype(np.float64)

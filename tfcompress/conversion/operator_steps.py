@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite import flatbuffer, run
 from tfcompress.tflite.flatbuffer import changed, op_code, op_name
-from tfcompress.tflite.run import INTEGERS, Runner, port
+from tfcompress.tflite.run import INTEGERS, Port, Runner, port, ports
 
 
 def operator_steps(
@@ -53,7 +53,7 @@ def operator_steps(
     ]
     found: dict[int, list[np.ndarray]] = {index: [] for index in made}
     for batch in batches:
-        simulated.run(batch)
+        simulated.run(as_named(simulated, batch, ports(file)[0]))
         wanted = {
             i: grids[i].quantize(simulated.tensor(port(simulation, codes[e])))
             for i, e in pairs.items()
@@ -64,6 +64,20 @@ def operator_steps(
             found[index].append(np.abs(off).ravel())
     every = {index: np.concatenate(values) for index, values in found.items() if values}
     return {i: (float(v.max(initial=0)), float(v.mean())) for i, v in every.items() if v.size}
+
+
+def as_named(
+    runner: Runner, batch: dict[str, np.ndarray], taken: list[Port]
+) -> dict[str, np.ndarray]:
+    """A batch for another file of the model, which may bear other names than the model has now.
+
+    Args:
+        taken: the inputs of the file by whose names the batch is.
+    """
+    ours, theirs = [entry.name for entry in taken], [entry.name for entry in runner.inputs]
+    if set(ours) == set(theirs):
+        return batch
+    return {name: batch[own] for own, name in zip(ours, theirs, strict=True)}
 
 
 def _simulation(file: Any, exact: Any, pairs: dict[int, int]) -> tuple[Any, dict[int, int]]:
