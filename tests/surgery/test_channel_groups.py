@@ -231,6 +231,22 @@ def test_an_open_length_costs_what_is_counted():
     assert structure_of(model).cost({}) == count(model)
 
 
+def test_a_constant_that_is_multiplied_as_a_matrix_is_not_cut():
+    """Its axis that is summed is as long as the channels."""
+    inputs = keras.Input((6, 4))
+    x = layers.Permute((2, 1))(layers.Dense(6, name="cut")(inputs))
+    x = ops.matmul(x, np.linspace(0, 1, 30, dtype="float32").reshape(6, 5))
+    x = ops.einsum("abc,bd->adc", x * np.linspace(1, 2, 6, dtype="float32")[:, None], np.eye(6))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    assert structure_of(model).groups["cut"].kept is not None
+    x = layers.Dense(3, name="next")(ops.matmul(model.layers[2].output, np.tri(6, dtype="float32")))
+    structure = structure_of(keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x))))
+    switch_off_channels(structure.groups["cut"], np.array([1, 4]))
+    small = resized(structure, {"cut": np.array([0, 2, 3, 5])})
+    x = samples_of(small)
+    assert relative_error(structure.model(x), small(x)) < 1e-5
+
+
 def reshaped(shape, width=8, length=None):
     inputs = keras.Input((length, 5))
     x = layers.Dense(width, name="cut")(inputs)

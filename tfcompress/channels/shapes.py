@@ -329,8 +329,10 @@ def gated(flow: Follower, call: Call) -> list[Axes] | None:
     return [[*x[:axis], parts[0], *x[axis + 1 :]]]
 
 
-def stack(flow: Follower, call: Call) -> list[Axes]:
+def stack(flow: Follower, call: Call) -> list[Axes] | None:
     first, place = call.inputs[0], call.layer.axis % len(call.shapes[0])
+    if len(call.inputs) != call.shapes[0][place]:
+        return None  # the others are constants
     for axes in call.inputs[1:]:
         for pair in zip(first, axes, strict=True):
             flow.same(*pair)

@@ -15,6 +15,7 @@ from tfcompress.graph.copying import copy_operation, copy_trainable
 from tfcompress.graph.layers import FixedTraining, Parameter
 from tfcompress.graph.nodes import Node, tensors_in, unique
 from tfcompress.graph.tracing import source_of
+from tfcompress.kinds import JOINT, MIXING, POINTWISE
 from tfcompress.surgery.pruning.groups import Choice, Structure
 
 
@@ -117,6 +118,8 @@ class _Resizer:
             return key_changes(self, node, args, kwargs)
         if type(node.operation).__name__ == "Slice":
             return start_changes(self, node, args, kwargs)
+        if type(node.operation).__name__ not in _BESIDE:
+            return args, kwargs
         fit = self._fitting(node)
         return tree.map_structure(fit, (args, kwargs))
 
@@ -163,6 +166,9 @@ class _Resizer:
                 value = value.take(self.kept(axis), axis=place)
         return value
 
+
+# Operations that take constants of the shape of their result.
+_BESIDE = POINTWISE | MIXING | JOINT | {"Concatenate"}
 
 # Kind of operation -> its attribute or argument that holds the shape of the result.
 _SHAPES = {"Reshape": ("target_shape", "newshape"), "BroadcastTo": ("shape",)}
