@@ -129,7 +129,7 @@ def in_this_process(monkeypatch):
     """LiteRT and HDF5 run in this process, where they can be replaced."""
     from tfcompress.files import apart
 
-    def ask(name, *arguments, tell=None):
+    def ask(name, arguments, tell):
         module, function = name.split(":")
         called = getattr(importlib.import_module(module), function)
         try:
@@ -137,8 +137,8 @@ def in_this_process(monkeypatch):
         except SystemError as error:  # As it comes from the other process.
             raise RuntimeError(str(error)) from error
 
-    monkeypatch.setattr(apart, "ask", ask)
-    monkeypatch.setattr(apart, "_process", SimpleNamespace(lives=True, dropped=[]))
+    process = SimpleNamespace(lives=True, dropped=[], used=False, ask=ask)
+    monkeypatch.setattr(apart, "_process", process)
 
 
 def run_tflite(path, x, reference: bool = True):

@@ -35,16 +35,12 @@ _ERRORS = {error.__name__: error for error in (ValueError, MemoryError, TypeErro
 SECONDS = "TFCOMPRESS_SECONDS"
 
 
-class Died(RuntimeError):
+class Died(ValueError):
     """The process ended over a file; the message says how, in one line."""
 
 
 class TooLong(Died):
     """It was ended, as it took more time than such a file can need."""
-
-
-class Lost(Died):
-    """The process ended while it was asked about another file."""
 
 
 class _Process:
@@ -54,6 +50,7 @@ class _Process:
         self.owner, self.lock = os.getpid(), threading.Lock()
         self.dropped: list[int] = []  # Files that nobody needs any more.
         self.seconds: int | None = None  # That it may take now.
+        self.used = False  # Whether another file may have left something there.
         # What was freed here, such as a converter's, makes room for it; glibc alone has this.
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
@@ -87,6 +84,7 @@ class _Process:
             except BaseException:  # Its answer would be taken for the next one's.
                 self.end()
                 raise
+        self.used = True
         if answer[0] == "done":
             return answer[1]
         raise _ERRORS.get(answer[1], RuntimeError)(answer[2])
@@ -139,10 +137,23 @@ def ask(name: str, *arguments: Any, tell: Callable[..., Any] | None = None) -> A
         Died: the process ended.
         ValueError, MemoryError, TypeError, RuntimeError: what the function raised.
     """
+    process = _living()
+    used = process.used
+    try:
+        return process.ask(name, arguments, tell)
+    except TooLong:
+        raise
+    except Died:
+        if not used:
+            raise
+    return _living().ask(name, arguments, tell)
+
+
+def _living() -> _Process:
     global _process
     if _process is None or not _process.lives:
         _process = _Process()
-    return _process.ask(name, arguments, tell)
+    return _process
 
 
 class Kept:
@@ -163,8 +174,8 @@ class Kept:
     def ask(self, name: str, *arguments: Any) -> Any:
         """Calls a function with it."""
         if self._process is not _process or not self._process.lives:
-            raise Lost("it ended with another file")
-        return ask(name, self._number, *arguments)
+            raise Died("it ended with another file")
+        return self._process.ask(name, (self._number, *arguments), None)
 
     def __del__(self) -> None:
         # Not asked for: the collector may come here in the middle of another question.

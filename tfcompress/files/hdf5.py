@@ -38,15 +38,9 @@ def look_through(file: Path, member: str | None = None) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4)
 def _look_through(file: Path, member: str | None, *version: int) -> dict[str, Any]:
-    question = (f"{__name__}:examine", str(file), member)
     try:
-        try:
-            return apart.ask(*question)
-        except apart.TooLong:
-            raise
-        except apart.Died:  # Of what an earlier file left there, perhaps.
-            return apart.ask(*question)
-    except (apart.Died, ValueError) as error:
+        return apart.ask(f"{__name__}:examine", str(file), member)
+    except ValueError as error:
         raise ValueError(damaged(file, str(error))) from error
 
 

@@ -110,8 +110,12 @@ class Loaded:
             return self._there.ask(*asked)
         except apart.TooLong:
             raise
-        except apart.Lost:
+        except apart.Died:  # Perhaps over another file, or what one had left there.
             self._load(self._kernels)
+        try:
+            return self._there.ask(*asked)
+        except apart.TooLong:
+            raise
         except apart.Died as error:
             if self._kernels != REFERENCE:
                 raise

@@ -81,27 +81,38 @@ def read_subject(
         inputs = _given(dict(zip(taken, tensors, strict=True)), data)
     units = [unit_of(model, index) for index in graph.outputs]
     kinds = {op.dtype for op in inspect(content).operators}
+    expected, note = _by_reference(content, inputs, given, where)
     return Subject(
         Path("model.tflite" if isinstance(source, bytes) else source),
         content,
         inputs,
-        run_reference(content, inputs, given, where),
+        expected,
         dict(zip(given, units, strict=True)),
         dict(zip(given, (zero(graph.tensors[index]) for index in graph.outputs), strict=True)),
         256 if "int16" in kinds else 1,
         0.05 if any(kind.startswith("dynamic") for kind in kinds) else 1e-4,
         dict(options),
-        run.Loaded(content, run.REFERENCE, keep=False).note,
+        note,
     )
 
 
 def run_reference(data: bytes, inputs: list[Arrays], outputs: list[str], name: str) -> list[Arrays]:
     """Run LiteRT's reference kernels on samples in the file's own types."""
+    return _by_reference(data, inputs, outputs, name)[0]
+
+
+def _by_reference(
+    data: bytes, inputs: list[Arrays], outputs: list[str], name: str
+) -> tuple[list[Arrays], str]:
+    """What the reference kernels give, and a note if other ones had to be taken."""
+    indices = _outputs(data)
     try:
-        found = outputs_of(data, inputs)
+        loaded = run.Loaded(data, run.REFERENCE, keep=True)
+        found = _run(loaded, inputs, indices)
     except Exception as error:  # Damaged files fail in many ways.
         raise run.cannot_run(name, error) from error
-    return [dict(zip(outputs, sample, strict=True)) for sample in found]
+    values = ([sample[index] for index in indices] for sample in found)
+    return [dict(zip(outputs, sample, strict=True)) for sample in values], loaded.note
 
 
 def with_other_kernels(file: Subject) -> dict[str, Subject]:
@@ -119,16 +130,25 @@ def outputs_of(
     data: bytes, inputs: list[Arrays], kind: str = run.REFERENCE
 ) -> list[list[np.ndarray]]:
     """Run LiteRT and return the outputs of each sample."""
-    indices = [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
+    indices = _outputs(data)
     found = tensors_of(data, inputs, indices, kind)
     return [[sample[index] for index in indices] for sample in found]
+
+
+def _outputs(data: bytes) -> list[int]:
+    return [int(index) for index in flatbuffer.read(data).subgraphs[0].outputs]
 
 
 def tensors_of(
     data: bytes, inputs: list[Arrays], indices: Sequence[int], kind: str = run.REFERENCE
 ) -> list[dict[int, np.ndarray]]:
     """Run LiteRT and return tensors."""
-    loaded = run.Loaded(data, kind, keep=kind == run.REFERENCE)
+    return _run(run.Loaded(data, kind, keep=kind == run.REFERENCE), inputs, indices)
+
+
+def _run(
+    loaded: run.Loaded, inputs: list[Arrays], indices: Sequence[int]
+) -> list[dict[int, np.ndarray]]:
     found = []
     for sample in inputs:
         values = dict(zip(loaded.inputs, sample.values(), strict=True))
