@@ -186,6 +186,7 @@ class Kept:
 # From here on: what runs in the other process.
 kept: dict[int, Any] = {}
 _chosen: int | None = None
+_told: int | None = None
 _ours: BinaryIO | None = None  # Where answers go.
 
 
@@ -202,6 +203,7 @@ def allow(seconds: int | None) -> None:
     Args:
         seconds: for what comes next, unless others were chosen; None: no end.
     """
+    global _told
     if _ours is None:
         return
     _, most = resource.getrlimit(resource.RLIMIT_CPU)
@@ -210,7 +212,9 @@ def allow(seconds: int | None) -> None:
         seconds = _chosen or seconds
         used = resource.getrusage(resource.RUSAGE_SELF)
         limits.append(int(used.ru_utime + used.ru_stime) + 1 + seconds)
-        _send(_ours, ("may take", seconds))
+        if seconds != _told:  # Else it would disturb what is being timed.
+            _send(_ours, ("may take", seconds))
+            _told = seconds
     limit = min((n for n in limits if n != resource.RLIM_INFINITY), default=most)
     resource.setrlimit(resource.RLIMIT_CPU, (limit, most))
 
