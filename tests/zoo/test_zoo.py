@@ -34,7 +34,6 @@ FLOAT: set[str] = {
 }
 STEPS: dict[str, int] = {
     "ex_convlstm": 3,
-    "ex_siamese": 6,
     "hub_gemma": 151,
     "hub_gpt2": 65,
     "hub_llama": 117,

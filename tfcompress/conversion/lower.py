@@ -29,10 +29,11 @@ from tfcompress.layers.compressed import (
     target_variables,
 )
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.layers.kernel_rounding import table_step
 from tfcompress.quantization import transforms
 from tfcompress.quantization.openers import Rsqrt
 from tfcompress.quantization.opening import OUTPUT_SUFFIX, open_layers
-from tfcompress.quantization.placement import kind_of
+from tfcompress.quantization.placement import kind_of, looks_up
 from tfcompress.tflite import run
 
 
@@ -58,10 +59,18 @@ class Marker(_SameShape):
         x = self.quantizer._activate(x)
         floats = self.quantizer.float_source
         stays = floats is True or source in (floats or ())
-        low, high, wider = told_as(self.low, self.high, stays)
-        # The converter copies single ones to where it takes ranges for equal; ours come in pairs.
-        marked = _fake_quant(x, low, high, self.quantizer.bits)
-        return _fake_quant(marked, wider * low, wider * high, self.quantizer.bits)
+        return _marked(x, self.low, self.high, self.quantizer.bits, stays)
+
+
+class OnTable(_SameShape):
+    """Rows of a table on a symmetric grid, marked with its range: the converter may fold them."""
+
+    def __init__(self, step: float, **kwargs):
+        super().__init__(**kwargs)
+        self.step = step
+
+    def call(self, x):
+        return _marked(x, -128.0 * self.step, 127.0 * self.step, 8, False)
 
 
 class OnGrid(_SameShape):
@@ -282,7 +291,9 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
                 copies[id(operation)] = twin
                 if source is not None:
                     fill.append((source, twin))
-            return copies[id(operation)](*args, **kwargs)
+            made = copies[id(operation)](*args, **kwargs)
+            step = _table_step(graph, node) if integer else None
+            return made if step is None else OnTable(step, name=f"{operation.name}_rows")(made)
 
         exported = graph.rebuild(call, batch_size)
     # Steps that are not compiled, and other backends, train layers of any name.
@@ -346,6 +357,16 @@ def _canonical(graph: Graph, node: Node):
     return None
 
 
+def _table_step(graph: Graph, node: Node) -> float | None:
+    """The step of the 8-bit grid that rows of a table lie on which nothing rounds again."""
+    if not isinstance(node.operation, Compressed) or not looks_up(node):
+        return None
+    if any(isinstance(n.operation, FakeQuant) for n in graph.consumers(node.outputs[0])):
+        return None
+    step = table_step(node.operation)
+    return None if step is None else float(step)
+
+
 def _is_by_channel(layer: layers.Normalization) -> bool:
     """Whether a Normalization subtracts one mean, or one for each place of the last axis."""
     last = len(layer._build_input_shape) - 1
@@ -361,6 +382,12 @@ def _folds(graph: Graph, node: Node) -> bool:
     operation = before.operation
     operation = operation.layer if isinstance(operation, Compressed) else operation
     return kind_of(operation) in FOLDING
+
+
+def _marked(x, low: float, high: float, bits: int, stays: bool):
+    low, high, wider = told_as(low, high, stays)
+    # The converter copies single ones to where it takes ranges for equal; ours come in pairs.
+    return _fake_quant(_fake_quant(x, low, high, bits), wider * low, wider * high, bits)
 
 
 def _fake_quant(x, low: float, high: float, bits: int):

@@ -209,7 +209,8 @@ def _qsv(known: Range, rank: int) -> dict[str, np.ndarray]:
         high = max(-low, high)
         low = -high
     shape = (1,) * rank
-    return {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32)}
+    # In double precision, so that the scale that the markers told comes out to the last bit.
+    return {"min": np.full(shape, low, np.float64), "max": np.full(shape, high, np.float64)}
 
 
 def _plain_constants(model, op) -> list[int]:

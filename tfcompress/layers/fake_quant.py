@@ -10,12 +10,13 @@ from keras import ops, tree
 
 from tfcompress.backend import as_tensor
 from tfcompress.layers.extremes import cut, least_seen
-from tfcompress.layers.kernel_rounding import round_as_kernel, sum_of
+from tfcompress.layers.kernel_rounding import grid_step, kernel_codes, sum_of, values_of
 from tfcompress.techniques.quantize import (
     ONLY_ZEROS,
     moving_range,
     quantize_activation,
     round_activation,
+    straight_through,
     ties_away,
 )
 from tfcompress.techniques.technique import first_step
@@ -120,8 +121,10 @@ class FakeQuant(keras.layers.Layer):
         return y
 
     def _quantize(self, x, source, training):
-        if self.fixed is not None:
-            return quantize_activation(self._activate(x), *self.fixed, self.bits)
+        if self.fixed is not None and training:
+            y = self._activate(x)
+            y = y if source is not None else ties_away(y, *self.fixed, self.bits)
+            return quantize_activation(y, *self.fixed, self.bits)
         require_callback(self)
         if not training:
             return self._infer(x, source)
@@ -147,20 +150,22 @@ class FakeQuant(keras.layers.Layer):
         return ops.cond(as_tensor(self.phase) > 0, rounded, lambda: self._activate(x))
 
     def _infer(self, x, source):
-        low, high = self.limits()
         if self.observes:
             return self._activate(x)
+        low, high = self.limits()
         rounds = high > low
         top = ops.where(rounds, high, 1.0)
-        if self.delay:
+        if self.delay and self.fixed is None:
             rounds = ops.logical_and(rounds, as_tensor(self.phase) > 0)
-        added = None if source is None or self.bits != 8 else sum_of(self, source)
-        if added is not None:
-            kernel = round_as_kernel(x, (top - low) / 255.0, added)
-            x = ops.where(rounds, ops.cast(kernel, x.dtype), x)
         y = self._activate(x)
-        tied = y if source is not None else ties_away(y, low, top, self.bits)
-        rounded = round_activation(tied, low, top, self.bits)
+        if source is None or self.bits != 8:
+            tied = y if source is not None else ties_away(y, low, top, self.bits)
+            rounded = round_activation(tied, low, top, self.bits)
+        else:
+            step = grid_step(low, top)
+            codes = kernel_codes(ops.stop_gradient(x), step, sum_of(self, source))
+            values = self._activate(values_of(codes, low, step))
+            rounded = straight_through(y, ops.cast(values, x.dtype), low, top)
         return ops.where(rounds, rounded, y)
 
     def _observe(self, x, source, clips: bool):

@@ -9,6 +9,7 @@ factor is near 1, as in a mean, every tenth value is another than if it were rou
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ from tfcompress.backend import as_tensor
 from tfcompress.kinds import FOLDING, KEEPING, channel_axes, is_of
 
 _KEEPING = KEEPING | {"Cast", "UpSampling1D", "UpSampling2D"}
+# Takes halves away from 0, and nothing else that kernels come to, in double precision.
+_AWAY = 1.0 + 2.0**-40
 _NORMS = ("BatchNormalization", "FusedBatchNorm", "FrozenBatchNormalization")
 
 
@@ -29,14 +32,15 @@ class Sum:
     """What an integer kernel adds up.
 
     Attributes:
-        unit: gives the real value of 1, a number or one for each channel.
+        unit: gives the real value of 1, a number or one for each channel; None where it is
+            so small that only the output is rounded.
         bias: gives what is added to the sum as a whole number, too; None if nothing is.
         count: how many values the sum is divided by.
         slope: by which negative sums are multiplied.
         once: whether the kernel rounds but once, so that the bias alone makes a difference.
     """
 
-    unit: Callable[[], Any]
+    unit: Callable[[], Any] | None
     bias: Callable[[], Any] | None = None
     count: int = 1
     slope: float = 1.0
@@ -44,7 +48,7 @@ class Sum:
 
 
 def sum_of(quantizer, source: int) -> Sum | None:
-    """What the kernel adds up whose output a FakeQuant rounds; None if it rounds but once.
+    """What the kernel adds up whose output a FakeQuant rounds; None if it adds up no codes.
 
     It is found in the Functional model that the layer is part of.
     """
@@ -55,31 +59,82 @@ def sum_of(quantizer, source: int) -> Sum | None:
     return None
 
 
-def round_as_kernel(y, step, added: Sum):
-    """Values as the kernel gives them, on a grid of so large steps, not clipped to its range."""
-    wide = "float64" if keras.backend.backend() == "tensorflow" else "float32"
-    unit, step = ops.cast(added.unit(), wide), ops.cast(step, wide)
-    y = ops.cast(y, wide)
+def kernel_codes(y, step, added: Sum | None):
+    """The codes that a kernel gives for values, 0 for 0, not clipped to its range, as float32.
+
+    Args:
+        step: of the grid of the codes.
+        added: what the kernel adds up; None if it divides floats by the step, as those that
+            quantize or look up in a table do.
+    """
+    if added is None:
+        return _half_away(ops.cast(y, "float32") / step)
+    if added.unit is None:
+        return _nearest(_wide(y), 1.0 / _wide(step))
+    unit, step, y = _wide(added.unit()), _wide(step), _wide(y)
     if added.slope != 1.0:
-        unit = ops.where(y < 0, unit * added.slope, unit)
-    known = unit > 0
-    unit = ops.where(known, unit, 1.0)
-    whole = ops.round(y * added.count / unit)
+        below = Sum(functools.partial(ops.multiply, unit, added.slope))
+        return ops.where(
+            y < 0, kernel_codes(y, step, below), kernel_codes(y, step, Sum(added.unit))
+        )
+    unit = ops.where(unit > 0, unit, step)
+    mantissa, power = _fixed_point(unit / step, added.count)
+    up, down = 2.0 ** ops.maximum(power, 0.0), 2.0 ** ops.minimum(power, 0.0)
+    by = mantissa * (up * down if added.once else up)
+    # Few passes over what is large: numbers and channels are multiplied first.
+    whole, rest = y * (added.count / unit), 0.5
     if added.bias is not None:
-        bias = ops.cast(added.bias(), wide) / unit
-        whole = ops.round(y / unit - bias) + ops.round(bias)
-    factor = unit / step
-    if added.once:
-        return ops.where(known, ops.floor(whole * factor + 0.5) * step, y)
+        bias = _wide(added.bias()) / unit
+        whole, rest = whole - bias, ops.round(bias) * by + 0.5
+    shifted = ops.floor(ops.round(whole) * by + rest)
+    return ops.cast(shifted, "float32") if added.once else _nearest(shifted, down)
+
+
+def values_of(codes, low, step):
+    """The values of codes that are clipped to a range."""
+    lowest = ops.round(low / step)
+    return ops.clip(codes, lowest, lowest + 255.0) * step
+
+
+def grid_step(low, high):
+    """The step of the 8-bit grid over a range, as the file holds it."""
+    return ops.cast((_wide(high) - _wide(low)) / 255.0, "float32")
+
+
+def table_step(layer):
+    """The step of the symmetric grid of a table under techniques; None if it has no such."""
+    for target in layer.bound:
+        bits = [t.bits for t in target.techniques if hasattr(t, "bits")]
+        if bits and bits[-1] <= 8 and not target.techniques[-1].axes:
+            return ops.max(ops.abs(layer.effective(target.variable))) / (2.0 ** (bits[-1] - 1) - 1)
+    return None
+
+
+def _fixed_point(factor, count: int):
+    """A factor, divided by a count, as mantissa (of 31 bits) and power of two."""
     power = ops.floor(ops.log(factor) / math.log(2.0) + 1e-12) + 1.0
-    mantissa = factor / 2.0**power
-    if added.count > 1:
-        digits = math.floor(math.log2(added.count))
-        mantissa, power = mantissa * (2.0**digits / added.count), power - digits
-    shifted = ops.floor(whole * 2.0 ** ops.maximum(power, 0.0) * mantissa + 0.5)
-    value = shifted * 2.0 ** ops.minimum(power, 0.0)
-    codes = ops.sign(value) * ops.floor(ops.abs(value) + 0.5)
-    return ops.where(known, codes * step, y)
+    mantissa = ops.round(factor / 2.0**power * 2.0**31)
+    if count > 1:
+        digits = math.floor(math.log2(count))
+        mantissa, power = ops.floor(mantissa * 2.0**digits / count), power - digits
+    return mantissa / 2.0**31, power
+
+
+def _nearest(x, by):
+    """A product rounded to float32, halves away from 0."""
+    if keras.backend.backend() != "tensorflow":
+        return _half_away(x * by)
+    return ops.cast(ops.round(x * (by * _AWAY)), "float32")
+
+
+def _half_away(x):
+    """Rounded, halves away from 0."""
+    return ops.sign(x) * ops.floor(ops.abs(x) + 0.5)
+
+
+def _wide(x):
+    """A number as precise as the backend has it."""
+    return ops.cast(x, "float64" if keras.backend.backend() == "tensorflow" else "float32")
 
 
 def _producer(tensor):
@@ -91,6 +146,8 @@ def _producer(tensor):
 def _sum_behind(tensor) -> Sum | None:
     operation, given = _producer(tensor)
     kind, inputs = type(operation).__name__, tree.flatten(given.args)
+    if kind in ("Add", "Subtract"):
+        return Sum(None)
     if not inputs or (not _is_symbolic(inputs[0]) and kind not in ("Multiply", "Where")):
         return None
     if kind in ("ReLU", "Activation", "Relu", "Relu6") and _is_relu(operation):
@@ -105,7 +162,7 @@ def _sum_behind(tensor) -> Sum | None:
     if kind == "Multiply":
         return _product(inputs)
     if kind == "Rsqrt" and (scale := _scale_of(inputs[0])):
-        return Sum(lambda: 2.0**-20 / ops.sqrt(scale()))
+        return Sum(lambda: 2.0**-20 / ops.sqrt(_wide(scale())))
     if kind in ("Matmul", "Dot"):
         symbolic = len(inputs) == 2 and all(map(_is_symbolic, inputs))
         return _product(inputs) if symbolic and not any(map(_is_weight, inputs)) else None
@@ -160,11 +217,15 @@ def _convolved(operation, x, norm=None) -> Sum | None:
     def unit():
         kernel = ops.abs(operation.effective(target.variable))
         others = [axis for axis in range(len(kernel.shape)) if axis not in axes]
-        steps = ops.reshape(ops.max(kernel, axis=others), (-1,)) / levels
-        if not target.techniques[-1].axes:
-            steps = ops.max(steps)
         factor = 1.0 if norm is None else ops.abs(_affine(norm)[0])
-        return scale() * steps * factor
+        if not target.techniques[-1].axes:
+            return _wide(scale()) * _wide(ops.max(kernel) / levels * factor)
+        if norm is not None:
+            kernel = kernel * ops.reshape(
+                factor,
+                [kernel.shape[axis] if axis in axes else 1 for axis in range(len(kernel.shape))],
+            )
+        return _wide(scale()) * _wide(ops.reshape(ops.max(kernel, axis=others), (-1,)) / levels)
 
     def bias():
         own = as_tensor(layer.bias) if layer.use_bias else 0.0
@@ -193,7 +254,7 @@ def _normalized(operation, x) -> Sum | None:
         return ops.reshape(values, [-1 if i == axis else 1 for i in range(rank)])
 
     return Sum(
-        lambda: scale() * along(ops.abs(_affine(norm)[0])) / 127.0,
+        lambda: _wide(scale()) * along(_wide(ops.abs(_affine(norm)[0]) / 127.0)),
         lambda: along(_affine(norm)[1]),
     )
 
@@ -212,13 +273,13 @@ def _product(values) -> Sum | None:
     if len(units) != 2 or None in units:
         return None
     first, second = units
-    return Sum(lambda: first() * second())
+    return Sum(lambda: _wide(first()) * _wide(second()))
 
 
 def _step_of(value):
     """The step of the grid that a constant is rounded to."""
     values = np.asarray(value, "float32")
-    step = (float(values.max(initial=0.0)) - float(values.min(initial=0.0))) / 255.0
+    step = np.float32((float(values.max(initial=0.0)) - float(values.min(initial=0.0))) / 255.0)
     return (lambda: step) if step else None
 
 
@@ -248,13 +309,14 @@ def _scale_of(tensor):
             return None
 
         def scale():
-            low, high = quantizer.limits()
-            return (high - low) / 255.0
+            return grid_step(*quantizer.limits())
 
         return scale
     if type(operation).__name__ == "Where":  # of 0 and a tensor
         before = _selected_from(given)
         return None if before is None else _scale_of(before)
+    if is_of(getattr(operation, "layer", operation), ("Embedding",)):
+        return (lambda: table_step(operation)) if hasattr(operation, "bound") else None
     if type(operation).__name__ not in _KEEPING or not given.args:
         return None
     first = given.args[0][0] if isinstance(given.args[0], list | tuple) else given.args[0]

@@ -312,7 +312,7 @@ class _Placer:
     def _selecting(self, node: Node) -> list[Node]:
         """The selection that alone reads what a node gives, by whose scale that is written."""
         follower = self.graph.only_consumer(node.outputs[0])
-        given = _is_given(node) or _looks_up(node)
+        given = _is_given(node) or looks_up(node)
         if follower is None or given or fixed_range(node.operation) or self._passes(follower):
             return []
         selects = _selected(follower) is not None and self._quantized(follower) is not None
@@ -330,7 +330,7 @@ class _Placer:
         rounded = {self._root(id(t)) for n in self._rounding() for t in n.outputs}
         for root, keys in groups.items():
             technique, _, node = self.sources[keys[0]]
-            embedded = technique is not None and _looks_up(node)
+            embedded = technique is not None and looks_up(node)
             if embedded and len(keys) == 1 and root not in rounded:
                 continue  # its rows lie on the grid of its weights already
             # A float operation's output takes the settings of those that read it.
@@ -435,11 +435,12 @@ def _selected(node: Node):
     return known[0] if len(values) == 2 and len(known) == 1 else None
 
 
-def _looks_up(node: Node) -> bool:
-    """Whether a node gives rows of a table of weights."""
-    if kind_of(node.operation) == "ReversibleEmbedding":
+def looks_up(node: Node) -> bool:
+    """Whether a node gives rows of a table of weights, be it under techniques or not."""
+    kind = kind_of(getattr(node.operation, "layer", node.operation))
+    if kind == "ReversibleEmbedding":
         return not (node.kwargs.get("reverse") or any(x is True for x in node.args))
-    return kind_of(node.operation) == "Embedding"
+    return kind == "Embedding"
 
 
 def _is_float(tensor) -> bool:

@@ -102,6 +102,25 @@ def round_activation(x, minimum, maximum, bits: int = 8):
     return ops.cast(rounded, x.dtype)
 
 
+def straight_through(x, rounded, minimum, maximum):
+    """The rounded activation, with the gradient of `quantize_activation`."""
+    if keras.backend.backend() == "tensorflow":
+
+        def forward(x):
+            full = ops.cast(x, "float32")
+
+            def inside(upstream):
+                passes = ops.logical_and(full >= minimum, full <= maximum)
+                return ops.where(passes, upstream, ops.zeros_like(upstream))
+
+            return rounded, inside
+
+        return ops.custom_gradient(forward)(x)
+    constant = ops.stop_gradient(x)
+    inside = ops.logical_and(constant >= minimum, constant <= maximum)
+    return rounded + (ops.where(inside, x, constant) - constant)
+
+
 def ties_away(x, minimum, maximum, bits: int = 8):
     """Moves values that lie halfway between two codes off code 0, so that they are rounded so.
 
