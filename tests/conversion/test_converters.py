@@ -238,6 +238,8 @@ def test_a_vocabulary_of_texts_is_kept_in_the_file(tmp_path):
         assert "HASHTABLE_FIND" in names(tmp_path / "model.tflite")
         (found,) = tfc.verify(model, tmp_path / "model.tflite", texts).outputs
         assert found.keras.sqnr_db > (30 if "calibration" in settings else 100)
+    for data in (None, texts):
+        tfc.benchmark(tmp_path / "model.tflite", data=data, runs=1, rounds=1)
 
 
 @pytest.fixture(scope="module")

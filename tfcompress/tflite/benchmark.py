@@ -270,6 +270,10 @@ def _cast(where: str, value: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     dtype, (scale, zero_point) = np.dtype(detail["dtype"]), detail["quantization"]
     if value.dtype == dtype:
         return value
+    if dtype.kind == "S" and value.dtype.kind in "SUO":  # texts, in Python's own form or bytes
+        return np.array(
+            [x.encode() if isinstance(x, str) else x for x in value.flat], object
+        ).reshape(value.shape)
     if value.dtype.kind == "f" and dtype.kind in "iu" and scale:
         limits = np.iinfo(dtype)
         return np.clip(np.round(value / scale) + zero_point, limits.min, limits.max).astype(dtype)
@@ -288,6 +292,8 @@ def _random(path: str, detail: dict[str, Any]) -> np.ndarray:
         return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
     if dtype.kind in "iub":
         return rng.integers(0, 2, shape).astype(dtype)
+    if dtype.kind == "S":
+        return np.full(shape, b"", object)
     raise ValueError(
         f"input '{detail['name']}' of '{path}' is {dtype}; expected numbers. Pass it as `data`."
     )
