@@ -297,6 +297,21 @@ def test_open_lengths_that_the_code_reads_are_named_and_can_be_given():
     assert difference(flat(normal(2, 6, 8)), model(normal(2, 6, 8))) == 0.0
 
 
+def test_types_that_a_layer_does_not_tell():
+    class Positive(layers.Layer):
+        def call(self, x):
+            return x > 0.0
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    x = keras.Input((4,))
+    model = keras.Model(x, ops.where(Positive()(x), x, -1.0))
+    flat = flatten(model)
+    assert [n.outputs[0].dtype for n in Graph.of(flat).nodes] == ["float32", "bool", "float32"]
+    assert difference(flat(normal(2, 4)), model(normal(2, 4))) == 0.0
+
+
 def test_axes_moved_from_one_place_to_two():
     def call(self, x, training):
         return ops.moveaxis(x, 1, 2), ops.moveaxis(self.dense(x), 1, 3)

@@ -42,6 +42,8 @@ MASKS = {
     "two": lambda s, m: ops.softmax(s + ((1.0 - m) * -1e9 + ops.copy((LOWER - 1.0) * 1e9))),
     "scaled after": lambda s, m: ops.softmax((s + (1.0 - m) * -1e9) * 0.3),
     "by hand": lambda s, m: by_hand(s + (1.0 - m) * -1e9),
+    "as a logarithm": lambda s, m: ops.softmax(s + ops.log(m)),
+    "of one number": lambda s, m: ops.softmax(ops.where(m > 0.5, s, ops.ones_like(s) * -(2**32))),
     "of a layer": lambda s, m: layers.Softmax()(s, mask=m > 0.5),
 }
 

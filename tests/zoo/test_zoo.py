@@ -25,18 +25,13 @@ FLOAT: set[str] = {
     "ex_seq2seq",
     "ex_imdb_mask",
     "ex_crnn_ctc",
-    "hub_gemma",
     "kf_grn_tft",
-    "ex_transformer_mt",
     "hub_deberta",
     "ex_melcnn",
     "hub_moonshine",
 }
 STEPS: dict[str, int] = {
     "ex_convlstm": 3,
-    "hub_gemma": 151,
-    "hub_gpt2": 65,
-    "hub_llama": 117,
 }
 pytestmark = pytest.mark.slow
 

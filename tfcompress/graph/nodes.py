@@ -170,7 +170,8 @@ def correct(operation, args: tuple, kwargs: dict, outputs) -> None:
     """Tells symbolic outputs what Keras does not know of them.
 
     It takes them for sparse where a number is multiplied with, the axes of an EinsumDense that its
-    `output_shape` leaves open for unknown, and believes what a user's layer says of its shapes.
+    `output_shape` leaves open for unknown, and believes what a user's layer says of its shapes,
+    of which it concludes that they are of floats.
     """
     given, found = tensors_in((args, kwargs)), tensors_in(outputs)
     if not any(x.sparse for x in given):
@@ -200,6 +201,7 @@ def correct(operation, args: tuple, kwargs: dict, outputs) -> None:
             # What others made in its place may be smaller.
             others = maker is not None and maker is not operation
             x._shape = _known(spec.shape, x.shape) if others else _known(x.shape, spec.shape)
+            x._dtype = spec.dtype
 
 
 def _is_own(layer, name: str) -> bool:

@@ -71,6 +71,8 @@ class Extremes:
         self._sizes: dict[int, float] = {}
         for node in graph.nodes:
             name = _name(node.operation)
+            if name == "Log":  # of 0, as of a mask
+                self._sizes.update({id(t): MASK for t in node.outputs})
             if node.is_input or name not in {*_SUMS, *_CHOICES, *_FACTORS, *_KEEPING}:
                 continue
             if name in _SUMS:

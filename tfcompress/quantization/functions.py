@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.graph.nodes import Graph, Node, tensors_in
 from tfcompress.layers.extremes import MASK
 from tfcompress.quantization import transforms
 from tfcompress.quantization.pieces import Rsqrt
+
+_ARITHMETIC: dict[str, Callable] = {
+    "Add": np.add,
+    "Subtract": np.subtract,
+    "Multiply": np.multiply,
+    "Divide": np.divide,
+    "TrueDivide": np.divide,
+    "Maximum": np.maximum,
+    "Minimum": np.minimum,
+}
 
 # Of selu (Klambauer et al. 2017, arXiv:1706.02515).
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
@@ -50,6 +62,48 @@ def _sum_with_masks(operation, a, b):
         if _has_masks(a)
         else (operation(operation(a, values), masks))
     )
+
+
+def numbers_of(graph: Graph) -> dict[int, float]:
+    """What gives a tensor of one number, as ones_like(x) * -1e9 does, where the number itself does.
+
+    Returns id of a node -> the number.
+    """
+    found: dict[int, float] = {}
+    held: dict[int, float] = {}  # by tensor
+    for node in graph.nodes:
+        if (number := _number_of(node, held)) is not None and not graph.is_output(node.outputs[0]):
+            found[id(node)] = held[id(node.outputs[0])] = number
+    for node in reversed(graph.nodes):  # what a tensor is made of that has to stay one stays, too
+        readers = graph.consumers(node.outputs[0])
+        if id(node) in found and not all(id(r) in found or _fills_up(r, held) for r in readers):
+            del found[id(node)], held[id(node.outputs[0])]
+    return found
+
+
+def _number_of(node: Node, held: dict[int, float]) -> float | None:
+    name = type(node.operation).__name__
+    if isinstance(node.operation, keras.Layer) or "float" not in str(node.outputs[0].dtype):
+        return None
+    if name in ("ZerosLike", "OnesLike"):
+        return float(name == "OnesLike")
+    if name == "FullLike":
+        value: Any = node.kwargs["fill_value"] if len(node.args) < 2 else node.args[1]
+        return None if isinstance(value, keras.KerasTensor) else float(value)
+    values: Any = [held.get(id(x)) if isinstance(x, keras.KerasTensor) else x for x in node.args]
+    if name not in _ARITHMETIC or any(x is None or np.size(x) != 1 for x in values):
+        return None
+    return float(_ARITHMETIC[name](*(float(x) for x in values)))
+
+
+def _fills_up(node: Node, held: dict[int, float]) -> bool:
+    """Whether an operation gives the same for a number in the place of a tensor of it."""
+    name = type(node.operation).__name__
+    if isinstance(node.operation, keras.Layer) or name not in {*_ARITHMETIC, "Where"}:
+        return False
+    tensors = tensors_in(node.args[1:] if name == "Where" else node.args)
+    whole = [t for t in tensors if id(t) not in held]
+    return any(tuple(t.shape) == tuple(node.outputs[0].shape) for t in whole)
 
 
 def _square(operation, x):

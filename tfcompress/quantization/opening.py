@@ -12,6 +12,7 @@ from tfcompress.graph.nodes import Graph, Node, call_node, spec_of, tensors_in
 from tfcompress.graph.tracing import same
 from tfcompress.kinds import LINEAR, is_exactly, is_of
 from tfcompress.quantization import openers
+from tfcompress.quantization.functions import numbers_of
 from tfcompress.quantization.placement import Placement, relu_name
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.rules import Rule, Rules, quantize_of
@@ -39,10 +40,12 @@ def open_with(flat: keras.Model, rules: Rules):
     origins: dict[int, Any] = {}
     opened: dict[tuple, Graph] = {}
     graph = Graph.of(flat)
-    ways = _ways(graph)
+    ways, numbers = _ways(graph), numbers_of(graph)
 
     def call(node: Node, *args, **kwargs):
         operation = node.operation
+        if id(node) in numbers:
+            return numbers[id(node)]
         technique = quantize_of(rules.techniques_of(operation))
         quantized = technique is not None and technique.activation_bits is not None
         function = openers.opener(operation, args) if quantized and id(node) in ways else None
