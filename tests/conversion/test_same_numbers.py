@@ -158,11 +158,8 @@ def mixed(x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("build", "most"), [(unet, 8), (generator, 24), (transformer, 4), (mixed, 2)]
-)
-def test_nets(build, most, tmp_path):
-    # Untrained: one value near a half is many steps some twenty layers on.
+@pytest.mark.parametrize("build", [unet, generator, transformer, mixed])
+def test_nets(build, tmp_path):
     keras.utils.set_random_seed(0)
     x = keras.Input((32, 32, 3))
     model, data = keras.Model(x, build(x)), normal(32, 32, 32, 3)
@@ -177,5 +174,5 @@ def test_nets(build, most, tmp_path):
     assert tfc.convert(qat, path, precision="int8").float_ops == []
     (found,) = tfc.verify(qat, path, normal(8, 32, 32, 3, seed=5)).outputs
     print(build.__name__, found.keras, found.xnnpack.max_lsb)
-    assert found.keras.max_lsb <= most + 0.01
+    assert found.keras.max_lsb <= 2.01
     assert found.keras.sqnr_db > 35
