@@ -81,6 +81,8 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
         "per_tensor",
         "--range",
         "image=-1,0.5",
+        "--skip",
+        "conv*",
         "--metadata",
         tmp_path / "metadata.json",
     ]
@@ -95,6 +97,7 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
         "path": tmp_path / "a.tflite",
         "precision": "int16x8",
         "io_dtype": "int16",
+        "skip": ("conv*",),
         "strict": True,
         "select_tf_ops": True,
         "samples": 3,
