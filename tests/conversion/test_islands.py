@@ -342,6 +342,22 @@ def test_sum_of_vectors_is_one_operator(activation, tmp_path):
     assert [op for op, _, _ in report.ops] == ["ADD"]
 
 
+@pytest.mark.parametrize("length", [3, 4])
+def test_addends_that_look_like_biases_in_a_batch_of_one(length, tmp_path):
+    # Keras adds a (1, n, 1) along the last axis of (1, n, n), and in others by an operator that
+    # LiteRT lacks; with batches left open, as in training, it broadcasts.
+    x, mask = keras.Input((length, 4)), keras.Input((length, 1))
+    model = keras.Model([x, mask], layers.Dense(4, bias_initializer="ones")(x) + mask)
+    tfc.convert(model, tmp_path / "m.tflite", precision="float32")
+    random = np.random.default_rng(0)
+    data = [random.normal(size=(1, *t.shape[1:])).astype("float32") for t in model.inputs]
+    want = model.predict([np.repeat(a, 2, axis=0) for a in data], verbose=0)[:1]
+    path = tmp_path / "m.tflite"
+    runner = Runner(flatbuffer.read(path), path.read_bytes(), "it", reference=True)
+    found = runner.run(dict(zip((t.name for t in model.inputs), data, strict=True)))
+    np.testing.assert_allclose(found[0], want, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["Conv1D", "DepthwiseConv1D", "Conv1DTranspose"])
 def test_biases_and_normalization_after_sequences_are_folded(kind, tmp_path):
     settings = {"kernel_size": 3, "bias_initializer": "ones"}

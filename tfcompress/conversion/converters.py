@@ -66,7 +66,7 @@ def _plain_operations():
     """Lets Keras call operations of TensorFlow as LiteRT has them.
 
     Before argmax and argmin it tells -0.0 from 0.0 by their bits, for which LiteRT has no operator;
-    in a batch of 1 it takes the second of two vectors that it adds for a bias.
+    in a batch of 1 it takes addends for biases, along an axis that may be another than theirs.
     """
     own = {name: getattr(keras_numpy, name) for name in ("argmax", "argmin", "add")}
     for name in ("argmax", "argmin"):
@@ -94,11 +94,30 @@ def _extreme(function: Callable) -> Callable:
 def _add(own: Callable) -> Callable:
     def add(x1, x2):
         tensors = tf.is_tensor(x1) and tf.is_tensor(x2) and x1.dtype == x2.dtype
-        if tensors and x1.shape == x2.shape and len(x2.shape) == 2:
+        if tensors and _computed(x2):
             return tf.add(x1, x2)
         return own(x1, x2)
 
     return add
+
+
+def _computed(x) -> bool:
+    """Whether a tensor depends on what a function is called with, as no bias does."""
+    seen: set[int] = set()
+    stack = [x]
+    while stack:
+        tensor = stack.pop()
+        if id(tensor) in seen or not tf.is_symbolic_tensor(tensor):
+            continue
+        seen.add(id(tensor))
+        if tensor.op.type == "Placeholder":
+            # The body of a loop is called with what it takes from around it, too.
+            around = {id(inside): outside for outside, inside in tensor.graph.captures}
+            if id(tensor) not in around:
+                return True
+            stack.append(around[id(tensor)])
+        stack.extend(tensor.op.inputs)
+    return False
 
 
 def converter_of(call: Callable, specs: Sequence[tf.TensorSpec], large: bool, holder: Any = None):
