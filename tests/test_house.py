@@ -12,7 +12,7 @@ FLOORS = [
     {"cli"},
     {"bench", "fine_tuning", "search"},
     {"recipe", "report"},
-    {"surgery", "distillation", "legacy"},
+    {"surgery", "distillation", "legacy", "verification"},
     {"conversion", "compression", "channels"},
     {"export", "quantization"},
     {"targets", "tools", "layers"},

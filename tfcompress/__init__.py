@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tfcompress.compression.in_place import PruneCallback
     from tfcompress.compression.logger import CompressionLogger
     from tfcompress.conversion.convert import convert
-    from tfcompress.conversion.verify import verify
     from tfcompress.distillation import Distiller, MutualDistiller, SelfDistiller, init_from_teacher
     from tfcompress.export.android.project import android_project
     from tfcompress.export.microcontroller.c_array import c_array
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from tfcompress.tflite.inspect import inspect
     from tfcompress.tflite.metadata import Metadata, TensorMetadata
     from tfcompress.tools.accept import accept
+    from tfcompress.verification.verify import verify
 
 
 __version__ = VERSION
@@ -52,7 +52,7 @@ _HOMES = {
     "tfcompress.compression.in_place": ["PruneCallback"],
     "tfcompress.compression.logger": ["CompressionLogger"],
     "tfcompress.conversion.convert": ["convert"],
-    "tfcompress.conversion.verify": ["verify"],
+    "tfcompress.verification.verify": ["verify"],
     "tfcompress.distillation": [
         "Distiller",
         "MutualDistiller",

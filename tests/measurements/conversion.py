@@ -21,11 +21,11 @@ from keras import layers
 from measurements import interleaved, parser_of, seconds_of, show
 from tfcompress.compression.compress import quantize_aware
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.differences import Tally
-from tfcompress.conversion.verify import verify
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tflite.run import Runner, quiet
+from tfcompress.verification.differences import Tally
+from tfcompress.verification.verify import verify
 
 SHAPE, CLASSES = (16, 16, 3), 10
 

@@ -14,13 +14,13 @@ from report_browser import NARROW, WIDE, Browser, check_page, check_plots
 from report_pages import cells_of, data_of, run, without_scripts
 
 import tfcompress as tfc
-from tfcompress.conversion.differences import Difference
-from tfcompress.conversion.verify import OutputCheck, Verification
 from tfcompress.report import model as report
 from tfcompress.report.model import write_model_report
 from tfcompress.report.page import significant
 from tfcompress.targets.result import verdict_on
 from tfcompress.tflite import flatbuffer
+from tfcompress.verification.differences import Difference
+from tfcompress.verification.verify import OutputCheck, Verification
 
 EVIL = "<img src=x onerror=alert(1)>"
 

@@ -11,7 +11,6 @@ from keras import layers
 from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.verify import verify
 from tfcompress.export.android.reference import make_reference
 from tfcompress.export.android.tensors import read_interface
 from tfcompress.tflite import flatbuffer
@@ -19,6 +18,7 @@ from tfcompress.tflite.run import Runner
 from tfcompress.tools import accept as module
 from tfcompress.tools.comparison import operators_alone
 from tfcompress.tools.subject import read_subject
+from tfcompress.verification.verify import verify
 
 NOTE = "LiteRT's reference kernels lack {}: its optimized ones instead"
 

@@ -16,12 +16,12 @@ import numpy as np
 from tfcompress.bench.models import digits, fit
 from tfcompress.compression.compress import quantize_aware
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.verify import verify
 from tfcompress.files import writing
 from tfcompress.results import Result, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.benchmark import benchmark
 from tfcompress.tflite.run import Runner
+from tfcompress.verification.verify import verify
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -245,7 +245,7 @@ def verify(
 
     flatbuffer.read(file)  # Before the seconds that TensorFlow takes.
     loaded, arrays = reading.load(model, data, progress, file=file)
-    from tfcompress.conversion.verify import verify as run
+    from tfcompress.verification.verify import verify as run
 
     return run(
         loaded,

@@ -1,1 +1,1 @@
-"""A Keras model as .tflite, ONNX or OpenVINO, and the proof that it computes the same."""
+"""A Keras model as .tflite, ONNX or OpenVINO."""

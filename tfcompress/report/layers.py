@@ -16,7 +16,6 @@ import numpy as np
 
 from tfcompress.compression.finalize import rebuild_copy
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.layer_errors import float_twin, tensor_errors
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.dispatch import is_legacy
 from tfcompress.files import samples as samples_of
@@ -36,6 +35,7 @@ from tfcompress.tflite.inspect import (
     inspect,
 )
 from tfcompress.tflite.run import Port, ports, quiet
+from tfcompress.verification.layer_errors import float_twin, tensor_errors
 
 SAMPLES = 16
 

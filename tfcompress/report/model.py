@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfcompress.conversion.differences import Difference
-from tfcompress.conversion.verify import OutputCheck, Verification, verify
 from tfcompress.files import models, temporary
 from tfcompress.report.layer_data import task_entry
 from tfcompress.report.layers import (
@@ -26,6 +24,8 @@ from tfcompress.targets.result import Check, OperatorCheck, caution, verdict_on
 from tfcompress.tflite.benchmark import FileBenchmark, benchmark
 from tfcompress.tflite.inspect import Inspection, inspect
 from tfcompress.tflite.machine import describe
+from tfcompress.verification.differences import Difference
+from tfcompress.verification.verify import OutputCheck, Verification, verify
 
 Progress = Callable[[str, int, int | None], Any]
 RUNS, ROUNDS = 20, 5

@@ -11,10 +11,10 @@ from keras import layers
 from rich.console import Console
 
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.differences import Tally, sqnr_db
-from tfcompress.conversion.verify import verify
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import Port
+from tfcompress.verification.differences import Tally, sqnr_db
+from tfcompress.verification.verify import verify
 
 SQUARE = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.float32)
 

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 
 from tfcompress.conversion.convert import float_file
-from tfcompress.conversion.differences import sqnr_db
 from tfcompress.conversion.layer_names import LayerNames
-from tfcompress.conversion.operator_steps import as_named, operator_steps
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import INTEGERS, Runner, port
+from tfcompress.verification.differences import sqnr_db
+from tfcompress.verification.operator_steps import as_named, operator_steps
 
 _EDGES = ("QUANTIZE", "DEQUANTIZE")
 

@@ -15,17 +15,6 @@ from keras import tree
 
 from tfcompress.conversion import lower
 from tfcompress.conversion.convert import filled
-from tfcompress.conversion.criteria import (
-    GOOD_AGREEMENT,
-    GOOD_SQNR_DB,
-    LEAST_AGREEMENT,
-    LEAST_SQNR_DB,
-    Kind,
-    judge,
-    kind_of,
-)
-from tfcompress.conversion.differences import Difference, Tally
-from tfcompress.conversion.layer_errors import LayerError, layer_errors
 from tfcompress.files import models
 from tfcompress.files import samples as samples_of
 from tfcompress.layers.compressed import Compressed, is_compressed, require_advanced
@@ -34,6 +23,17 @@ from tfcompress.results import Result, plain_fields, print_line, print_table
 from tfcompress.techniques import Quantize
 from tfcompress.tflite import flatbuffer, signature
 from tfcompress.tflite.run import Port, Runner, port
+from tfcompress.verification.criteria import (
+    GOOD_AGREEMENT,
+    GOOD_SQNR_DB,
+    LEAST_AGREEMENT,
+    LEAST_SQNR_DB,
+    Kind,
+    judge,
+    kind_of,
+)
+from tfcompress.verification.differences import Difference, Tally
+from tfcompress.verification.layer_errors import LayerError, layer_errors
 
 if TYPE_CHECKING:
     from rich.console import Console

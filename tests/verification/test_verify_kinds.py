@@ -6,9 +6,9 @@ import pytest
 from keras import layers, ops
 
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.criteria import Kind, judge
-from tfcompress.conversion.differences import Difference, Tally
-from tfcompress.conversion.verify import verify
+from tfcompress.verification.criteria import Kind, judge
+from tfcompress.verification.differences import Difference, Tally
+from tfcompress.verification.verify import verify
 
 
 def data(*shape, seed=0):

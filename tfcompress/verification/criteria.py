@@ -6,10 +6,10 @@ import dataclasses
 import math
 from typing import Any
 
-from tfcompress.conversion.differences import WHOLE, Difference, Part
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.makers import STORED_ANEW, maker_of
 from tfcompress.tflite.run import Port
+from tfcompress.verification.differences import WHOLE, Difference, Part
 
 # What is asked of a file whose quantization the Keras model did not simulate.
 LEAST_SQNR_DB, LEAST_AGREEMENT = 10.0, 0.9
