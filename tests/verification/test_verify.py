@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 from rich.console import Console
 
+from tfcompress import quantize_aware
 from tfcompress.conversion.convert import convert
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import Port
@@ -166,6 +167,7 @@ def test_broken_weights_fail_and_their_layer_is_found(qat_cnn, images, int8_file
     assert culprit.input_sqnr_db > 40  # The image itself is sound.
     (before,) = [entry for entry in sound.layers if entry.layer == name]
     assert before.sqnr_db > 25
+    assert {entry.steps for entry in sound.layers} <= {0.0, None}
 
 
 def test_a_layer_of_little_weight_is_found(qat_cnn, images, int8_file, tmp_path):
@@ -178,6 +180,25 @@ def test_a_layer_of_little_weight_is_found(qat_cnn, images, int8_file, tmp_path)
     assert found.layers[0].layer == "pointwise"
     assert found.layers[0].sqnr_db < 3
     assert found.layers[0].steps > 10
+
+
+def test_each_operator_alone_is_compared_with_what_the_copy_computes(tmp_path):
+    """A table that is looked up in and multiplied with; a TRANSPOSE that the converter moves."""
+    keras.utils.set_random_seed(0)
+    ids = keras.Input((12,), dtype="int32")
+    table = layers.ReversibleEmbedding(60, 12)
+    y = layers.Dense(12)(table(ids))
+    qat = quantize_aware(keras.Model(ids, [table(y, reverse=True), layers.Dot(2)([y, 1.0 - y])]))
+    data = np.random.default_rng(0).integers(0, 60, (16, 12))
+    qat(data, training=True)
+    convert(qat, tmp_path / "tied.tflite", precision="int8")
+    found = verify(qat, tmp_path / "tied.tflite", data, layers=True)
+    alone = [(e.op, e.steps, e.share) for e in found.layers if e.steps is not None]
+    assert {op for op, _, _ in alone} >= {"FULLY_CONNECTED", "BATCH_MATMUL"}
+    assert [row for row in alone if row[1:] != (0.0, 0.0)] == []
+    graph = flatbuffer.read(tmp_path / "tied.tflite").subgraphs[0]
+    tables = [t for t in graph.tensors if tuple(t.shape) == (60, 12) and t.buffer]
+    assert {t.buffer for t in tables} == {tables[0].buffer}
 
 
 def test_quantization_after_training_is_judged_by_sqnr(float_cnn, images, converted, tmp_path):

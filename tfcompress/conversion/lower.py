@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers, tree
 
 from tfcompress.conversion.converters import LARGE, Lowering, Names, allow, converter_of
-from tfcompress.conversion.ranges import told_as
+from tfcompress.conversion.ranges import named_for, told_as
 from tfcompress.files import models
 from tfcompress.files.models import reason_of
 from tfcompress.graph.copying import copy_operation, copy_weights
@@ -55,11 +55,11 @@ class Marker(_SameShape):
         super().__init__(name=quantizer.name)
         self.quantizer, self.low, self.high = quantizer, low, high
 
-    def call(self, x, source=0):
+    def call(self, x, source=0, node=None):
         x = self.quantizer._activate(x)
         floats = self.quantizer.float_source
         stays = floats is True or source in (floats or ())
-        return _marked(x, self.low, self.high, self.quantizer.bits, stays)
+        return _marked(x, self.low, self.high, self.quantizer.bits, stays, node)
 
 
 class OnTable(_SameShape):
@@ -270,6 +270,7 @@ def _own_names(model: keras.Model) -> Names:
 def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Model:
     """The flat model with every layer of ours, and what LiteRT has no good form for, exchanged."""
     graph = Graph.of(flat)
+    numbers = {id(node): number for number, node in enumerate(graph.nodes)}
     copies: dict[int, Any] = {}
     fill = []
     with _policy("float32"):
@@ -291,6 +292,8 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
                 copies[id(operation)] = twin
                 if source is not None:
                     fill.append((source, twin))
+            if isinstance(copies[id(operation)], Marker):
+                kwargs = {**kwargs, "node": numbers[id(node)]}
             made = copies[id(operation)](*args, **kwargs)
             step = _table_step(graph, node) if integer else None
             return made if step is None else OnTable(step, name=f"{operation.name}_rows")(made)
@@ -384,14 +387,14 @@ def _folds(graph: Graph, node: Node) -> bool:
     return kind_of(operation) in FOLDING
 
 
-def _marked(x, low: float, high: float, bits: int, stays: bool):
+def _marked(x, low: float, high: float, bits: int, stays: bool, node: int | None = None):
     low, high, wider = told_as(low, high, stays)
+    name = None if node is None else named_for(node)
     # The converter copies single ones to where it takes ranges for equal; ours come in pairs.
-    return _fake_quant(_fake_quant(x, low, high, bits), wider * low, wider * high, bits)
-
-
-def _fake_quant(x, low: float, high: float, bits: int):
-    return tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, min=low, max=high, num_bits=bits)
+    for by in (1.0, wider):
+        limits = {"min": by * low, "max": by * high}
+        x = tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, num_bits=bits, name=name, **limits)
+    return x
 
 
 @contextlib.contextmanager

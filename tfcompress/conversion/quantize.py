@@ -75,6 +75,8 @@ def static(
     drop_unused(model, ranges, floats)
     part_outputs(model, ranges)
     require_ranges(model, ranges, io_dtype)
+    if weight_bits is not None:
+        _free_weights(model, ranges)
     tags: set[str] = set()
     tag_of: dict[int, str] = {}
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
@@ -88,9 +90,42 @@ def static(
     named = {graph.tensors[i].name.decode(): known for i, known in ranges.items()}
     type_unread_outputs(quantized)
     islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)})
+    _share_tables(quantized)
     drop_unused(quantized, {}, set())
     _restore(quantized, original)
     return quantized
+
+
+def _free_weights(model, ranges: dict[int, Range]) -> None:
+    """Gives weights that are looked up in, too, a tensor without the range of that.
+
+    With the range of asymmetric codes symmetric ones would be coarser than the trained ones.
+    """
+    graph = model.subgraphs[0]
+    for op in graph.operators:
+        operand, _ = WEIGHTS.get(op_name(model, op), (None, 0))
+        if operand is None or op.inputs[operand] not in ranges:
+            continue
+        tensor = graph.tensors[op.inputs[operand]]
+        if flatbuffer.is_constant(model, tensor):
+            graph.tensors.append(flatbuffer.changed(tensor, name=bytes(tensor.name) + b"_weights"))
+            op.inputs[operand] = len(graph.tensors) - 1
+
+
+def _share_tables(model) -> None:
+    """Holds codes once that are both looked up in and weights."""
+    graph = model.subgraphs[0]
+    tables: dict[bytes, int] = {}
+    for op in graph.operators:
+        if op_name(model, op) == "GATHER" and is_constant(model, op.inputs[0]):
+            table = graph.tensors[op.inputs[0]]
+            tables[flatbuffer.tensor_bytes(model, table) or b""] = table.buffer
+    for op in graph.operators if tables else ():
+        operand, _ = WEIGHTS.get(op_name(model, op), (None, 0))
+        if operand is not None and is_constant(model, op.inputs[operand]):
+            weight = graph.tensors[op.inputs[operand]]
+            codes = flatbuffer.tensor_bytes(model, weight) or b""
+            weight.buffer = tables.get(codes, weight.buffer)
 
 
 def weight_only(model, bits: int, trained: set[int] | None = None) -> Any:

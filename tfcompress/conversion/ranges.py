@@ -8,6 +8,7 @@ pairs are then taken out, also those that the converter added, which leaves a fl
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,16 @@ def told_as(low: float, high: float, floats: bool) -> tuple[float, float, float]
     return _WIDENED * low, _WIDENED * max(high, low + _LEAST), wider + _MORE
 
 
+def named_for(node: int) -> str:
+    """The name by which a marker tells the number of a node."""
+    return f"node_{node}_rounds"
+
+
+def _node_of(name: str) -> int | None:
+    found = re.findall(r"/node_(\d+)_rounds", name)
+    return int(found[-1]) if found else None
+
+
 # What reads a kernel as its second operand.
 _WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
 
@@ -72,11 +83,15 @@ _SOFTMAX_SCALE = 1.001 * 2.0**-26
 
 @dataclasses.dataclass
 class Range:
-    """The range of an activation: minimum, maximum in real units, and its bits (8 or 16)."""
+    """The range of an activation: minimum, maximum in real units, and its bits (8 or 16).
+
+    `node` is the number, in the graph of the flat model, of the call that rounds to it, if known.
+    """
 
     minimum: float
     maximum: float
     bits: int = 8
+    node: int | None = dataclasses.field(default=None, compare=False)
 
 
 # What a truth is as int8: its own codes 0 and 1.
@@ -112,8 +127,9 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
         wider = _width(before[made]) / _width(before[read]) if read in before else 0.0
         stays, by = _said(wider)
         if by:
-            said = before[read]
-            ranges.setdefault(source, Range(said.minimum / by, said.maximum / by, said.bits))
+            said, node = before[read], _node_of(flatbuffer.text(graph.tensors[read].name))
+            told = Range(said.minimum / by, said.maximum / by, said.bits, node)
+            ranges.setdefault(source, told)
         if stays:
             floats.add(source)
     graph.operators = kept

@@ -217,7 +217,7 @@ def _exact(file: Any, model: Any, reference: Any) -> Any:
     if reference is not None:
         return flatbuffer.read(reference, name=flatbuffer.describe(reference))
     if _is_keras3(model):
-        return float_twin(model, file)
+        return float_twin(model, file)[0]
     # What TFMOT quantizes rounds as the file does, and is no float model any more.
     if not is_legacy(model) or any(type(x).__name__.startswith("Quantize") for x in model.layers):
         return None
@@ -298,13 +298,13 @@ class FloatFiles:
 def float_files(model: Any, tflite_path: str | os.PathLike[str]) -> FloatFiles:
     """The float files that a .tflite file is seen beside."""
     file = flatbuffer.read(tflite_path)
-    twin = flatbuffer.write(float_twin(model, file))
+    twin = flatbuffer.write(float_twin(model, file)[0])
     compressed = is_compressed(model)
     try:
         if not compressed:
             return FloatFiles(twin, twin, _float32(model, file), *_PLAIN)
         plain = _without_techniques(model)
-        before = flatbuffer.write(float_twin(plain, file))
+        before = flatbuffer.write(float_twin(plain, file)[0])
         return FloatFiles(twin, before, _float32(plain, file), *_LEFT_OUT)
     except (TypeError, ValueError):
         return FloatFiles(twin, twin, twin, *(_APPLIED if compressed else _PLAIN))

@@ -12,10 +12,11 @@ import numpy as np
 
 from tfcompress.conversion.convert import float_file
 from tfcompress.conversion.layer_names import LayerNames
+from tfcompress.conversion.ranges import Range
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import INTEGERS, Runner, port
 from tfcompress.verification.differences import sqnr_db
-from tfcompress.verification.operator_steps import as_named, operator_steps
+from tfcompress.verification.operator_steps import as_named, operator_steps, simulation_of
 
 _EDGES = ("QUANTIZE", "DEQUANTIZE")
 
@@ -31,8 +32,10 @@ class LayerError:
         sqnr_db: of that tensor; errors from layers before are in it.
         input_sqnr_db: the worst of the tensors that the operation reads; where `sqnr_db` lies far
             below, the operation itself adds the error. Infinite at the model's inputs.
-        steps: how many steps (LSB) the operation alone is off at most, if it is given the rounded
-            values of the float model; None if it gives no integers.
+        steps: how many steps (LSB) the operation alone is off at most, if it is given the integers
+            that the model simulates (a model that simulates none: its values, rounded); None if
+            there are none to compare with, as of what only moves integers.
+        share: of the values that are off.
     """
 
     layer: str
@@ -41,6 +44,7 @@ class LayerError:
     sqnr_db: float
     input_sqnr_db: float
     steps: float | None = None
+    share: float | None = None
 
 
 def layer_errors(
@@ -57,7 +61,7 @@ def layer_errors(
             "the layers of a SavedModel are not known; expected a Keras model for layers=True. "
             "Name the .keras file that it was exported from."
         )
-    exact = float_twin(model, file)
+    exact, known = float_twin(model, file)
     pairs = _pairs(file, exact)
     ratios = _measure(file, content, exact, pairs, batches) if pairs else {}
     if not ratios:
@@ -66,8 +70,8 @@ def layer_errors(
             "tfcompress.convert made from this model. Verify it without layers."
         )
     try:
-        steps = operator_steps(file, exact, pairs, batches)
-    except (RuntimeError, ValueError):  # it keeps states, or has branches of its own
+        steps = operator_steps(file, simulation_of(model, file, exact, known, pairs), batches)
+    except (RuntimeError, TypeError, ValueError):  # it keeps states, or has branches of its own
         steps = {}
     names, tensors = LayerNames(model), file.subgraphs[0].tensors
     found = []
@@ -77,21 +81,24 @@ def layer_errors(
             index = op.outputs[0]
             worst = min((ratios.get(i, math.inf) for i in op.inputs), default=math.inf)
             name = flatbuffer.text(tensors[index].name)
-            alone = steps[index][0] if index in steps else None
-            found.append(LayerError(names.of(name), kind, name, ratios[index], worst, alone))
+            alone = steps.get(index, (None, None))
+            found.append(LayerError(names.of(name), kind, name, ratios[index], worst, *alone))
     # NaN is worse than anything.
     return tuple(sorted(found, key=lambda e: -math.inf if math.isnan(e.sqnr_db) else e.sqnr_db))
 
 
-def float_twin(model: keras.Model, file: Any) -> Any:
-    """The float file of a model whose operations have the forms that they have in a file."""
+def float_twin(model: keras.Model, file: Any) -> tuple[Any, dict[int, Range]]:
+    """The float file of a model whose operations have the forms that they have in a file.
+
+    Returns (its `ModelT`, the ranges that the model has for its tensors).
+    """
     tensors = file.subgraphs[0].tensors
     is_integer = any(
         flatbuffer.dtype_name(t) in INTEGERS and not flatbuffer.is_constant(file, t)
         for t in tensors
     )
     batch_size = int(tensors[file.subgraphs[0].inputs[0]].shape[0])
-    return float_file(model, batch_size=batch_size, integer=is_integer, select_tf_ops=True)[0]
+    return float_file(model, batch_size=batch_size, integer=is_integer, select_tf_ops=True)[:2]
 
 
 def tensor_errors(
@@ -141,7 +148,7 @@ def _measure(file, content, exact, pairs, batches) -> dict[int, float]:
     signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
     for batch in batches:
         ours.run(batch)
-        theirs.run(as_named(theirs, batch, ours.inputs))
+        theirs.run(as_named([e.name for e in theirs.inputs], batch, ours.inputs))
         for index, other in pairs.items():
             wanted = theirs.tensor(port(exact, other)).astype(np.float64)
             got = ours.tensor(port(file, index)).astype(np.float64)

@@ -1,28 +1,54 @@
 """How many steps each operator of an integer file is off from what the model simulates, alone.
 
-The simulation is the float file of the model whose tensors are rounded to the grids of the integer
-file. Each integer operator is run on the codes that the simulation has for its inputs, so that no
-error of those before it is in its own.
+Each integer operator is run on the codes that the simulation has for its inputs, so that no error
+of those before it is in its own. A model from `quantize_aware` is itself the simulation; of another
+it is its float file, whose tensors are rounded to the grids of the integer file.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
+from keras import tree
 
+from tfcompress.conversion.ranges import Range
+from tfcompress.graph.flatten import as_flat
+from tfcompress.graph.nodes import Graph, Node
 from tfcompress.tflite import flatbuffer, run
 from tfcompress.tflite.flatbuffer import changed, op_code, op_name
 from tfcompress.tflite.run import INTEGERS, Port, Runner, port, ports
 
+# A file's scale is that of the model up to float32; one that was widened is another.
+_EQUAL = 1e-5
+
+
+class Simulation:
+    """The codes that a model has for tensors of its integer file.
+
+    Args:
+        grids: of these tensors, by their indices in the file.
+        values: gives the model's values of a batch for these tensors, in their order.
+    """
+
+    def __init__(self, grids: dict[int, Port], values: Callable[[dict[str, np.ndarray]], list]):
+        self.grids, self.values = grids, values
+
+    def codes(self, batch: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
+        """The codes of a batch, by index."""
+        rows = zip(self.grids.items(), self.values(batch), strict=True)
+        return {i: grid.quantize(np.asarray(v)).reshape(grid.shape) for (i, grid), v in rows}
+
 
 def operator_steps(
     file: Any,
-    exact: Any,
-    pairs: dict[int, int],
+    simulation: Simulation,
     batches: Iterable[dict[str, np.ndarray]],
     *,
     reference: bool = True,
@@ -30,57 +56,132 @@ def operator_steps(
     """Measures each operator of a file whose activations are integers.
 
     Args:
-        exact: the float file of the model, with the operations of the integer file.
-        pairs: index of an activation in the file -> index of the tensor in `exact`.
         batches: values by the file's input names.
         reference: take LiteRT's reference kernels, else its default ones.
 
-    Returns index of an operator's output -> its greatest difference in steps, and the mean one.
+    Returns index of an operator's output -> (its greatest difference in steps, share of values
+    that are off).
     """
-    grids = {i: port(file, i) for i in pairs}
-    pairs = {i: e for i, e in pairs.items() if grids[i].dtype in INTEGERS and grids[i].scale}
-    simulation, codes = _simulation(file, exact, pairs)
-    content = flatbuffer.write(simulation)
-    simulated = Runner(simulation, content, "the simulation", reference=True, keep=True)
-    parted, given = _parted(file, pairs)
+    taken = ports(file)[0]
+    parted, given = _parted(file, simulation.grids)
     kernels = run.REFERENCE if reference else run.DEFAULT
     alone = run.Loaded(flatbuffer.write(parted), kernels, keep=True)
+    rest = [entry for entry in taken if entry.index in alone.inputs]
     made = [
         i
         for op in file.subgraphs[0].operators
         for i in op.outputs
-        if i in pairs and op_name(file, op) not in ("QUANTIZE", "DEQUANTIZE")
+        if i in simulation.grids and op_name(file, op) not in ("QUANTIZE", "DEQUANTIZE")
     ]
-    found: dict[int, list[np.ndarray]] = {index: [] for index in made}
+    worst, off, count = (dict.fromkeys(made, 0) for _ in range(3))
     for batch in batches:
-        simulated.run(as_named(simulated, batch, ports(file)[0]))
-        wanted = {
-            i: grids[i].quantize(simulated.tensor(port(simulation, codes[e])))
-            for i, e in pairs.items()
-        }
-        outputs = alone.run({fed: wanted[index] for index, fed in given.items()}, made)
-        for index, codes_of in zip(made, outputs, strict=True):
-            off = codes_of.astype(int) - wanted[index].astype(int)
-            found[index].append(np.abs(off).ravel())
-    every = {index: np.concatenate(values) for index, values in found.items() if values}
-    return {i: (float(v.max(initial=0)), float(v.mean())) for i, v in every.items() if v.size}
+        wanted = simulation.codes(batch)
+        feed = {fed: wanted[index] for index, fed in given.items()}
+        feed |= {entry.index: entry.quantize(batch[entry.name]) for entry in rest}
+        for index, codes in zip(made, alone.run(feed, made), strict=True):
+            error = np.abs(codes.astype(np.int32) - wanted[index])
+            worst[index] = max(worst[index], int(error.max(initial=0)))
+            off[index] += int(np.count_nonzero(error))
+            count[index] += error.size
+    return {i: (float(worst[i]), off[i] / count[i]) for i in made if count[i]}
+
+
+def simulation_of(
+    model: keras.Model, file: Any, exact: Any, known: dict[int, Range], pairs: dict[int, int]
+) -> Simulation:
+    """What simulates a file: the model itself if it rounds, else its float file, rounded.
+
+    Args:
+        exact: the float file of the model, with the operations of the integer file.
+        known: the model's ranges of tensors of `exact`.
+        pairs: index of an activation in the file -> index of the tensor in `exact`.
+    """
+    every = {i: port(file, i) for i in pairs}
+    grids = {i: g for i, g in every.items() if g.dtype in INTEGERS and g.scale}
+    taken = ports(file)[0]
+    if any(found.node is not None for found in known.values()):
+        graph = Graph.of(as_flat(model))
+        told = {i: _node_of(known.get(pairs[i]), grid) for i, grid in grids.items()}
+        nodes = _in_order(file, {i: graph.nodes[n] for i, n in told.items() if n is not None})
+        grids = {i: port(file, i) for i in nodes}
+        return Simulation(grids, _own_values(graph, list(nodes.values()), taken))
+    simulation, codes = _rounded(file, exact, {i: pairs[i] for i in grids})
+    content = flatbuffer.write(simulation)
+    runner = Runner(simulation, content, "the simulation", reference=True, keep=True)
+    names = [entry.name for entry in runner.inputs]
+
+    def values(batch):
+        runner.run(as_named(names, batch, taken))
+        return [runner.tensor(port(simulation, codes[pairs[i]])) for i in grids]
+
+    return Simulation(grids, values)
+
+
+def _node_of(known: Range | None, grid: Port) -> int | None:
+    """The number of the node that rounds to the grid of a tensor; None if none does."""
+    if known is None or grid.scale is None:
+        return None
+    step = (known.maximum - known.minimum) / (2**known.bits - 1)
+    return known.node if abs(step - grid.scale) <= _EQUAL * step else None
+
+
+def _in_order(file: Any, nodes: dict[int, Node]) -> dict[int, Node]:
+    """Which tensors hold a node's values in the node's own order, of those of the same codes.
+
+    The converter may move a TRANSPOSE or RESHAPE to before what the node rounds.
+    """
+    tensors, batch = file.subgraphs[0].tensors, port(file, file.subgraphs[0].inputs[0]).shape[0]
+    makers = {int(i): op for op in file.subgraphs[0].operators for i in op.outputs}
+    found: dict[int, Node] = {}
+    for index, node in nodes.items():
+        sizes = [batch if n is None else n for n in node.outputs[0].shape]
+        orders = [[index]]
+        while (op := makers.get(orders[-1][-1])) and op_name(file, op) in ("RESHAPE", "TRANSPOSE"):
+            if int(op.inputs[0]) in nodes or int(op.inputs[0]) not in makers:
+                break
+            if op_name(file, op) == "RESHAPE":
+                orders[-1].append(int(op.inputs[0]))
+            else:
+                orders.append([int(op.inputs[0])])
+        like = [o for o in orders if any(_sides(tensors[i].shape) == _sides(sizes) for i in o)]
+        if len(like) == 1 or len(orders) == 1:
+            found.update(dict.fromkeys((like or orders)[0], node))
+    return found
+
+
+def _sides(shape: Iterable[int]) -> list[int]:
+    return [int(size) for size in shape if size != 1]
+
+
+def _own_values(graph: Graph, nodes: list[Node], taken: list[Port]) -> Callable:
+    """A function that gives what nodes of a flat model give for a batch."""
+    part = keras.Model(graph.inputs, [node.outputs[0] for node in nodes])
+    names = [tensor.name for tensor in tree.flatten(graph.inputs)]
+    run_part = tf.function(functools.partial(part, training=False), jit_compile=False)
+
+    def values(batch):
+        named = as_named(names, batch, taken)
+        given = tree.pack_sequence_as(graph.inputs, [named[name] for name in names])
+        return run_part(given)
+
+    return values
 
 
 def as_named(
-    runner: Runner, batch: dict[str, np.ndarray], taken: list[Port]
+    names: list[str], batch: dict[str, np.ndarray], taken: list[Port]
 ) -> dict[str, np.ndarray]:
     """A batch for another file of the model, which may bear other names than the model has now.
 
     Args:
+        names: of the inputs of the other.
         taken: the inputs of the file by whose names the batch is.
     """
-    ours, theirs = [entry.name for entry in taken], [entry.name for entry in runner.inputs]
-    if set(ours) == set(theirs):
+    if set(names) == set(batch):
         return batch
-    return {name: batch[own] for own, name in zip(ours, theirs, strict=True)}
+    return {name: batch[entry.name] for entry, name in zip(taken, names, strict=True)}
 
 
-def _simulation(file: Any, exact: Any, pairs: dict[int, int]) -> tuple[Any, dict[int, int]]:
+def _rounded(file: Any, exact: Any, pairs: dict[int, int]) -> tuple[Any, dict[int, int]]:
     """A float file whose tensors are rounded to the grids of the integer file.
 
     Returns (its `ModelT`, index of a tensor of `exact` -> that of its rounded values).
@@ -121,7 +222,7 @@ def _simulation(file: Any, exact: Any, pairs: dict[int, int]) -> tuple[Any, dict
     return model, {index: rounded[index] for index in grid_of}
 
 
-def _parted(file: Any, pairs: dict[int, int]) -> tuple[Any, dict[int, int]]:
+def _parted(file: Any, pairs: Collection[int]) -> tuple[Any, dict[int, int]]:
     """The file with its operators apart: each reads from inputs of the file alone.
 
     Returns (its `ModelT`, index of a tensor -> that of the input that stands for it).

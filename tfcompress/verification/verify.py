@@ -430,7 +430,7 @@ class Verification(Result):
         columns = "output,compared,max LSB >,mean LSB >,max diff >,same choice >,SQNR dB >"
         print_table(console, f"{self.path}: {self.samples} samples", columns, rows)
         if self.layers:
-            columns = "layer,operator,SQNR dB >,of its inputs >,alone LSB >"
+            columns = "layer,operator,SQNR dB >,of its inputs >,alone LSB >,values >"
             rows = [
                 (
                     e.layer or e.tensor[:60],
@@ -438,6 +438,7 @@ class Verification(Result):
                     f"{e.sqnr_db:.1f}",
                     f"{e.input_sqnr_db:.1f}",
                     "" if e.steps is None else f"{e.steps:.0f}",
+                    "" if e.share is None else f"{e.share:.2%}",
                 )
                 for e in self.layers
             ]
