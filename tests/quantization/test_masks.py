@@ -55,8 +55,8 @@ def attention(x, weights):
     return ops.matmul(weights(scores, kept), value)
 
 
-def trained(model, x):
-    qat = tfc.quantize_aware(model)
+def trained(model, x, **settings):
+    qat = tfc.quantize_aware(model, **settings)
     qat.compile(keras.optimizers.Adam(1e-4), "mse", jit_compile=False)
     qat.fit(x, model(x), batch_size=8, verbose=0)
     for _ in range(3):
@@ -158,3 +158,45 @@ def test_a_range_ends_where_a_softmax_looks(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     again = {q.name.partition("_")[0]: q.limits() for q in loaded.layers if hasattr(q, "limits")}
     np.testing.assert_allclose(again["multiply"], ranges["multiply"])
+
+
+def divided(name):
+    """An average of the tokens that are not masked, which in "near" are none in some samples."""
+    x = keras.Input(SHAPE)
+    kept = ops.cast(x[:, :, :1] > 0.0, "float32")
+    y = layers.Dense(8)(x)
+    if name == "layer":
+        y = layers.GlobalAveragePooling1D()(y, mask=x[:, :, 0] > 0.0)
+    elif name == "far":
+        y = ops.sum(y * kept, axis=1) / (ops.sum(kept, axis=1) + 1.0)
+    else:
+        y = ops.sum(y * kept, axis=1) / (ops.sum(kept, axis=1) + 1e-6)
+    return keras.Model(x, layers.Dense(4)(y))
+
+
+@pytest.mark.parametrize(("name", "floats"), [("far", False), ("near", True), ("layer", False)])
+def test_divisors_that_come_near_0_stay_float(name, floats, tmp_path):
+    x = data()
+    if name == "near":
+        x[::4, :, 0] = -1.0
+    else:
+        x[:, 3:] = -1.0
+    qat = trained(divided(name), x)
+    report = tfc.convert(qat, tmp_path / "q.tflite", precision="int8")
+    named = {found.op: found.reason for found in report.float_ops}
+    assert bool(named.keys() - {"GREATER", "CAST"}) == floats
+    assert not floats or "its divisor comes so near to 0" in named["DIV"]
+    expected = np.asarray(qat(x, training=False))
+    got = run_tflite(tmp_path / "q.tflite", x)
+    assert np.abs(got - expected).max() <= 2.01 * np.ptp(expected) / 255
+
+
+def test_a_mask_given_as_floats_with_16_bits(tmp_path):
+    x = keras.Input(SHAPE)
+    kept = ops.cast(x[:, :, 0] > 0.0, "float32")[:, None, :]
+    y = layers.MultiHeadAttention(2, 4)(x, x, attention_mask=kept)
+    qat = trained(keras.Model(x, y), data(), activation_bits=16)
+    tfc.convert(qat, tmp_path / "q.tflite", precision="int16x8")
+    expected = np.asarray(qat(data(), training=False))
+    got = run_tflite(tmp_path / "q.tflite", data())
+    assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) > 20

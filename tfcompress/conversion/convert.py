@@ -172,6 +172,7 @@ class Job:
     def _integer(self, model, calibration, samples) -> Any:
         parsed, known, floats = self.timed("lower", self._float_file, model)
         require_no_loops(parsed, model, self.io_dtype)
+        wide = self.precision == "int16x8"
         is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
         weight_bits = weight_bits_of(model) if is_trained else None
         if calibration is not None:
@@ -186,12 +187,14 @@ class Job:
                 self.notes.append(f"{few}: precision='int4' stores them in 4")
             known = {**grids.table_ranges(parsed, weight_bits), **known}
             self.notes += extremes.lost_scores(parsed, known)
-            known = {**extremes.narrow_constants(parsed, ranges.spread(parsed, known)), **known}
-        known = ranges.spread(parsed, known)
+            every = ranges.spread(parsed, known, wide)
+            known = {**extremes.narrow_constants(parsed, every), **known}
+            self.divisors = ranges.unknown_divisors(parsed, known, floats)
+        known = ranges.spread(parsed, known, wide)
         ranges.widen_softmax_inputs(parsed, known)
         ranges.widen_sums(parsed, known)
         ranges.make_kernels_symmetric(parsed, known)
-        if self.precision == "int16x8":
+        if wide:
             known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
         ranges.drop_clipped_relus(parsed, known)
         self.reasons = float_reasons(parsed, known, floats, self.divisors)

@@ -279,7 +279,7 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
             operation = node.operation
             if node.is_input:
                 return args[0]
-            if isinstance(operation, FakeQuant) and not integer:
+            if isinstance(operation, FakeQuant) and not (integer and _is_told(operation)):
                 kwargs = {}  # what only markers take
             special = _canonical(graph, node) if integer else None
             if special is not None:  # not kept: a shared layer may be folded elsewhere
@@ -314,12 +314,17 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
     return exported
 
 
+def _is_told(quantizer: FakeQuant) -> bool:
+    """Whether a file is told of a range: not of divisors that integers would round to 0."""
+    return bool(quantizer.is_far(*quantizer.limits()))
+
+
 def _plain_layer(operation, integer: bool):
     """A float32 copy of an operation without our wrappers, and where its weights come from."""
     if isinstance(operation, FakeQuant):
         if integer and operation.symmetric:
             return OnGrid(operation), None
-        if integer:
+        if integer and _is_told(operation):
             return Marker(operation, *(float(limit) for limit in operation.limits())), None
         return layers.Activation(operation.activation or "linear", name=operation.name), None
     source = operation.layer if isinstance(operation, FusedBatchNorm) else operation

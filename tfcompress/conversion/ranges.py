@@ -173,8 +173,12 @@ def _is_near(value: float, wanted: float) -> bool:
     return abs(value - wanted) < 1e-4 * wanted
 
 
-def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
-    """Ranges for all tensors that must have the same one as a tensor whose range is known."""
+def spread(model, ranges: dict[int, Range], wide: bool = False) -> dict[int, Range]:
+    """Ranges for all tensors that must have the same one as a tensor whose range is known.
+
+    Args:
+        wide: whether activations will be of 16 bits.
+    """
     graph, known = model.subgraphs[0], dict(ranges)
     own: set[int] = set()  # given by the kernel, whatever the others of a group have
     for op in graph.operators:
@@ -183,7 +187,7 @@ def spread(model, ranges: dict[int, Range]) -> dict[int, Range]:
         if fixed and bits == 8:
             known[op.outputs[0]] = Range(*fixed)
             own.add(op.outputs[0])
-        elif _makes_numbers_of(_BOOL, model, op) and known.get(op.outputs[0], _TRUTH).bits == 8:
+        elif not wide and _makes_numbers_of(_BOOL, model, op):
             known[op.outputs[0]] = _TRUTH
         elif _makes_numbers_of(None, model, op) and (found := known.get(op.outputs[0])):
             # What was 0 all along may be another whole number.
@@ -292,6 +296,19 @@ def drop_small_divisors(model, ranges: dict[int, Range], found: dict[int, tuple]
             dropped.add(divisor)
             del ranges[divisor]
     return dropped
+
+
+def unknown_divisors(model, ranges: dict[int, Range], floats: set[int]) -> set[int]:
+    """The divisors of a trained model that have no range, as they came too near to 0.
+
+    Args:
+        floats: tensors of operations that were left out.
+    """
+    found = set()
+    for op in model.subgraphs[0].operators:
+        if op_name(model, op) == "DIV" and op.outputs[0] in ranges and op.outputs[0] not in floats:
+            found |= {int(i) for i in op.inputs[1:] if i not in ranges and not is_constant(model, i)}
+    return found
 
 
 def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:

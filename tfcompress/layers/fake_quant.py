@@ -24,6 +24,9 @@ from tfcompress.techniques.technique import first_step
 # Masks may be of the lowest float, or infinite; differences of ranges must not.
 _LOWEST, _HIGHEST = -1e36, 1e36
 
+# How many steps a divisor must have: 0 has no quotient, and LiteRT ends a run there.
+_DIVISOR_STEPS = 2.0
+
 # Activations that a range starting at zero carries out, with where they clip from above.
 _CLIPS = {"relu": _HIGHEST, "relu6": 6.0}
 
@@ -52,6 +55,8 @@ class FakeQuant(keras.layers.Layer):
         extremes: of each source, the size of the least mask in it (0 for none), which its readers
             tell from no value far below; None where they tell all values apart. The range ends
             where readers do. None if there are no masks.
+        divides: whether something is divided by it. It stays float, as what is divided, if a value
+            ever came so near to 0 that it may be rounded there.
         observes: whether it gives what it gets, as only operations that stay float read it.
     """
 
@@ -68,6 +73,7 @@ class FakeQuant(keras.layers.Layer):
         observes=False,
         symmetric=False,
         extremes=None,
+        divides=False,
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -76,7 +82,7 @@ class FakeQuant(keras.layers.Layer):
         self.sources, self.delay, self.freeze = sources, delay, freeze
         self.fixed = tuple(fixed) if fixed is not None else None
         self.float_source, self.observes, self.symmetric = float_source, observes, symmetric
-        self.extremes = extremes
+        self.extremes, self.divides = extremes, divides
         self.supports_masking = True
 
     @property
@@ -95,6 +101,16 @@ class FakeQuant(keras.layers.Layer):
                 autocast=False,
                 aggregation="mean",
             )
+            if self.divides:
+                self.least = self.add_weight(
+                    name="least",
+                    shape=(),
+                    dtype="float32",
+                    initializer=constant(_HIGHEST),
+                    trainable=False,
+                    autocast=False,
+                    aggregation="mean",
+                )
         if self.scheduled:
             # phase 0: observe only; 1: observe and quantize; 2: quantize by frozen ranges
             self.phase = _add_integer(self, "phase", 0 if self.delay else 1)
@@ -139,9 +155,10 @@ class FakeQuant(keras.layers.Layer):
             y = ties_away(y, low, high, self.bits)
 
         def rounded():
-            if self.extremes is None:
+            if self.extremes is None and not self.divides:
                 return quantize_activation(y, low, high, self.bits)
-            known = high > low  # not until its readers have ranges
+            # Not until its readers have ranges.
+            known = ops.logical_and(high > low, self.is_far(low, high))
             z = quantize_activation(y, low, ops.where(known, high, 1.0), self.bits)
             return ops.where(known, z, self._activate(x))
 
@@ -153,7 +170,7 @@ class FakeQuant(keras.layers.Layer):
         if self.observes:
             return self._activate(x)
         low, high = self.limits()
-        rounds = high > low
+        rounds = ops.logical_and(high > low, self.is_far(low, high))
         top = ops.where(rounds, high, 1.0)
         if self.delay and self.fixed is None:
             rounds = ops.logical_and(rounds, as_tensor(self.phase) > 0)
@@ -193,6 +210,9 @@ class FakeQuant(keras.layers.Layer):
                 moving_range(old, batch, self.momentum),
                 old,
             )
+        if self.divides:
+            nearest = ops.maximum(ops.maximum(ops.min(x), -ops.max(x)), 0.0)
+            self.least.assign(ops.minimum(as_tensor(self.least), ops.cast(nearest, "float32")))
         if self.freeze is not None:
             new = ops.where(as_tensor(self.phase) < 2, new, old)
         self.range.assign(new)
@@ -208,6 +228,12 @@ class FakeQuant(keras.layers.Layer):
         if self.fixed is not None:
             return self.fixed
         return self._cut(*self.union())
+
+    def is_far(self, low, high):
+        """Whether a divisor never came so near to 0 that a range would round it there."""
+        if not self.divides or self.fixed is not None:
+            return True
+        return as_tensor(self.least) * (2.0**self.bits - 1.0) >= _DIVISOR_STEPS * (high - low)
 
     def _cut(self, low, high):
         return (low, high) if self.extremes is None else cut(self, low, high)
@@ -232,7 +258,7 @@ class FakeQuant(keras.layers.Layer):
     def get_config(self):
         names = (
             "bits momentum activation sources fixed delay freeze float_source observes symmetric "
-            "extremes"
+            "extremes divides"
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
 

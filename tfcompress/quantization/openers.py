@@ -324,6 +324,17 @@ def open_gru(layer, x, initial_state=None, mask=None, **kwargs):
     return _sequence(layer, outputs)
 
 
+def open_masked_mean(layer, x, mask=None):
+    """GlobalAveragePooling1D with a mask -> cast, multiply, sum, sum, divide."""
+    mask = mask_of(x) if mask is None else mask
+    if mask is None:
+        return layer(x)
+    last = layer.data_format == "channels_last"
+    kept = ops.expand_dims(ops.cast(mask, x.dtype), 2 if last else 1)
+    over = {"axis": 1 if last else 2, "keepdims": layer.keepdims}
+    return ops.divide(ops.sum(ops.multiply(x, kept), **over), ops.sum(kept, **over))
+
+
 # The first that fits opens the layer.
 _OPENERS: list[tuple[Callable, Callable]] = [
     (lambda x: is_exactly(x, SEPARABLE), open_separable),
@@ -351,6 +362,7 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (is_dot_attention, open_dot_attention),
     (is_dot_product, open_dot_product),
     (lambda x: type(x) is layers.Softmax, open_softmax),
+    (lambda x: type(x) is layers.GlobalAveragePooling1D, open_masked_mean),
     (is_simple_user_layer, open_user_layer),
 ]
 

@@ -6,6 +6,7 @@ concatenation the scale of their inputs, and fixes the ranges of softmax, sigmoi
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -359,6 +360,16 @@ class _Placer:
         }
         return read - others
 
+    @functools.cached_property
+    def _divisors(self) -> set[int]:
+        """The roots of what something is divided by."""
+        operands = [
+            tree.flatten((n.args, n.kwargs))[1]
+            for n in self.graph.nodes
+            if kind_of(n.operation) in ("Divide", "TrueDivide")
+        ]
+        return {self._root(id(x)) for x in operands if isinstance(x, keras.KerasTensor)}
+
     def _make(self, keys: list[int], technique: Quantize, symmetric: bool) -> FakeQuant:
         _, activation, node = self.sources[keys[0]]
         alone = len(keys) == 1
@@ -382,6 +393,7 @@ class _Placer:
             observes=node.is_input
             and self._is_read_by_floats(node.outputs[0], self.placement.floats),
             extremes=self.extremes.of(keys),
+            divides=self._root(keys[0]) in self._divisors,
             name=self._unique_name(f"{node.name}_range"),
         )
 
