@@ -172,6 +172,20 @@ def test_a_sum_that_vanishes_gets_steps_that_litert_does_not_abort_at(bits):
     np.testing.assert_allclose(found, 0, atol=1e-3)
 
 
+def test_sums_whose_scales_litert_takes_for_powers_of_two():
+    model = float_model(lambda x: tf.sigmoid(x) + (1.0 - tf.tanh(x)), (1, 4))
+    signature.name_inputs_and_outputs(model, ["x"], ["y"])
+    known = {i: Range(-1.0, 1.0, 16) for i, _ in enumerate(model.subgraphs[0].tensors)}
+    for op in model.subgraphs[0].operators[-2:]:
+        known[op.outputs[0]] = Range(0.0, 2.0, 16)
+    ranges.widen_sums(model, known)
+    x = np.linspace(-2, 2, 4, dtype="float32")[None]
+    integers = quantize.static(model, known, io_dtype="float32", weight_bits=None)
+    x = np.clip(x, -1, 1)
+    wanted = np.minimum(1 / (1 + np.exp(-x)) + 1 - np.tanh(x), 2.0)
+    np.testing.assert_allclose(run(integers, x)[0], wanted, atol=1e-3)
+
+
 def test_a_range_that_a_kernel_fixes_goes_no_further_than_it_must():
     def function(x):
         return tf.concat([tf.sigmoid(mark(x, -4.0, 4.0)), mark(tf.exp(x), -2.0, 6.0)], -1)

@@ -191,11 +191,11 @@ class Job:
             known = {**extremes.narrow_constants(parsed, every), **known}
             self.divisors = ranges.unknown_divisors(parsed, known, floats)
         known = ranges.spread(parsed, known, wide)
+        if wide:
+            known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
         ranges.widen_softmax_inputs(parsed, known)
         ranges.widen_sums(parsed, known)
         ranges.make_kernels_symmetric(parsed, known)
-        if wide:
-            known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
         ranges.drop_clipped_relus(parsed, known)
         self.reasons = float_reasons(parsed, known, floats, self.divisors)
         return self.timed(

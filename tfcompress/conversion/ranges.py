@@ -8,6 +8,7 @@ pairs are then taken out, also those that the converter added, which leaves a fl
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -76,6 +77,9 @@ _INT32, _BOOL = schema.TensorType.INT32, schema.TensorType.BOOL
 
 # LiteRT ends the process at steps of a sum below so many of its widest summand's.
 _SUM_STEP = {8: 1.001 * 2.0**-19, 16: 1.001 * 2.0**-14}
+
+# So near a logarithm must be to a whole number.
+_POWER = 1.1e-3
 
 # LiteRT's softmax ends the process at scales below, which it takes for multipliers of 1 and more.
 _SOFTMAX_SCALE = 1.001 * 2.0**-26
@@ -177,7 +181,7 @@ def spread(model, ranges: dict[int, Range], wide: bool = False) -> dict[int, Ran
     """Ranges for all tensors that must have the same one as a tensor whose range is known.
 
     Args:
-        wide: whether activations will be of 16 bits.
+        wide: whether integers will be of 16 bits.
     """
     graph, known = model.subgraphs[0], dict(ranges)
     own: set[int] = set()  # given by the kernel, whatever the others of a group have
@@ -240,26 +244,50 @@ def widen_sums(model, ranges: dict[int, Range]) -> None:
     """Widens ranges of sums and differences that are too narrow for LiteRT. Changes `ranges`.
 
     It aborts where a step is less than some 2**-19 of a summand's, as of a difference that is
-    always 0.
+    always 0; and of 16 bits it takes scales near powers of two for them, and sums of few.
     """
     widened: dict[int, Range] = {}
     for op in model.subgraphs[0].operators:
         source, made = _ends(op)
         if op_name(model, op) in ("ADD", "SUB") and made in ranges:
-            known, widths = ranges[made], [0.0]
+            known, widths, steps = ranges[made], [0.0], []
             for index in op.inputs:
                 if index in ranges:  # constants, too, of which not all matters
                     widths.append(_width(ranges[index]))
+                    steps.append(_wide_step(ranges[index]))
                 elif is_constant(model, index):
                     values = constant(model, index)
                     widths.append(max(values.max(), 0) - min(values.min(), 0) or 1.0)
+                    steps.append(_wide_step(Range(float(values.min()), float(values.max()))))
             least = _SUM_STEP[known.bits] * max(widths)
             if _width(known) < least:
-                widened[made] = Range(known.minimum, known.minimum + least, known.bits)
+                known = widened[made] = Range(known.minimum, known.minimum + least, known.bits)
+            if known.bits == 16 and _are_powers([*steps, _wide_step(known)]):
+                by = 2.0 ** (2 * _POWER)
+                widened[made] = Range(by * known.minimum, by * known.maximum, 16)
         elif source in widened and made in _same_scale(model, op):
             widened[made] = widened[source]
         if made in widened:
             ranges[made] = widened[made]
+
+
+def _wide_step(known: Range) -> float:
+    return max(abs(known.minimum), abs(known.maximum)) / 32767
+
+
+def _are_powers(steps: list[float]) -> bool:
+    """Whether LiteRT takes all steps for powers of two, of a sum that it refuses then.
+
+    Args:
+        steps: of what is added, and of the sum.
+    """
+    if not all(steps):
+        return False
+    powers = [math.log2(step) for step in steps]
+    if any(abs(power - round(power)) > _POWER for power in powers):
+        return False
+    *given, made = map(round, powers)
+    return max(given) != made
 
 
 def make_kernels_symmetric(model, ranges: dict[int, Range]) -> None:
@@ -304,17 +332,17 @@ def unknown_divisors(model, ranges: dict[int, Range], floats: set[int]) -> set[i
     Args:
         floats: tensors of operations that were left out.
     """
-    found = set()
-    for op in model.subgraphs[0].operators:
-        if op_name(model, op) == "DIV" and op.outputs[0] in ranges and op.outputs[0] not in floats:
-            found |= {int(i) for i in op.inputs[1:] if i not in ranges and not is_constant(model, i)}
-    return found
+    graph = model.subgraphs[0]
+    divisions = [op for op in graph.operators if op_name(model, op) == "DIV"]
+    asked = [op.inputs[1] for op in divisions if op.outputs[0] in ranges.keys() - floats]
+    return {int(i) for i in asked if i not in ranges and not is_constant(model, i)}
 
 
 def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
     """Takes out a ReLU that the range of its output carries out. Changes both arguments.
 
-    A tensor with range [0, m] saturates at 0 and m, so that the op before can write it directly.
+    A tensor with range [0, m] saturates at 0 and m, so that the op before can write it directly,
+    but in 16 bits, which have no zero points.
     """
     graph = model.subgraphs[0]
     readers: dict[int, int] = {}
@@ -327,7 +355,8 @@ def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
         source, target = _ends(op)
         clips = op_name(model, op) in ("RELU", "RELU6") and source not in ranges
         alone = readers.get(source) == 1 and source in producer and source not in graph.outputs
-        if clips and alone and target in ranges and ranges[target].minimum >= 0:
+        begins = target in ranges and ranges[target].minimum >= 0 and ranges[target].bits == 8
+        if clips and alone and begins:
             before = producer[source]
             before.outputs = [target if i == source else i for i in before.outputs]
         else:
@@ -365,7 +394,8 @@ def _range_of(tensor) -> Range:
     zero = points[0] if points else 0
     bits, signed = {3: (8, False), 9: (8, True), 7: (16, True), 16: (16, False)}[tensor.type]
     lowest = -(2 ** (bits - 1)) if signed else 0
-    return Range((lowest - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
+    narrow = bits == 16  # of which LiteRT takes the greater half for a grid without a zero point
+    return Range((lowest + narrow - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
 
 
 def drop_unused(model, ranges: dict[int, Range], floats: set[int]) -> None:

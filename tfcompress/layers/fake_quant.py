@@ -144,7 +144,7 @@ class FakeQuant(keras.layers.Layer):
         require_callback(self)
         if not training:
             return self._infer(x, source)
-        clips = self.activation in _CLIPS and self.sources == 1
+        clips = self.activation in _CLIPS and self.sources == 1 and self.bits <= 8
         y = x if clips else self._activate(x)
         low, high = self._cut(*self.union(self._observe(y, source, clips)))
         if self.observes:
@@ -236,7 +236,13 @@ class FakeQuant(keras.layers.Layer):
         return as_tensor(self.least) * (2.0**self.bits - 1.0) >= _DIVISOR_STEPS * (high - low)
 
     def _cut(self, low, high):
-        return (low, high) if self.extremes is None else cut(self, low, high)
+        low, high = (low, high) if self.extremes is None else cut(self, low, high)
+        if self.bits <= 8:
+            return low, high
+        # LiteRT has no zero points of 16 bits; the greatest value is on its grid.
+        levels = 2.0 ** (self.bits - 1) - 1.0
+        most = ops.maximum(-low, high)
+        return -most * ((levels + 1.0) / levels), most
 
     def union(self, rows=None):
         """What was observed of all sources, by default of those so far: (minimum, maximum)."""
