@@ -38,6 +38,7 @@ class Sum:
         count: how many values the sum is divided by.
         slope: by which negative sums are multiplied.
         once: whether the kernel rounds but once, so that the bias alone makes a difference.
+        down: whether the kernel, which adds up nothing, leaves off what is behind the point.
     """
 
     unit: Callable[[], Any] | None
@@ -45,6 +46,7 @@ class Sum:
     count: int = 1
     slope: float = 1.0
     once: bool = False
+    down: bool = False
 
 
 def sum_of(quantizer, source: int) -> Sum | None:
@@ -69,6 +71,8 @@ def kernel_codes(y, step, added: Sum | None):
     """
     if added is None:
         return _half_away(ops.cast(y, "float32") / step)
+    if added.down:
+        return ops.floor(ops.cast(y, "float32") / step)
     if added.unit is None:
         return _nearest(_wide(y), 1.0 / _wide(step))
     unit, step, y = _wide(added.unit()), _wide(step), _wide(y)
@@ -163,6 +167,8 @@ def _sum_behind(tensor) -> Sum | None:
         return _product(inputs)
     if kind == "Rsqrt" and (scale := _scale_of(inputs[0])):
         return Sum(lambda: 2.0**-20 / ops.sqrt(_wide(scale())))
+    if kind == "Sqrt" and _scale_of(inputs[0]):
+        return Sum(None, down=True)
     if kind in ("Matmul", "Dot"):
         symbolic = len(inputs) == 2 and all(map(_is_symbolic, inputs))
         return _product(inputs) if symbolic and not any(map(_is_weight, inputs)) else None
