@@ -95,7 +95,7 @@ _TABLE = {
     "Flatten Reshape Permute Transpose Swapaxes Moveaxis ExpandDims Squeeze Split Unstack GetItem "
     "RepeatVector BroadcastTo RepeatBatch Take Repeat Tile Flip Roll Slice DepthToSpace "
     "SpaceToDepth": "moving | same_scale",
-    "Ravel": "| same_scale",
+    "Ravel TakeAlongAxis": "| same_scale",
 }
 
 # The operators of LiteRT whose kernels of 8 bits are used, and from which version on they have

@@ -127,7 +127,7 @@ class Raw(layers.Layer):
         self.dense.build(shape)
 
     def call(self, x):
-        return tf.nn.relu(self.dense(x)) * tf.reduce_mean(x, axis=-1, keepdims=True)
+        return tf.nn.crelu(self.dense(x)) * tf.reduce_mean(x, axis=-1, keepdims=True)
 
 
 class RawModel(keras.Model):

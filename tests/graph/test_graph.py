@@ -84,7 +84,7 @@ class Raw(layers.Layer):
         self.dense = layers.Dense(8)
 
     def call(self, x):
-        return tf.nn.relu(self.dense(x))
+        return tf.nn.crelu(self.dense(x))
 
 
 @register

@@ -100,7 +100,7 @@ class Raw(layers.Layer):
     def call(self, x):
         import tensorflow as tf
 
-        return tf.nn.relu(x)
+        return tf.nn.crelu(x)
 
 
 def test_user_layers_written_with_keras_ops(tmp_path):
@@ -215,6 +215,19 @@ def test_a_shared_head_on_maps_of_two_sizes():
     for ours, theirs in zip(opened(x), model(x), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert sum(type(x) is layers.Conv2D for x in opened.layers) == 1
+
+
+def test_a_shared_projection_of_sequences_of_two_lengths():
+    heads = layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")
+    a, b = keras.Input((6, 4)), keras.Input((5, 4))
+    model = keras.Model([a, b], [heads(a), heads(b)])
+    heads.bias.assign(normal(2, 3))
+    opened = open_layers(model)
+    assert opened.count_params() == model.count_params()
+    x = [normal(2, 6, 4), normal(2, 5, 4)]
+    for ours, theirs in zip(opened(x), model(x), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert sum(type(x) is layers.Dense for x in opened.layers) == 1
 
 
 def test_primitives_and_things_that_are_not_layers_have_no_opener():

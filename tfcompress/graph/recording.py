@@ -19,6 +19,7 @@ import keras
 import numpy as np
 from keras import KerasTensor, tree
 
+from tfcompress.graph import raw
 from tfcompress.graph.copying import NotCopied
 from tfcompress.graph.inputs import mask_of
 from tfcompress.graph.layers import AddLoss, Constant, Parameter, SetMask
@@ -302,7 +303,8 @@ def recorded(recording: Recording):
     filtering = keras.config.is_traceback_filtering_enabled()
     keras.config.disable_traceback_filtering()  # which makes errors of others of ours
     try:
-        yield recording
+        with raw.taken(recording.is_active):
+            yield recording
     finally:
         if filtering:
             keras.config.enable_traceback_filtering()

@@ -1,5 +1,6 @@
 """Layers of a model opened into operations that have integer kernels."""
 
+import functools
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from tfcompress.graph.nodes import Graph, Node, call_node, spec_of, tensors_in
 from tfcompress.graph.tracing import same
 from tfcompress.kinds import LINEAR, is_exactly, is_of
 from tfcompress.quantization import openers
+from tfcompress.quantization.attention import is_matrix_einsum
 from tfcompress.quantization.functions import numbers_of
 from tfcompress.quantization.placement import Placement, relu_name
 from tfcompress.techniques import Quantize
@@ -39,6 +41,7 @@ def open_with(flat: keras.Model, rules: Rules):
     """
     origins: dict[int, Any] = {}
     opened: dict[tuple, Graph] = {}
+    first: dict[int, Graph] = {}
     graph = Graph.of(flat)
     ways, numbers = _ways(graph), numbers_of(graph)
 
@@ -59,7 +62,11 @@ def open_with(flat: keras.Model, rules: Rules):
             outputs = opened[way].run(tensors, call_node)
         else:
             outputs = _regularized(operation, function, args, kwargs)
-            opened[way] = pieces = Graph(tensors, outputs)
+            pieces = Graph(tensors, outputs)
+            if twins := _twins(first.setdefault(id(operation), pieces), pieces):
+                outputs = pieces.run(tensors, functools.partial(_call_twin, twins))
+                pieces = Graph(tensors, outputs)
+            opened[way] = pieces
             origins.update({id(part.operation): operation for part in pieces.nodes})
         return _masked_as(node, outputs, args)
 
@@ -79,8 +86,8 @@ def open_with(flat: keras.Model, rules: Rules):
 def _ways(graph: Graph) -> dict[int, int]:
     """A number for each way in which an operation is called: by what is no tensor, and by shapes.
 
-    Of a layer with weights that is called in several ways there is none: pieces of each would
-    have weights of their own.
+    Of a layer with weights that is called in several ways there is none, as its pieces in each
+    might have other weights, but for those whose pieces differ in the shapes of reshapes alone.
     """
     found: dict[int, int] = {}
     known: dict[int, list] = {}
@@ -94,11 +101,31 @@ def _ways(graph: Graph) -> dict[int, int]:
             others.append(way)
         found[id(node)] = number
     several = {key for key, others in known.items() if len(others) > 1}
+    several -= {id(n.operation) for n in graph.nodes if is_matrix_einsum(n.operation)} - {
+        id(n.operation) for n in graph.nodes if any(None in x.shape[1:] for x in n.inputs)
+    }
     return {
         id(node): found[id(node)]
         for node in graph.nodes
         if id(node.operation) not in several or not getattr(node.operation, "weights", ())
     }
+
+
+def _twins(first: Graph, pieces: Graph) -> dict[int, Any]:
+    """By the pieces with weights of a layer: those of its first call, where they are alike."""
+    if first is pieces:
+        return {}
+    olds, news = (
+        [x.operation for x in graph.nodes if getattr(x.operation, "weights", ())]
+        for graph in (first, pieces)
+    )
+    shapes = ([[type(x), *(w.shape for w in x.weights)] for x in found] for found in (olds, news))
+    return dict(zip(map(id, news), olds, strict=True)) if same(*shapes) else {}
+
+
+def _call_twin(twins: dict[int, Any], node: Node, *args, **kwargs):
+    twin = twins.get(id(node.operation))
+    return call_node(node, *args, **kwargs) if twin is None else twin(*args, **kwargs)
 
 
 def _is_fused(operation) -> bool:
