@@ -1,5 +1,7 @@
 """Constants of float files: carried out, parted, and of the rank of what reads them."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from keras import layers, ops
 import tfcompress as tfc
 from tfcompress.conversion import constants, forms
 from tfcompress.conversion.ranges import MARKED, Range, is_constant, take_markers
+from tfcompress.tflite import flatbuffer
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -24,6 +27,40 @@ def test_what_is_computed_of_constants_alone_is_carried_out(rounded):
     assert ops_of(model) == (["EXP", "MUL"] if rounded else ["MUL"])
     x = np.full((3, 2), 2, "float32")
     np.testing.assert_allclose(run(model, x)[0], 2 * np.exp(weight), rtol=1e-6)
+
+
+class OfWeights(layers.Layer):
+    """Waves, weights of length 1 and shares: what is computed of weights, not of inputs."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(4, 4), initializer="normal", name="w")
+
+    def call(self, x):
+        x = x * ops.cos(self.w * 30.0) + ops.reshape(ops.sin(self.w * 50.0), (1, 4, 4))
+        x = ops.matmul(x, self.w / ops.sqrt(ops.sum(ops.square(self.w), 0, keepdims=True)))
+        return ops.matmul(ops.softmax(self.w * 9.0), x)
+
+
+def test_what_is_computed_of_weights_is_no_operation_in_the_file(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4))
+    model = keras.Model(inputs, OfWeights()(inputs))
+    data = np.random.default_rng(0).normal(size=(32, 4, 4)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*stay float")
+        qat = tfc.quantize_aware(model)
+    qat(data, training=True)
+    path = tmp_path / "model.tflite"
+    report = tfc.convert(qat, path, precision="int8")
+    assert report.float_ops == []
+    ran = set(ops_of(flatbuffer.read(path)))
+    assert ran <= {"QUANTIZE", "MUL", "ADD", "RESHAPE", "FULLY_CONNECTED", "BATCH_MATMUL"} | {
+        "DEQUANTIZE"
+    }
+    expected, plain = np.asarray(qat(data)), np.asarray(model(data))
+    step = np.ptp(expected) / 255
+    assert np.abs(run_tflite(path, data) - expected).max() <= 1.01 * step
+    assert np.abs(expected - plain).max() <= 6 * step
 
 
 def mark(x):

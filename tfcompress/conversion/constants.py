@@ -66,8 +66,8 @@ def _is_foldable(model, op, ranges: dict[int, Range]) -> bool:
     name = op_name(model, op)
     if name == "RESHAPE":
         return True
-    # Where ranges are known, training rounded on the way, as the operation itself will do.
-    rounded = any(i in ranges for i in (*op.inputs, *op.outputs))
+    # Where their ranges are known, training rounded them, as the operation itself will do.
+    rounded = any(i in ranges for i in op.inputs)
     return not rounded and not name.startswith(_NEVER)
 
 

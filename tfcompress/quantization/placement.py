@@ -8,7 +8,7 @@ concatenation the scale of their inputs, and fixes the ranges of softmax, sigmoi
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import keras
 import numpy as np
@@ -203,11 +203,18 @@ class _Placer:
         self.names: dict[str, int] = {}
         self.extremes = Extremes(graph)
         self.idle = {id(node) for node in graph.nodes if not node.is_input and is_idle(node)}
+        self.fixed: set[int] = set()
         # id of a tensor -> (technique, None if its operation stays float; activation; node)
         self.sources: dict[int, tuple[Quantize | None, str | None, Node]] = {}
 
     def run(self) -> Placement:
-        self.wanted = self._find_wanted()
+        self.fixed = self._of_weights()
+        while True:
+            self.wanted = self._find_wanted()
+            fixed = self._of_weights(self.wanted)
+            if fixed == self.fixed:
+                break
+            self.fixed = fixed
         self.placement.floats = self._find_floats()
         done: set[int] = set()
         for node in self.graph.nodes:
@@ -222,11 +229,30 @@ class _Placer:
         self._make_quantizers()
         return self.placement
 
+    def _of_weights(self, rounded: Collection[int] = ()) -> set[int]:
+        """Nodes that compute with weights alone, as they are: the file has what they give.
+
+        Not those that read tensors that are rounded for others.
+        """
+        fixed: set[int] = set()
+        plain: set[int] = set()  # tensors
+        for node in self.graph.nodes:
+            operation, inputs = node.operation, self._read(node)
+            free = not isinstance(operation, keras.Layer) or kind_of(operation) == "Rsqrt"
+            holds = isinstance(operation, Parameter) and id(node.outputs[0]) not in rounded
+            of_weights = bool(inputs) and all(id(t) in plain for t in inputs)
+            if not node.is_input and of_weights and free and not self._passes(node):
+                fixed.add(id(node))
+            elif not holds and not (of_weights and self._passes(node)):
+                continue
+            plain.update(id(t) for t in node.outputs if id(t) not in rounded)
+        return fixed
+
     def _find_wanted(self) -> set[int]:
         """Tensors that some quantized operation reads, if need be through reshapes."""
         wanted: set[int] = set()
         for node in reversed(self.graph.nodes):
-            if node.is_input:
+            if node.is_input or id(node) in self.fixed:
                 continue
             if self._passes(node):
                 reads = any(id(t) in wanted for t in node.outputs)
@@ -268,11 +294,14 @@ class _Placer:
         quantizes = technique is not None and technique.activation_bits is not None
         return technique if quantizes and has_kernel(node.operation) else None
 
-    def _tie(self, node: Node) -> None:
+    @staticmethod
+    def _read(node: Node) -> list:
         # RepeatBatch reads its second input only for the size of the batch, KeepMask for its mask.
         first = isinstance(node.operation, RepeatBatch | KeepMask)
-        inputs = node.inputs[:1] if first else node.inputs
-        tensors = [t for t in (*inputs, *node.outputs) if _is_float(t)]
+        return node.inputs[:1] if first else node.inputs
+
+    def _tie(self, node: Node) -> None:
+        tensors = [t for t in (*self._read(node), *node.outputs) if _is_float(t)]
         for tensor in tensors[1:]:
             self.parent[self._root(id(tensor))] = self._root(id(tensors[0]))
 
@@ -284,9 +313,9 @@ class _Placer:
 
     def _add_unit(self, node: Node, done: set[int]) -> None:
         """Makes the last tensor of node (+ BatchNormalization) (+ ReLU) a source of values."""
-        technique = self._quantized(node)
+        technique = None if id(node) in self.fixed else self._quantized(node)
         kind = kind_of(node.operation)
-        asked = self.technique_of(node)
+        asked = None if id(node) in self.fixed else self.technique_of(node)
         wanted = asked is not None and asked.activation_bits is not None
         # What makes floats out of whole numbers has nothing to quantize.
         if technique is None and wanted and any(map(_is_float, node.inputs)):
@@ -313,7 +342,7 @@ class _Placer:
     def _selecting(self, node: Node) -> list[Node]:
         """The selection that alone reads what a node gives, by whose scale that is written."""
         follower = self.graph.only_consumer(node.outputs[0])
-        given = _is_given(node) or looks_up(node)
+        given = self._is_given(node) or looks_up(node)
         if follower is None or given or fixed_range(node.operation) or self._passes(follower):
             return []
         selects = _selected(follower) is not None and self._quantized(follower) is not None
@@ -346,7 +375,7 @@ class _Placer:
 
     def _is_asked(self, key: int) -> bool:
         technique, _, node = self.sources[key]
-        takes = technique is not None and not isinstance(node.operation, Parameter)
+        takes = technique is not None and not self._is_weight(node)
         return key in self.wanted or (takes and kind_of(node.operation) != "Cast")
 
     def _multiplied(self) -> set[int]:
@@ -356,7 +385,7 @@ class _Placer:
         others = {
             self._root(key)
             for key, (_, _, node) in self.sources.items()
-            if not isinstance(node.operation, Parameter)
+            if not self._is_weight(node)
         }
         return read - others
 
@@ -382,10 +411,10 @@ class _Placer:
             bits=8 if symmetric else bits,
             symmetric=symmetric,
             # A weight's range is what it is now.
-            momentum=0.0 if isinstance(node.operation, Parameter) else technique.momentum,
+            momentum=0.0 if self._is_weight(node) else technique.momentum,
             activation=activation if alone else None,
             sources=len(keys),
-            fixed=fixed.pop() if len(fixed) == 1 and not floats else None,
+            fixed=fixed.pop() if len(fixed) == 1 and not (floats or symmetric) else None,
             delay=technique.delay,
             freeze=technique.freeze,
             float_source=floats or False,
@@ -397,13 +426,19 @@ class _Placer:
             name=self._unique_name(f"{node.name}_range"),
         )
 
-    @staticmethod
-    def _is_exact(technique: Quantize | None, activation: str | None, node: Node) -> bool:
-        return technique is None or _is_given(node)
+    def _is_exact(self, technique: Quantize | None, activation: str | None, node: Node) -> bool:
+        return technique is None or self._is_given(node)
 
-    @staticmethod
-    def _stays_float(technique: Quantize | None, activation: str | None, node: Node) -> bool:
-        return technique is None and not _is_given(node)
+    def _stays_float(self, technique: Quantize | None, activation: str | None, node: Node) -> bool:
+        return technique is None and not self._is_given(node)
+
+    def _is_weight(self, node: Node) -> bool:
+        return isinstance(node.operation, Parameter) or id(node) in self.fixed
+
+    def _is_given(self, node: Node) -> bool:
+        """Whether a node's values come from no computation: inputs, weights, whole numbers."""
+        given = isinstance(node.operation, layers.InputLayer) or self._is_weight(node)
+        return given or kind_of(node.operation) == "Cast"
 
     def _unique_name(self, name: str) -> str:
         """A layer that is called several times has a quantizer for each call."""
@@ -430,12 +465,6 @@ def _is_foldable(node: Node) -> bool:
         return False
     rank = len(node.outputs[0].shape)
     return operation.axis in (-1, rank - 1)
-
-
-def _is_given(node: Node) -> bool:
-    """Whether a node's values come from no computation: inputs, weights, whole numbers."""
-    given = isinstance(node.operation, layers.InputLayer | Parameter)
-    return given or kind_of(node.operation) == "Cast"
 
 
 def _selected(node: Node):
