@@ -26,7 +26,6 @@ FLOAT: set[str] = {
     "ex_imdb_mask",
     "ex_crnn_ctc",
     "kf_grn_tft",
-    "hub_deberta",
     "ex_melcnn",
     "hub_moonshine",
 }

@@ -415,7 +415,7 @@ def _not_traced(layer, error: Exception) -> NotTraced:
         layer,
         f"layer '{layer.name}' ({type(layer).__name__}) cannot be traced symbolically: "
         f"{type(error).__name__}: {reason} Expected: a call() made of Keras layers and keras.ops, "
-        "without raw tf. functions on tensors and without Python control flow on their values; "
+        "without other tf. functions than the usual ones and Python control flow on values; "
         "where it reads the size of an axis other than the batch, pass inputs= of fixed shapes.",
     )
 
