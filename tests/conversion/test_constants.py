@@ -29,13 +29,19 @@ def test_what_is_computed_of_constants_alone_is_carried_out(rounded):
     np.testing.assert_allclose(run(model, x)[0], 2 * np.exp(weight), rtol=1e-6)
 
 
+class Positions(layers.Layer):
+    def call(self, x):
+        return ops.arange(x.shape[1], dtype="int32")
+
+
 class OfWeights(layers.Layer):
     """Waves, weights of length 1 and shares: what is computed of weights, not of inputs."""
 
     def build(self, shape):
         self.w = self.add_weight(shape=(4, 4), initializer="normal", name="w")
 
-    def call(self, x):
+    def call(self, x, positions):
+        x = x + ops.cos(ops.expand_dims(ops.cast(positions, "float32"), -1) * self.w)
         x = x * ops.cos(self.w * 30.0) + ops.reshape(ops.sin(self.w * 50.0), (1, 4, 4))
         x = ops.matmul(x, self.w / ops.sqrt(ops.sum(ops.square(self.w), 0, keepdims=True)))
         return ops.matmul(ops.softmax(self.w * 9.0), x)
@@ -44,7 +50,7 @@ class OfWeights(layers.Layer):
 def test_what_is_computed_of_weights_is_no_operation_in_the_file(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4, 4))
-    model = keras.Model(inputs, OfWeights()(inputs))
+    model = keras.Model(inputs, OfWeights()(inputs, Positions()(inputs)))
     data = np.random.default_rng(0).normal(size=(32, 4, 4)).astype("float32")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*stay float")

@@ -338,6 +338,11 @@ def _is_array(x) -> bool:
     return hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, keras.Variable)
 
 
+def is_concrete_array(x) -> bool:
+    """Whether something is an array that has values, and no weight."""
+    return _is_array(x) and _is_concrete(x)
+
+
 def _is_concrete(structure) -> bool:
     """Whether all arrays of a structure have values, as tensors of a tf.function have not."""
     try:

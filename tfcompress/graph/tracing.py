@@ -27,7 +27,7 @@ from tfcompress.graph.nodes import (
     tensors_in,
     unique,
 )
-from tfcompress.graph.recording import Part, Recording, recorded
+from tfcompress.graph.recording import Part, Recording, is_concrete_array, recorded
 
 # Keras has no public name for it.
 _GET_ITEM: Any = type(keras.Input((1,))[0]._keras_history.operation)
@@ -182,11 +182,7 @@ class _Tracer:
             kwargs = {**kwargs, "training": training}
         with recorded(recording):
             outputs = self.layer(*args, **kwargs)
-            for leaf in tree.flatten(outputs):
-                if not isinstance(leaf, KerasTensor):
-                    raise TypeError(
-                        f"call() must return tensors that depend on its inputs; got {leaf!r}"
-                    )
+            outputs = tree.map_structure(lambda x: _as_symbol(x, anchor), outputs)
             if (functional := functional_of(self.layer)) is not None:  # it unpacks lists of one
                 outputs = tree.pack_sequence_as(functional._outputs_struct, tree.flatten(outputs))
             given = [t._keras_history.operation._inbound_nodes[0] for t in tree.flatten(inputs)]
@@ -222,6 +218,15 @@ class _Tracer:
                 raise _not_traced(around[-1] if around else self.layer, ValueError(reason))
             nodes += free
         graph.reset(graph.inputs, graph.outputs, nodes)
+
+
+def _as_symbol(x, anchor):
+    """What `call` returns as a symbolic tensor: positions, say, depend on shapes alone."""
+    if isinstance(x, KerasTensor):
+        return x
+    if anchor is None or not is_concrete_array(x):
+        raise TypeError(f"call() must return tensors that depend on its inputs; got {x!r}")
+    return Constant(np.asarray(x))(anchor)
 
 
 def batch_of(tensor, batch: int | None) -> int | None:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, tree
 
-from tfcompress.graph.layers import FixedTraining, KeepMask, Parameter, RepeatBatch
+from tfcompress.graph.layers import Constant, FixedTraining, KeepMask, Parameter, RepeatBatch
 from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
 from tfcompress.kinds import (
     FILLING,
@@ -230,7 +230,7 @@ class _Placer:
         return self.placement
 
     def _of_weights(self, rounded: Collection[int] = ()) -> set[int]:
-        """Nodes that compute with weights alone, as they are: the file has what they give.
+        """Nodes that compute with weights and constants alone; the file has what they give.
 
         Not those that read tensors that are rounded for others.
         """
@@ -239,7 +239,9 @@ class _Placer:
         for node in self.graph.nodes:
             operation, inputs = node.operation, self._read(node)
             free = not isinstance(operation, keras.Layer) or kind_of(operation) == "Rsqrt"
-            holds = isinstance(operation, Parameter) and id(node.outputs[0]) not in rounded
+            holds = (
+                isinstance(operation, Parameter | Constant) and id(node.outputs[0]) not in rounded
+            )
             of_weights = bool(inputs) and all(id(t) in plain for t in inputs)
             if not node.is_input and of_weights and free and not self._passes(node):
                 fixed.add(id(node))
