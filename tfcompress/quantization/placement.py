@@ -247,7 +247,7 @@ class _Placer:
                 fixed.add(id(node))
             elif not holds and not (of_weights and self._passes(node)):
                 continue
-            plain.update(id(t) for t in node.outputs if id(t) not in rounded)
+            plain.update(id(t) for t in node.outputs if id(t) not in rounded or not _is_float(t))
         return fixed
 
     def _find_wanted(self) -> set[int]:
