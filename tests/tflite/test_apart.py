@@ -46,6 +46,13 @@ def test_a_file_that_ends_the_process_is_an_error_of_one_line(tmp_path):
     assert benchmark(paths[0], runs=2, rounds=1).files[0].median_ms > 0
 
 
+def test_relative_paths_begin_where_this_process_is_now(tmp_path, monkeypatch):
+    run(add())  # which starts the other process, if nothing did before
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it.tflite").write_bytes(add())
+    assert benchmark("it.tflite", runs=1, rounds=1, warmup=0).files[0].path == "it.tflite"
+
+
 def test_names_that_are_no_text_are_an_error_of_one_line(tmp_path):
     (tmp_path / "odd.tflite").write_bytes(
         add().replace(b"\x01\x00\x00\x00x", b"\x01\x00\x00\x00\xfb")

@@ -70,7 +70,8 @@ class _Process:
         with self.lock:
             try:
                 dropped, self.dropped = self.dropped, []
-                _send(self.process.stdin, (dropped, _chosen_seconds(), name, arguments))
+                asked = (dropped, _chosen_seconds(), _folder(), name, arguments)
+                _send(self.process.stdin, asked)
                 while (answer := _receive(self.process.stdout))[0] in ("told", "may take"):
                     if answer[0] == "may take":
                         self.seconds = answer[1]
@@ -108,6 +109,13 @@ class _Process:
     def end(self) -> None:
         with contextlib.suppress(OSError):
             self._stack.close()
+
+
+def _folder() -> str | None:
+    """Where this process is, which relative paths begin at; None where that was removed."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()
+    return None
 
 
 def _chosen_seconds() -> int | None:
@@ -228,9 +236,11 @@ def serve() -> None:
     _lose()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            dropped, _chosen, name, arguments = pickle.loads(_read(sys.stdin.buffer))
+            dropped, _chosen, folder, name, arguments = pickle.loads(_read(sys.stdin.buffer))
             for number in dropped:
                 kept.pop(number, None)
+            with contextlib.suppress(OSError):
+                os.chdir(folder or os.curdir)
             module, function = name.split(":")
             try:
                 called = getattr(importlib.import_module(module), function)

@@ -168,6 +168,7 @@ class _Runner:
         from ai_edge_litert.interpreter import Interpreter
 
         self.path, content = path, flatbuffer.load(path)
+        model = flatbuffer.read(content, name=flatbuffer.describe(path))
         self.seconds = work.seconds(content, threads)
         apart.allow(self.seconds)
         try:
@@ -176,7 +177,7 @@ class _Runner:
             details = self.interpreter.get_input_details()
         except (RuntimeError, ValueError) as error:
             raise cannot_run(f"'{path}'", error) from error
-        names = {entry.index: entry.name for entry in ports(flatbuffer.read(content))[0]}
+        names = {entry.index: entry.name for entry in ports(model)[0]}
         self.inputs = [
             (d["index"], _input(path, d, names.get(d["index"]), i, len(details), data))
             for i, d in enumerate(details)
