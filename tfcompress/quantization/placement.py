@@ -239,9 +239,7 @@ class _Placer:
         for node in self.graph.nodes:
             operation, inputs = node.operation, self._read(node)
             free = not isinstance(operation, keras.Layer) or kind_of(operation) == "Rsqrt"
-            holds = (
-                isinstance(operation, Parameter | Constant) and id(node.outputs[0]) not in rounded
-            )
+            holds = isinstance(operation, Parameter | Constant)
             of_weights = bool(inputs) and all(id(t) in plain for t in inputs)
             if not node.is_input and of_weights and free and not self._passes(node):
                 fixed.add(id(node))
