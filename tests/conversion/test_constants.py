@@ -12,7 +12,8 @@ from keras import layers, ops
 
 import tfcompress as tfc
 from tfcompress.conversion import constants, forms
-from tfcompress.conversion.ranges import MARKED, Range, is_constant, take_markers
+from tfcompress.conversion.markers import MARKED, take_markers
+from tfcompress.conversion.ranges import Range, is_constant
 from tfcompress.tflite import flatbuffer
 
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from float_files import float_model, ops_of, run
 
-from tfcompress.conversion import constants, quantize, ranges
+from tfcompress.conversion import constants, markers, quantize, ranges
 from tfcompress.conversion.ranges import Range
 from tfcompress.tflite import signature
 
@@ -15,7 +15,7 @@ def fake_quant(x, low, high, bits=8):
     return tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, min=low, max=high, num_bits=bits)
 
 
-def mark(x, low, high, bits=8, wider=ranges.MARKED):
+def mark(x, low, high, bits=8, wider=markers.MARKED):
     return fake_quant(fake_quant(x, low, high, bits), wider * low, wider * high, bits)
 
 
@@ -29,7 +29,7 @@ def test_markers_are_read_and_taken_out():
         return mark(tf.exp(x), 0.0, 2.55)
 
     model = float_model(function, (1, 4))
-    known, floats = ranges.take_markers(model)
+    known, floats = markers.take_markers(model)
     graph = model.subgraphs[0]
     assert ops_of(model) == ["EXP"]
     assert floats == set()
@@ -42,15 +42,15 @@ def test_markers_are_read_and_taken_out():
 
 def test_sixteen_bits():
     model = float_model(lambda x: mark(tf.exp(x), -1.0, 32767 / 32768, 16), (1, 4))
-    known, _ = ranges.take_markers(model)
+    known, _ = markers.take_markers(model)
     (found,) = known.values()
     assert found.bits == 16
     assert limits(found) == (-1.0, 1.0)
 
 
 def test_another_width_says_float():
-    model = float_model(lambda x: mark(tf.sin(x), -1.0, 1.0, wider=ranges.MARKED_FLOAT), (1, 4))
-    known, floats = ranges.take_markers(model)
+    model = float_model(lambda x: mark(tf.sin(x), -1.0, 1.0, wider=markers.MARKED_FLOAT), (1, 4))
+    known, floats = markers.take_markers(model)
     assert floats == set(model.subgraphs[0].outputs)
     assert known[model.subgraphs[0].outputs[0]].maximum == pytest.approx(1.0, abs=0.01)
 
@@ -58,13 +58,26 @@ def test_another_width_says_float():
 @pytest.mark.parametrize("floats", [False, True])
 @pytest.mark.parametrize("high", [2e-4, 3e-6, 1e-6])
 def test_ranges_that_the_converter_takes_for_zeros(high, floats):
-    *wide, wider = ranges.told_as(-0.5 * high, high, floats)
+    *wide, wider = markers.told_as(-0.5 * high, high, floats)
     model = float_model(lambda x: mark(tf.sin(x), *wide, wider=wider), (1, 4))
-    known, found = ranges.take_markers(model)
+    known, found = markers.take_markers(model)
     (said,) = known.values()
     assert said.maximum == pytest.approx(high, rel=0.01)
     assert said.minimum == pytest.approx(-0.5 * said.maximum, rel=0.03)
     assert bool(found) == floats
+
+
+def test_equal_operations_that_are_rounded_to_several_ranges():
+    def function(x):  # the converter takes the two for one
+        return mark(tf.sin(x), -1.0, 1.0), mark(tf.sin(x), -4.0, 4.0), mark(tf.sin(x), -4.0, 4.0)
+
+    model = float_model(function, (1, 4))
+    known, _ = markers.take_markers(model)
+    outputs = model.subgraphs[0].outputs
+    assert sorted(round(known[i].maximum) for i in outputs) == [1, 4, 4]
+    x = np.linspace(-2, 2, 4, dtype="float32")[None]
+    for found in run(model, x):
+        np.testing.assert_allclose(found, np.sin(x), rtol=1e-6)
 
 
 def test_what_the_converter_adds_is_no_marker():
@@ -72,7 +85,7 @@ def test_what_the_converter_adds_is_no_marker():
         return tf.reshape(mark(tf.reduce_mean(mark(x, -1.0, 1.0), 1), -0.1, 0.1), (1, 6))
 
     model = float_model(function, (1, 5, 2, 3))
-    known, floats = ranges.take_markers(model)
+    known, floats = markers.take_markers(model)
     assert ops_of(model) == ["MEAN", "RESHAPE"]
     graph = model.subgraphs[0]
     assert floats == set()
@@ -88,7 +101,7 @@ def test_reshapes_of_marked_constants_are_folded():
         return tf.reshape(mark(weight, 0.0, 5.1), (2, 3)) * x
 
     model = float_model(function, (2, 3))
-    known, floats = ranges.take_markers(model)
+    known, floats = markers.take_markers(model)
     constants.fold(model, known, floats)
     assert ops_of(model) == ["MUL"]
     (constant,) = [i for i in known if ranges.is_constant(model, i)]
@@ -103,7 +116,7 @@ def test_ranges_spread_both_ways_over_what_keeps_the_scale():
         return tf.reshape(mark(tf.concat([x, tf.exp(y)], -1), 0.0, 2.55), (1, -1))
 
     model = float_model(function, (1, 4, 4, 2), (1, 2, 2, 2))
-    known, _ = ranges.take_markers(model)
+    known, _ = markers.take_markers(model)
     assert len(known) == 1
     spread = ranges.spread(model, known)
     graph = model.subgraphs[0]
@@ -115,7 +128,7 @@ def test_ranges_spread_both_ways_over_what_keeps_the_scale():
 
 def test_fixed_ranges_do_not_depend_on_markers():
     model = float_model(lambda x: tf.nn.softmax(mark(tf.sin(x), -1.0, 1.0)), (1, 4))
-    known, _ = ranges.take_markers(model)
+    known, _ = markers.take_markers(model)
     spread = ranges.spread(model, known)
     assert limits(spread[model.subgraphs[0].outputs[0]]) == (0.0, round(255 / 256, 4))
 
@@ -126,7 +139,7 @@ def test_a_relu_whose_range_clips_is_dropped():
         return mark(tf.nn.relu(mark(hidden, 0.0, 2.55) * 2.0 - 1.0), 0.0, 5.1)
 
     model = float_model(function, (1, 4))
-    known, _ = ranges.take_markers(model)
+    known, _ = markers.take_markers(model)
     before = ops_of(model)
     ranges.drop_clipped_relus(model, ranges.spread(model, known))
     assert "RELU" not in ops_of(model)
@@ -139,7 +152,7 @@ def test_a_relu_that_does_not_clip_by_its_range_stays():
         return mark(tf.nn.relu(total), 0.0, 2.55), total
 
     model = float_model(function, (1, 4), (1, 4))
-    known, _ = ranges.take_markers(model)
+    known, _ = markers.take_markers(model)
     ranges.drop_clipped_relus(model, known)
     assert "RELU" in ops_of(model)
 
@@ -152,7 +165,7 @@ def test_an_output_that_is_marked_keeps_its_signature():
         return {"y": mark(model(x), -1.0, 1.0)}
 
     parsed = float_model(function, (1, 4))
-    ranges.take_markers(parsed)
+    markers.take_markers(parsed)
     graph = parsed.subgraphs[0]
     for entry in parsed.signatureDefs or []:
         assert [e.tensorIndex for e in entry.outputs] == list(graph.outputs)
@@ -191,9 +204,9 @@ def test_a_range_that_a_kernel_fixes_goes_no_further_than_it_must():
         return tf.concat([tf.sigmoid(mark(x, -4.0, 4.0)), mark(tf.exp(x), -2.0, 6.0)], -1)
 
     model = float_model(function, (1, 4))
-    known, _ = ranges.take_markers(model)
+    known, _ = markers.take_markers(model)
     spread = ranges.spread(model, known)
     assert limits(spread[model.subgraphs[0].outputs[0]]) == (-2.0078, 5.9922)
     alone = float_model(lambda x: tf.transpose(tf.sigmoid(mark(x, -4.0, 4.0))), (1, 4))
-    spread = ranges.spread(alone, ranges.take_markers(alone)[0])
+    spread = ranges.spread(alone, markers.take_markers(alone)[0])
     assert limits(spread[alone.subgraphs[0].outputs[0]]) == (0.0, round(255 / 256, 4))

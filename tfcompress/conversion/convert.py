@@ -20,6 +20,7 @@ from tfcompress.conversion import (
     forms,
     grids,
     lower,
+    markers,
     quantize,
     ranges,
 )
@@ -67,7 +68,7 @@ def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integ
 def _marked(lowering: Lowering):
     """What a converter writes: the named file without its markers, and what they said."""
     parsed = lowering.run()
-    known, floats = ranges.take_markers(parsed)
+    known, floats = markers.take_markers(parsed)
     constants.fold(parsed, known, floats)
     forms.rewrite(parsed, known, floats)
     constants.part(parsed, known)

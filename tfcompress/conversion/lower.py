@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers, tree
 
 from tfcompress.conversion.converters import LARGE, Lowering, Names, allow, converter_of
-from tfcompress.conversion.ranges import named_for, told_as
+from tfcompress.conversion.markers import named_for, told_as
 from tfcompress.files import models
 from tfcompress.files.models import reason_of
 from tfcompress.graph.copying import copy_operation, copy_weights

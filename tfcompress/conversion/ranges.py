@@ -1,15 +1,9 @@
-"""Activation ranges read from the markers of a float .tflite, and spread to where they hold too.
-
-A converted fake-quantization op is a QUANTIZE -> DEQUANTIZE pair around nothing. A marker is two of
-them in a row, the second one so many times as wide: it tells the range of the tensor before it. All
-pairs are then taken out, also those that the converter added, which leaves a float file.
-"""
+"""Activation ranges spread to where they hold too, and made what kernels take."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,35 +30,8 @@ FIXED = {
     "LOG_SOFTMAX": (-255 / 16, 0.0),
 }
 
-# How many times as wide a marker's second pair is; and where what gives the tensor stays float.
-MARKED, MARKED_FLOAT = 3.0, 5.0
-
-# The converter takes ranges narrower than a millionth for those of zeros. Narrow ones are told as
-# so many times as wide, by pairs that differ by so much more.
-_NARROW, _WIDENED, _MORE = 1e-4, 2.0**20, 4.0
-
 # Narrower ones LiteRT's multipliers do not reach.
-_LEAST = 1e-6
-
-
-def told_as(low: float, high: float, floats: bool) -> tuple[float, float, float]:
-    """What a pair of markers says of a range: the first one's limits, and by what the other's are
-    wider.
-    """
-    wider = MARKED_FLOAT if floats else MARKED
-    if high - low > _NARROW:
-        return low, high, wider
-    return _WIDENED * low, _WIDENED * max(high, low + _LEAST), wider + _MORE
-
-
-def named_for(node: int) -> str:
-    """The name by which a marker tells the number of a node."""
-    return f"node_{node}_rounds"
-
-
-def _node_of(name: str) -> int | None:
-    found = re.findall(r"/node_(\d+)_rounds", name)
-    return int(found[-1]) if found else None
+LEAST = 1e-6
 
 
 # What reads a kernel as its second operand.
@@ -105,76 +72,16 @@ _TRUTH = Range(-128.0, 127.0)
 def with_zero(low: float, high: float) -> Range:
     """The range of values from `low` to `high`: it holds zero, and is not empty."""
     low, high = min(low, 0.0), max(high, 0.0)
-    return Range(low, max(high, low + _LEAST))
+    return Range(low, max(high, low + LEAST))
 
 
-def take_markers(model) -> tuple[dict[int, Range], set[int]]:
-    """Takes the markers out of a float model and tells what they said. Changes `model`."""
-    graph = model.subgraphs[0]
-    alias: dict[int, int] = {}
-    ranges: dict[int, Range] = {}
-    floats: set[int] = set()
-    before: dict[int, Range] = {}  # what the pair said that gives a tensor
-    kept = []
-    for op in graph.operators:
-        name = op_name(model, op)
-        if name not in ("QUANTIZE", "DEQUANTIZE"):
-            kept.append(op)
-            continue
-        read, made = op.inputs[0], op.outputs[0]
-        source = alias[made] = alias.get(read, read)
-        if name == "DEQUANTIZE":
-            if read in before:
-                before[made] = before[read]
-            continue
-        before[made] = _range_of(graph.tensors[made])
-        wider = _width(before[made]) / _width(before[read]) if read in before else 0.0
-        stays, by = _said(wider)
-        if by:
-            said, node = before[read], _node_of(flatbuffer.text(graph.tensors[read].name))
-            told = Range(said.minimum / by, said.maximum / by, said.bits, node)
-            ranges.setdefault(source, told)
-        if stays:
-            floats.add(source)
-    graph.operators = kept
-    for op in graph.operators:
-        op.inputs = [alias.get(i, i) for i in op.inputs]
-    _mark_before_reshapes(model, ranges, floats)
-    _move_outputs(model, alias)
-    drop_unused(model, ranges, floats)
-    return ranges, floats
-
-
-def _said(wider: float) -> tuple[bool, float]:
-    """Whether a pair of markers says float, and how many times too wide it tells a range, or 0."""
-    for stays, marked in ((False, MARKED), (True, MARKED_FLOAT)):
-        for more, by in ((0.0, 1.0), (_MORE, _WIDENED)):
-            if _is_near(wider, marked + more):
-                return stays, by
-    return False, 0.0
-
-
-def _mark_before_reshapes(model, ranges: dict[int, Range], floats: set[int]) -> None:
-    """Says of what is reshaped that it is float, where the converter moved the reshape ahead."""
-    for op in reversed(model.subgraphs[0].operators):
-        source, made = _ends(op)
-        if op_name(model, op) == "RESHAPE" and made in floats and source not in ranges:
-            floats.remove(made)
-            floats.add(source)
-            ranges[source] = ranges[made]
-
-
-def _ends(op) -> tuple[int, int]:
+def ends(op) -> tuple[int, int]:
     """The first tensor that an op reads and the first that it writes, -1 for none."""
     return op.inputs[0] if len(op.inputs) else -1, op.outputs[0] if len(op.outputs) else -1
 
 
-def _width(known: Range) -> float:
+def width(known: Range) -> float:
     return known.maximum - known.minimum
-
-
-def _is_near(value: float, wanted: float) -> bool:
-    return abs(value - wanted) < 1e-4 * wanted
 
 
 def spread(model, ranges: dict[int, Range], wide: bool = False) -> dict[int, Range]:
@@ -195,7 +102,7 @@ def spread(model, ranges: dict[int, Range], wide: bool = False) -> dict[int, Ran
             known[op.outputs[0]] = _TRUTH
         elif _makes_numbers_of(None, model, op) and (found := known.get(op.outputs[0])):
             # What was 0 all along may be another whole number.
-            high = found.maximum if _width(found) >= 1 else found.minimum + 1
+            high = found.maximum if width(found) >= 1 else found.minimum + 1
             known[op.outputs[0]] = Range(found.minimum, high, found.bits)
     # A constant that is selected need not be in the range of what it is selected from.
     moved = [_same_scale(model, op) for op in graph.operators if not _selects(model, op)]
@@ -248,19 +155,19 @@ def widen_sums(model, ranges: dict[int, Range]) -> None:
     """
     widened: dict[int, Range] = {}
     for op in model.subgraphs[0].operators:
-        source, made = _ends(op)
+        source, made = ends(op)
         if op_name(model, op) in ("ADD", "SUB") and made in ranges:
             known, widths, steps = ranges[made], [0.0], []
             for index in op.inputs:
                 if index in ranges:  # constants, too, of which not all matters
-                    widths.append(_width(ranges[index]))
+                    widths.append(width(ranges[index]))
                     steps.append(_wide_step(ranges[index]))
                 elif is_constant(model, index):
                     values = constant(model, index)
                     widths.append(max(values.max(), 0) - min(values.min(), 0) or 1.0)
                     steps.append(_wide_step(Range(float(values.min()), float(values.max()))))
             least = _SUM_STEP[known.bits] * max(widths)
-            if _width(known) < least:
+            if width(known) < least:
                 known = widened[made] = Range(known.minimum, known.minimum + least, known.bits)
             if known.bits == 16 and _are_powers([*steps, _wide_step(known)]):
                 by = 2.0 ** (2 * _POWER)
@@ -352,7 +259,7 @@ def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
     producer = {index: op for op in graph.operators for index in op.outputs}
     kept = []
     for op in graph.operators:
-        source, target = _ends(op)
+        source, target = ends(op)
         clips = op_name(model, op) in ("RELU", "RELU6") and source not in ranges
         alone = readers.get(source) == 1 and source in producer and source not in graph.outputs
         begins = target in ranges and ranges[target].minimum >= 0 and ranges[target].bits == 8
@@ -387,15 +294,6 @@ def _same_scale(model, op) -> list[int]:
         return []
     tensors = model.subgraphs[0].tensors
     return [i for i in (*op.inputs, *op.outputs) if i >= 0 and tensors[i].type == 0]
-
-
-def _range_of(tensor) -> Range:
-    (scale,), points = flatbuffer.scales_of(tensor)
-    zero = points[0] if points else 0
-    bits, signed = {3: (8, False), 9: (8, True), 7: (16, True), 16: (16, False)}[tensor.type]
-    lowest = -(2 ** (bits - 1)) if signed else 0
-    narrow = bits == 16  # of which LiteRT takes the greater half for a grid without a zero point
-    return Range((lowest + narrow - zero) * scale, (lowest + 2**bits - 1 - zero) * scale, bits)
 
 
 def drop_unused(model, ranges: dict[int, Range], floats: set[int]) -> None:
@@ -433,14 +331,6 @@ def _tensors_of(op) -> Iterator[int]:
 
 def _some(indices) -> list[int]:
     return [] if indices is None else [int(i) for i in indices]
-
-
-def _move_outputs(model, alias: dict[int, Any]) -> None:
-    graph = model.subgraphs[0]
-    graph.outputs = [alias.get(i, i) for i in graph.outputs]
-    for signature in model.signatureDefs:
-        for entry in signature.outputs:
-            entry.tensorIndex = alias.get(entry.tensorIndex, entry.tensorIndex)
 
 
 def part_outputs(model, ranges: dict[int, Range]) -> None:
