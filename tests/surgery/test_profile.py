@@ -139,7 +139,7 @@ def test_what_is_printed():
     def opaque(x):
         import tensorflow as tf
 
-        return tf.raw_ops.Relu(features=x)
+        return tf.math.bessel_i0e(x)
 
     model = sequential(layers.Dense(3), layers.Lambda(opaque, output_shape=(3,), name="[odd]"))
     found = profile(model)
