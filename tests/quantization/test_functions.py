@@ -160,6 +160,7 @@ def heads(x):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:these operations stay float")
 def test_what_was_float_is_whole_in_the_file(tmp_path):
     x = keras.Input((6, 8))

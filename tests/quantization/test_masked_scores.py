@@ -191,6 +191,7 @@ def test_divisors_that_come_near_0_stay_float(name, floats, tmp_path):
     assert np.abs(got - expected).max() <= 2.01 * np.ptp(expected) / 255
 
 
+@pytest.mark.slow
 def test_a_mask_given_as_floats_with_16_bits(tmp_path):
     x = keras.Input(SHAPE)
     kept = ops.cast(x[:, :, 0] > 0.0, "float32")[:, None, :]
