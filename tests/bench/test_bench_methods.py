@@ -100,6 +100,7 @@ def check_cost(run, name):
         assert min(run.cost.values()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_method_gives_a_file_of_its_precision(make, name):
     run = make(name)

@@ -181,6 +181,7 @@ def test_mirrored_strategy_on_two_devices():
     """)
 
 
+@pytest.mark.slow
 def test_frozen_base():
     source = make_float(trainable=False)
     model = compiled(tfc.quantize_aware(source))
@@ -206,6 +207,7 @@ def test_another_optimizer_midway():
     assert history[-1] < history[0]
 
 
+@pytest.mark.slow
 def test_save_midway_and_continue(tmp_path):
     model = fit(make())
     model.save(tmp_path / "model.keras")

@@ -98,6 +98,7 @@ def test_a_generator_and_a_dataset_calibrate_alike(float_cnn, images, tmp_path):
     assert len({file.read_bytes() for file in files}) == 1
 
 
+@pytest.mark.slow
 def test_int4_of_weights_trained_for_it(float_cnn, images, tmp_path):
     model = tfc.quantize_aware(float_cnn, bits=4)
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
@@ -202,6 +203,7 @@ def test_several_outputs_keep_order_and_names(tmp_path):
     assert [(t.name, list(t.shape)) for t in found.outputs] == [("zebra", [1, 3]), ("ant", [1, 1])]
 
 
+@pytest.mark.slow
 def test_mixed_precision_models_convert_as_float32(images, tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -61,6 +61,7 @@ def pruned_clustered_quantized(tmp_path_factory):
     return distiller, history, folder
 
 
+@pytest.mark.slow
 def test_compressed_student_has_what_was_asked_for(pruned_clustered_quantized):
     distiller, history, _ = pruned_clustered_quantized
     assert history["distillation_loss"][-1] < history["distillation_loss"][0]

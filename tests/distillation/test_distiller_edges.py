@@ -24,6 +24,7 @@ def text(width, seed, masked=True):
     return keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [(True, True), (False, True)])
 @pytest.mark.parametrize(
     "loss",

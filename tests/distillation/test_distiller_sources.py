@@ -234,6 +234,7 @@ def test_padding_of_sequences_does_not_count(activation):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [

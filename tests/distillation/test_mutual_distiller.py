@@ -72,6 +72,7 @@ def test_step_by_hand():
     assert_same([as_numpy(v) for v in variables], expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_all_learn_and_keep_learning_after_loading(tmp_path):
     students = three()[:2]
     losses = [kd.SoftLabels(), kd.Features("hidden", "hidden", weight=0.1)]

@@ -37,6 +37,7 @@ def stages(run):
     return stages
 
 
+@pytest.mark.slow
 def test_a_cache_file_of_other_data_is_refused(run, tmp_path):
     images, labels = make_data()
     np.savez(tmp_path / "other.npz", x=images + 1.0, y=labels)

@@ -110,6 +110,7 @@ def test_nothing_to_resume(run, tmp_path):
     assert run(resume=True).resumed == 0
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_and_a_folder_of_someone_else(run, tmp_path):
     interrupted(run, 8)
     folder = tmp_path / "out.keras.checkpoint"

@@ -70,6 +70,7 @@ def images(count=4):
     return np.random.default_rng(2).random((count, 8, 8, 3), "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", FORMATS)
 @pytest.mark.parametrize("kind", ["pruned", "clustered"])
 def test_stripped_models_compute_what_the_wrapped_ones_did(wrapped, tmp_path, kind, ending):

@@ -174,7 +174,13 @@ def divided(name):
     return keras.Model(x, layers.Dense(4)(y))
 
 
-@pytest.mark.parametrize(("name", "floats"), [("far", False), ("near", True), ("layer", False)])
+@pytest.mark.parametrize(
+    ("name", "floats"),
+    [
+        ("near", True),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("far", "layer")),
+    ],
+)
 def test_divisors_that_come_near_0_stay_float(name, floats, tmp_path):
     x = data()
     if name == "near":

@@ -66,6 +66,7 @@ def test_float32_is_the_file_that_convert_writes(tmp_path):
     assert found.before == found.twin
 
 
+@pytest.mark.slow
 def test_techniques_inside_of_other_layers_are_told_to_be_applied(qat_cnn, images, tmp_path):
     class Outer(keras.Model):
         def __init__(self):

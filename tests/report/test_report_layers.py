@@ -91,6 +91,7 @@ def test_levels_of_int8_fall_into_bins_evenly():
     assert histogram([np.array([np.nan, 0.0])])["counts"][BINS // 2] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bits"), [("float32", 32), ("float16", 16), ("int8", 8), ("int4", 4), ("qat", 8)]
 )

@@ -32,6 +32,7 @@ def test_second_fit_goes_on(method):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_default_schedule_of_several_fits():
     """It is that of the first; a model that was trained before begins from there."""
     model, ours = make(), ChannelPruning(sparsity=0.5, round_to=1)

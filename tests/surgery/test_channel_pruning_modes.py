@@ -91,6 +91,7 @@ def test_unknown_number_of_steps():
     assert sum(counts(model)) == 10
 
 
+@pytest.mark.slow
 def test_students_are_pruned():
     student, teacher = plain(), keras.models.clone_model(plain())
     distiller = tfc.Distiller(student, teacher)

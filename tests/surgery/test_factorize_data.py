@@ -38,6 +38,7 @@ def correlated(count, shape):
     return np.cumsum(mixed, axis=1).astype("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rank", [1, 3])
 def test_the_outputs_change_the_least_that_a_rank_allows(case, rank):

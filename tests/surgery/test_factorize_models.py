@@ -130,6 +130,7 @@ def test_names_are_unique_and_outputs_keep_theirs():
         assert relative_error(model, new) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal"]
 )
