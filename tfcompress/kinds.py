@@ -129,6 +129,14 @@ CONVOLUTIONS, TRANSPOSED = _named("convolution"), _named("transposed")
 DEPTHWISE, SEPARABLE = _named("depthwise"), _named("separable")
 # Layers that divide by a statistic of their input, in inference, too.
 NORMALIZING = _named("normalizing")
+# The ranges that kernels of 8 bits fix for what they give.
+FIXED_RANGES = {
+    "SOFTMAX": (0.0, 255 / 256),
+    "LOGISTIC": (0.0, 255 / 256),
+    "TANH": (-1.0, 127 / 128),
+    "LOG_SOFTMAX": (-255 / 16, 0.0),
+}
+
 RECURRENT, CONV_RECURRENT = _named("recurrent"), _named("conv_recurrent")
 # Layers that do nothing but in training.
 DROPOUTS = _named("dropout")

@@ -128,7 +128,7 @@ def test_a_skipped_layer_stays_float_and_the_rest_integer(float_cnn, images, tmp
     path = tmp_path / "model.tflite"
     report = tfc.convert(model, path, precision="int8")
     assert [f.op for f in report.float_ops] == ["CONV_2D"]
-    assert "left out of the recipe" in report.float_ops[0].reason
+    assert "left out of quantization" in report.float_ops[0].reason
     assert report.float_ops[0].layer == "pointwise"
     weights = constants(path, "CONV_2D")
     assert sorted(weights.values()) == ["float32", "int8"]

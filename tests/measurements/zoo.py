@@ -53,6 +53,8 @@ def zoo(arguments: list[str] | None = None) -> int:
         rows.append(measured(name, options.stages, options.seconds))
         tell(json.dumps(rows[-1]) if options.json else line(rows[-1]))
     page = _INTRO + table(rows) + "\n" + summary(rows) + "\n"
+    if left := [name for name in NAMES if name not in (options.models or NAMES)]:
+        page += f"\nNot measured for this page: {', '.join(left)}.\n"
     if options.write:
         writing.atomic_write(PAGE, page.encode())
     print(json.dumps(rows) if options.json else page)

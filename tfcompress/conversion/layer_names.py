@@ -9,10 +9,10 @@ from typing import Any
 
 import keras
 
-from tfcompress.conversion.ranges import FIXED, SAME_SCALE, Range
+from tfcompress.conversion.ranges import SAME_SCALE, Range
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.flatten import flatten
-from tfcompress.kinds import is_kernel
+from tfcompress.kinds import FIXED_RANGES, is_kernel
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import op_name
@@ -71,7 +71,7 @@ def fix_ranges(
                 f"ranges can be of float tensors that become integers; received '{name}', which "
                 "stays as it is. Leave it out."
             )
-        if index in makers and op_name(file, makers[index]) in FIXED:
+        if index in makers and op_name(file, makers[index]) in FIXED_RANGES:
             raise ValueError(
                 f"LiteRT fixes the range of '{name}' ({op_name(file, makers[index])}) itself; "
                 f"received ({low}, {high}) for it. Leave it out."
@@ -115,11 +115,9 @@ def skipped(file: Any, model: Any, skip: Sequence[str]) -> set[int]:
     """The tensors that layers give which are to stay float, by names or shell patterns."""
     if not skip:
         return set()
-    names, outputs = (
-        LayerNames(model),
-        [i for op in file.subgraphs[0].operators for i in op.outputs],
-    )
-    makers = {i: names.of(flatbuffer.text(file.subgraphs[0].tensors[i].name)) for i in outputs}
+    names, graph = LayerNames(model), file.subgraphs[0]
+    outputs = [i for op in graph.operators for i in op.outputs]
+    makers = {i: names.of(flatbuffer.text(graph.tensors[i].name)) for i in outputs}
     found: set[int] = set()
     for pattern in skip:
         mine = {i for i, name in makers.items() if name and fnmatch.fnmatchcase(name, pattern)}

@@ -194,12 +194,12 @@ def to_float(
 
 def _require_all_fixed(structure: Any) -> None:
     """Raises if an input has a dynamic dimension other than the batch."""
+    mend = (
+        "Give it the size that it will run at: x = keras.Input(shape) of that size (a dict or list "
+        "of such where there are several inputs), then keras.Model(x, model(x)), or pass "
+        "calibration= (--calibration), whose first sample tells it."
+    )
     for tensor in tree.flatten(structure):
-        mend = "Give it the size that it will run at: x = keras.Input(shape) of that size (a dict "
-        mend += (
-            "or list of such where there are several inputs), then keras.Model(x, model(x)), or "
-        )
-        mend += "pass calibration= (--calibration), whose first sample tells it."
         _require_fixed(tensor.name, tensor.shape, mend)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.kinds import FIXED_RANGES
 from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code, op_name
@@ -22,13 +23,6 @@ SAME_SCALE = set(
     "BATCH_TO_SPACE_ND REVERSE_V2 REDUCE_MAX REDUCE_MIN MAXIMUM MINIMUM DYNAMIC_UPDATE_SLICE "
     "SELECT SELECT_V2 CUMSUM".split()
 )
-
-FIXED = {
-    "SOFTMAX": (0.0, 255 / 256),
-    "LOGISTIC": (0.0, 255 / 256),
-    "TANH": (-1.0, 127 / 128),
-    "LOG_SOFTMAX": (-255 / 16, 0.0),
-}
 
 # Narrower ones LiteRT's multipliers do not reach.
 LEAST = 1e-6
@@ -93,7 +87,7 @@ def spread(model, ranges: dict[int, Range], wide: bool = False) -> dict[int, Ran
     graph, known = model.subgraphs[0], dict(ranges)
     own: set[int] = set()  # given by the kernel, whatever the others of a group have
     for op in graph.operators:
-        fixed = FIXED.get(op_name(model, op))
+        fixed = FIXED_RANGES.get(op_name(model, op))
         bits = next((known[i].bits for i in op.inputs if i in known), 8)
         if fixed and bits == 8:
             known[op.outputs[0]] = Range(*fixed)

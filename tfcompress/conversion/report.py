@@ -104,9 +104,6 @@ def _exchanged(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("weights", f"{found['weights']}, in {found['ops']} operations")]
 
 
-_SKIPPED = "left out of the recipe"
-
-
 def float_reasons(
     file: Any, known: Collection[int], floats: Collection[int], divisors: Collection[int] = ()
 ) -> dict[str, str]:
@@ -125,7 +122,7 @@ def float_reasons(
         elif name not in OPERATORS:
             reason = f"LiteRT has no integer kernel of {name}"
         elif any(index in floats for index in op.outputs):
-            reason = _SKIPPED
+            reason = "its layer was left out of quantization"
         elif unknown:
             reason = f"the range of '{flatbuffer.text(tensors[unknown[0]].name)}' is not known"
         for index in op.outputs:

@@ -57,11 +57,9 @@ def _sum_with_masks(operation, a, b):
     masks = np.abs(constant) >= MASK
     parts = [np.where(masks, 0, constant), np.where(masks, constant, 0)]
     values, masks = (ops.convert_to_tensor(part, constant.dtype) for part in parts)
-    return (
-        ops.add(operation(values, b), masks)
-        if _has_masks(a)
-        else (operation(operation(a, values), masks))
-    )
+    if _has_masks(a):
+        return ops.add(operation(values, b), masks)
+    return operation(operation(a, values), masks)
 
 
 def numbers_of(graph: Graph) -> dict[int, float]:

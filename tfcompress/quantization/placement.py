@@ -18,6 +18,7 @@ from tfcompress.graph.layers import Constant, FixedTraining, KeepMask, Parameter
 from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
 from tfcompress.kinds import (
     FILLING,
+    FIXED_RANGES,
     FOLDING,
     FUSING,
     INTEGER,
@@ -33,11 +34,11 @@ from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.techniques.quantize import Quantize
 
 # The ranges of outputs that LiteRT fixes.
-FIXED = {
-    "softmax": (0.0, 255 / 256),
-    "sigmoid": (0.0, 255 / 256),
-    "tanh": (-1.0, 127 / 128),
-    "logsoftmax": (-255 / 16, 0.0),
+_FIXED = {
+    "softmax": FIXED_RANGES["SOFTMAX"],
+    "sigmoid": FIXED_RANGES["LOGISTIC"],
+    "tanh": FIXED_RANGES["TANH"],
+    "logsoftmax": FIXED_RANGES["LOG_SOFTMAX"],
 }
 _FIXED_16 = (-1.0, 32767 / 32768)
 _ACTIVATIONS = set(
@@ -87,8 +88,8 @@ def fixed_range(operation, bits: int = 8) -> tuple[float, float] | None:
     """The output range that LiteRT fixes for an operation, if it does."""
     name = kind_of(operation).removeprefix("Activation:").lower().replace("_", "")
     if bits == 16:  # there is no LOG_SOFTMAX of 16 bits
-        return _FIXED_16 if name in FIXED and name != "logsoftmax" else None
-    return FIXED.get(name)
+        return _FIXED_16 if name in _FIXED and name != "logsoftmax" else None
+    return _FIXED.get(name)
 
 
 def relu_name(operation) -> str | None:
