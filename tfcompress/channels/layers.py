@@ -233,10 +233,8 @@ def recurrent(flow: Follower, call: Call) -> list[Axes]:
 def _steps(flow: Follower, call: Call, outs: list[Axis]) -> Axes:
     """The axes of the sequence that a recurrent layer goes through; its states are noted."""
     given = call.given
-    states, place = (
-        tree.flatten(given.get("initial_state")),
-        channel_place(getattr(call.layer, "cell", None)),
-    )
+    states = tree.flatten(given.get("initial_state"))
+    place = channel_place(getattr(call.layer, "cell", None))
     for i, state in enumerate(states):
         if isinstance(state, keras.KerasTensor):
             flow.same(flow.axes_of(state)[place], outs[i * len(outs) // len(states)])

@@ -77,6 +77,7 @@ def confine(written: Iterable[Path]) -> None:
         # A link is written through, see `writing`.
         ways = (path.parents for file in written for path in (file.absolute(), file.resolve()))
         folders = [next(path for path in way if path.is_dir()) for way in ways]
+        # Ours, of which the system's is the parent, is removed at the end.
         confinement.confine([*folders, Path(tempfile.gettempdir()).parent, "/dev"])
 
 
