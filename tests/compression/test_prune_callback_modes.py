@@ -41,6 +41,7 @@ class Branching(keras.Model):
         return self.dense(x) + 0.01 * self.rare(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"steps_per_execution": 4}, {"run_eagerly": True}])
 def test_modes_of_compile(settings):
     schedule = schedules.constant(0.6, begin=4, frequency=4)

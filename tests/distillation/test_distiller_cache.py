@@ -39,6 +39,7 @@ def trained():
     return distiller, history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "file"])
 def test_same_training(tmp_path, trained, kind):
     teacher, counter = counting(8, "large", 2)

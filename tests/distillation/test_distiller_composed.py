@@ -75,6 +75,7 @@ def test_compressed_student_has_what_was_asked_for(pruned_clustered_quantized):
     np.testing.assert_allclose(as_numpy(final(IMAGES)), outputs, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_litert_gives_what_the_student_gives(pruned_clustered_quantized):
     distiller, _, folder = pruned_clustered_quantized
     found = run_tflite(folder / "int8.tflite", IMAGES)

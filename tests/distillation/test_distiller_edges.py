@@ -79,6 +79,7 @@ def scaled(factor):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "old", "new"),
     [

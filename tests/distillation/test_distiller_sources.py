@@ -206,6 +206,7 @@ def text(width, seed, pooled):
 TOKENS = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 0], [1, 1, 1, 0, 0], [6, 5, 4, 3, 2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_padding_of_sequences_does_not_count(activation):
     student, teacher = text(4, 1, False), text(6, 2, False)

@@ -142,6 +142,7 @@ def test_a_normalization_does_not_come_without_its_layer():
     assert done.layers[1].detail == "'a', whose channels it takes, is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [cnn, separable, residual, attention, unrolled])
 def test_a_quantization_aware_student(build):
     teacher = shaken(build(8))

@@ -104,6 +104,7 @@ def test_hints_from_deep_to_shallow():
     assert np.abs(before - as_numpy(dense.kernel)).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_model_and_exits_learn(tmp_path):
     model = deep("softmax")
     trainer = compiled(

@@ -16,9 +16,10 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs sessions"
 
 # Starts one that starts another, says which they are, and waits.
 KEEPING = """
-import sys, time
+import signal, sys, time
 from tfcompress.files import children
 from tfcompress.files import temporary
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background ignore
 with temporary.folder() as folder, children.child(["sh", "-c", sys.argv[1]], stdout=-1) as process:
     open(folder + "/a", "w").close()
     print(folder, process.stdout.readline().decode(), flush=True)

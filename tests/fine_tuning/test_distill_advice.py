@@ -227,6 +227,7 @@ def test_the_summary_names_what_was_learned(run, made, tmp_path):
     assert "Trained 1 epoch (1 step); " in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["distiller", "mutual"])
 def test_a_saved_distiller_is_no_student(run, made, untrained, tmp_path, kind):
     student = make_student()

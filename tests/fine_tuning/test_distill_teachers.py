@@ -31,6 +31,7 @@ def test_a_student_that_starts_from_its_teacher(run, made, tmp_path):
     assert "100.0% of its weights began as the teacher's" in str(found)
 
 
+@pytest.mark.slow
 def test_compress_by_a_recipe_with_the_model_itself_for_a_teacher(made, tmp_path):
     (tmp_path / "self.yaml").write_text(
         "distill: {alpha: 0}\nrules:\n- {layers: '*', techniques: [quantize: {bits: 4}]}"

@@ -153,6 +153,7 @@ def token_by(mode):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["tile", "repeat", "broadcast_to", "zeros_like"])
 def test_class_token_and_positions_train_and_the_batch_size_may_be_read(mode, tmp_path):
     class Vit(keras.Model):

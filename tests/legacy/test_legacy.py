@@ -223,6 +223,7 @@ def test_zeros_and_clusters_are_kept_together(sparse):
         assert count_values(after) <= 4
 
 
+@pytest.mark.slow
 def test_finalize_keeps_the_simulation_of_rounding(quantized):
     x = data()[0]
     final = finalize(quantized)

@@ -90,6 +90,7 @@ def test_stripped_models_compute_what_the_wrapped_ones_did(wrapped, tmp_path, ki
         assert kind == "pruned" or weight.unique == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", FORMATS)
 def test_quantized_models_give_their_float_weights(wrapped, tmp_path, ending):
     source, target = tmp_path / f"old{ending}", tmp_path / "new.keras"

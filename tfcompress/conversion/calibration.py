@@ -149,7 +149,8 @@ def _first_statistics(graph: Graph) -> tuple[Node, np.ndarray, np.ndarray] | Non
             mean, variance = operation.mean, operation.variance
         else:
             continue
-        mean, variance = np.array(mean, np.float64), np.array(variance, np.float64)
+        # Not by NumPy, of which TensorFlow's values warn.
+        mean, variance = map(keras.ops.convert_to_numpy, (mean, variance))
         if np.any(mean != 0) or np.any(variance != 1):  # it was trained
             return node, mean, variance
     return None
