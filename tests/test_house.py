@@ -14,7 +14,7 @@ FLOORS = [
     {"recipe", "report"},
     {"surgery", "distillation", "legacy", "verification"},
     {"conversion", "compression", "channels"},
-    {"export", "quantization"},
+    {"export", "quantization", "post_training"},
     {"targets", "tools", "layers"},
     {"tflite", "techniques", "graph"},
     {"files", "errors", "results", "backend", "schedules", "dispatch", "kinds", "version"},

@@ -1,0 +1,1 @@
+"""What makes a trained model lose less when it is quantized without training: pure functions."""

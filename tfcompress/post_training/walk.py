@@ -1,0 +1,67 @@
+"""A flat model run node by node over calibration samples, so that what is read can be changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import KerasTensor, tree
+
+from tfcompress.graph.nodes import Graph, Node, call_node
+
+# What a node is called with for one batch: its arguments and keyword arguments.
+Call = tuple[tuple, dict[str, Any]]
+Visit = Callable[[Node, list[Call]], list[Any]]
+
+
+def run(node: Node, calls: Sequence[Call]) -> list[Any]:
+    """What a node gives for each batch, in inference."""
+    found = []
+    for args, kwargs in calls:
+        given = {**kwargs, "training": False} if kwargs.get("training") is not None else kwargs
+        found.append(call_node(node, *args, **given))
+    return found
+
+
+def walk(graph: Graph, batches: Sequence[Sequence[Any]], visit: Visit = run) -> list[Any]:
+    """Runs all batches through one node after the other; what no other node reads is forgotten.
+
+    Args:
+        graph: of a flat model.
+        batches: of each batch the arrays (rows, *shape) for the inputs, in their order. There may
+            be several kinds of batches, as float ones and quantized ones: `visit` knows which.
+        visit: called as `visit(node, calls)` in topological order with the arguments of all
+            batches; returns what the node gives for each.
+
+    Returns:
+        The outputs of the graph for each batch, in its structure.
+    """
+    inputs = tree.flatten(graph.inputs)
+    values: dict[int, list[Any]] = {
+        id(t): [batch[i] for batch in batches] for i, t in enumerate(inputs)
+    }
+    readers = Counter(key for node in graph.nodes for key in {id(t) for t in node.inputs})
+    readers.update({id(t) for t in tree.flatten(graph.outputs)})
+    for node in graph.nodes:
+        if node.is_input:
+            continue
+        made = visit(node, [_call(node, values, i) for i in range(len(batches))])
+        flat = [tree.flatten(each) for each in made]
+        for position, tensor in enumerate(node.outputs):
+            values[id(tensor)] = [each[position] for each in flat]
+        for key in {id(t) for t in node.inputs} | {id(t) for t in node.outputs}:
+            readers[key] -= key in {id(t) for t in node.inputs}
+            if readers[key] <= 0:
+                values.pop(key, None)
+    return [
+        tree.map_structure(lambda t, i=i: values[id(t)][i], graph.outputs)
+        for i in range(len(batches))
+    ]
+
+
+def _call(node: Node, values: dict[int, list[Any]], batch: int) -> Call:
+    return tree.map_structure(
+        lambda x: values[id(x)][batch] if isinstance(x, KerasTensor) else x,
+        (node.args, node.kwargs),
+    )
