@@ -8,6 +8,7 @@ from graph_models import difference, normal, seeded, sequential, shake, subclass
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.graph.folding import fold
 from tfcompress.surgery.folding import fold_batch_norm
 
 __all__ = ["seeded"]
@@ -92,6 +93,12 @@ def test_values_by_hand():
     new = fold_batch_norm(model).layers[-1]
     assert np.allclose(new.kernel, [[3, 4]])
     assert np.allclose(new.bias, [(3 - 5) * 3 + 1, (4 - 7) * 2 - 1])
+    found = fold(tfc.flatten(model))
+    assert (found.into, found.kept) == ({norm.name: dense.name}, {})
+    mean, std = found.statistics[dense.name]
+    assert np.allclose(mean, [1, -1]) and np.allclose(
+        std, [6 * (3 / 4) ** 0.5, 8 * (15 / 16) ** 0.5]
+    )
 
 
 def test_a_padded_layer_takes_in_what_adds_nothing():

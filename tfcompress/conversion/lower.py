@@ -18,10 +18,11 @@ from tfcompress.files import models
 from tfcompress.files.models import reason_of
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import as_flat
+from tfcompress.graph.folding import scale_and_offset
 from tfcompress.graph.inputs import inputs_of
 from tfcompress.graph.nodes import Graph, Node, scope_name
 from tfcompress.kinds import FOLDING
-from tfcompress.layers.batch_norm import FusedBatchNorm, scale_and_offset
+from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import (
     Compressed,
     baked_weight,

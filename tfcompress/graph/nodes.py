@@ -141,6 +141,18 @@ class Graph:
             return keras.Model(new_inputs, outputs, name=self.name)
 
 
+def exchanged(graph: Graph, call: Callable) -> keras.Model:
+    """A new model of the graph of a copy that is used up: its operations may be used again."""
+    for node in graph.nodes:
+        if not node.is_input:
+            # Else they would know two calls, of which one is in no model.
+            node.operation._inbound_nodes.clear()
+            node.operation._outbound_nodes.clear()
+    return graph.rebuild(
+        lambda node, *args, **kwargs: args[0] if node.is_input else call(node, *args, **kwargs)
+    )
+
+
 def call_node(node: Node, *args, **kwargs):
     """Calls the node's own operation on new tensors; an input stays what it is."""
     return args[0] if node.is_input else node.operation(*args, **kwargs)

@@ -1,7 +1,6 @@
 """BatchNormalization: what it computes in inference, and how it trains (FusedBatchNorm)."""
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfcompress.backend import as_tensor
@@ -119,19 +118,3 @@ def _fused_batch_norm(layer, x):
     keep = layer.momentum
     new = (a * keep + tf.stop_gradient(b) * (1.0 - keep) for a, b in zip(old, batch, strict=True))
     return tf.cast(y, layer.compute_dtype), *new
-
-
-def scale_and_offset(layer) -> tuple[np.ndarray, np.ndarray]:
-    """What a BatchNormalization computes in inference: x * scale + offset, by channel.
-
-    Returns two float64 arrays of shape (channels,).
-    """
-
-    def double(variable) -> np.ndarray:
-        return ops.convert_to_numpy(variable).astype("float64")
-
-    scale = 1.0 / np.sqrt(double(layer.moving_variance) + layer.epsilon)
-    if layer.scale:
-        scale *= double(layer.gamma)
-    offset = -double(layer.moving_mean) * scale
-    return scale, offset + double(layer.beta) if layer.center else offset

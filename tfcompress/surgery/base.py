@@ -10,7 +10,6 @@ import keras
 
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import require_model
-from tfcompress.graph.nodes import Graph
 from tfcompress.layers.compressed import is_compressed
 from tfcompress.surgery.macs import count
 from tfcompress.techniques.rules import Rule
@@ -35,18 +34,6 @@ def rules_of(layers: Any) -> list[Rule]:
     """Rules that match what a user wants: a `Wanted`, or several of them."""
     one = isinstance(layers, str) or callable(layers) or not isinstance(layers, Iterable)
     return [Rule(each) for each in ([layers] if one else layers)]
-
-
-def exchanged(graph: Graph, call: Callable) -> keras.Model:
-    """A new model of a graph of `opened`, whose operations may be used again."""
-    for node in graph.nodes:
-        if not node.is_input:
-            # Else they would know two calls, of which one is in no model.
-            node.operation._inbound_nodes.clear()
-            node.operation._outbound_nodes.clear()
-    return graph.rebuild(
-        lambda node, *args, **kwargs: args[0] if node.is_input else call(node, *args, **kwargs)
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,9 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph.copying import copy_operation, copy_weights
-from tfcompress.graph.nodes import Graph, Node
+from tfcompress.graph.nodes import Graph, Node, exchanged
 from tfcompress.kinds import SEPARABLE, is_of
 from tfcompress.quantization.pieces import fill, parts_of_separable
-from tfcompress.surgery.base import exchanged
 
 CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 
