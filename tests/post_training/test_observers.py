@@ -25,7 +25,8 @@ def test_scales_follow_the_axes_and_zeros_have_none(method):
     weight[:, 0, :, 1] = 0
     scale = weight_scale(weight, (0, 2), 4, method)
     assert scale.shape == (1, 2, 1, 4)
-    assert scale[0, 0, 0, 1] == 0 and np.count_nonzero(scale) == 7
+    assert scale[0, 0, 0, 1] == 0
+    assert np.count_nonzero(scale) == 7
     alone = weight_scale(weight[:, 1, :, 2], (0, 1), 4, method)
     np.testing.assert_allclose(scale[0, 1, 0, 2], alone.item(), rtol=1e-6)
     np.testing.assert_allclose(weight_scale(8 * weight, (0, 2), 4, method), 8 * scale, rtol=1e-6)
