@@ -1,13 +1,12 @@
 """Whether the rules of a recipe have an effect on a model."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from tfcompress.layers.compressed import target_variables, undeclared_weights, warn_undeclared
 from tfcompress.techniques import Quantize, Technique
-from tfcompress.techniques.rules import Rule, Rules
+from tfcompress.techniques.rules import Rule, Rules, require_match
 
 
 def refuse_shrink(recipe: Rules) -> None:
@@ -33,29 +32,16 @@ def check_rules(recipe: Rules, model: keras.Model) -> None:
         )
     operations = list(model.operations)
     for rule in recipe.rules:
-        matched = matches_of(rule, operations, model)
+        matched = require_match(rule, operations, model)
         decided = [operation for operation in matched if recipe.rule_of(operation) is rule]
         if not decided:
             raise ValueError(
-                f"the rule {_name(rule)} has no effect: later rules, which overrule it, match all "
+                f"{rule.words} has no effect: later rules, which overrule it, match all "
                 "of its layers. Take it out, or put it after them."
             )
         for technique in rule.techniques:
             if not isinstance(technique, Quantize):  # which is meant for activations, too
                 _check_takers(rule, technique, decided)
-
-
-def matches_of(rule: Rule, candidates: Sequence[Any], model) -> list[Any]:
-    """The layers and operations of a model that a rule matches."""
-    matched = [candidate for candidate in candidates if rule.matches(candidate)]
-    if not matched:
-        names = ", ".join(layer.name for layer in model.layers[:8])
-        more = ", ..." if len(model.layers) > 8 else ""
-        raise ValueError(
-            f"the rule {_name(rule)} must match a layer of model '{model.name}', whose layers "
-            f"are {names}{more}; it matches none. Mend the pattern, or take the rule out."
-        )
-    return matched
 
 
 def _check_takers(rule: Rule, technique: Technique, operations: list[Any]) -> None:
@@ -73,12 +59,6 @@ def _check_takers(rule: Rule, technique: Technique, operations: list[Any]) -> No
         name = unknown[0].rpartition("/")[2]
         mend += f" Weights of your own layers are declared: @tfcompress.register_kernel({name!r})."
     raise ValueError(
-        f"{kind} of the rule {_name(rule)} finds no weight that it is meant for: received "
+        f"{kind} of {rule.words} finds no weight that it is meant for: received "
         f"{listed or 'layers without kernels'}. {mend}"
     )
-
-
-def _name(rule: Rule) -> str:
-    if isinstance(rule.layers, type):
-        return f"for {rule.layers.__name__}"
-    return repr(rule.layers) if isinstance(rule.layers, str) else "with a predicate"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfcompress.compression.rules import matches_of, refuse_shrink
+from tfcompress.compression.rules import refuse_shrink
 from tfcompress.legacy import MOVE, import_tf_keras, import_tfmot, require_graph
 from tfcompress.legacy.rebuild import Rebuild, copy_layer, kind_of, weights_by_name, wrappers_of
 from tfcompress.schedules import Schedule
@@ -16,7 +16,7 @@ from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.cluster import Cluster
 from tfcompress.techniques.masks import Pattern
 from tfcompress.techniques.prune import Prune
-from tfcompress.techniques.rules import Rules
+from tfcompress.techniques.rules import Rules, require_match
 
 _STAGES = (
     "TFMOT combines techniques in stages only: compress with [{first}] and fit, finalize, then "
@@ -39,7 +39,7 @@ def compress(model: Any, recipe: Rules) -> Any:
         )
     layers = [x for x in model._flatten_layers(include_self=False) if not hasattr(x, "layers")]
     for rule in recipe.rules:
-        matches_of(rule, layers, model)
+        require_match(rule, layers, model)
     kinds = {type(technique) for layer in layers for technique in recipe.techniques_of(layer)}
     _check_kinds(kinds)
     tf_keras = import_tf_keras()

@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -63,6 +63,14 @@ class Rule:
         names = (layer.name, type(layer).__name__)
         return any(fnmatch.fnmatchcase(name, self.layers) for name in names)
 
+    @property
+    def words(self) -> str:
+        """What the rule is called in messages."""
+        if isinstance(self.layers, type):
+            return f"the rule for {self.layers.__name__}"
+        named = isinstance(self.layers, str)
+        return f"the rule {self.layers!r}" if named else "the rule with a predicate"
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
@@ -104,6 +112,19 @@ class Rules:
 def quantize_of(techniques: Sequence[Technique]) -> Quantize | None:
     """The Quantize among techniques, if there is one."""
     return next((t for t in techniques if isinstance(t, Quantize)), None)
+
+
+def require_match(rule: Rule, candidates: Iterable[Any], model: keras.Model) -> list[Any]:
+    """The layers and operations of a model that a rule matches; raises if there are none."""
+    matched = [candidate for candidate in candidates if rule.matches(candidate)]
+    if not matched:
+        names = ", ".join(layer.name for layer in model.layers[:8])
+        more = ", ..." if len(model.layers) > 8 else ""
+        raise ValueError(
+            f"{rule.words} must match a layer of model '{model.name}', whose layers "
+            f"are {names}{more}; it matches none. Mend the pattern, or take the rule out."
+        )
+    return matched
 
 
 def _check_order(techniques: Sequence[Technique]) -> None:

@@ -1,0 +1,145 @@
+"""Which precision each layer of a model gets in its file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from tfcompress.errors import expected_one_of
+from tfcompress.kinds import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    SEPARABLE,
+    TRANSPOSED,
+    is_exactly,
+    is_kernel,
+    is_known,
+)
+from tfcompress.techniques.rules import Rule, require_match
+
+USUAL = "int8"
+
+# Precisions with weights of fewer bits -> operators of LiteRT with kernels for them.
+KERNELS: dict[str, tuple[str, ...]] = {
+    "int4": ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D"),
+    "int2": ("FULLY_CONNECTED",),
+    "int4_blockwise": ("FULLY_CONNECTED",),
+}
+# Those whose activations stay float.
+FLOATS = ("int4_blockwise", "float16", "float32")
+LAYER_PRECISIONS = (USUAL, *KERNELS, "int16x8", "float16", "float32")
+
+_WEIGHTED = (*KERNELS, "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Precisions:
+    """Ordered rules that give layers precisions; the last that matches a layer decides.
+
+    A layer that none matches is "int8". Layers that open into several operations, such as
+    attention, hand their precision to all of these.
+
+    Args:
+        rules: {pattern: precision}, in the order in which they count. A pattern is one of the name
+            and the class of a layer as in `tfcompress.Rule` ("*", "block_1*", "Dense"), a type such
+            as `keras.layers.Dense`, or a predicate `f(layer) -> bool`. A precision is "int8";
+            "int4", "int2" or "int4_blockwise" (weights of fewer bits); "int16x8" (activations of 16
+            bits); "float16" (weights, with float activations) or "float32".
+
+    Raises:
+        TypeError: if `rules` is no mapping, or a pattern is none.
+        ValueError: if there is no rule, or a precision is none.
+    """
+
+    rules: Mapping[Any, str]
+
+    def __post_init__(self) -> None:
+        rules = self.rules
+        if not isinstance(rules, Mapping):
+            raise TypeError(
+                "precision by layer must be a mapping {pattern: precision}, such as "
+                f"{{'*': 'int4', 'head': 'int8'}}; received {rules!r}."
+            )
+        if not rules:
+            raise ValueError(
+                "precision by layer must have at least one rule; received none. Add one, such as "
+                "{'*': 'int4'}, or leave precision out."
+            )
+        for pattern, precision in rules.items():
+            rule = Rule(pattern)
+            if precision not in LAYER_PRECISIONS:
+                raise ValueError(
+                    f"unknown precision {precision!r} for {rule.words}; "
+                    f"{expected_one_of(str(precision), LAYER_PRECISIONS)}"
+                )
+        object.__setattr__(self, "rules", dict(rules))
+
+    @classmethod
+    def of(cls, rules: Precisions | Mapping[Any, str]) -> Precisions:
+        """Rules as they are, or those of a mapping."""
+        return rules if isinstance(rules, Precisions) else cls(rules)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The precisions that rules name, each once, in their order."""
+        return tuple(dict.fromkeys(self.rules.values()))
+
+    def __iter__(self) -> Iterator[tuple[Rule, str]]:
+        for pattern, precision in self.rules.items():
+            yield Rule(pattern), precision
+
+    def of_layer(self, layer: Any) -> str:
+        """The precision that a layer is to have."""
+        found = (precision for rule, precision in reversed(list(self)) if rule.matches(layer))
+        return next(found, USUAL)
+
+    def check_layers(self, model: keras.Model) -> None:
+        """Raises unless every rule matches layers of a flat model, some of which can be that."""
+        for rule, precision in self:
+            matched = require_match(rule, model.operations, model)
+            require_able(rule, precision, [x for x in matched if may_be(x, precision)], matched)
+
+
+def may_be(layer: Any, precision: str) -> bool:
+    """Whether a layer has weights for a precision, as far as its class tells."""
+    if precision not in _WEIGHTED:
+        return True
+    if not getattr(layer, "weights", None):
+        return False
+    operators = _operators(layer)
+    return operators is None or precision == "float16" or bool(operators & {*KERNELS[precision]})
+
+
+def require_able(rule: Rule, precision: str, able: Iterable[Any], matched: Iterable[Any]) -> None:
+    """Raises if none of the layers that a rule matches is able to be what it says."""
+    if any(True for _ in able):
+        return
+    named = [f"'{x.name}' ({type(x).__name__})" for x in matched]
+    more = ", ..." if len(named) > 5 else ""
+    kernels = KERNELS.get(precision)
+    expected = f"weights of {' or '.join(kernels)}" if kernels else "weights"
+    raise ValueError(
+        f"{rule.words} asks for {precision}, which LiteRT runs for {expected} alone; it matches "
+        f"{', '.join(named[:5])}{more}. Name another precision for these layers, or other layers."
+    )
+
+
+def _operators(layer: Any) -> set[str] | None:
+    """The operators that hold the kernels of a layer; None if its class does not tell."""
+    if not is_known(layer) or getattr(layer, "_layers", None):
+        return None
+    if not any(is_kernel(layer, variable) for variable in layer.variables):
+        return set()
+    return next((held for names, held in _HOLDING if is_exactly(layer, names)), None)
+
+
+_HOLDING: tuple[tuple[Collection[str], set[str]], ...] = (
+    ({"Embedding", "Conv3D", "Conv3DTranspose"}, set()),
+    # A convolution in groups or of one channel may be the other of the two.
+    (CONVOLUTIONS | DEPTHWISE | SEPARABLE, {"CONV_2D", "DEPTHWISE_CONV_2D"}),
+    (TRANSPOSED, {"TRANSPOSE_CONV"}),
+    ({"Dense"}, {"FULLY_CONNECTED"}),
+)
