@@ -19,7 +19,7 @@ from tfcompress.techniques import Prune
 if TYPE_CHECKING:
     from rich.console import Console
 
-Kind = Literal["sparsity", "bits"]
+Kind = Literal["sparsity", "bits", "precision"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +29,19 @@ class Row:
     Attributes:
         layer: its name in the flat model, as rules name it.
         weights, size: the names of the weights that were compressed, and how many numbers they are.
-        kind, value: "sparsity" and the fraction of zeros, or "bits" and their number.
-        measured: the loss and the metrics, or what `evaluate` returned.
+        kind, value: "sparsity" and the fraction of zeros, "bits" and their number, or "precision"
+            and its name.
+        measured: the loss and the metrics, or what `evaluate` returned; of precisions what the
+            outputs lose ("outputs", or "hessian" if that was estimated) and their "sqnr" in dB.
         drop: how much worse than the baseline: growth of the loss or fall of the user's measure;
-            infinite where that is no finite number.
+            of precisions what the outputs lose; infinite where that is no finite number.
     """
 
     layer: str
     weights: tuple[str, ...]
     size: int
     kind: Kind
-    value: float
+    value: float | str
     measured: dict[str, float]
     drop: float
 
@@ -50,8 +52,9 @@ class Sensitivity(Result):
 
     Attributes:
         model: its name.
-        measure: "loss" or "evaluate": what drops are told in.
-        baseline: what was measured of the model as it is.
+        measure: "loss" or "evaluate": what drops by sparsities and bits are told in; "outputs" if
+            there are only precisions.
+        baseline: what was measured of the model as it is; of its outputs nothing.
         prune: the settings of pruning that were tried; its sparsity says nothing.
         rows: one `Row` for each layer and setting, in the order of the layers.
     """
@@ -62,9 +65,9 @@ class Sensitivity(Result):
     prune: Prune
     rows: tuple[Row, ...]
 
-    def drops(self, kind: Kind = "sparsity") -> dict[str, dict[float, float]]:
-        """The drops by layer and value: {layer: {sparsity or bits: drop}}."""
-        found: dict[str, dict[float, float]] = {}
+    def drops(self, kind: Kind = "sparsity") -> dict[str, dict[Any, float]]:
+        """The drops by layer and value: {layer: {sparsity, bits or precision: drop}}."""
+        found: dict[str, dict[Any, float]] = {}
         for row in self.rows:
             if row.kind == kind:
                 found.setdefault(row.layer, {})[row.value] = row.drop
@@ -114,24 +117,24 @@ class Sensitivity(Result):
             ) from error
 
     def _print(self, console: Console) -> None:
-        """Print the drop of each layer as one table of sparsities and one of bits."""
-        what = "growth of the loss" if self.measure == "loss" else "drop of evaluate"
+        """Print the drop of each layer as one table of each kind."""
         known = ", ".join(f"{name} {value:.4g}" for name, value in self.baseline.items())
-        for kind, unit in (("sparsity", "{:.4g}"), ("bits", "{} bits")):
-            drops = self.drops(kind)  # type: ignore[arg-type]
-            values = sorted({v for layer in drops.values() for v in layer})
+        for kind, unit in _UNITS.items():
+            drops, what = self.drops(kind), _what(self, kind)
+            values = _values(drops, kind)
             if not values:
                 continue
             columns = ",".join(["layer", *(unit.format(v) + ">" for v in values)])
             rows: Rows = [
-                (layer, *(_short(found[v]) if v in found else "" for v in values))
+                (layer, *(_told(found[v], kind) if v in found else "" for v in values))
                 for layer, found in drops.items()
             ]
-            title = f"{self.model}: {what} by {kind} of each layer (baseline: {known})"
+            baseline = "" if kind == "precision" else f" (baseline: {known})"
+            title = f"{self.model}: {what} by {kind} of each layer{baseline}"
             print_table(console, title, columns, rows)
 
     def plot(self, path: str | os.PathLike[str] | None = None):
-        """Draws the drop of each layer over sparsity and over bits.
+        """Draws the drop of each layer over sparsity, over bits and over precisions.
 
         Args:
             path: the image file to write (.png, .svg, .pdf); None writes none.
@@ -148,8 +151,7 @@ class Sensitivity(Result):
             raise ImportError(
                 "the plot needs matplotlib, which is not installed. Run: pip install matplotlib"
             ) from error
-        every: tuple[Kind, ...] = ("sparsity", "bits")
-        kinds = [kind for kind in every if self.drops(kind)]
+        kinds = [kind for kind in _UNITS if self.drops(kind)]
         figure = Figure(figsize=(6.4 * len(kinds), 4.8), layout="constrained")
         figure.suptitle(f"{self.model}: sensitivity of each layer")
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
@@ -159,6 +161,26 @@ class Sensitivity(Result):
             figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
             writing.atomic_write(path, drawn.getvalue())
         return figure
+
+
+_FINEST_FIRST = ("float32", "float16", "int16x8", "int8", "int4_blockwise", "int4", "int2")
+# Kinds, and how their values are written.
+_UNITS: dict[Kind, str] = {"sparsity": "{:.4g}", "bits": "{} bits", "precision": "{}"}
+
+
+def _what(found: Sensitivity, kind: Kind) -> str:
+    """What drops of a kind are, in words."""
+    if kind == "precision":
+        return "loss of the outputs"
+    return "growth of the loss" if found.measure == "loss" else "drop of evaluate"
+
+
+def _values(drops: dict[str, dict[Any, float]], kind: Kind) -> list[Any]:
+    """The values of a kind in their order."""
+    every = {v for layer in drops.values() for v in layer}
+    if kind != "precision":
+        return sorted(every)
+    return sorted(every, key=_FINEST_FIRST.index)
 
 
 def _or(numbers: dict[str, float | None], missing: float) -> dict[str, float]:
@@ -172,6 +194,11 @@ def _short(value: float) -> str:
     )
 
 
+def _told(value: float, kind: Kind) -> str:
+    """A drop in a table; what outputs lose is of any size."""
+    return f"{value:.1e}" if kind == "precision" else _short(value)
+
+
 # Colours that stay apart, also for those who see fewer of them.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#332288")
 _REST = "#b0b0b0"
@@ -182,19 +209,26 @@ def _draw(axes, found: Sensitivity, kind: Kind) -> None:
     drops = found.drops(kind)
     worst = sorted(drops, key=lambda name: -max(drops[name].values()))[: len(_COLOURS)]
     lines = {}
+    every = _values(drops, kind)
+    places = {v: i if kind == "precision" else v for i, v in enumerate(every)}
     for name in sorted(drops, key=worst.__contains__):  # the named ones on top
-        values = sorted(drops[name])
+        values = [v for v in every if v in drops[name]]
         colour = _COLOURS[worst.index(name)] if name in worst else _REST
         style = {"color": colour, "linewidth": 1.6 if name in worst else 0.8}
-        (lines[name],) = axes.plot(values, [drops[name][v] for v in values], marker=".", **style)
+        (lines[name],) = axes.plot(
+            [places[v] for v in values], [drops[name][v] for v in values], marker=".", **style
+        )
     rest = [name for name in drops if name not in worst]
     shown = {name: lines[name] for name in worst}
     if rest:
         shown[f"{len(rest)} less sensitive"] = lines[rest[0]]
     axes.legend(shown.values(), shown, fontsize="small", title="most sensitive first")
-    axes.set_xlabel("sparsity" if kind == "sparsity" else "bits of the weights")
+    axes.set_xlabel("bits of the weights" if kind == "bits" else kind)
     if kind == "bits":
-        axes.set_xticks(sorted({v for each in drops.values() for v in each}))
+        axes.set_xticks(every)
         axes.invert_xaxis()  # more compression to the right, as in the other panel
-    axes.set_ylabel("growth of the loss" if found.measure == "loss" else "drop of evaluate")
+    if kind == "precision":
+        axes.set_xticks(range(len(every)), every)
+        axes.set_yscale("log")
+    axes.set_ylabel(_what(found, kind))
     axes.grid(alpha=0.3)

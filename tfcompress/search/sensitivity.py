@@ -15,6 +15,9 @@ from tfcompress.errors import check, is_whole
 from tfcompress.graph.flatten import flatten
 from tfcompress.layers.compressed import is_compressed, target_variables
 from tfcompress.recipe.findings import Kind, Row, Sensitivity
+from tfcompress.search import scan
+from tfcompress.search.outputs import Simulation
+from tfcompress.search.scan import PRECISIONS
 from tfcompress.surgery.pruning.judging import batches
 from tfcompress.techniques import Prune, Quantize
 from tfcompress.techniques.masks import Pattern
@@ -46,8 +49,11 @@ def sensitivity(
     layers: str | Callable[[Any], bool] = "*",
     sparsities: Sequence[float] = SPARSITIES,
     bits: Sequence[int] = BITS,
+    precisions: Sequence[str] = PRECISIONS,
     prune: Prune | None = None,
     evaluate: Callable[[keras.Model], float] | None = None,
+    calibration: Any = None,
+    method: str = "outputs",
     batch_size: int = 128,
     samples: int | None = None,
     progress: Callable[[int, int], Any] | None = None,
@@ -58,6 +64,11 @@ def sensitivity(
     that is compiled once; the model itself is left untouched. All kernels of a layer are compressed
     together, as a `Rule` would; quantization is that of weights, as `Quantize` rounds them.
 
+    With `calibration`, samples without labels, layers are computed in other precisions, too, as a
+    file would: weights on their grids, and what comes to the layer on that of 8 or 16 bits. What
+    is measured then is how far the outputs are from those of the float model: for probabilities
+    the Kullback-Leibler divergence, for others noise over signal.
+
     Args:
         model: any Keras 3 model that `flatten` takes; compiled, unless there is `evaluate`.
         data: (x, y) or (x, y, sample_weight) arrays, or a batched `tf.data.Dataset`, as for
@@ -65,12 +76,20 @@ def sensitivity(
         layers: pattern or predicate as of `Rule`.
         sparsities: fractions of zeros to try; an empty list tries none.
         bits: widths of weights to try, 2 to 16; an empty list tries none.
+        precisions: of layers in a file, to try with `calibration`: "int8", "int4", "int2",
+            "int4_blockwise", "int16x8", "float16", "float32"; each where a layer can have it.
         prune: a `Prune` whose pattern, score, depthwise and seed are to be tried; its sparsity does
             not matter. None prunes single weights by magnitude. An "n:m" pattern has but its own
             sparsity to try.
         evaluate: instead of `data`, a function f(model) -> float (higher is better). It is given
             the flat copy, compiled as the model is. By default the model's compiled loss measures,
             without the penalties of regularizers; its metrics of one number are told, too.
+        calibration: samples of the inputs, as for `convert`; alone, without `data` and `evaluate`,
+            only precisions are tried.
+        method: how precisions are judged: "outputs" computes the outputs once for each layer and
+            precision; "hessian" estimates them from the squares of what rounding changes in
+            weights, each times its curvature (as Dong et al. 2020, arXiv:1911.03852), in one pass
+            for all; it knows nothing of activations.
         batch_size: of arrays.
         samples: at most so many, spread evenly over arrays, the first ones of a dataset. A few
             thousand tell the order of layers; None takes all.
@@ -89,6 +108,7 @@ def sensitivity(
     Example:
         >>> found = sensitivity(model, (x, y), samples=2000)  # doctest: +SKIP
         >>> recipe = Recipe.from_sensitivity(found, sparsity=0.8)  # doctest: +SKIP
+        >>> found = sensitivity(model, calibration=x[:200])  # doctest: +SKIP
     """
     if isinstance(model, keras.Model) and is_compressed(model):
         raise ValueError(
@@ -96,25 +116,46 @@ def sensitivity(
             "that it was made from, or tfcompress.finalize(model) if nothing in it is quantized."
         )
     prune = _plain(prune)
+    scan.check_scan(precisions, method)
     flat = flatten(model)
-    trials = list(_trials(flat, layers, _sparsities(sparsities, prune), bits, prune))
-    measure = _measure_of(model, flat, data, evaluate, batch_size, samples)
-    report = progress or (lambda done, total: None)
-    baseline = measure()
-    report(1, len(trials) + 1)
-    goal = "loss" if evaluate is None else "evaluate"
-    check(bool(np.isfinite(baseline[goal])), f"the model's own {goal}", "finite", baseline[goal])
-    rows = []
-    for done, trial in enumerate(trials, 2):
-        measured = _run(trial, measure)
-        loss = measured[goal] - baseline[goal]
-        drop = loss if evaluate is None else -loss
-        size = sum(int(np.prod(v.shape)) for v in trial.variables)
-        names = tuple(v.name for v in trial.variables)
-        drop = drop if np.isfinite(drop) else float("inf")
-        rows.append(Row(trial.layer, names, size, trial.kind, trial.value, measured, drop))
-        report(done, len(trials) + 1)
+    labelled = data is not None or evaluate is not None or calibration is None
+    sparsities, bits = (_sparsities(sparsities, prune), bits) if labelled else ((), ())
+    trials = list(_trials(flat, layers, sparsities, bits, prune))
+    tried = () if calibration is None else precisions
+    kernels = scan.kernels_to_try(flat, layers, tried)
+    unlabelled = sum(len(scan.able(kernel, tried)) for kernel in kernels)
+    count = len(trials) if labelled else unlabelled
+    names = "sparsities and bits" if labelled else "precisions"
+    check(count > 0, names, "settings that some layer takes", (sparsities, bits, precisions))
+    given = scan.inputs_of(flat, calibration, samples) if kernels else []
+    told = scan.Steps(progress, len(trials) + labelled + unlabelled)
+    goal, baseline, rows = "outputs", {}, []
+    if labelled:
+        goal = "loss" if evaluate is None else "evaluate"
+        measure = _measure_of(model, flat, data, evaluate, batch_size, samples)
+        baseline = measure()
+        told.step()
+        check(
+            bool(np.isfinite(baseline[goal])), f"the model's own {goal}", "finite", baseline[goal]
+        )
+        for trial in trials:
+            rows.append(_row(trial, goal, baseline, _run(trial, measure)))
+            told.step()
+    if kernels:
+        simulation = Simulation(flat, kernels, given, batch_size)
+        for row in scan.rows_of(simulation, tried, method):
+            rows.append(row)
+            told.step()
     return Sensitivity(model.name, goal, baseline, prune, tuple(rows))
+
+
+def _row(trial: _Trial, goal: str, baseline: dict[str, float], measured: dict[str, float]) -> Row:
+    loss = measured[goal] - baseline[goal]
+    drop = loss if goal == "loss" else -loss
+    size = sum(int(np.prod(v.shape)) for v in trial.variables)
+    names = tuple(v.name for v in trial.variables)
+    drop = drop if np.isfinite(drop) else float("inf")
+    return Row(trial.layer, names, size, trial.kind, trial.value, measured, drop)
 
 
 def _run(trial: _Trial, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -137,17 +178,13 @@ def _trials(flat, layers, sparsities, bits, prune: Prune) -> Iterator[_Trial]:
             f"layers must match a layer of model '{flat.name}' that has a kernel, which are: "
             f"{having}; received {layers!r}, which matches none of them."
         )
-    count = 0
     for layer in matched:
         found = target_variables(layer)
         pruned = [pair for pair in found if prune.refuses(*pair) is None]
         for value in sparsities if pruned else ():
-            count += 1
             yield _Trial(layer.name, "sparsity", value, *_pruned(prune, value, pruned))
         for technique in quantize:
-            count += 1
             yield _Trial(layer.name, "bits", technique.bits, *_quantized(technique, found))
-    check(count > 0, "sparsities and bits", "settings that some layer takes", (sparsities, bits))
 
 
 def _pruned(prune: Prune, sparsity: float, targets):

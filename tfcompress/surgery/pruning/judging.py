@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import tree
+from keras import ops, tree
 
 from tfcompress.errors import check, is_whole, named_in_keras
 from tfcompress.files.samples import as_rows
@@ -198,3 +198,64 @@ def _require_fit(batch: Batch, model: keras.Model) -> None:
                 f"data must come in batches; received single samples of shape {np.shape(array)} "
                 f"for input '{tensor.name}'. Call dataset.batch(32)."
             )
+
+
+def gradients_of(
+    loss: Callable[[Batch], Any], variables: list, made: Callable[[Sequence[Any]], list]
+) -> Callable[[Batch], list]:
+    """Batch -> what `made` makes of the gradients of its loss by these variables."""
+    return _BACKENDS[keras.backend.backend()](loss, variables, made)
+
+
+def _tensorflow(loss, variables: list, made) -> Callable[[Batch], list]:
+    import tensorflow as tf
+
+    weights = [variable.value for variable in variables]
+
+    @tf.function(reduce_retracing=True)
+    def run(batch: Batch) -> list:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            value = loss(batch)
+        gradients = tape.gradient(value, weights, unconnected_gradients="zero")
+        return made([tf.convert_to_tensor(gradient) for gradient in gradients])
+
+    return lambda batch: run(_tensors(batch))
+
+
+def _jax(loss, variables: list, made) -> Callable[[Batch], list]:
+    import jax
+
+    def loss_of(values: list, batch: Batch) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return loss(batch)
+
+    gradients = jax.jit(jax.grad(loss_of))
+    return lambda batch: made(gradients([v.value for v in variables], _tensors(batch)))
+
+
+def _torch(loss, variables: list, made) -> Callable[[Batch], list]:
+    import torch
+
+    def run(batch: Batch) -> list:
+        frozen = [v for v in variables if not v.value.requires_grad]
+        for variable in frozen:
+            variable.value.requires_grad_(True)
+        weights = [v.value for v in variables]
+        found = torch.autograd.grad(loss(_tensors(batch)), weights, allow_unused=True)
+        for variable in frozen:
+            variable.value.requires_grad_(False)
+        pairs = zip(found, weights, strict=True)
+        return made([torch.zeros_like(w) if g is None else g for g, w in pairs])
+
+    return run
+
+
+def _tensors(batch: Batch) -> Batch:
+    parts = tuple(batch)
+    return Batch(
+        *keras.tree.map_structure(lambda a: None if a is None else ops.convert_to_tensor(a), parts)
+    )
+
+
+_BACKENDS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}

@@ -14,7 +14,15 @@ from tfcompress.channels.terms import places
 from tfcompress.errors import check, did_you_mean
 from tfcompress.graph.nodes import Node, unique
 from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure
-from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, objective
+from tfcompress.surgery.pruning.judging import (
+    Batch,
+    Objective,
+    batches,
+    gradients_of,
+    judge,
+    labelled,
+    objective,
+)
 
 Scores = dict[str, np.ndarray]
 ScoreFunction = Callable[[ChannelGroup], np.ndarray]
@@ -354,61 +362,7 @@ def _products(
             found.append(ops.sum(product, axis=others))
         return found
 
-    return _BACKENDS[keras.backend.backend()](loss, variables, sums)
-
-
-def _tensorflow(loss, variables: list, sums) -> Callable[[Batch], list]:
-    import tensorflow as tf
-
-    weights = [variable.value for variable in variables]
-
-    @tf.function(reduce_retracing=True)
-    def run(batch: Batch) -> list:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            value = loss(batch)
-        gradients = tape.gradient(value, weights, unconnected_gradients="zero")
-        return sums([tf.convert_to_tensor(gradient) for gradient in gradients])
-
-    return lambda batch: run(_tensors(batch))
-
-
-def _jax(loss, variables: list, sums) -> Callable[[Batch], list]:
-    import jax
-
-    def loss_of(values: list, batch: Batch) -> Any:
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return loss(batch)
-
-    gradients = jax.jit(jax.grad(loss_of))
-    return lambda batch: sums(gradients([v.value for v in variables], _tensors(batch)))
-
-
-def _torch(loss, variables: list, sums) -> Callable[[Batch], list]:
-    import torch
-
-    def run(batch: Batch) -> list:
-        frozen = [v for v in variables if not v.value.requires_grad]
-        for variable in frozen:
-            variable.value.requires_grad_(True)
-        weights = [v.value for v in variables]
-        found = torch.autograd.grad(loss(_tensors(batch)), weights, allow_unused=True)
-        for variable in frozen:
-            variable.value.requires_grad_(False)
-        pairs = zip(found, weights, strict=True)
-        return sums([torch.zeros_like(w) if g is None else g for g, w in pairs])
-
-    return run
-
-
-def _tensors(batch: Batch) -> Batch:
-    parts = tuple(batch)
-    return Batch(
-        *keras.tree.map_structure(lambda a: None if a is None else ops.convert_to_tensor(a), parts)
-    )
-
-
-_BACKENDS = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+    return gradients_of(loss, variables, sums)
 
 
 def _random(structure: Structure, seed: int) -> ScoreFunction:
