@@ -96,7 +96,8 @@ def test_values_by_hand():
     found = fold(tfc.flatten(model))
     assert (found.into, found.kept) == ({norm.name: dense.name}, {})
     mean, std = found.statistics[dense.name]
-    assert np.allclose(mean, [1, -1]) and np.allclose(
+    assert np.allclose(mean, [1, -1])
+    assert np.allclose(
         std, [6 * (3 / 4) ** 0.5, 8 * (15 / 16) ** 0.5]
     )
 
