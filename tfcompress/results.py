@@ -7,7 +7,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,6 +55,26 @@ def as_text(render: Callable[[Console], None]) -> str:
     target = io.StringIO()
     render(Console(file=target, width=120, color_system=None))
     return target.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What became of one layer or group of channels, or why nothing did.
+
+    Attributes:
+        layer: its name in the flat model, see `tfcompress.flatten`.
+        detail: "64 -> 32 channels", "rank 12 of 64", or the reason why it stays.
+    """
+
+    layer: str
+    detail: str
+
+
+def change_lines(changes: Iterable[Change], kept: Iterable[Change]) -> list[str]:
+    """Lines that name what was changed, and what was not and why."""
+    rows = [*changes, *(Change(x.layer, f"kept: {x.detail}") for x in kept)]
+    width = max((len(row.layer) for row in rows), default=0)
+    return [f"{row.layer.ljust(width)}  {row.detail}" for row in rows]
 
 
 class Result:

@@ -97,9 +97,7 @@ def test_values_by_hand():
     assert (found.into, found.kept) == ({norm.name: dense.name}, {})
     mean, std = found.statistics[dense.name]
     assert np.allclose(mean, [1, -1])
-    assert np.allclose(
-        std, [6 * (3 / 4) ** 0.5, 8 * (15 / 16) ** 0.5]
-    )
+    assert np.allclose(std, [6 * (3 / 4) ** 0.5, 8 * (15 / 16) ** 0.5])
 
 
 def test_a_padded_layer_takes_in_what_adds_nothing():

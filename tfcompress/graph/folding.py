@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Container, Mapping
 from typing import Any
 
 import keras
@@ -62,7 +63,8 @@ def fold(flat: keras.Model) -> Folding:
             into[node.name] = target.name
         else:
             kept.setdefault(node.name, target)
-    return Folding(folder.rebuild(), into, kept, folder.statistics)
+    new = with_values(graph, folder.values, folder.gone)
+    return Folding(new, into, kept, folder.statistics)
 
 
 def folded(flat: keras.Model) -> keras.Model:
@@ -72,9 +74,9 @@ def folded(flat: keras.Model) -> keras.Model:
 
 @dataclasses.dataclass
 class _Folder:
-    """Folds BatchNormalizations one by one, and then rebuilds the graph without them.
+    """Folds BatchNormalizations one by one.
 
-    `values` has the new weights of layers, by the identity of their nodes; `gone` the identity of
+    `values` has the new weights of layers, by their identity; `gone` the identity of
     the nodes that were folded -> the node that took them in; `statistics` those of `Folding`.
     """
 
@@ -139,7 +141,7 @@ class _Folder:
         if refusal is not None:
             return refusal
         _, offset = scale_and_offset(batch_norm_of(node.operation))
-        if _pads(layer) and offset.any():
+        if pads(layer) and offset.any():
             return f"'{layer.name}' pads with zeros what it gives"
         return None
 
@@ -158,35 +160,47 @@ class _Folder:
 
     def _take_in(self, node: Node, target: Node, change) -> Node:
         layer = target.operation
-        values = self.values.get(id(target)) or {
-            name: _double(getattr(layer, name)) for name in _kernels(layer)
-        }
-        values.setdefault("bias", _double(layer.bias) if layer.use_bias else np.zeros(1))
+        values = self.values.get(id(layer)) or values_of(layer)
         scale, offset = scale_and_offset(batch_norm_of(node.operation))
-        self.values[id(target)] = change(layer, values, scale, offset)
+        self.values[id(layer)] = change(layer, values, scale, offset)
         self.gone[id(node)] = target
         return target
 
-    def rebuild(self) -> keras.Model:
-        """A new model without what was folded."""
-        made = []
 
-        def call(node: Node, *args, **kwargs):
-            if id(node) in self.gone:
-                return args[0]
-            if id(node) not in self.values:
-                return call_node(node, *args, **kwargs)
-            twin = copy_operation(node.operation, {"use_bias": True})
-            made.append((node, twin))
-            return twin(*args, **kwargs)
+def with_values(
+    graph: Graph, values: Mapping[int, Values], gone: Container[int] = ()
+) -> keras.Model:
+    """A new model of the graph of a copy that is used up, with new weights of its layers.
 
-        new = exchanged(self.graph, call)
-        for node, twin in made:
-            for name, value in self.values[id(node)].items():
-                variable = getattr(twin, name)
-                variable.assign(np.broadcast_to(value, variable.shape))
+    Args:
+        values: identity of a layer -> its new weights, which are broadcast. A linear layer without
+            bias that has one here gets it.
+        gone: identities of nodes that give what they are given.
+    """
+    twins = {}
+    for layer in {id(node.operation): node.operation for node in graph.nodes}.values():
+        if id(layer) in values:
+            lacks = "bias" in values[id(layer)] and not layer.use_bias
+            twins[id(layer)] = copy_operation(layer, {"use_bias": True}) if lacks else layer
+
+    def call(node: Node, *args, **kwargs):
+        if id(node) in gone:
+            return args[0]
+        if id(node.operation) in twins:
+            return twins[id(node.operation)](*args, **kwargs)
+        return call_node(node, *args, **kwargs)
+
+    new = exchanged(graph, call)
+    for node in graph.nodes:
+        twin = twins.pop(id(node.operation), None)
+        if twin is None:
+            continue
+        for name, value in values[id(node.operation)].items():
+            variable = getattr(twin, name)
+            variable.assign(np.broadcast_to(value, variable.shape))
+        if twin is not node.operation:
             copy_trainable(node.operation, twin)
-        return new
+    return new
 
 
 def batch_norm_of(operation) -> Any:
@@ -223,11 +237,17 @@ def _said(node: Node | None) -> str:
     return "the input" if node.is_input else f"'{node.name}' ({type(node.operation).__name__})"
 
 
+def values_of(layer) -> Values:
+    """The weights of a linear layer; a bias of 0 if it has none."""
+    values = {name: _double(getattr(layer, name)) for name in _kernels(layer)}
+    return {**values, "bias": _double(layer.bias) if layer.use_bias else np.zeros(1)}
+
+
 def _kernels(layer) -> tuple[str, ...]:
     return ("depthwise_kernel", "pointwise_kernel") if is_of(layer, SEPARABLE) else ("kernel",)
 
 
-def _pads(layer) -> bool:
+def pads(layer) -> bool:
     """Whether zeros may stand beside the input of a layer, or kernels reach beyond it."""
     if isinstance(layer, layers.Dense):
         return False
@@ -257,7 +277,7 @@ def before_inputs(layer, values: Values, scale: np.ndarray, offset: np.ndarray) 
     """Weights of a linear layer whose inputs were multiplied by `scale`, and `offset` added."""
     name = _kernels(layer)[0]
     kernel = values[name]
-    if is_of(layer, TRANSPOSED):  # only without an offset, see `_pads`
+    if is_of(layer, TRANSPOSED):  # only without an offset, see `pads`
         return {**values, name: kernel * scale, "bias": values["bias"]}
     if getattr(layer, "groups", 1) > 1:
         shape = (layer.groups, -1, 1)

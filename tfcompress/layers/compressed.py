@@ -337,6 +337,16 @@ def require_advanced(model: keras.Model) -> None:
         )
 
 
+def require_plain(model: keras.Model) -> None:
+    """Raises a ValueError for a model of `compress`, whose layers are wrapped."""
+    if is_compressed(model):
+        raise ValueError(
+            "model must be a plain one, whose layers can be exchanged; received "
+            f"'{model.name}', whose layers are wrapped by compress or quantize_aware. Finalize it "
+            "first with tfcompress.finalize, or do this before compress."
+        )
+
+
 def is_compressed(model: keras.Model) -> bool:
     """Whether a model comes from `compress`, trained or not."""
     kinds = (Compressed, FakeQuant, FusedBatchNorm)

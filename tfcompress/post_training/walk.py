@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from keras import KerasTensor, tree
 
+from tfcompress.errors import check, is_whole
+from tfcompress.files import samples as samples_of
 from tfcompress.graph.nodes import Graph, Node, call_node
 
 # What a node is called with for one batch: its arguments and keyword arguments.
 Call = tuple[tuple, dict[str, Any]]
 Visit = Callable[[Node, list[Call]], list[Any]]
+
+
+def batched(graph: Graph, data: Any, size: int, samples: int | None) -> list[list[np.ndarray]]:
+    """Calibration data as `walk` takes them.
+
+    Args:
+        data: in any form that `tfcompress.convert` takes.
+        size: samples in a batch; those of unlike shapes are never in one.
+        samples: how many to take; None for all.
+    """
+    check(is_whole(size), "batch_size", "a whole number of at least 1", size, "32 is usual.")
+    inputs = tree.flatten(graph.inputs)
+    rows = samples_of.batches(data, inputs, limit=samples)
+    found = []
+    for _, alike in itertools.groupby(rows, lambda row: [row[t.name].shape for t in inputs]):
+        while some := list(itertools.islice(alike, size)):
+            found.append([np.concatenate([row[t.name] for row in some]) for t in inputs])
+    return found
 
 
 def run(node: Node, calls: Sequence[Call]) -> list[Any]:

@@ -10,7 +10,8 @@ import keras
 
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import require_model
-from tfcompress.layers.compressed import is_compressed
+from tfcompress.layers.compressed import require_plain
+from tfcompress.results import Change, change_lines
 from tfcompress.surgery.macs import count
 from tfcompress.techniques.rules import Rule
 
@@ -21,12 +22,7 @@ Wanted = str | type | Callable[[Any], bool]
 def opened(model: keras.Model) -> keras.Model:
     """A flat Functional copy of a model, with weights of its own, see `tfcompress.flatten`."""
     require_model(model)
-    if is_compressed(model):
-        raise ValueError(
-            "model must be a plain one, whose layers can be exchanged; received "
-            f"'{model.name}', whose layers are wrapped by compress or quantize_aware. Finalize it "
-            "first with tfcompress.finalize, or do surgery before compress."
-        )
+    require_plain(model)
     return flatten(model)
 
 
@@ -34,19 +30,6 @@ def rules_of(layers: Any) -> list[Rule]:
     """Rules that match what a user wants: a `Wanted`, or several of them."""
     one = isinstance(layers, str) or callable(layers) or not isinstance(layers, Iterable)
     return [Rule(each) for each in ([layers] if one else layers)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """What became of one layer or group of channels, or why nothing did.
-
-    Attributes:
-        layer: its name in the flat model, see `tfcompress.flatten`.
-        detail: "64 -> 32 channels", "rank 12 of 64", or the reason why it stays.
-    """
-
-    layer: str
-    detail: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +51,7 @@ class SurgeryReport:
     params: tuple[int, int]
 
     def __str__(self) -> str:
-        rows = [*self.changes, *(Change(x.layer, f"kept: {x.detail}") for x in self.kept)]
-        width = max((len(row.layer) for row in rows), default=0)
-        lines = [f"{row.layer.ljust(width)}  {row.detail}" for row in rows]
+        lines = change_lines(self.changes, self.kept)
         for name, (before, after) in (("MACs", self.macs), ("params", self.params)):
             share = f" ({after / before:.1%})" if before else ""
             lines.append(f"{name}: {before:,} -> {after:,}{share}")

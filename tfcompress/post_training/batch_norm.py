@@ -1,0 +1,114 @@
+"""reestimate_batch_norm: the statistics of BatchNormalization from data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from tfcompress.graph.flatten import flatten
+from tfcompress.graph.folding import batch_norm_of
+from tfcompress.graph.inputs import mask_of, require_model
+from tfcompress.graph.layers import FixedTraining
+from tfcompress.graph.nodes import Graph, Node
+from tfcompress.layers.batch_norm import FusedBatchNorm
+from tfcompress.post_training.corrections import reported
+from tfcompress.post_training.walk import Call, batched, run, walk
+
+
+def reestimate_batch_norm(
+    model: keras.Model, data: Any, *, batch_size: int = 32, samples: int | None = 1000
+) -> keras.Model:
+    """A copy of a model whose BatchNormalizations have the statistics of some data.
+
+    Weights that were pruned, clustered or rounded give other activations than those whose moving
+    mean and variance training left; here each layer gets the exact mean and variance of all
+    samples together, one layer after the other, so that later ones see what the earlier ones give
+    now. Nothing else changes (Nagel et al. 2022, arXiv:2203.11086).
+
+    Args:
+        model: any built Keras 3 model, also one of `compress` or `quantize_aware`; it is left
+            untouched.
+        data: samples of the training inputs in any form that `tfcompress.convert` takes as
+            calibration; labels are left out.
+        batch_size: samples that are computed at once; the statistics do not depend on it.
+        samples: how many samples to use; None for all. Their activations of a layer are held
+            together in memory.
+
+    Returns:
+        A flat Functional `keras.Model`, not compiled. Its `correction_report` names every
+        BatchNormalization that got new statistics, and every one that did not and why.
+
+    Raises:
+        TypeError: the model is not a Keras 3 model.
+        ValueError: it is not built or cannot be flattened, or the data do not fit it.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> norm = keras.layers.BatchNormalization(name="norm")
+        >>> model = keras.Sequential([keras.Input((1,)), norm])
+        >>> model = reestimate_batch_norm(model, np.array([[1.0], [3.0], [5.0]]))
+        >>> float(np.asarray(model.get_layer("norm").moving_mean)[0])
+        3.0
+    """
+    require_model(model)
+    flat = flatten(model)
+    graph = Graph.of(flat)
+    batches = batched(graph, data, batch_size, samples)
+    calls = Counter(id(node.operation) for node in graph.nodes)
+    changes: dict[str, str] = {}
+    kept = {x.name: f"is inside of '{whole}', which is one node" for x, whole in _inside(flat)}
+
+    def visit(node: Node, given: list[Call]) -> list[Any]:
+        layer = _batch_norm_of(node.operation)
+        if layer is None:
+            return run(node, given)
+        if isinstance(node.operation, FixedTraining) or node.kwargs.get("training"):
+            kept[node.name] = "normalizes by the statistics of each batch"
+        elif calls[id(node.operation)] > 1:
+            kept[node.name] = f"is called {calls[id(node.operation)]} times"
+        else:
+            count = _set_statistics(layer, [args[0] for args, _ in given])
+            changes[node.name] = f"mean and variance of {count:,} values a channel"
+        return run(node, given)
+
+    walk(graph, batches, visit)
+    return reported(flat, "reestimate_batch_norm", changes, kept)
+
+
+def _batch_norm_of(operation: Any) -> Any:
+    """The BatchNormalization that an operation is or wraps; None if it is another."""
+    return batch_norm_of(operation.layer if isinstance(operation, FusedBatchNorm) else operation)
+
+
+def _inside(flat: keras.Model) -> Iterator[tuple[Any, str]]:
+    """The BatchNormalizations inside of layers that are one node, and their names."""
+    for layer in flat.layers:
+        if _batch_norm_of(layer) is None:
+            for part in layer._flatten_layers(include_self=False):
+                if isinstance(part, layers.BatchNormalization):
+                    yield part, layer.name
+
+
+def _set_statistics(layer: Any, inputs: list[Any]) -> int:
+    """Sets the moving statistics to those of all inputs together; how many values a channel."""
+    rows = [_rows(x, layer.axis) for x in inputs]
+    count = sum(len(x) for x in rows)
+    mean = np.sum([x.sum(0, dtype=np.float64) for x in rows], axis=0) / max(count, 1)
+    squares = [np.square(x - mean).sum(0) for x in rows]  # float64, as the mean is
+    layer.moving_mean.assign(mean.astype(np.float32))
+    layer.moving_variance.assign((np.sum(squares, axis=0) / max(count, 1)).astype(np.float32))
+    return count
+
+
+def _rows(x: Any, axis: int) -> np.ndarray:
+    """The values of a tensor as rows of channels, those alone that its mask keeps."""
+    mask = mask_of(x)
+    values = np.moveaxis(ops.convert_to_numpy(x), axis, -1)
+    if mask is None:
+        return values.reshape(-1, values.shape[-1])
+    return values[ops.convert_to_numpy(mask).astype(bool)]
