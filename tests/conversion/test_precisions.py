@@ -4,8 +4,11 @@ import keras
 import pytest
 from keras import layers
 
+from tfcompress.conversion.convert import float_file
+from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.conversion.precisions import Precisions
 from tfcompress.graph.flatten import flatten
+from tfcompress.tflite import flatbuffer
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +78,15 @@ def test_wide_patterns_take_the_layers_that_they_can(model):
 def test_rules_are_checked(rules, error, says):
     with pytest.raises(error, match=says):
         Precisions(rules)
+
+
+def test_tensors_tell_layers_that_open_into_several_operations():
+    x = image = keras.Input((6, 4))
+    x = layers.MultiHeadAttention(1, 2, name="attention_1")(x[:, :4], x)
+    x = layers.Dense(2, activation="gelu", name="dense")(layers.LayerNormalization(name="norm")(x))
+    y = layers.Dense(2, name="dense_1")(x)
+    model = keras.Model(image, {"a": x, "b": y})
+    file, _, _ = float_file(model)
+    names, graph = LayerNames(model), file.subgraphs[0]
+    made = [names.of(flatbuffer.text(graph.tensors[op.outputs[0]].name)) for op in graph.operators]
+    assert set(made) == {"get_item", "attention_1", "norm", "dense", "dense_1"}

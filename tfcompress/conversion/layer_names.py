@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from keras import tree
 
+from tfcompress.conversion.lower import output_names
 from tfcompress.conversion.ranges import SAME_SCALE, Range
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.flatten import flatten
+from tfcompress.graph.nodes import scope_name
 from tfcompress.kinds import FIXED_RANGES, is_kernel
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.tflite import flatbuffer
@@ -27,17 +30,23 @@ class LayerNames:
     """
 
     def __init__(self, model: keras.Model):
-        layers = [layer for m in (model, flatten(model)) for layer in m._flatten_layers()]
+        flat = flatten(model)
+        layers = [layer for m in (model, flat) for layer in m._flatten_layers()]
         others = (FakeQuant, keras.Model)
-        self.known = {layer.name for layer in layers if not isinstance(layer, others)}
+        every = [x for x in (*layers, *flat.operations) if not isinstance(x, others)]
+        self.known = {scope_name(x.name): x for x in every}
         self.weighted = {
-            layer.name
+            scope_name(layer.name)
             for layer in layers
             if not layer._layers and any(is_kernel(layer, v) for v in layer.variables)
         }
+        made = [tensor._keras_history.operation.name for tensor in tree.flatten(flat.outputs)]
+        self.outputs = dict(zip(output_names(flat), map(scope_name, made), strict=True))
 
     def of(self, tensor: str) -> str:
         """The name of the layer that a tensor comes from; '' if its name does not tell."""
+        if self.outputs.get(tensor) in self.known:
+            return self.outputs[tensor]
         found = [name for name in self.named(tensor) if name in self.known]
         return next((name for name in found if name in self.weighted), found[0] if found else "")
 

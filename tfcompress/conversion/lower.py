@@ -14,6 +14,7 @@ from keras import layers, tree
 
 from tfcompress.conversion.converters import LARGE, Lowering, Names, allow, converter_of
 from tfcompress.conversion.markers import named_for, told_as
+from tfcompress.conversion.scopes import Scopes
 from tfcompress.files import models
 from tfcompress.files.models import reason_of
 from tfcompress.graph.copying import copy_operation, copy_weights
@@ -33,8 +34,9 @@ from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.layers.kernel_rounding import table_step
 from tfcompress.quantization import transforms
 from tfcompress.quantization.openers import Rsqrt
-from tfcompress.quantization.opening import OUTPUT_SUFFIX, open_layers
+from tfcompress.quantization.opening import EVERYWHERE, OUTPUT_SUFFIX, opened_by
 from tfcompress.quantization.placement import kind_of, looks_up
+from tfcompress.techniques.rules import Rules
 from tfcompress.tflite import run
 
 
@@ -162,7 +164,12 @@ def require_convertible(model: Any) -> None:
 
 
 def to_float(
-    model: keras.Model, batch_size: int, select_tf_ops: bool, *, integer: bool
+    model: keras.Model,
+    batch_size: int,
+    select_tf_ops: bool,
+    *,
+    integer: bool,
+    rules: Rules = EVERYWHERE,
 ) -> Lowering:
     """A model on its way to a float file.
 
@@ -171,15 +178,17 @@ def to_float(
     Args:
         integer: whether integers will be made of the file: mark the ranges of activations, and
             take the forms that have integer kernels.
+        rules: that quantize the activations of what is to have such forms.
     """
     structure, call = _as_it_is(model)
     _require_all_fixed(structure)
-    note, exported = "", model
+    note, exported, opened, origins = "", model, model, dict[int, str]()
     try:
         # A compressed model was opened into what has integer kernels when it was wrapped.
-        opened = open_layers(model) if integer and not is_compressed(model) else model
+        if integer and not is_compressed(model):
+            opened, origins = opened_by(model, rules)
         flat = as_flat(opened)
-        names, exported = io_names(flat), _plain_copy(flat, batch_size, integer)
+        names, exported = io_names(flat), _plain_copy(flat, batch_size, integer, Scopes(origins))
         structure, call = exported._inputs_struct, functools.partial(exported, training=False)
     except Exception as error:  # What users' layers raise is of any kind.
         if is_compressed(model):
@@ -268,7 +277,7 @@ def _own_names(model: keras.Model) -> Names:
     return inputs, [f"output_{i}" for i, _ in enumerate(tree.flatten(made))]
 
 
-def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Model:
+def _plain_copy(flat: keras.Model, batch_size: int, integer: bool, scopes: Scopes) -> keras.Model:
     """The flat model with every layer of ours, and what LiteRT has no good form for, exchanged."""
     graph = Graph.of(flat)
     numbers = {id(node): number for number, node in enumerate(graph.nodes)}
@@ -299,11 +308,12 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool) -> keras.Mode
             step = _table_step(graph, node) if integer else None
             return made if step is None else OnTable(step, name=f"{operation.name}_rows")(made)
 
-        exported = graph.rebuild(call, batch_size)
+        exported = graph.rebuild(scopes.around(call), batch_size)
     # Steps that are not compiled, and other backends, train layers of any name.
     for operation in exported.operations:
         operation.name = scope_name(operation.name)
     exported.name = scope_name(exported.name).lstrip("_->") or "model"
+    scopes.give(exported)
     for source, twin in fill:
         if isinstance(source, Compressed):
             copy_weights([(source.layer, twin)])

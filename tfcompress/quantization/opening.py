@@ -22,6 +22,8 @@ from tfcompress.techniques.rules import Rule, Rules, quantize_of
 # What the last layer of a compressed model is called after: the output that it gives.
 OUTPUT_SUFFIX = "__output"
 
+# Activations of all layers are quantized.
+EVERYWHERE = Rules([Rule("*", [Quantize()])])
 
 # Layers whose pieces are the same for every shape.
 _ANY_SHAPE = LINEAR - {"EinsumDense"} | {"LayerNormalization", "RMSNormalization"}
@@ -29,10 +31,18 @@ _ANY_SHAPE = LINEAR - {"EinsumDense"} | {"LayerNormalization", "RMSNormalization
 
 def open_layers(model: keras.Model) -> keras.Model:
     """A flat copy of a plain model, its layers opened into operations with integer kernels."""
+    return opened_by(model, EVERYWHERE)[0]
+
+
+def opened_by(model: keras.Model, rules: Rules) -> tuple[keras.Model, dict[int, str]]:
+    """A flat copy with layers opened where rules quantize activations, and the name of the layer
+    that each of its operations came from, by ids.
+    """
     flat = flatten(model)
-    opened, graph, _ = open_with(flat, Rules([Rule("*", [Quantize()])]))
+    opened, graph, origin = open_with(flat, rules)
+    origins = {id(node.operation): origin(node).name for node in graph.nodes}
     name_outputs(flat, graph, None)
-    return opened
+    return opened, origins
 
 
 def open_with(flat: keras.Model, rules: Rules):
