@@ -89,4 +89,5 @@ def test_tensors_tell_layers_that_open_into_several_operations():
     file, _, _ = float_file(model)
     names, graph = LayerNames(model), file.subgraphs[0]
     made = [names.of(flatbuffer.text(graph.tensors[op.outputs[0]].name)) for op in graph.operators]
-    assert set(made) == {"get_item", "attention_1", "norm", "dense", "dense_1"}
+    assert {name.partition("_")[0] for name in made} == {"get", "attention", "norm", "dense"}
+    assert {"attention_1", "dense", "dense_1"} <= set(made)

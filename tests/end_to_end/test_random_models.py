@@ -8,8 +8,8 @@ import pytest
 from random_models import batches, random_model
 
 import tfcompress as tfc
-from tfcompress.conversion.lower import output_names
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.quantization.opening import output_names
 
 QUICK = (3, 5, 7, 8, 13, 22)
 

@@ -17,9 +17,9 @@ from litert_quantizer import quantizer, recipe
 from zoo.backbones import BUILDERS, Backbone
 
 import tfcompress as tfc
-from tfcompress.conversion import lower
 from tfcompress.conversion.report import Report
 from tfcompress.graph.inputs import inputs_of
+from tfcompress.quantization.opening import output_names
 from tfcompress.tflite.run import quiet
 
 FOLDER = Path(__file__).parent
@@ -248,7 +248,7 @@ def _tensorflow(subject: Subject, state: dict[str, Any]) -> tf.lite.TFLiteConver
     def serve(*values):
         packed = tree.pack_sequence_as(flat._inputs_struct, list(values))
         outputs = tree.flatten(flat(packed, training=False))
-        return dict(zip(lower.output_names(flat), outputs, strict=True))
+        return dict(zip(output_names(flat), outputs, strict=True))
 
     module = tf.Module()
     module.kept, module.serve = [v.value for v in flat.variables], serve

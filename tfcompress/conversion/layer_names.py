@@ -10,13 +10,13 @@ from typing import Any
 import keras
 from keras import tree
 
-from tfcompress.conversion.lower import output_names
 from tfcompress.conversion.ranges import SAME_SCALE, Range
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import scope_name
 from tfcompress.kinds import FIXED_RANGES, is_kernel
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.quantization.opening import output_names
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.signature import first_signature

@@ -34,7 +34,7 @@ from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.layers.kernel_rounding import table_step
 from tfcompress.quantization import transforms
 from tfcompress.quantization.openers import Rsqrt
-from tfcompress.quantization.opening import EVERYWHERE, OUTPUT_SUFFIX, opened_by
+from tfcompress.quantization.opening import EVERYWHERE, opened_by, output_names
 from tfcompress.quantization.placement import kind_of, looks_up
 from tfcompress.techniques.rules import Rules
 from tfcompress.tflite import run
@@ -219,21 +219,6 @@ def _require_fixed(name: str, shape: Any, mend: str) -> None:
             f"input '{name}' must have fixed sizes but for the batch; received shape "
             f"{tuple(shape)}. {mend}"
         )
-
-
-def output_names(model: keras.Model) -> list[str]:
-    """The names of a model's outputs: dict keys, or the user's own output layers."""
-    struct = model._outputs_struct
-    if isinstance(struct, dict) and not any(tree.is_nested(x) for x in struct.values()):
-        return [str(key) for key in sorted(struct)]
-    names = []
-    for tensor in tree.flatten(struct):
-        operation = tensor._keras_history.operation
-        name = operation.name.removesuffix(OUTPUT_SUFFIX)
-        while name in names:
-            name = f"{name}_1"
-        names.append(name)
-    return names
 
 
 def io_names(model: keras.Model) -> Names:

@@ -207,6 +207,21 @@ def name_outputs(flat: keras.Model, graph: Graph, placement: Placement | None) -
         last.name = name if several else f"{name}{OUTPUT_SUFFIX}"
 
 
+def output_names(model: keras.Model) -> list[str]:
+    """The names of a model's outputs: dict keys, or the user's own output layers."""
+    struct = model._outputs_struct
+    if isinstance(struct, dict) and not any(tree.is_nested(x) for x in struct.values()):
+        return [str(key) for key in sorted(struct)]
+    names = []
+    for tensor in tree.flatten(struct):
+        operation = tensor._keras_history.operation
+        name = operation.name.removesuffix(OUTPUT_SUFFIX)
+        while name in names:
+            name = f"{name}_1"
+        names.append(name)
+    return names
+
+
 def detach(operation) -> None:
     """Forgets the calls of an operation of ours in a graph that is being replaced."""
     operation._inbound_nodes.clear()
