@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tfcompress.version import VERSION
 
 if TYPE_CHECKING:
-    from tfcompress import distillation, schedules
+    from tfcompress import distillation, post_training, schedules
     from tfcompress.compression.callbacks import UpdateCompression
     from tfcompress.compression.compress import compress, quantize_aware
     from tfcompress.compression.finalize import finalize
@@ -132,6 +132,7 @@ __all__ = [
     "inspect",
     "list_targets",
     "load_target",
+    "post_training",
     "profile",
     "prune_channels",
     "prune_channels_iteratively",
@@ -186,7 +187,7 @@ else:
 
 
 def __getattr__(name: str):
-    if name in ("distillation", "schedules"):
+    if name in ("distillation", "post_training", "schedules"):
         return importlib.import_module(f"tfcompress.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'tfcompress' has no attribute '{name}'")

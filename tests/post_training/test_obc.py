@@ -28,15 +28,15 @@ def widest(found, top):
 def test_the_loss_is_that_of_the_outputs_and_the_target_is_that_of_least_squares():
     random = np.random.default_rng(1)
     x, weights = random.normal(size=(30, 4)), random.normal(size=(4, 3))
-    y = x + 0.3 * random.normal(size=x.shape)  # what the weights were trained for
-    found = Quadratic.of(weights[None], (x.T @ x / 30)[None], (x.T @ y / 30)[None], damp=1e-9)
-    best = np.linalg.lstsq(x, y @ weights, rcond=None)[0]
+    z = (x + 0.3 * random.normal(size=x.shape)) @ weights  # as the trained inputs gave it
+    found = Quadratic.of(weights[None], (x.T @ x / 30)[None], (x.T @ z / 30)[None], damp=1e-9)
+    best = np.linalg.lstsq(x, z, rcond=None)[0]
     np.testing.assert_allclose(found.target[0], best, rtol=1e-5)
     codes = np.rint(weights)
-    lost, least = (np.square(x @ w - y @ weights).mean(0) for w in (codes, best))
+    lost, least = (np.square(x @ w - z).mean(0) for w in (codes, best))
     np.testing.assert_allclose(found.loss(codes[None])[0], lost - least, rtol=1e-6)
     # Without samples the weights stay: all pull comes from them.
-    none = Quadratic.of(weights[None], np.zeros((1, 4, 4)), np.zeros((1, 4, 4)))
+    none = Quadratic.of(weights[None], np.zeros((1, 4, 4)), np.zeros((1, 4, 3)))
     np.testing.assert_allclose(none.target[0], weights)
 
 

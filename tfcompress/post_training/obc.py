@@ -35,14 +35,14 @@ class Quadratic:
     free: np.ndarray | None = None
 
     @classmethod
-    def of(cls, weights, second, cross=None, free=None, damp: float = 0.01) -> Quadratic:
+    def of(cls, weights, second, wanted=None, free=None, damp: float = 0.01) -> Quadratic:
         """The problem of a kernel.
 
         Args:
             weights: (groups, d, channels).
             second: the mean of x x', (groups, d, d), of the inputs x that the layer will get.
-            cross: the mean of x y' with the inputs y for which the weights were trained; None
-                where these are the same.
+            wanted: the mean of x z', (groups, d, channels), with the outputs z that there are to
+                be; None where these are the products of the same inputs with the weights.
             free: as the attribute.
             damp: what is added to the diagonal of `second`, in parts of its mean: a pull to the
                 weights as they are, as moments of few samples do not tell everything.
@@ -51,10 +51,10 @@ class Quadratic:
         mean = np.trace(second, axis1=1, axis2=2) / second.shape[-1]
         ridge = np.where(mean > 0, damp * mean, 1.0)[:, None, None]
         hessian = second + ridge * np.eye(second.shape[-1])
-        if cross is None:
+        if wanted is None:
             return cls(weights, hessian, free)
-        wanted = np.asarray(cross, np.float64) @ weights + ridge * weights
-        return cls(np.linalg.solve(hessian, wanted), hessian, free)
+        pulled = np.asarray(wanted, np.float64) + ridge * weights
+        return cls(np.linalg.solve(hessian, pulled), hessian, free)
 
     def loss(self, matrix: np.ndarray) -> np.ndarray:
         """What each channel loses, (groups, channels)."""

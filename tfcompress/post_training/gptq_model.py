@@ -1,0 +1,204 @@
+"""gptq: kernels on an integer grid, each layer made to give what it gave in the float model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.errors import check, did_you_mean, is_whole
+from tfcompress.graph.nodes import Graph
+from tfcompress.post_training.corrections import reported
+from tfcompress.post_training.hessians import Moments, kernel_of, matrix_of
+from tfcompress.post_training.kernels import Kernel, kernels_of, on_grid
+from tfcompress.post_training.layerwise import Progress, exchange, flat_copy
+from tfcompress.post_training.obc import Quadratic, choose_grid
+from tfcompress.post_training.observers import weight_scale
+from tfcompress.post_training.walk import batched
+
+# From this share of zeros on a kernel counts as pruned.
+_PRUNED = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """A model whose kernels lie on integer grids.
+
+    Attributes:
+        model: a flat `keras.Model` of plain layers.
+        scales: by name of a layer, the steps of its kernel's grid: float32, of the rank of the
+            kernel, 1 along the axes that share a step.
+        sqnr: by name of a layer, the signal to quantization noise ratio in dB of what it gives:
+            with its kernel rounded to nearest, and with this one.
+    """
+
+    model: keras.Model
+    scales: dict[str, np.ndarray]
+    sqnr: dict[str, tuple[float, float]]
+
+
+def gptq(
+    model: keras.Model,
+    data: Any,
+    bits: int | Mapping[str, int] = 4,
+    *,
+    samples: int | None = 200,
+    batch_size: int = 32,
+    dense: str = "per_channel",
+    convolution: str = "per_channel",
+    damp: float = 0.1,
+    progress: Progress | None = None,
+) -> Rounded:
+    """A copy of a model whose kernels lie on integer grids, with little effect on what it computes.
+
+    Layer by layer, in the order in which they are computed, kernels get the codes, scales and
+    biases with which the layer, given what the layers before it make now, gives what it gave in the
+    float model on some samples. Codes are found by the second moments of the layer's inputs, with
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323), which is Optimal Brain Compression (Frantar,
+    Singh & Alistarh 2022, arXiv:2208.11580) in a fixed order, and improved one by one (QuantEase:
+    Behdin et al. 2023, arXiv:2309.01885). It takes seconds, no labels and no training.
+
+    Weights of 0 stay 0 in kernels of which at least three in ten are 0, as pruning leaves them.
+    Kernels of few different values, as clustering leaves them, stay as they are.
+
+    Args:
+        model: any built Keras 3 model of plain layers; it is left untouched.
+        data: samples as `Model.fit` takes them, without labels or with labels that are not used.
+            A hundred or two, as the model was trained on.
+        bits: of the codes, 2 to 8; or those of the layers that are to be changed, by name.
+        samples: at most so many are taken, the first ones; None for all.
+        batch_size: samples that are computed at once.
+        dense, convolution: "per_channel" or "per_tensor" scales, as `convert` is to use.
+        damp: how much weights are pulled to where they were: in parts of the mean power of a
+            layer's inputs. More suits few samples.
+        progress: called as `progress(done, total)` after each layer.
+
+    Returns:
+        A `Rounded`: a flat model with BatchNormalization folded, not compiled, with a
+        `correction_report`; the scales of its grids by layer, and what each layer lost.
+
+    Raises:
+        TypeError: if the model is not a Keras 3 model.
+        ValueError: if the model is compressed or cannot be flattened, has no such layers, an
+            argument is out of its range, or the data do not fit.
+
+    Example:
+        >>> import keras, numpy
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, name="head")])
+        >>> rounded = gptq(model, numpy.random.default_rng(0).normal(size=(64, 8)))
+        >>> rounded.scales["head"].shape
+        (1, 3)
+    """
+    check(isinstance(damp, (int, float)) and damp > 0, "damp", "a number above 0", damp)
+    flat = flat_copy(model)
+    widths = _widths(flat, bits)
+    rounded = round_kernels(
+        flat,
+        batched(Graph.of(flat), data, batch_size, samples),
+        widths,
+        dense=dense,
+        convolution=convolution,
+        damp=damp,
+        progress=progress,
+    )
+    changes = {
+        name: f"int{widths[name]}, SQNR {before:.1f} -> {after:.1f} dB"
+        for name, (before, after) in rounded.sqnr.items()
+    }
+    kept = {name: "has few different values" for name in widths if name not in changes}
+    reported(flat, "gptq", changes, kept)
+    return rounded
+
+
+def _widths(flat: keras.Model, bits: int | Mapping[str, int]) -> dict[str, int]:
+    """The bits of each layer that is to be changed, checked."""
+    known = [kernel.name for kernel in kernels_of(Graph.of(flat))]
+    widths = dict(bits) if isinstance(bits, Mapping) else dict.fromkeys(known, bits)
+    for name, width in widths.items():
+        if name not in known:
+            raise ValueError(
+                f"bits must name layers with kernels; received '{name}'. "
+                f"{did_you_mean(str(name), known, 'Dense layers and convolutions have some.')}"
+            )
+        check(is_whole(width, 2) and width <= 8, "bits", "whole numbers from 2 to 8", width)
+    check(bool(widths), "model", "one with a Dense layer or a convolution", flat.name)
+    return widths
+
+
+def round_kernels(
+    flat: keras.Model,
+    batches: Sequence[Sequence[Any]],
+    bits: Mapping[str, int],
+    *,
+    dense: str = "per_channel",
+    convolution: str = "per_channel",
+    damp: float = 0.1,
+    progress: Progress | None = None,
+) -> Rounded:
+    """Puts kernels of a flat model on grids in place, see `gptq`.
+
+    Args:
+        flat: with BatchNormalization folded; it is changed.
+        batches: of samples, see `walk`.
+        bits: of the layers that are changed, by name.
+        dense, convolution: see `kernels_of`.
+        damp: see `Quadratic.of`.
+        progress: called as `progress(done, total)` after each layer.
+    """
+    scales: dict[str, np.ndarray] = {}
+    sqnr: dict[str, tuple[float, float]] = {}
+
+    def change(kernel: Kernel, moments: Moments) -> np.ndarray | None:
+        value, width = kernel.value, bits[kernel.name]
+        if is_clustered(value):
+            return None
+        largest = weight_scale(value, kernel.reduced, width)
+        matrix, scale = _on_own_grid(kernel, moments, largest, width, damp)
+        plain = matrix_of(kernel.layer, on_grid(value, largest, width))
+        scales[kernel.name] = scale
+        sqnr[kernel.name] = _decibels(moments, plain), _decibels(moments, matrix)
+        return matrix
+
+    exchange(flat, batches, bits, change, dense=dense, convolution=convolution, progress=progress)
+    return Rounded(flat, scales, sqnr)
+
+
+def is_clustered(kernel: np.ndarray) -> bool:
+    """Whether a kernel has few different values beside 0: in all, or in each channel.
+
+    The latter is what becomes of one that a BatchNormalization was folded into.
+    """
+    columns = kernel.reshape(-1, kernel.shape[-1]).T
+    for rows in (kernel.reshape(1, -1), columns):
+        values = [row[row != 0] for row in rows]
+        if 2 * sum(len(np.unique(x)) for x in values) <= sum(map(len, values)):
+            return True
+    return False
+
+
+def _on_own_grid(
+    kernel: Kernel, moments: Moments, largest: np.ndarray, bits: int, damp: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix of a kernel on a grid, and its scale, shaped as the one that holds all values."""
+    layer, weights = kernel.layer, moments.matrix
+    zeros = weights == 0
+    free = ~zeros if zeros.mean() > _PRUNED else None
+    problem = Quadratic.of(weights, moments.second, moments.product, free, damp)
+    shared = not kernel.axes
+    start = largest.reshape(1, 1) if shared else matrix_of(layer, largest)[:, 0]
+    codes, scale = choose_grid(problem, start, bits, shared)
+    steps = scale.astype(np.float32)[:, None]
+    kept = (
+        steps[:1, :, :1].reshape(largest.shape)
+        if shared
+        else kernel_of(layer, steps, largest.shape)
+    )
+    return codes * steps, kept
+
+
+def _decibels(moments: Moments, matrix: np.ndarray) -> float:
+    power, noise = moments.power.sum(), moments.noise(matrix).sum()
+    return float(10 * np.log10(max(power, 1e-30) / max(noise, 1e-12 * power, 1e-30)))
