@@ -1,6 +1,7 @@
 """What makes a trained model lose less when it is quantized without training: pure functions."""
 
 from tfcompress.post_training.batch_norm import reestimate_batch_norm
+from tfcompress.post_training.equalization import equalize
 from tfcompress.post_training.gptq_model import Rounded, gptq
 
-__all__ = ["Rounded", "gptq", "reestimate_batch_norm"]
+__all__ = ["Rounded", "equalize", "gptq", "reestimate_batch_norm"]

@@ -8,16 +8,16 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.folding import batch_norm_of
-from tfcompress.graph.inputs import mask_of, require_model
+from tfcompress.graph.inputs import require_model
 from tfcompress.graph.layers import FixedTraining
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.post_training.corrections import reported
-from tfcompress.post_training.walk import Call, batched, run, walk
+from tfcompress.post_training.walk import Call, batched, moments, run, walk
 
 
 def reestimate_batch_norm(
@@ -72,7 +72,9 @@ def reestimate_batch_norm(
         elif calls[id(node.operation)] > 1:
             kept[node.name] = f"is called {calls[id(node.operation)]} times"
         else:
-            count = _set_statistics(layer, [args[0] for args, _ in given])
+            mean, variance, count = moments([args[0] for args, _ in given], layer.axis)
+            layer.moving_mean.assign(mean.astype(np.float32))
+            layer.moving_variance.assign(variance.astype(np.float32))
             changes[node.name] = f"mean and variance of {count:,} values a channel"
         return run(node, given)
 
@@ -92,23 +94,3 @@ def _inside(flat: keras.Model) -> Iterator[tuple[Any, str]]:
             for part in layer._flatten_layers(include_self=False):
                 if isinstance(part, layers.BatchNormalization):
                     yield part, layer.name
-
-
-def _set_statistics(layer: Any, inputs: list[Any]) -> int:
-    """Sets the moving statistics to those of all inputs together; how many values a channel."""
-    rows = [_rows(x, layer.axis) for x in inputs]
-    count = sum(len(x) for x in rows)
-    mean = np.sum([x.sum(0, dtype=np.float64) for x in rows], axis=0) / max(count, 1)
-    squares = [np.square(x - mean).sum(0) for x in rows]  # float64, as the mean is
-    layer.moving_mean.assign(mean.astype(np.float32))
-    layer.moving_variance.assign((np.sum(squares, axis=0) / max(count, 1)).astype(np.float32))
-    return count
-
-
-def _rows(x: Any, axis: int) -> np.ndarray:
-    """The values of a tensor as rows of channels, those alone that its mask keeps."""
-    mask = mask_of(x)
-    values = np.moveaxis(ops.convert_to_numpy(x), axis, -1)
-    if mask is None:
-        return values.reshape(-1, values.shape[-1])
-    return values[ops.convert_to_numpy(mask).astype(bool)]

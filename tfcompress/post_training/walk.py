@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from keras import KerasTensor, tree
+from keras import KerasTensor, activations, ops, tree
 
 from tfcompress.errors import check, is_whole
 from tfcompress.files import samples as samples_of
+from tfcompress.graph.inputs import mask_of
 from tfcompress.graph.nodes import Graph, Node, call_node
 
 # What a node is called with for one batch: its arguments and keyword arguments.
@@ -44,6 +45,36 @@ def run(node: Node, calls: Sequence[Call]) -> list[Any]:
         given = {**kwargs, "training": False} if kwargs.get("training") is not None else kwargs
         found.append(call_node(node, *args, **given))
     return found
+
+
+def before_activation(node: Node, calls: Sequence[Call]) -> list[Any]:
+    """What a linear layer gives for each batch before its activation."""
+    layer = node.operation
+    kept, layer.activation = layer.activation, activations.linear
+    try:
+        return run(node, calls)
+    finally:
+        layer.activation = kept
+
+
+def moments(tensors: Sequence[Any], axis: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """The mean and variance of the values of all tensors together that their masks keep.
+
+    Returns (mean, variance) by place on `axis`, float64, and how many values there are of each.
+    """
+    rows = [_rows(x, axis) for x in tensors]
+    count = sum(len(x) for x in rows)
+    mean = np.sum([x.sum(0, dtype=np.float64) for x in rows], axis=0) / max(count, 1)
+    squares = [np.square(x - mean).sum(0) for x in rows]  # float64, as the mean is
+    return mean, np.sum(squares, axis=0) / max(count, 1), count
+
+
+def _rows(x: Any, axis: int) -> np.ndarray:
+    mask = mask_of(x)
+    values = np.moveaxis(ops.convert_to_numpy(x), axis, -1)
+    if mask is None:
+        return values.reshape(-1, values.shape[-1])
+    return values[ops.convert_to_numpy(mask).astype(bool)]
 
 
 def walk(graph: Graph, batches: Sequence[Sequence[Any]], visit: Visit = run) -> list[Any]:
