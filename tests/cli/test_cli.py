@@ -22,6 +22,8 @@ def test_options_name_what_the_library_knows():
     assert settings.PRECISIONS == options.PRECISIONS
     assert set().union(*targets.IO_DTYPES.values()) == set(options.IO_DTYPES)
     assert settings.FORMATS == options.FORMATS
+    assert settings.OBSERVERS == options.OBSERVERS
+    assert settings.WEIGHT_OBSERVERS == options.WEIGHT_OBSERVERS
     assert tuple(pixels.SCALINGS) == options.SCALINGS
 
 

@@ -1,5 +1,6 @@
 """What is said of calibration data, and which precision a model has been trained for."""
 
+import re
 import warnings
 
 import keras
@@ -8,6 +9,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.conversion import lower
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.random((40, 8, 8, 3)).astype("float32")
@@ -64,21 +66,65 @@ def test_calibration_data_that_cannot_be_those_of_the_training(name, tmp_path):
             warnings.warn(found[0], stacklevel=1)
 
 
-def test_what_is_left_out_is_told(tmp_path):
-    def notes(data, **settings):
+def test_how_many_samples_were_used_is_told(tmp_path):
+    def note(data, **settings):
         report = tfc.convert(model, path, calibration=data, **settings)
-        return [note for note in report.notes if "samples" in note]
+        (found,) = [note for note in report.notes if "samples" in note]
+        return found
 
     model, path = model_of(layers.Conv2D(2, 3)), tmp_path / "model.tflite"
-    (told,) = notes(PIXELS, samples=20)
-    assert told.startswith("calibrated with the first 20 samples of more")
+    told = note(PIXELS, samples=20)
+    assert re.match(r"calibrated with the first 20 samples of more; ranges had .*settled:", told)
     broken = np.where(np.arange(40)[:, None, None, None] == 20, np.nan, PIXELS)
-    assert notes(broken, samples=20) == [told]
-    assert notes(PIXELS, samples=40) == notes(iter(PIXELS), samples=None) == []
+    assert note(broken, samples=20) == told
+    assert note(PIXELS, samples=40).startswith("calibrated with 40 samples; ranges had")
     with pytest.raises(ValueError, match="at least 1; received 0"):
-        notes(PIXELS, samples=0)
+        note(PIXELS, samples=0)
     with pytest.warns(UserWarning, match="no effect: precision 'float16' needs no ranges"):
-        notes(PIXELS, precision="float16")
+        tfc.convert(model, path, calibration=PIXELS, precision="float16")
+
+
+def test_samples_are_used_until_the_ranges_have_settled(tmp_path):
+    model = model_of(layers.Dense(3), shape=(5,))
+    same = np.resize(RNG.random((50, 5)), (400, 5))
+
+    def note(data, **settings):
+        report = tfc.convert(model, tmp_path / "model.tflite", calibration=data, **settings)
+        return report.notes[0]
+
+    assert note(same) == (
+        "calibrated with 200 samples; ranges had settled: the second half of them widened none"
+    )
+    assert note(same, samples=None).startswith("calibrated with 400 samples; ranges had settled")
+    growing = same * np.linspace(1, 3, 400)[:, None]
+    # That of the input from (1 + 3) / 2 to 3, that of a sum by somewhat more.
+    assert re.match(
+        r"calibrated with 400 samples; ranges had not settled: the second half of them widened "
+        r"'.*' by 5\d\.\d%, the others by less",
+        note(growing),
+    )
+
+
+def no_work(*args, **kwargs):
+    raise AssertionError("the model was lowered")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.where(PIXELS > 0.999, np.nan, PIXELS), "that are NaN or infinite; expected finite"),
+        (np.where(PIXELS > 0.999, np.inf, PIXELS), "that are NaN or infinite; expected finite"),
+        ({"photo": PIXELS}, "the data must have the names image; received photo. Add image"),
+        ([], "the data is empty"),
+    ],
+)
+def test_data_that_will_not_do_are_refused_before_any_work(data, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(lower, "to_float", no_work)
+    image = keras.Input((8, 8, 3), name="image")
+    model = keras.Model(image, layers.Flatten()(image))
+    with pytest.raises(ValueError, match=message):
+        tfc.convert(model, tmp_path / "model.tflite", calibration=data)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.conversion import convert, quantize
+from tfcompress.conversion import convert, observation
 from tfcompress.conversion.grids import find_grid
 from tfcompress.tflite import flatbuffer
 
@@ -145,8 +145,8 @@ def test_calibration_takes_in_the_extremes_of_all_samples():
     model = keras.Model(inputs, layers.Dense(2, name="d")(inputs))
     parsed, _, _ = convert.float_file(model)
     data = [{"x": np.full((1, 2), value, "float32")} for value in (0.1, 5.0, -3.0, 0.2)]
-    found = quantize.calibrate(flatbuffer.write(parsed), data, "serve")
-    assert found["x"] == (-3.0, 5.0)
+    found = observation.observe(parsed, flatbuffer.write(parsed), data, "min_max", early=True)
+    assert found.ranges[parsed.subgraphs[0].inputs[0]] == (-3.0, 5.0)
 
 
 @pytest.mark.parametrize("io_dtype", ["float32", "int8", "uint8"])

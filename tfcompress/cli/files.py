@@ -13,7 +13,9 @@ from typer import Argument, Option
 from tfcompress.cli.command import command, does_not_run, failed
 from tfcompress.cli.options import (
     FORMATS,
+    OBSERVERS,
     PRECISIONS,
+    WEIGHT_OBSERVERS,
     ForTarget,
     IoDtype,
     Json,
@@ -112,6 +114,22 @@ def convert(
             "given several times.",
         ),
     ] = None,
+    observer: Annotated[
+        str | None,
+        choice(
+            OBSERVERS,
+            "Which range activations get from --calibration; by default min_max, which keeps all "
+            "values.",
+        ),
+    ] = None,
+    weight_observer: Annotated[
+        str | None,
+        choice(
+            WEIGHT_OBSERVERS,
+            "Which scale weights get that were not trained for quantization; by default max, which "
+            "keeps all values.",
+        ),
+    ] = None,
     metadata: Annotated[
         Path | None,
         Option(help="A JSON file of names, descriptions, normalization and labels for the file."),
@@ -159,7 +177,18 @@ def convert(
     # Before the seconds of the rest.
     ranges = _ranges(range_ or [])
     skipped = tuple(skip or ())
-    settings = settle(precision, io_dtype, batch_size, dense, target, convolution, ranges, skipped)
+    settings = settle(
+        precision,
+        io_dtype,
+        batch_size,
+        dense,
+        target,
+        convolution,
+        ranges,
+        skipped,
+        observer,
+        weight_observer,
+    )
     format = settle_format(settings, format, output, metadata)
     described = None if metadata is None else load_metadata(metadata)
     writing.check_writable(output)
@@ -179,6 +208,8 @@ def convert(
         convolution=convolution,
         ranges=ranges,
         skip=skipped,
+        observer=observer,
+        weight_observer=weight_observer,
         target=target,
         metadata=described,
         format=format,

@@ -22,6 +22,8 @@ PRECISIONS = tuple(_IO_DTYPES)
 IO_DTYPES = tuple(dict.fromkeys(dtype for dtypes in _IO_DTYPES.values() for dtype in dtypes))
 # Known here, too, so that a slip costs no seconds of importing TensorFlow.
 FORMATS = ("tflite", "onnx", "openvino")
+OBSERVERS = ("min_max", "moving_average", "percentile", "mse", "kl", "octav")
+WEIGHT_OBSERVERS = ("max", "mse", "octav")
 SCALINGS = ("none", "0_1", "-1_1")
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, tree
 
+from tfcompress.conversion.observation import Observed
 from tfcompress.files import samples as samples_of
 from tfcompress.graph.flatten import as_flat, flatten
 from tfcompress.graph.inputs import inputs_of
@@ -27,37 +29,70 @@ _OFF = 30.0
 _COMPARED = 32
 
 
-class Watched:
-    """Samples on their way, which remembers what must be told of them.
+class Calibration:
+    """The first samples of calibration data, checked, and what is to be told of them.
 
     Args:
-        samples: one by one, one more than `limit` if there are as many.
-        limit: how many are to be taken; None for all.
+        data: see `files.samples.batches`.
+        inputs: of the model, or of a file.
+        limit: how many samples to take; None for all.
+
+    Attributes:
+        rows: the samples, which are given out once.
+        more: whether there were others.
+        limits: least and greatest value of each input of numbers.
     """
 
-    def __init__(self, samples: Iterator[Sample], limit: int | None):
-        self._samples, self.limit = samples, limit
-        self.count, self.more = 0, False
-        self.first: list[Sample] = []
-        self.limits: dict[str, tuple[float, float]] = {}
-        self.whole = True
-
-    def __iter__(self) -> Iterator[Sample]:
-        for sample in itertools.islice(self._samples, self.limit):
-            self.count += 1
-            if len(self.first) < _COMPARED:
-                self.first.append(sample)
-            numbers = {k: v for k, v in sample.items() if v.dtype.kind != "O"}
-            for name, values in numbers.items():
-                low, high = float(np.min(values)), float(np.max(values))
-                before = self.limits.get(name, (low, high))
-                self.limits[name] = min(low, before[0]), max(high, before[1])
-                self.whole = self.whole and bool(np.all(values == np.round(values)))
-            yield sample
+    def __init__(self, data: Any, inputs: Sequence[samples_of.Input], limit: int | None):
+        samples_of.check_limit(limit)
+        found = samples_of.batches(data, inputs, limit=None if limit is None else limit + 1)
+        self.rows = deque(itertools.islice(found, limit))
         try:
-            self.more = next(self._samples, None) is not None
+            self.more = next(found, None) is not None
         except ValueError:  # one that is not used need not be valid
             self.more = True
+        self.first = list(itertools.islice(self.rows, _COMPARED))
+        self.count = len(self.rows)
+        numbers = [name for name, values in self.first[0].items() if values.dtype.kind != "O"]
+        self.limits = {
+            name: (
+                float(min(np.min(row[name]) for row in self.rows)),
+                float(max(np.max(row[name]) for row in self.rows)),
+            )
+            for name in numbers
+        }
+        self.whole = all(np.all(r[n] == np.round(r[n])) for r in self.first for n in numbers)
+        self.note = ""
+
+    def batches(self, inputs: Sequence[samples_of.Input], size: int) -> list[Sample]:
+        """The samples as a file takes them; they are not kept."""
+        rows = samples_of.batches(self._given_out(), inputs)
+        return [batch for _, batch in filled(rows, size)]
+
+    def _given_out(self) -> Iterator[Sample]:
+        while self.rows:
+            yield self.rows.popleft()
+
+    def found(self, seen: Observed, size: int) -> None:
+        """Notes how many samples were used, and whether the ranges had settled."""
+        used = min(seen.batches * size, self.count)
+        first = "the first " * (used == self.count and self.more)
+        noted = f"calibrated with {first}{used} sample{'s' * (used > 1)}"
+        noted += " of more" * bool(first)
+        if seen.grown is not None:
+            grown = (
+                f"'{seen.name}' by {seen.grown:.1%}, the others by less" if seen.grown else "none"
+            )
+            noted += f"; ranges had {'' if seen.settled else 'not '}settled: the second half of "
+            noted += f"them widened {grown}"
+        if first:
+            noted += "; samples= takes others"
+        self.note = noted
+
+
+def inputs_of_model(model: keras.Model) -> list[Any]:
+    """The symbolic inputs of a model, in the order that a file has them in."""
+    return tree.flatten(inputs_of(getattr(model, "_functional", None) or model)[0])
 
 
 def sized(model: keras.Model, data: Any) -> tuple[keras.Model, Any]:
@@ -84,7 +119,7 @@ def warn_unused(why: str) -> None:
     )
 
 
-def told(seen: Watched, model: Any) -> list[str]:
+def told(seen: Calibration, model: Any) -> list[str]:
     """Notes on calibration data; warns of data that can hardly be those of the training."""
     if seen.count < _FEW:
         warnings.warn(
@@ -109,12 +144,10 @@ def told(seen: Watched, model: Any) -> list[str]:
                 f"training: {reason}. Scale them as there; the ranges of the file are theirs.",
                 stacklevel=6,
             )
-    if not seen.more:
-        return []
-    return [f"calibrated with the first {seen.count} samples of more; samples= takes others"]
+    return [seen.note] if seen.note else []
 
 
-def _of_another_scale(seen: Watched, model: keras.Model) -> str | None:
+def _of_another_scale(seen: Calibration, model: keras.Model) -> str | None:
     """Why data cannot have the scale of those that a model was trained on; None if they can."""
     low, high = next(iter(seen.limits.values()))
     shape = seen.first[0][next(iter(seen.limits))].shape
@@ -165,3 +198,15 @@ def _by_statistics(flat, node: Node, mean, variance, samples: list[Sample]) -> s
         return None
     more = f"{factor:.0f} times" if factor > 1 else f"1/{1 / max(factor, 1e-9):.0f} of"
     return f"what comes to '{node.name}' is {more} what it was"
+
+
+def filled(
+    samples: Iterator[dict[str, np.ndarray]], size: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yields (samples, arrays by name) of batches of one size; the last is filled up by its last
+    sample.
+    """
+    while rows := list(itertools.islice(samples, size)):
+        count = len(rows)
+        rows += [rows[-1]] * (size - count)
+        yield count, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfcompress.conversion import (
@@ -21,15 +19,23 @@ from tfcompress.conversion import (
     grids,
     lower,
     markers,
+    observation,
     quantize,
     ranges,
 )
-from tfcompress.conversion.calibration import Watched, sized, told, warn_unused
+from tfcompress.conversion.calibration import (
+    Calibration,
+    inputs_of_model,
+    sized,
+    told,
+    warn_unused,
+)
 from tfcompress.conversion.converters import Lowering
 from tfcompress.conversion.layer_names import fix_ranges, require_none, skipped
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
+    require_calibration,
     require_ranges,
     require_started,
     require_storable,
@@ -42,7 +48,6 @@ from tfcompress.conversion.trial import Trial
 from tfcompress.conversion.versions import lower_versions
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.files import models, writing
-from tfcompress.files import samples as samples_of
 from tfcompress.graph.inputs import require_model
 from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.layers.compressed import require_advanced
@@ -90,6 +95,7 @@ class Job:
         self.divisors: set[int] = set()  # that come near 0
         self.trial = Trial()
         self.model: Any = None
+        self.seen: Calibration | None = None
 
     def settle(self, settings) -> None:
         """Takes settings, which may be other ones once the model is known."""
@@ -120,6 +126,8 @@ class Job:
             model, calibration = sized(model, calibration)
             if model is not given:
                 self.notes.append("made for inputs of the sizes that the first sample has")
+        if calibration is None:
+            require_calibration(self.settings)
         if self.precision not in STATIC:
             if calibration is not None and model is given:
                 warn_unused(f"precision '{self.precision}' needs no ranges of activations")
@@ -129,11 +137,14 @@ class Job:
         if any(technique.activation_bits is not None for technique in techniques):
             require_started(model)
             require_ranges(model, self.settings.ranges)
+            require_calibration(self.settings)
             if calibration is not None and model is given:
                 warn_unused("the model was trained for quantization, and has ranges of its own")
             require_none(self.settings.skip, model, False)
             return self._integer(model, None, None)
         if calibration is not None:
+            if is_keras:
+                self.seen = Calibration(calibration, inputs_of_model(model), samples)
             return self._integer(model, calibration, samples)
         if self.precision == "int4":
             self.weights_only = True
@@ -178,7 +189,7 @@ class Job:
         weight_bits = weight_bits_of(model) if is_trained else None
         if calibration is not None:
             known = self.timed("calibrate", self._calibrate, parsed, model, calibration, samples)
-            self.notes += told(self.seen, model)
+            self.notes += told(self.seen, model) if self.seen else []
             floats |= skipped(parsed, model, self.settings.skip)
         else:
             weight_bits = weight_bits_of(model)  # 8 if nothing has weights
@@ -209,6 +220,7 @@ class Job:
             int4=self.precision == "int4",
             tensorwise=self.settings.tensorwise,
             floats=floats,
+            weight_observer=self.settings.weight_observer,
         )
 
     def _check_bits(self, known) -> None:
@@ -220,33 +232,28 @@ class Job:
             )
 
     def _calibrate(self, parsed, model, calibration, samples) -> dict[int, ranges.Range]:
-        inputs = inputs_of(parsed)
-        samples_of.check_limit(samples)
-        more = None if samples is None else samples + 1
-        rows = samples_of.batches(calibration, inputs, limit=more)
-        self.seen = Watched(rows, samples)
-        data = self._counted(self.seen)
-        batches = [batch for _, batch in filled(data, self.batch_size)]
-        key = flatbuffer.text(parsed.signatureDefs[0].signatureKey)
-        content = flatbuffer.write(parsed)
-        found = quantize.calibrate(content, batches, key)
-        seen = {}
-        for index, tensor in enumerate(parsed.subgraphs[0].tensors):
-            name = tensor.name.decode()
-            if name in found and tensor.type == 0 and not ranges.is_constant(parsed, index):
-                seen[index] = found[name]
-        known = {i: ranges.with_zero(*limits) for i, limits in seen.items()}
+        inputs, content = inputs_of(parsed), flatbuffer.write(parsed)
+        if self.seen is None:
+            self.seen = Calibration(calibration, inputs, samples)
+        batches = self.seen.batches(inputs, self.batch_size)
+        found = observation.observe(
+            parsed,
+            content,
+            batches,
+            "min_max" if self.precision == "int16x8" else self.settings.observer,
+            early=samples is not None,
+            progress=lambda done, total: self.progress("calibrate", done, total),
+        )
+        batches = batches[: found.batches]
+        self.seen.found(found, self.batch_size)
+        seen = found.limits
+        known = {i: ranges.with_zero(*limits) for i, limits in found.ranges.items()}
         self.divisors = ranges.drop_small_divisors(parsed, known, seen)
         bits = 16 if self.precision == "int16x8" else 8
         extremes.narrow(parsed, known, batches, bits)
         fix_ranges(parsed, model, known, self.settings.ranges)
         self.trial.remember(parsed, content, batches)
         return known
-
-    def _counted(self, batches: Iterable):
-        for number, batch in enumerate(batches):
-            self.progress("calibrate", number, None)
-            yield batch
 
     def finish(self, file, metadata) -> bytes:
         """The bytes as they ship: with versions that the target's compiler knows, and metadata.
@@ -308,18 +315,6 @@ def with_signature(model: Any, name: str) -> models.SavedModel:
     return dataclasses.replace(model, signature=name)
 
 
-def filled(
-    samples: Iterator[dict[str, np.ndarray]], size: int
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yields (samples, arrays by name) of batches of one size; the last is filled up by its last
-    sample.
-    """
-    while rows := list(itertools.islice(samples, size)):
-        count = len(rows)
-        rows += [rows[-1]] * (size - count)
-        yield count, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
 Progress = Callable[[str, int, int | None], Any]
 
 
@@ -335,6 +330,8 @@ def convert(
     convolution: str | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
     skip: str | Sequence[str] = (),
+    observer: str | None = None,
+    weight_observer: str | None = None,
     target: str | os.PathLike[str] | Target | None = None,
     metadata: Any = None,
     format: str | None = None,
@@ -372,6 +369,13 @@ def convert(
             output, in place of what calibration finds.
         skip: names (or shell patterns) of layers that stay float, with calibration. Those of a
             model from `quantize_aware` are named there.
+        observer: which range activations get from calibration samples, in 8 bits: "min_max" keeps
+            all values; "moving_average" (0.95, of batches), "percentile" (99.99), "mse", "kl" or
+            "octav" clip some of them for smaller steps. Inputs, outputs and scores keep all.
+            None: "min_max".
+        weight_observer: which scale weights get that were not trained for quantization: "max" keeps
+            all values; "mse" has the least squared error, "octav" expects it (for int4, above
+            all). None: "max".
         target: a name from `list_targets()`, or the path of a target file of your own: fills in
             what is None above and checks the file at the end, see `check`. What contradicts it is
             an error. For targets whose compilers reject new op versions, these are lowered.
@@ -383,7 +387,8 @@ def convert(
             path's ending.
         strict: raise if an operation stays float although integers were asked for.
         select_tf_ops: allow operations of TensorFlow that LiteRT lacks (needs the Flex delegate).
-        samples: how many calibration samples to use, the first ones; None uses all.
+        samples: how many calibration samples to use at most, the first ones: fewer once the ranges
+            have settled, of which the report tells; None uses all.
         trusted: take a SavedModel although it has operators that read or write files or run code
             when it is loaded or run. Whoever made it can then do what you can.
         signature: which signature of a SavedModel; the file keeps its name. None: "serve",
@@ -400,7 +405,18 @@ def convert(
         >>> report = convert(qat, "model.tflite", precision="int8", io_dtype="int8")
         >>> report = convert(qat, "model.tflite", target="edge_tpu")
     """
-    settings = settle(precision, io_dtype, batch_size, dense, target, convolution, ranges, skip)
+    settings = settle(
+        precision,
+        io_dtype,
+        batch_size,
+        dense,
+        target,
+        convolution,
+        ranges,
+        skip,
+        observer,
+        weight_observer,
+    )
     format = settle_format(settings, format, path, metadata)
     known = None if metadata is None else load_metadata(metadata)
     writing.check_writable(path)

@@ -14,12 +14,11 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from litert_quantizer import calibrator, qtyping, quantizer, recipe_manager
+from litert_quantizer import qtyping, quantizer
 from litert_quantizer.algorithm_manager import AlgorithmName
-from litert_quantizer.utils import qsv_utils
 
 from tfcompress.conversion import islands
-from tfcompress.conversion.grids import find_grid, is_float_constant, stored_range
+from tfcompress.conversion.grids import Grid, find_grid, is_float_constant, stored_range
 from tfcompress.conversion.ranges import (
     Range,
     constant,
@@ -30,6 +29,7 @@ from tfcompress.conversion.ranges import (
     require_ranges,
     type_unread_outputs,
 )
+from tfcompress.post_training.observers import weight_scale
 from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer, signature
 from tfcompress.tflite.flatbuffer import op_name
@@ -45,9 +45,6 @@ WEIGHTS = {
 
 INT4_OPS = ("FULLY_CONNECTED", "CONV_2D")
 
-# Five times as fast as keeping all tensors, and it bears tensors that nobody reads.
-_PROFILER = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
-
 
 def static(
     model,
@@ -58,6 +55,7 @@ def static(
     int4: bool = False,
     tensorwise: Collection[str] = (),
     floats: set[int] | frozenset[int] = frozenset(),
+    weight_observer: str = "max",
 ) -> Any:
     """Quantizes weights and activations of a float model.
 
@@ -66,6 +64,7 @@ def static(
         io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs, or both
             with a comma between.
         tensorwise: operations whose weights get one scale, not one a channel.
+        weight_observer: one of `WEIGHT_OBSERVERS`, for weights that were not trained.
 
     Returns the `ModelT` of the integer file.
     """
@@ -82,6 +81,8 @@ def static(
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
     for op in graph.operators:
         tag = _tag(model, op, ranges, weight_bits, int4, tensorwise, floats, qsv_of_weight)
+        if weight_bits is None and tag != UNTOUCHED and weight_observer != "max":
+            qsv_of_weight.update(_observed_weight(model, op, tag, weight_observer))
         tags.add(tag)
         tag_of.update((index, tag) for index in op.outputs)
     original = _rename(model, tag_of)
@@ -151,29 +152,6 @@ def weight_only(model, bits: int, trained: set[int] | None = None) -> Any:
     return quantized
 
 
-def calibrate(data: bytes, batches, signature: str) -> dict[str, tuple[float, float]]:
-    """Ranges of all activations over calibration samples: the least and the greatest value.
-
-    A moving average, litert-quantizer's default, would clip what only some samples reach.
-
-    Args:
-        data: bytes of a float .tflite.
-        batches: list of dicts input name -> array, shaped as the file's inputs.
-    """
-    recipe = recipe_manager.RecipeManager()
-    recipe.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
-    observer = calibrator.Calibrator(
-        data, num_threads=2, mode=_PROFILER, qsv_update_func=qsv_utils.min_max_update
-    )
-    with _hushed():
-        observer.calibrate({signature: batches}, recipe)
-    return {
-        name: (float(np.min(entry["min"])), float(np.max(entry["max"])))
-        for name, entry in observer.get_model_qsvs().items()
-        if "min" in entry and np.size(entry["min"])
-    }
-
-
 def _tag(model, op, ranges, weight_bits, int4, tensorwise, floats, qsv_of_weight) -> str:
     """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'.
 
@@ -203,8 +181,20 @@ def _tag(model, op, ranges, weight_bits, int4, tensorwise, floats, qsv_of_weight
     return f"a{bits}w{stored}{grid.kind}"
 
 
+def _observed_weight(model, op, tag: str, method: str) -> dict[int, dict[str, np.ndarray]]:
+    """The range of the weights of an op by an observer, by their tensor; none if it has none."""
+    operand, axis = WEIGHTS.get(op_name(model, op), (0, 0))
+    index = op.inputs[operand]
+    if not operand or not is_constant(model, index):
+        return {}
+    weight, (bits, kind) = constant(model, index), (int(tag.split("w")[1][:-1]), tag[-1])
+    reduced = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
+    scale = weight_scale(weight, reduced, bits, method).astype(np.float64)
+    return {index: stored_range(Grid(bits, kind, scale), bits)}
+
+
 @contextlib.contextmanager
-def _hushed():
+def hushed():
     """Keeps back litert-quantizer's reports, progress bars and warnings."""
     text = io.StringIO()
     with (
@@ -219,7 +209,7 @@ def _hushed():
 
 def _run(model, recipe: list[dict[str, Any]], qsv) -> Any:
     tool = quantizer.Quantizer(flatbuffer.write(model), recipe)
-    with _hushed():
+    with hushed():
         result = tool.quantize(qsv, enable_progress_report=False, enable_progress_bar=False)
     return flatbuffer.read(bytes(result.quantized_model))
 

@@ -15,6 +15,7 @@ from tfcompress.conversion.exchange import check_exchange
 from tfcompress.errors import check, expected_one_of
 from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.post_training.observers import OBSERVERS, WEIGHT_OBSERVERS
 from tfcompress.targets.targets import IO_DTYPES, Target, io_pair, load_target
 from tfcompress.techniques import Quantize
 
@@ -40,6 +41,8 @@ class Settings:
     ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     skip: tuple[str, ...] = ()
     target: Target | None = None
+    observer: str = "min_max"
+    weight_observer: str = "max"
 
     def __post_init__(self) -> None:
         precision, batch = self.precision, self.batch_size
@@ -51,12 +54,20 @@ class Settings:
         check(whole and batch >= 1, "batch_size", "an integer of 1 or more", batch)
         _check_choice("dense", self.dense, GRANULARITIES)
         _check_choice("convolution", self.convolution, GRANULARITIES)
-        for name, given in (("ranges", self.ranges), ("skip", self.skip)):
+        _check_choice("observer", self.observer, OBSERVERS)
+        _check_choice("weight_observer", self.weight_observer, WEIGHT_OBSERVERS)
+        for name, given in (("ranges", self.ranges), ("skip", self.skip), *self.observers.items()):
             whole = not given or precision in ("int8", "int16x8", "int4")
             check(whole, "precision", f"int8, int16x8 or int4 with {name}", precision)
         for name, limits in self.ranges.items():
             holds = len(limits) == 2 and limits[0] <= 0 <= limits[1] and limits[0] < limits[1]
             check(holds, f"the range of '{name}'", "(least, greatest) with 0 between", limits)
+
+    @property
+    def observers(self) -> dict[str, str]:
+        """The observers that are not the usual ones, by their arguments."""
+        usual = {"observer": "min_max", "weight_observer": "max"}
+        return {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
 
     @property
     def tensorwise(self) -> set[str]:
@@ -82,6 +93,8 @@ def settle(
     convolution: str | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
     skip: str | Sequence[str] = (),
+    observer: str | None = None,
+    weight_observer: str | None = None,
 ) -> Settings:
     """Fill in what was not said from the target, or as usual, and check the whole."""
     found, usual = None, ("int8", "float32", 1, "per_channel")
@@ -106,6 +119,8 @@ def settle(
         name: otherwise if value is None else value for name, value, otherwise in said
     }
     settled["convolution"] = "per_channel" if convolution is None else convolution
+    settled["observer"] = "min_max" if observer is None else observer
+    settled["weight_observer"] = "max" if weight_observer is None else weight_observer
     settled["skip"] = (skip,) if isinstance(skip, str) else tuple(skip)
     return Settings(**settled, ranges=dict(ranges or {}), target=found)
 
@@ -194,6 +209,16 @@ def settle_trained(settings: Settings, model) -> Settings:
     if trained not in ("int4", "int16x8") or (target and trained not in target.precisions):
         return settings
     return dataclasses.replace(settings, precision=trained)
+
+
+def require_calibration(settings: Settings) -> None:
+    """Raises if observers were asked for, where nothing is observed."""
+    for name, chosen in settings.observers.items():
+        raise ValueError(
+            f"{name} is for calibration; received {name}='{chosen}' without calibration data, or "
+            "for a model that was trained for quantization. Leave it out, or convert the float "
+            "model with calibration=."
+        )
 
 
 def require_storable(techniques: list[Quantize]) -> None:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import tree
 
 from tfcompress.conversion import lower
-from tfcompress.conversion.convert import filled
+from tfcompress.conversion.calibration import filled
 from tfcompress.files import models
 from tfcompress.files import samples as samples_of
 from tfcompress.layers.compressed import Compressed, is_compressed, require_advanced
