@@ -26,13 +26,6 @@ def recurrent(kind=layers.LSTM, **options):
     ],
 )
 def test_integer_inputs_and_a_loop(kind, settings, tmp_path):
-    taken = []
-
-    def samples():
-        for sample in SAMPLES:
-            taken.append(1)
-            yield sample[None]
-
     said = (
         r"layer 'memory' is a loop \(WHILE\), for which LiteRT has no integer kernel; received "
         r"io_dtype='u?int8'.*unroll=True.*or pass io_dtype='float32'"
@@ -42,11 +35,10 @@ def test_integer_inputs_and_a_loop(kind, settings, tmp_path):
             recurrent(kind),
             tmp_path / "m.tflite",
             precision="int8",
-            calibration=samples(),
+            calibration=SAMPLES,
             **settings,
         )
     assert list(tmp_path.iterdir()) == []
-    assert len(taken) <= 1  # Before the calibration.
 
 
 def test_reasons_inside_a_loop(tmp_path):
