@@ -195,7 +195,10 @@ def with_values(
         twin = twins.pop(id(node.operation), None)
         if twin is None:
             continue
-        for name, value in values[id(node.operation)].items():
+        new_values = values[id(node.operation)]
+        if twin is not node.operation:
+            new_values = {**values_of(node.operation), **new_values}
+        for name, value in new_values.items():
             variable = getattr(twin, name)
             variable.assign(np.broadcast_to(value, variable.shape))
         if twin is not node.operation:

@@ -1,7 +1,8 @@
 """What makes a trained model lose less when it is quantized without training: pure functions."""
 
 from tfcompress.post_training.batch_norm import reestimate_batch_norm
+from tfcompress.post_training.bias import correct_bias
 from tfcompress.post_training.equalization import equalize
 from tfcompress.post_training.gptq_model import Rounded, gptq
 
-__all__ = ["Rounded", "equalize", "gptq", "reestimate_batch_norm"]
+__all__ = ["Rounded", "correct_bias", "equalize", "gptq", "reestimate_batch_norm"]

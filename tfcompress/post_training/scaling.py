@@ -32,7 +32,7 @@ from tfcompress.kinds import (
 
 _SCALED = LINEAR - SEPARABLE - {"EinsumDense"}
 # What gives its input in inference.
-_PASSING = (POINTWISE & (TRANSPARENT | SAME_SCALE)) - FILLING
+PASSING = (POINTWISE & (TRANSPARENT | SAME_SCALE)) - FILLING
 _POOLING = SPATIAL | POOLING_ALL
 # Those of them that give a constant where all they are given is one.
 _AVERAGING = {name for name in _POOLING if "Pool" in name or name.startswith(("Crop", "UpSamp"))}
@@ -73,7 +73,7 @@ def clip_of(operation: Any) -> float | None:
         return None if operation.threshold else math.inf if limit is None else float(limit)
     if is_exactly(operation, {"Relu6"}):
         return 6.0
-    names = {"Relu", "LeakyReLU", "LeakyRelu", "PReLU", *_PASSING}
+    names = {"Relu", "LeakyReLU", "LeakyRelu", "PReLU", *PASSING}
     return math.inf if is_exactly(operation, names) else None
 
 
