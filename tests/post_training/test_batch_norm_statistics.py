@@ -75,6 +75,7 @@ def test_channels_first_and_what_stays():
     np.testing.assert_array_equal(new.get_layer("shared").moving_mean, np.zeros(4))
 
 
+@pytest.mark.slow
 def test_a_compressed_model_keeps_its_techniques():
     model = tfc.quantize_aware(two_norms())
     x = 3.0 + normal(8, 5, 4, 2)

@@ -110,7 +110,10 @@ def test_means_of_clipped_normals(operation, function):
     np.testing.assert_allclose(_rectified(mean, std, operation), samples.mean(0), atol=0.02)
 
 
-@pytest.mark.parametrize("by", ["fold", "equalize", "norms"])
+_SLOW = [pytest.param(x, marks=pytest.mark.slow) for x in ("equalize", "norms")]
+
+
+@pytest.mark.parametrize("by", ["fold", *_SLOW])
 def test_without_data_by_batch_norm(by, trained):
     model, data = trained
     reference = {"fold": folded, "equalize": equalize, "norms": lambda m: m}[by](tfc.flatten(model))

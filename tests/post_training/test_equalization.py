@@ -116,6 +116,7 @@ def test_branches_and_sums_are_scaled_alike():
     assert scaled(new) == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_shared_layers_and_channels_first():
     x = keras.Input((3, 6))
     shared = layers.Conv1D(4, 1, name="shared", data_format="channels_first")
@@ -225,6 +226,7 @@ def test_statistics_from_data_and_no_bias_beside_padding():
     assert "absorbed" not in told["b"]
 
 
+@pytest.mark.slow
 def test_one_scale_a_tensor_is_enough_afterwards():
     model, x = mobile(), normal(16, 8, 8, 3)
     hidden = [keras.Model(m.input, m.get_layer("hidden").output) for m in (model, equalize(model))]
