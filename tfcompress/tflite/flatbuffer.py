@@ -94,7 +94,7 @@ def write(model: Any) -> bytes:
     model = copy.copy(model)
     model.operatorCodes = [_both_codes(code) for code in model.operatorCodes or []]
     model.buffers = [_AlignedBuffer(b) for b in model.buffers or []]
-    builder = flatbuffers.Builder(1024)
+    builder = _Sharing(1024)
     try:
         builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     except flatbuffers.builder.BuilderSizeError as error:
@@ -103,6 +103,33 @@ def write(model: Any) -> bytes:
             "Quantize it to int8 or int4, or split it."
         ) from error
     return bytes(builder.Output())
+
+
+class _Sharing(flatbuffers.Builder):
+    """A builder that writes equal vectors of numbers of eight bytes once.
+
+    These are zero points, of which each channel has one in the weight and one in the bias: all 0.
+    """
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._written: dict[bytes, int] = {}
+        self._began: int | None = None  # where such a vector did, until it ends
+
+    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
+        self._began = self.Offset() if elemSize == 8 else None
+        return super().StartVector(elemSize, numElems, alignment)
+
+    def EndVector(self, numElems: int | None = None) -> int:
+        count, offset = self.vectorNumElems, super().EndVector(numElems)
+        if self._began is None:
+            return offset
+        content = bytes(self.Bytes[self.head : self.head + 4 + 8 * count])
+        known = self._written.setdefault(content, offset)
+        if known != offset:  # take it back
+            self.head = len(self.Bytes) - self._began
+        self._began = None
+        return known
 
 
 def _both_codes(code: Any) -> Any:
