@@ -9,12 +9,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.errors import check, did_you_mean, is_whole
+from tfcompress.errors import check, is_whole
 from tfcompress.graph.nodes import Graph
 from tfcompress.post_training.corrections import reported
 from tfcompress.post_training.hessians import Moments, kernel_of, matrix_of
-from tfcompress.post_training.kernels import Kernel, kernels_of, on_grid
-from tfcompress.post_training.layerwise import Progress, exchange, flat_copy
+from tfcompress.post_training.kernels import Kernel, on_grid
+from tfcompress.post_training.layerwise import (
+    Progress,
+    check_damp,
+    exchange,
+    flat_copy,
+    named_kernels,
+)
 from tfcompress.post_training.obc import Quadratic, choose_grid
 from tfcompress.post_training.observers import weight_scale
 from tfcompress.post_training.walk import batched
@@ -92,9 +98,11 @@ def gptq(
         >>> rounded.scales["head"].shape
         (1, 3)
     """
-    check(isinstance(damp, (int, float)) and damp > 0, "damp", "a number above 0", damp)
+    check_damp(damp)
     flat = flat_copy(model)
-    widths = _widths(flat, bits)
+    widths = named_kernels("bits", bits, flat)
+    for width in widths.values():
+        check(is_whole(width, 2) and width <= 8, "bits", "whole numbers from 2 to 8", width)
     rounded = round_kernels(
         flat,
         batched(Graph.of(flat), data, batch_size, samples),
@@ -111,21 +119,6 @@ def gptq(
     kept = {name: "has few different values" for name in widths if name not in changes}
     reported(flat, "gptq", changes, kept)
     return rounded
-
-
-def _widths(flat: keras.Model, bits: int | Mapping[str, int]) -> dict[str, int]:
-    """The bits of each layer that is to be changed, checked."""
-    known = [kernel.name for kernel in kernels_of(Graph.of(flat))]
-    widths = dict(bits) if isinstance(bits, Mapping) else dict.fromkeys(known, bits)
-    for name, width in widths.items():
-        if name not in known:
-            raise ValueError(
-                f"bits must name layers with kernels; received '{name}'. "
-                f"{did_you_mean(str(name), known, 'Dense layers and convolutions have some.')}"
-            )
-        check(is_whole(width, 2) and width <= 8, "bits", "whole numbers from 2 to 8", width)
-    check(bool(widths), "model", "one with a Dense layer or a convolution", flat.name)
-    return widths
 
 
 def round_kernels(
@@ -159,7 +152,7 @@ def round_kernels(
         matrix, scale = _on_own_grid(kernel, moments, largest, width, damp)
         plain = matrix_of(kernel.layer, on_grid(value, largest, width))
         scales[kernel.name] = scale
-        sqnr[kernel.name] = _decibels(moments, plain), _decibels(moments, matrix)
+        sqnr[kernel.name] = moments.sqnr(plain), moments.sqnr(matrix)
         return matrix
 
     exchange(flat, batches, bits, change, dense=dense, convolution=convolution, progress=progress)
@@ -197,8 +190,3 @@ def _on_own_grid(
         else kernel_of(layer, steps, largest.shape)
     )
     return codes * steps, kept
-
-
-def _decibels(moments: Moments, matrix: np.ndarray) -> float:
-    power, noise = moments.power.sum(), moments.noise(matrix).sum()
-    return float(10 * np.log10(max(power, 1e-30) / max(noise, 1e-12 * power, 1e-30)))

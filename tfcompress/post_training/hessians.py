@@ -20,7 +20,7 @@ from tfcompress.kinds import DEPTHWISE, TRANSPOSED, is_of
 
 # Multiplications that the moments of one layer may take, and numbers that are held at a time:
 # of more positions than that some are taken.
-_WORK = 4e9
+_WORK = 5e8
 _HELD = 2e7
 
 
@@ -160,6 +160,11 @@ class Moments:
         """The mean squared error of what another matrix gives, (groups, channels)."""
         found = self.power + (matrix * (self.second @ matrix - 2 * self.product)).sum(1)
         return np.maximum(found, 0.0)
+
+    def sqnr(self, matrix: np.ndarray) -> float:
+        """The signal to noise ratio of what another matrix gives, in dB."""
+        power, noise = self.power.sum(), self.noise(matrix).sum()
+        return float(10 * np.log10(max(power, 1e-30) / max(noise, 1e-12 * power, 1e-30)))
 
     def shift(self, matrix: np.ndarray) -> np.ndarray:
         """What the bias is to be changed by beside another matrix, (groups, channels)."""

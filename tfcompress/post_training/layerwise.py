@@ -5,18 +5,20 @@ Samples go through the model twice side by side: as it was, and with what was ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import numbers
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
+from tfcompress.errors import check, did_you_mean
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.folding import folded
 from tfcompress.graph.inputs import require_model
 from tfcompress.graph.nodes import Graph
-from tfcompress.layers.compressed import is_compressed
+from tfcompress.layers.compressed import require_plain
 from tfcompress.post_training.hessians import Moments, kernel_of, moments_of
 from tfcompress.post_training.kernels import Kernel, kernels_of
 from tfcompress.post_training.walk import Call, run, walk
@@ -29,13 +31,30 @@ Progress = Callable[[int, int], None]
 def flat_copy(model: keras.Model) -> keras.Model:
     """A flat copy of a float model, with BatchNormalization folded, weights of its own."""
     require_model(model)
-    if is_compressed(model):
-        raise ValueError(
-            f"model must be a float one; received '{model.name}', whose layers are wrapped by "
-            "compress or quantize_aware. Pass tfcompress.finalize(model) if nothing in it is "
-            "quantized, or the model that it was made from."
-        )
+    require_plain(model)
     return folded(flatten(model))
+
+
+def named_kernels(argument: str, given: Any, flat: keras.Model) -> dict[str, Any]:
+    """What an argument says by the names of layers; what it says of all, for each with a kernel."""
+    known = [kernel.name for kernel in kernels_of(Graph.of(flat))]
+    check(bool(known), "model", "one with a Dense layer or a convolution", flat.name)
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(known, given)
+    mend = f"There are {', '.join(known[:10])}."
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"{argument} must name layers with kernels; received '{name}'. "
+                f"{did_you_mean(str(name), known, mend)}"
+            )
+    return dict(given)
+
+
+def check_damp(damp: Any) -> None:
+    """Raises unless kernels can be pulled to where they were by so much."""
+    number = isinstance(damp, numbers.Real) and not isinstance(damp, bool)
+    check(number and damp > 0, "damp", "a number above 0", damp, "0.1 is usual.")
 
 
 def exchange(

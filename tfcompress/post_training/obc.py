@@ -81,11 +81,15 @@ def choose_codes(problem: Quadratic, scale: np.ndarray, bits: int) -> np.ndarray
     Returns int8, shaped as `problem.target`; the kernel is codes times scale.
     """
     scale = np.broadcast_to(scale, problem.target[:, 0].shape).astype(np.float64)
-    top = levels(bits)
+    start, _ = _better(problem, scale, levels(bits))
+    return descend(problem, start, scale, levels(bits)).astype(np.int8)
+
+
+def _better(problem: Quadratic, scale: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """The better codes of GPTQ and rounding to nearest by channel, and what channels lose."""
     rounded, made = nearest_codes(problem, scale, top), gptq_codes(problem, scale, top)
-    loss, other = (problem.loss(codes * scale[:, None]) for codes in (rounded, made))
-    start = np.where((other < loss)[:, None], made, rounded)
-    return descend(problem, start, scale, top).astype(np.int8)
+    losses = [problem.loss(codes * scale[:, None]) for codes in (rounded, made)]
+    return np.where((losses[1] < losses[0])[:, None], made, rounded), np.minimum(*losses)
 
 
 def choose_grid(
@@ -93,8 +97,8 @@ def choose_grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Codes, and scales with which they lose less than with those given.
 
-    Parts of a scale are tried by GPTQ; then codes and the scale that suits them best, which is
-    known in closed form, are found in turns.
+    Parts of a scale are tried, with codes as `choose_codes` starts from; then codes and the scale
+    that suits them best, which is known in closed form, are found in turns.
 
     Args:
         problem, bits: as `choose_codes` takes them.
@@ -108,10 +112,13 @@ def choose_grid(
     scale = np.broadcast_to(scale, (groups, channels)).astype(np.float64)
     top, tried = levels(bits), (_PARTS[:, None] * scale[:, None]).reshape(groups, -1)
     many = problem.repeated(len(_PARTS))
-    loss = many.loss(gptq_codes(many, tried, top) * tried[:, None])
-    loss = loss.reshape(groups, len(_PARTS), channels)
-    scale = scale * _PARTS[loss.sum((0, 2)).argmin() if shared else loss.argmin(1)]
-    codes = choose_codes(problem, scale, bits)
+    codes, loss = _better(many, tried, top)
+    loss = loss.reshape(groups, -1, channels)
+    best = np.full_like(loss[:, 0], loss.sum((0, 2)).argmin(), int) if shared else loss.argmin(1)
+    codes = codes.reshape(groups, -1, len(_PARTS), channels)
+    codes = np.take_along_axis(codes, best[:, None, None], axis=2)[:, :, 0]
+    scale = scale * _PARTS[best]
+    codes = descend(problem, codes, scale, top).astype(np.int8)
     for _ in range(rounds):
         before, scale = codes, _fitted(problem, codes, scale, shared)
         codes = descend(problem, codes, scale, top).astype(np.int8)

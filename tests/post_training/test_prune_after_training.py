@@ -1,0 +1,114 @@
+"""prune_after_training: which weights go, and what the others make up for."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcompress import Prune
+from tfcompress.post_training import prune_after_training
+from tfcompress.post_training.layerwise import flat_copy
+from tfcompress.post_training.obc import Quadratic
+from tfcompress.post_training.pruned_model import sparsify
+
+
+def correlated(groups, d, channels, seed=0):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(groups, 4 * d, d)) @ random.normal(size=(groups, d, d))
+    return Quadratic.of(random.normal(size=(groups, d, channels)), x.swapaxes(1, 2) @ x / (4 * d))
+
+
+def least(problem, mask):
+    """The loss with the weights of a mask as they are best, one channel."""
+    h, t = problem.hessian[0], problem.target[0, :, 0]
+    q = np.zeros_like(t)
+    q[mask] = np.linalg.solve(h[np.ix_(mask, mask)], (h @ t)[mask])
+    return problem.loss(q[None, :, None])[0, 0]
+
+
+def largest(count):
+    def keep(sizes):
+        order = np.argsort(-np.abs(sizes), axis=1, kind="stable")
+        mask = np.zeros(sizes.shape, bool)
+        np.put_along_axis(mask, order[:, :count], True, axis=1)
+        return mask
+
+    return keep
+
+
+def test_the_choice_is_nearly_that_of_brute_force_and_the_rest_is_fitted():
+    ratios, by_size = [], []
+    for seed in range(12):
+        problem = correlated(1, 8, 1, seed)
+        found = sparsify(problem, largest(4))
+        mask = found[0, :, 0] != 0
+        assert mask.sum() == 4
+        np.testing.assert_allclose(problem.loss(found)[0, 0], least(problem, mask), rtol=1e-4)
+        best = min(least(problem, list(kept)) for kept in itertools.combinations(range(8), 4))
+        ratios.append(problem.loss(found)[0, 0] / best)
+        by_size.append(problem.loss(problem.target * largest(4)(problem.target))[0, 0] / best)
+    assert np.median(ratios) < 1.05
+    assert np.mean(ratios) < 0.3 * np.mean(by_size)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8, 8, 4), name="image")
+    y = layers.Conv2D(16, 3, padding="same", use_bias=False, name="stem")(x)
+    y = layers.ReLU()(layers.BatchNormalization(name="bn")(y))
+    y = layers.DepthwiseConv2D(3, name="dw")(y)
+    y = layers.Conv2D(8, 1, activation="relu", name="pointwise")(y)
+    return keras.Model(x, layers.Dense(5, name="head")(layers.GlobalAveragePooling2D()(y)))
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.default_rng(0)
+    return np.cumsum(random.normal(size=(64, 8, 8, 4)), axis=2).astype("float32")
+
+
+def kernels(model):
+    return {x.name: keras.ops.convert_to_numpy(x.kernel) for x in model.layers if x.weights}
+
+
+@pytest.mark.parametrize(("sparsity", "pattern"), [(0.7, "unstructured"), (None, "2:4")])
+def test_zeros_are_as_many_as_asked_and_outputs_nearer_than_by_magnitude(
+    model, data, sparsity, pattern
+):
+    found, plain = prune_after_training(model, data, sparsity, pattern=pattern), flat_copy(model)
+    expected = np.asarray(model(data))
+    for name, kernel in kernels(found).items():
+        layer = plain.get_layer(name)
+        if name == "dw":
+            assert kernel.all()
+            continue
+        prune = Prune(sparsity, pattern=pattern).bind(layer, "kernel")
+        np.testing.assert_array_equal(kernel != 0, prune.mask(kernel, None, 0))
+        value = keras.ops.convert_to_numpy(layer.kernel)
+        layer.kernel.assign(value * prune.mask(value, None, 0))
+        assert (kernel != 0).sum() == prune.mask(value, None, 0).sum()
+    ours, theirs = (np.square(np.asarray(m(data)) - expected).mean() for m in (found, plain))
+    assert ours < 0.2 * theirs
+    report = str(found.correction_report)
+    assert "dw         kept: a depthwise kernel (pass depthwise=True" in report
+    assert "head       " in report
+
+
+def test_layers_have_the_sparsity_of_their_name(model, data):
+    found = prune_after_training(model, data, {"head": 0.5, "dw": 0.25}, depthwise=True)
+    shares = {name: np.mean(kernel == 0) for name, kernel in kernels(found).items()}
+    assert shares == {"stem": 0, "dw": 0.25, "pointwise": 0, "head": 0.5}
+
+
+def test_what_is_wrong_is_said_before_work_starts(model, data):
+    with pytest.raises(ValueError, match=r"received 'haed'. Did you mean 'head'"):
+        prune_after_training(model, data, {"haed": 0.5})
+    with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\)"):
+        prune_after_training(model, data)
+    with pytest.raises(ValueError, match="received 80"):
+        prune_after_training(model, data, 80)
+    with pytest.raises(ValueError, match=r"layers that can be pruned; received .*a depthwise"):
+        prune_after_training(model, data, {"dw": 0.5})
