@@ -38,6 +38,19 @@ def rescaled():
     return model_of(layers.Rescaling(1 / 255), layers.Conv2D(2, 3))
 
 
+def of_two_inputs():
+    """A model of a vector and of pixels from 0 to 1, which have been normalized."""
+    model = with_statistics()
+    other = keras.Input((3,), name="other")
+    image = keras.Input((8, 8, 3), name="image")
+    last = layers.Concatenate()([model(image), layers.Dense(2)(other)])
+    return keras.Model([other, image], last)
+
+
+def both(pixels):
+    return [RNG.normal(size=(40, 3)), pixels]
+
+
 CASES = {
     "as in training": (with_statistics, PIXELS, None),
     "zeros": (with_statistics, 0 * PIXELS, "are 0 everywhere"),
@@ -48,6 +61,8 @@ CASES = {
     "well normalized": (normalized, PIXELS.reshape(40, -1)[:, :5], None),
     "preprocessed": (rescaled, PIXELS, "takes values from 0 to 255"),
     "well preprocessed": (rescaled, 255 * PIXELS, None),
+    "the second input": (of_two_inputs, both(255 * PIXELS), "comes to 'batch_.* times what"),
+    "well scaled inputs": (of_two_inputs, both(PIXELS), None),
     "raw pixels": (lambda: model_of(layers.Conv2D(2, 3)), np.round(255 * PIXELS), "raw pixels"),
 }
 
@@ -93,14 +108,15 @@ def test_samples_are_used_until_the_ranges_have_settled(tmp_path):
         return report.notes[0]
 
     assert note(same) == (
-        "calibrated with 200 samples; ranges had settled: the second half of them widened none"
+        "calibrated with 200 samples; ranges had settled: over the second half of them none grew "
+        "by over 0.0%"
     )
     assert note(same, samples=None).startswith("calibrated with 400 samples; ranges had settled")
     growing = same * np.linspace(1, 3, 400)[:, None]
-    # That of the input from (1 + 3) / 2 to 3, that of a sum by somewhat more.
+    # That of input and Flatten from (1 + 3) / 2 to 3, that of a sum by somewhat more.
     assert re.match(
-        r"calibrated with 400 samples; ranges had not settled: the second half of them widened "
-        r"'.*' by 5\d\.\d%, the others by less",
+        r"calibrated with 400 samples; ranges had not settled: over the second half of them 3 of 3 "
+        r"grew by more than 5%, one by 5\d%",
         note(growing),
     )
 

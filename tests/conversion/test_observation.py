@@ -21,7 +21,9 @@ def model():
     x = layers.Conv2D(3, 3, activation="relu", name="conv")(x)
     x = layers.MaxPooling2D(name="pool")(x)
     x = layers.Flatten(name="flat")(x)
-    x = layers.Concatenate()([layers.Dense(4, name="left")(x), layers.Dense(3, name="right")(x)])
+    x = layers.Concatenate(name="joined")(
+        [layers.Dense(4, name="left")(x), layers.Dense(3, name="right")(x)]
+    )
     return keras.Model(inputs, layers.Dense(5, name="out")(x))
 
 
@@ -50,7 +52,7 @@ def test_ranges_are_those_of_the_values_that_keras_computes(model, method, tmp_p
     tfc.convert(model, path, calibration=X, io_dtype="int8", observer=method)
     found = scales(path)
 
-    names = "conv", "concatenate", "out"
+    names = "conv", "joined", "out"
     every = keras.Model(model.inputs, [model.get_layer(name).output for name in names])
     conv, joined, out = every.predict(X, verbose=0)
     _, high = expected(conv, method)

@@ -77,14 +77,8 @@ class Calibration:
         """Notes how many samples were used, and whether the ranges had settled."""
         used = min(seen.batches * size, self.count)
         first = "the first " * (used == self.count and self.more)
-        noted = f"calibrated with {first}{used} sample{'s' * (used > 1)}"
-        noted += " of more" * bool(first)
-        if seen.grown is not None:
-            grown = (
-                f"'{seen.name}' by {seen.grown:.1%}, the others by less" if seen.grown else "none"
-            )
-            noted += f"; ranges had {'' if seen.settled else 'not '}settled: the second half of "
-            noted += f"them widened {grown}"
+        noted = f"calibrated with {first}{used} sample{'s' * (used > 1)}{' of more' * bool(first)}"
+        noted += f"; {seen.settling}" * bool(seen.settling)
         if first:
             noted += "; samples= takes others"
         self.note = noted
@@ -135,8 +129,8 @@ def told(seen: Calibration, model: Any) -> list[str]:
                 "how they are loaded.",
                 stacklevel=6,
             )
-    if isinstance(model, keras.Model) and len(seen.limits) == 1:
-        low, high = next(iter(seen.limits.values()))
+    if isinstance(model, keras.Model) and len(seen.limits) == len(seen.first[0]):
+        low, high = _ends(seen)
         reason = _of_another_scale(seen, model) if low < high else None
         if reason:
             warnings.warn(
@@ -147,11 +141,17 @@ def told(seen: Calibration, model: Any) -> list[str]:
     return [seen.note] if seen.note else []
 
 
+def _ends(seen: Calibration) -> tuple[float, float]:
+    """The least and the greatest value of all inputs."""
+    lows, highs = zip(*seen.limits.values(), strict=True)
+    return min(lows), max(highs)
+
+
 def _of_another_scale(seen: Calibration, model: keras.Model) -> str | None:
     """Why data cannot have the scale of those that a model was trained on; None if they can."""
-    low, high = next(iter(seen.limits.values()))
-    shape = seen.first[0][next(iter(seen.limits))].shape
-    pixels = len(shape) == 4 and shape[-1] in (1, 3)
+    low, high = _ends(seen)
+    shape = next(iter(seen.first[0].values())).shape
+    pixels = len(seen.limits) == 1 and len(shape) == 4 and shape[-1] in (1, 3)
     try:
         flat = as_flat(model)
     except Exception:  # What users' layers raise, where they cannot be looked into, is of any kind.
@@ -191,7 +191,8 @@ def _first_statistics(graph: Graph) -> tuple[Node, np.ndarray, np.ndarray] | Non
 
 def _by_statistics(flat, node: Node, mean, variance, samples: list[Sample]) -> str | None:
     part = keras.Model(flat.inputs, node.inputs[0])
-    values = part.predict(np.concatenate([x for s in samples for x in s.values()]), verbose=0)
+    given = [np.concatenate([sample[t.name] for sample in samples]) for t in flat.inputs]
+    values = part.predict(given, verbose=0)
     found = float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
     factor = found / float(np.sqrt(np.mean(np.square(mean) + variance)))
     if 1 / _OFF < factor < _OFF:

@@ -43,20 +43,27 @@ class Observed:
         limits: least and greatest value by tensor index.
         ranges: what the observer makes of them.
         batches: how many were used.
-        grown: by which part the range that grew most did over the second half of them; None where
-            they were too few to tell.
-        name: of the tensor whose range that is.
+        growth: by which part each range grew over the second half of them; empty where they were
+            too few to tell.
     """
 
     limits: Limits
     ranges: Limits
     batches: int
-    grown: float | None
-    name: str
+    growth: np.ndarray
 
     @property
-    def settled(self) -> bool:
-        return self.grown is not None and self.grown <= _SETTLED
+    def settling(self) -> str:
+        """What is to be told of the growth."""
+        if not self.growth.size:
+            return ""
+        most, growing = self.growth.max(), np.count_nonzero(self.growth > _SETTLED)
+        if not growing:
+            return f"ranges had settled: over the second half of them none grew by over {most:.1%}"
+        return (
+            f"ranges had not settled: over the second half of them {growing} of {self.growth.size} "
+            f"grew by more than {_SETTLED:.0%}, one by {most:.0%}"
+        )
 
 
 def observe(
@@ -108,9 +115,9 @@ def _limits(model, content: bytes, batches, method: str, early: bool, progress) 
         entries = observer.get_model_qsvs()
         seen = {name: limits for name, e in entries.items() if (limits := _least_greatest(e))}
         widths.append(np.array([max(high, 0.0) - min(low, 0.0) for low, high in seen.values()]))
-        grown, which = _growth(widths)
+        growth = _growth(widths)
         enough = (start + len(some)) * size >= _FEWEST
-        if early and enough and grown is not None and grown <= _SETTLED:
+        if early and enough and growth.size and growth.max() <= _SETTLED:
             break
     average = {name: (entries[name]["min"].item(), entries[name]["max"].item()) for name in seen}
     index = {
@@ -122,8 +129,7 @@ def _limits(model, content: bytes, batches, method: str, early: bool, progress) 
         {index[name]: limits for name, limits in seen.items() if name in index},
         {index[name]: limits for name, limits in average.items() if name in index},
         start + len(some),
-        grown,
-        list(seen)[which] if grown is not None else "",
+        growth,
     )
 
 
@@ -141,14 +147,13 @@ def _least_greatest(entry: dict[str, np.ndarray]) -> tuple[float, float] | None:
     return float(np.min(low)), float(np.max(high))
 
 
-def _growth(widths: list[np.ndarray]) -> tuple[float | None, int]:
-    """By which part ranges grew most over the second half of what was seen, and which one did."""
+def _growth(widths: list[np.ndarray]) -> np.ndarray:
+    """By which part each range grew over the second half of what was seen."""
     half = widths[len(widths) // 2 - 1]
     if len(widths) < 2 or len(half) != len(widths[-1]):
-        return None, 0
+        return np.zeros(0)
     with np.errstate(invalid="ignore"):
-        grown = np.nan_to_num(widths[-1] / np.where(half > 0, half, 1.0) - 1)
-    return float(np.max(grown, initial=0.0)), int(np.argmax(grown)) if len(grown) else 0
+        return np.nan_to_num(widths[-1] / np.where(half > 0, half, widths[-1]) - 1)
 
 
 def _clipped(model) -> set[int]:
