@@ -20,6 +20,7 @@ from tfcompress.conversion import (
     lower,
     markers,
     observation,
+    pointwise,
     quantize,
     ranges,
 )
@@ -51,7 +52,7 @@ from tfcompress.files import models, writing
 from tfcompress.graph.inputs import require_model
 from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.layers.compressed import require_advanced
-from tfcompress.targets.check import check_parsed
+from tfcompress.targets.check import check_parsed, mapped
 from tfcompress.targets.targets import Target
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect_parsed
@@ -255,6 +256,19 @@ class Job:
         self.trial.remember(parsed, content, batches)
         return known
 
+    def with_narrow_kernels(self, file) -> Any:
+        """The file as kernels of 4 bits take it, where the target has these."""
+        found, target = pointwise.as_dense(file), self.settings.target
+        if found is None or self.settings.dense == "per_tensor":
+            return file
+        if target is not None and mapped(found, target) <= mapped(file, target):
+            return file
+        self.notes.append(
+            "pointwise convolutions with int4 weights are FULLY_CONNECTED in the file, which "
+            "XNNPACK runs in 4 bits; dense='per_tensor', as TFLite Micro needs, leaves them"
+        )
+        return found
+
     def finish(self, file, metadata) -> bytes:
         """The bytes as they ship: with versions that the target's compiler knows, and metadata.
 
@@ -428,7 +442,7 @@ def convert(
     if precision is None:
         job.settle(settle_trained(settings, model))
         format = settle_format(job.settings, format, path, metadata)
-    file = job.run(model, calibration, samples)
+    file = job.with_narrow_kernels(job.run(model, calibration, samples))
     data = job.finish(file, _with_pixels(model, file, known))
     job.notes += job.timed("run", job.trial.passed_by, file, data)
     report = job.report(path, file, data)

@@ -91,6 +91,11 @@ def check_parsed(
     )
 
 
+def mapped(model: Any, target: Target) -> int:
+    """How many operators of a file a target maps."""
+    return sum(judge(op, target).mapped for op in operators(model))
+
+
 def judge(op: Op, target: Target) -> OperatorCheck:
     """Tell whether a target maps an operator, whatever stands around it."""
     name = op.info.name
