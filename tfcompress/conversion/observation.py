@@ -199,9 +199,12 @@ def _histograms(model, content: bytes, batches, limits: Limits) -> dict[int, His
     """How often tensors had which values, of limits that are known."""
     finite = {i: (min(low, 0.0), max(high, 0.0)) for i, (low, high) in limits.items()}
     seen = {i: Histogram(*found) for i, found in finite.items() if math.isfinite(sum(found))}
-    file = run.Loaded(content, run.DEFAULT, keep=True)
+    with run.quiet():  # here, as the quantizer has just run it here
+        file, _ = run.load(content, run.DEFAULT, keep=True)
     inputs = run.ports(model)[0]
     for batch in batches if seen else ():
-        values = file.run({entry.index: batch[entry.name] for entry in inputs}, list(seen))
-        seen = {i: each.add(v) for (i, each), v in zip(seen.items(), values, strict=True)}
+        for entry in inputs:
+            file.set_tensor(entry.index, batch[entry.name])
+        file.invoke()
+        seen = {i: each.add(file.get_tensor(i)) for i, each in seen.items()}
     return seen
