@@ -6,10 +6,10 @@ import pytest
 from keras import layers
 
 from tfcompress.post_training import gptq
-from tfcompress.post_training.gptq_model import is_clustered
 from tfcompress.post_training.kernels import on_grid
 from tfcompress.post_training.layerwise import flat_copy
 from tfcompress.post_training.observers import weight_scale
+from tfcompress.post_training.rounded import is_clustered
 
 
 @pytest.fixture(scope="module")

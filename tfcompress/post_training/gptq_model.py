@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfcompress.errors import check, is_whole
 from tfcompress.graph.nodes import Graph
-from tfcompress.post_training.corrections import reported
 from tfcompress.post_training.hessians import Moments, kernel_of, matrix_of
 from tfcompress.post_training.kernels import Kernel, on_grid
 from tfcompress.post_training.layerwise import (
@@ -19,31 +16,14 @@ from tfcompress.post_training.layerwise import (
     check_damp,
     exchange,
     flat_copy,
-    named_kernels,
 )
 from tfcompress.post_training.obc import Quadratic, choose_grid
 from tfcompress.post_training.observers import weight_scale
+from tfcompress.post_training.rounded import Rounded, is_clustered, told, widths_of
 from tfcompress.post_training.walk import batched
 
 # From this share of zeros on a kernel counts as pruned.
 _PRUNED = 0.3
-
-
-@dataclasses.dataclass(frozen=True)
-class Rounded:
-    """A model whose kernels lie on integer grids.
-
-    Attributes:
-        model: a flat `keras.Model` of plain layers.
-        scales: by name of a layer, the steps of its kernel's grid: float32, of the rank of the
-            kernel, 1 along the axes that share a step.
-        sqnr: by name of a layer, the signal to quantization noise ratio in dB of what it gives:
-            with its kernel rounded to nearest, and with this one.
-    """
-
-    model: keras.Model
-    scales: dict[str, np.ndarray]
-    sqnr: dict[str, tuple[float, float]]
 
 
 def gptq(
@@ -100,9 +80,7 @@ def gptq(
     """
     check_damp(damp)
     flat = flat_copy(model)
-    widths = named_kernels("bits", bits, flat)
-    for width in widths.values():
-        check(is_whole(width, 2) and width <= 8, "bits", "whole numbers from 2 to 8", width)
+    widths = widths_of(bits, flat)
     rounded = round_kernels(
         flat,
         batched(Graph.of(flat), data, batch_size, samples),
@@ -112,13 +90,7 @@ def gptq(
         damp=damp,
         progress=progress,
     )
-    changes = {
-        name: f"int{widths[name]}, SQNR {before:.1f} -> {after:.1f} dB"
-        for name, (before, after) in rounded.sqnr.items()
-    }
-    kept = {name: "has few different values" for name in widths if name not in changes}
-    reported(flat, "gptq", changes, kept)
-    return rounded
+    return told(rounded, "gptq", widths)
 
 
 def round_kernels(
@@ -157,19 +129,6 @@ def round_kernels(
 
     exchange(flat, batches, bits, change, dense=dense, convolution=convolution, progress=progress)
     return Rounded(flat, scales, sqnr)
-
-
-def is_clustered(kernel: np.ndarray) -> bool:
-    """Whether a kernel has few different values beside 0: in all, or in each channel.
-
-    The latter is what becomes of one that a BatchNormalization was folded into.
-    """
-    columns = kernel.reshape(-1, kernel.shape[-1]).T
-    for rows in (kernel.reshape(1, -1), columns):
-        values = [row[row != 0] for row in rows]
-        if 2 * sum(len(np.unique(x)) for x in values) <= sum(map(len, values)):
-            return True
-    return False
 
 
 def _on_own_grid(
