@@ -111,6 +111,8 @@ class _Sharing(flatbuffers.Builder):
     These are zero points, of which each channel has one in the weight and one in the bias: all 0.
     """
 
+    head: int  # which the base leaves without a type
+
     def __init__(self, size: int):
         super().__init__(size)
         self._written: dict[bytes, int] = {}
