@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfcompress.conversion import (
+    assignment,
     constants,
     exchange,
     extremes,
@@ -33,6 +34,7 @@ from tfcompress.conversion.calibration import (
 )
 from tfcompress.conversion.converters import Lowering
 from tfcompress.conversion.layer_names import fix_ranges, require_none, skipped
+from tfcompress.conversion.precisions import require_layers
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
@@ -52,6 +54,7 @@ from tfcompress.files import models, writing
 from tfcompress.graph.inputs import require_model
 from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.layers.compressed import require_advanced
+from tfcompress.quantization.opening import EVERYWHERE
 from tfcompress.targets.check import check_parsed, mapped
 from tfcompress.targets.targets import Target
 from tfcompress.tflite import flatbuffer
@@ -94,6 +97,9 @@ class Job:
         self.notes: list[str] = []
         self.weights_only = False
         self.divisors: set[int] = set()  # that come near 0
+        self.scales: Mapping[str, Any] = {}  # of kernels rounded before, by layer; arrays, keepdims
+        self.layers: dict[str, str] = {}  # what layers were given
+        self.kept: set[str] = set()  # tensors that are float as they were asked to be
         self.trial = Trial()
         self.model: Any = None
         self.seen: Calibration | None = None
@@ -115,6 +121,7 @@ class Job:
         """The file as a `ModelT`."""
         require_none(self.settings.skip, model, calibration is not None)
         self.model = model
+        require_layers(self.settings.layers, model, calibration is not None)
         if is_legacy(model):
             return legacy("convert")(self, model, calibration, samples)
         lower.require_convertible(model)
@@ -175,7 +182,10 @@ class Job:
         if isinstance(model, models.SavedModel):
             found = lower.from_saved_model(model, self.batch_size, self.select_tf_ops)
         else:
-            found = lower.to_float(model, self.batch_size, self.select_tf_ops, integer=integer)
+            layers = self.settings.layers
+            rules = EVERYWHERE if layers is None else layers.opened
+            made = self.batch_size, self.select_tf_ops
+            found = lower.to_float(model, *made, integer=integer, rules=rules)
         self.notes += [found.note] if found.note else []
         return found
 
@@ -185,7 +195,7 @@ class Job:
     def _integer(self, model, calibration, samples) -> Any:
         parsed, known, floats = self.timed("lower", self._float_file, model)
         require_no_loops(parsed, model, self.io_dtype)
-        wide = self.precision == "int16x8"
+        assigned = self._assigned(parsed, model)
         is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
         weight_bits = weight_bits_of(model) if is_trained else None
         if calibration is not None:
@@ -200,12 +210,11 @@ class Job:
                 self.notes.append(f"{few}: precision='int4' stores them in 4")
             known = {**grids.table_ranges(parsed, weight_bits), **known}
             self.notes += extremes.lost_scores(parsed, known)
-            every = ranges.spread(parsed, known, wide)
+            every = ranges.spread(parsed, known, assigned.wide)
             known = {**extremes.narrow_constants(parsed, every), **known}
             self.divisors = ranges.unknown_divisors(parsed, known, floats)
-        known = ranges.spread(parsed, known, wide)
-        if wide:
-            known = {i: ranges.Range(r.minimum, r.maximum, 16) for i, r in known.items()}
+        known = ranges.spread(parsed, known, assigned.wide)
+        known = ranges.with_bits(parsed, known, assigned.wide)
         ranges.widen_softmax_inputs(parsed, known)
         ranges.widen_sums(parsed, known)
         ranges.make_kernels_symmetric(parsed, known)
@@ -218,11 +227,20 @@ class Job:
             known,
             io_dtype=self.io_dtype,
             weight_bits=weight_bits,
-            int4=self.precision == "int4",
+            precisions=assigned.operations,
             tensorwise=self.settings.tensorwise,
             floats=floats,
             weight_observer=self.settings.weight_observer,
+            scales=assignment.handed(parsed, model, self.scales) if self.scales else None,
         )
+
+    def _assigned(self, parsed, model) -> assignment.Assignment:
+        if self.settings.layers is None:
+            return assignment.one_for_all(parsed, self.precision)
+        found = assignment.by_layer(parsed, model, self.settings.layers)
+        self.layers, self.kept = found.layers, found.floats_in(parsed)
+        self.notes += found.notes
+        return found
 
     def _check_bits(self, known) -> None:
         widest = max((r.bits for r in known.values()), default=8)
@@ -289,6 +307,7 @@ class Job:
         # Operations that stayed float although integers were asked for.
         asked = self.precision in STATIC and not self.weights_only
         remaining = listed(found, self.reasons, self.model) if asked else []
+        remaining = [op for op in remaining if op.tensor not in self.kept]
         if remaining and self.strict:
             named = "; ".join(
                 f"{f.op} at '{f.layer or f.tensor[:60]}' ({f.reason})" for f in remaining[:5]
@@ -305,7 +324,7 @@ class Job:
         target = self.settings.target
         return Report(
             path=str(path),
-            precision=self.precision,
+            precision=self.precision if self.settings.layers is None else "mixed",
             io_dtype=self.io_dtype,
             file_bytes=len(data),
             zipped_bytes=found.zipped_bytes,
@@ -316,17 +335,8 @@ class Job:
             float_ops=remaining,
             notes=self.notes,
             seconds=self.rounded_seconds(),
+            layers=self.layers,
         )
-
-
-def with_signature(model: Any, name: str) -> models.SavedModel:
-    """A SavedModel of which one signature is meant."""
-    if not isinstance(model, models.SavedModel):
-        raise ValueError(
-            f"signature='{name}' is for the folder of a SavedModel; received a "
-            f"{type(model).__name__}, which has one. Leave it out."
-        )
-    return dataclasses.replace(model, signature=name)
 
 
 Progress = Callable[[str, int, int | None], Any]
@@ -336,7 +346,7 @@ def convert(
     model,
     path,
     *,
-    precision: str | None = None,
+    precision: str | Mapping[Any, str] | None = None,
     io_dtype: str | Sequence[str] | None = None,
     calibration: Any = None,
     batch_size: int | None = None,
@@ -367,7 +377,14 @@ def convert(
             Conv2D and Dense, with int8 activations if their ranges are known, float otherwise).
             None: what the model was trained for (`Quantize(bits=4)` gives "int4",
             `activation_bits=16` "int16x8") if the target takes that; or what the target prefers, or
-            "int8".
+            "int8". Or {pattern: precision}, for a model that calibration data quantize: a pattern
+            is the name or class of layers as in `Rule` ("*", "block_1*", "Dense"), a type such as
+            `keras.layers.Dense`, or a predicate `f(layer) -> bool`; a precision is "int8", "int4"
+            (Dense, convolutions and depthwise ones), "int2" or "int4_blockwise" (Dense; the latter
+            with float activations and a scale for each 32 weights of a row), "int16x8", "float16"
+            or "float32". The last pattern that matches a layer decides, and those without are int8,
+            as are layers that a wide pattern gives a precision that LiteRT has no kernel of for
+            them. Between layers that differ values are quantized anew.
         io_dtype: type of inputs and outputs: "float32", "int8", "uint8", or "int16" with int16x8;
             or that of the inputs and that of the outputs, as ("uint8", "float32").
             None: what the target prefers, or "float32".
@@ -438,7 +455,7 @@ def convert(
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", models.load_model, model, trusted=trusted)
     if signature is not None:
-        model = with_signature(model, signature)
+        model = models.with_signature(model, signature)
     if precision is None:
         job.settle(settle_trained(settings, model))
         format = settle_format(job.settings, format, path, metadata)

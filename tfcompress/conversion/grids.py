@@ -11,6 +11,8 @@ from tfcompress.tflite.flatbuffer import op_name
 
 # In steps. Values that a float32 factor was folded into are off by a ten-thousandth of one.
 _TOLERANCE = 1e-3
+# Values that are products of a code and a scale in float32.
+_HANDED = 1e-2
 
 
 class Grid(NamedTuple):
@@ -102,9 +104,37 @@ def table_ranges(model, weight_bits: set[int]) -> dict[int, Range]:
     return found
 
 
+def handed_grid(weight: np.ndarray, axis: int, scale: np.ndarray, bits: int, layer: str) -> Grid:
+    """The grid on which a layer's weight was rounded before, by its scales in any layout.
+
+    Args:
+        axis: of the channels.
+        scale: one value, or one a channel, in their order.
+        layer: whose name an error tells.
+    """
+    values = np.asarray(scale, np.float64).ravel()
+    kind = "t" if values.size == 1 else "c"
+    if values.size not in (1, weight.shape[axis]):
+        raise ValueError(
+            f"the scales of layer '{layer}' must be one or {weight.shape[axis]}; received "
+            f"{values.size}."
+        )
+    shape = [-1 if kind == "c" and i == axis else 1 for i in range(weight.ndim)]
+    grid, levels = Grid(bits, kind, values.reshape(shape)), 2 ** (bits - 1) - 1
+    codes = weight / np.where(grid.scale > 0, grid.scale, 1.0)
+    off = float(np.abs(codes - np.rint(codes)).max(initial=0.0))
+    greatest = float(np.abs(codes).max(initial=0.0))
+    if not (off < _HANDED and greatest < levels + 0.5):
+        raise ValueError(
+            f"the weights of layer '{layer}' must be whole multiples of its scales, up to {levels} "
+            f"of them ({bits} bits); received codes up to {greatest:.4g}, off by {off:.2g}."
+        )
+    return grid
+
+
 def stored_range(grid: Grid, bits: int) -> dict[str, np.ndarray]:
     """The range that gives weights of a grid the same values when they are stored in some bits."""
-    limit = (grid.scale * (2 ** (bits - 1) - 1)).astype(np.float32)
+    limit = grid.scale * (2 ** (bits - 1) - 1)
     return {"min": -limit, "max": limit}
 
 

@@ -21,6 +21,9 @@ from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.signature import first_signature
 
+# As `scopes` gives it.
+_SCOPE = re.compile(r"([^/]+)_1/part_\d+")
+
 
 class LayerNames:
     """Finds the Keras layer in a tensor's name: 'functional_1/r1_1/Relu;functional_1/c1_1/...'.
@@ -33,7 +36,7 @@ class LayerNames:
         flat = flatten(model)
         layers = [layer for m in (model, flat) for layer in m._flatten_layers()]
         others = (FakeQuant, keras.Model)
-        every = [x for x in (*layers, *flat.operations) if not isinstance(x, others)]
+        every = [x for x in flat.operations if not isinstance(x, others)]
         self.known = {scope_name(x.name): x for x in every}
         self.weighted = {
             scope_name(layer.name)
@@ -47,7 +50,11 @@ class LayerNames:
         """The name of the layer that a tensor comes from; '' if its name does not tell."""
         if self.outputs.get(tensor) in self.known:
             return self.outputs[tensor]
-        found = [name for name in self.named(tensor) if name in self.known]
+        told: list[str] = []
+        for part in tensor.split(";"):
+            scope = _SCOPE.search(part)  # which tells more than the name of what is inside
+            told += self.named(part) if scope is None else [scope[1]]
+        found = [name for name in told if name in self.known]
         return next((name for name in found if name in self.weighted), found[0] if found else "")
 
     @staticmethod

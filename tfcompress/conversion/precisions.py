@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from tfcompress.errors import expected_one_of
+from tfcompress.graph.flatten import as_flat
 from tfcompress.kinds import (
     CONVOLUTIONS,
     DEPTHWISE,
@@ -18,7 +19,9 @@ from tfcompress.kinds import (
     is_kernel,
     is_known,
 )
-from tfcompress.techniques.rules import Rule, require_match
+from tfcompress.layers.compressed import is_compressed
+from tfcompress.techniques import Quantize
+from tfcompress.techniques.rules import Rule, Rules, require_match
 
 USUAL = "int8"
 
@@ -30,6 +33,10 @@ KERNELS: dict[str, tuple[str, ...]] = {
 }
 # Those whose activations stay float.
 FLOATS = ("int4_blockwise", "float16", "float32")
+# The bits of the weights of integer operators.
+WEIGHT_BITS = {"int8": 8, "int4": 4, "int2": 2, "int16x8": 8}
+# How many weights of a row share a scale.
+BLOCK = 32
 LAYER_PRECISIONS = (USUAL, *KERNELS, "int16x8", "float16", "float32")
 
 _WEIGHTED = (*KERNELS, "float16")
@@ -96,11 +103,50 @@ class Precisions:
         found = (precision for rule, precision in reversed(list(self)) if rule.matches(layer))
         return next(found, USUAL)
 
+    @property
+    def opened(self) -> Rules:
+        """Rules that quantize the activations of layers that are to have integer kernels."""
+        rules = [Rule("*", [Quantize()])]
+        for rule, precision in self:
+            opens = precision not in ("float16", "float32")
+            rules.append(dataclasses.replace(rule, techniques=[Quantize()] if opens else []))
+        return Rules(rules)
+
     def check_layers(self, model: keras.Model) -> None:
         """Raises unless every rule matches layers of a flat model, some of which can be that."""
         for rule, precision in self:
             matched = require_match(rule, model.operations, model)
             require_able(rule, precision, [x for x in matched if may_be(x, precision)], matched)
+
+
+def require_layers(precisions: Precisions | None, model: Any, calibrated: bool) -> None:
+    """Raises unless precisions by layer are for a plain Keras model that data quantize."""
+    if precisions is None:
+        return
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "precision by layer is for Keras 3 models, whose layers are known; received a "
+            f"{type(model).__name__}. Name one precision for all of it."
+        )
+    if is_compressed(model):
+        raise ValueError(
+            f"precision by layer is for models without techniques; received model '{model.name}', "
+            "whose layers have the bits that they were trained for. Leave precision out, or call "
+            "finalize(model) first and pass calibration=."
+        )
+    if not calibrated:
+        raise ValueError(
+            "precision by layer needs the ranges of activations; received no calibration data. "
+            "Pass calibration= (--calibration) a few hundred samples of the training inputs."
+        )
+    try:
+        flat = as_flat(model)
+    except Exception as error:  # What users' layers raise is of any kind.
+        raise ValueError(
+            f"precision by layer is for models that can be flattened; received model "
+            f"'{model.name}', of which {error}. Name one precision for all of it."
+        ) from error
+    precisions.check_layers(flat)
 
 
 def may_be(layer: Any, precision: str) -> bool:
@@ -121,6 +167,7 @@ def require_able(rule: Rule, precision: str, able: Iterable[Any], matched: Itera
     more = ", ..." if len(named) > 5 else ""
     kernels = KERNELS.get(precision)
     expected = f"weights of {' or '.join(kernels)}" if kernels else "weights"
+    expected += f" with a multiple of {BLOCK} inputs" if precision == "int4_blockwise" else ""
     raise ValueError(
         f"{rule.words} asks for {precision}, which LiteRT runs for {expected} alone; it matches "
         f"{', '.join(named[:5])}{more}. Name another precision for these layers, or other layers."

@@ -10,19 +10,27 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from litert_quantizer import qtyping, quantizer
 from litert_quantizer.algorithm_manager import AlgorithmName
 
-from tfcompress.conversion import islands
-from tfcompress.conversion.grids import Grid, find_grid, is_float_constant, stored_range
+from tfcompress.conversion import islands, packing
+from tfcompress.conversion.grids import (
+    Grid,
+    find_grid,
+    handed_grid,
+    is_float_constant,
+    stored_range,
+)
+from tfcompress.conversion.precisions import BLOCK, KERNELS, WEIGHT_BITS
 from tfcompress.conversion.ranges import (
     Range,
     constant,
     drop_unused,
+    ends,
     floats_of,
     is_constant,
     part_outputs,
@@ -43,6 +51,7 @@ WEIGHTS = {
     "TRANSPOSE_CONV": (1, 0),
 }
 
+# What `precision="int4"` of a whole model stores in 4 bits.
 INT4_OPS = ("FULLY_CONNECTED", "CONV_2D")
 
 
@@ -52,10 +61,11 @@ def static(
     *,
     io_dtype: str,
     weight_bits: set[int] | None,
-    int4: bool = False,
+    precisions: Mapping[int, str] | None = None,
     tensorwise: Collection[str] = (),
     floats: set[int] | frozenset[int] = frozenset(),
     weight_observer: str = "max",
+    scales: Mapping[int, tuple[str, np.ndarray]] | None = None,
 ) -> Any:
     """Quantizes weights and activations of a float model.
 
@@ -63,38 +73,61 @@ def static(
         model: its `ModelT`, which is changed.
         io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs, or both
             with a comma between.
+        weight_bits: the widths that weights were trained for; None if they were not.
+        precisions: those of operators (see `Precisions`) by the tensors that they give, where they
+            are not int8; ones that they have no kernel for are as int8.
         tensorwise: operations whose weights get one scale, not one a channel.
         weight_observer: one of `WEIGHT_OBSERVERS`, for weights that were not trained.
+        floats: tensors whose operators stay as they are.
+        scales: by the tensors that operators give, the layer whose weights were rounded to a grid
+            before, and the scales of that; see `grids.handed_grid`.
 
     Returns the `ModelT` of the integer file.
     """
     graph = model.subgraphs[0]
-    ranges, floats = dict(ranges), set(floats)
+    ranges, floats, told = dict(ranges), set(floats), dict(precisions or {})
+    handed = dict(scales or {})
     # litert-quantizer fails on a constant that nothing reads and whose buffer another has, too.
-    drop_unused(model, ranges, floats)
-    part_outputs(model, ranges)
+    drop_unused(model, ranges, floats, told, handed)
+    part_outputs(model, ranges, floats, told)
     require_ranges(model, ranges, io_dtype)
     if weight_bits is not None:
         _free_weights(model, ranges)
-    tags: set[str] = set()
     tag_of: dict[int, str] = {}
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
     for op in graph.operators:
-        tag = _tag(model, op, ranges, weight_bits, int4, tensorwise, floats, qsv_of_weight)
-        if weight_bits is None and tag != UNTOUCHED and weight_observer != "max":
-            qsv_of_weight.update(_observed_weight(model, op, tag, weight_observer))
-        tags.add(tag)
+        _, first = ends(op)
+        tag = UNTOUCHED
+        if not any(i in floats for i in op.outputs):
+            one = op_name(model, op) in tensorwise
+            weights = Weights(weight_bits, handed.get(first), one, weight_observer)
+            tag = _tag(model, op, ranges, told.get(first, "int8"), weights, qsv_of_weight)
         tag_of.update((index, tag) for index in op.outputs)
     original = _rename(model, tag_of)
     qsv = _statistics(model, ranges, qsv_of_weight)
-    quantized = _run(model, static_recipe(tags, io_dtype), qsv)
+    quantized = _run(model, static_recipe({*tag_of.values()}, io_dtype), qsv)
     named = {graph.tensors[i].name.decode(): known for i, known in ranges.items()}
     type_unread_outputs(quantized)
     islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)})
     _share_tables(quantized)
-    drop_unused(quantized, {}, set())
+    _store_narrow(quantized)
+    drop_unused(quantized)
     _restore(quantized, original)
     return quantized
+
+
+def _store_narrow(model) -> None:
+    """Stores weights in the bits that tags tell."""
+    graph, bits_of, halves = model.subgraphs[0], dict[int, int](), []
+    for op in graph.operators:
+        tags = [bytes(graph.tensors[i].name).partition(b"_")[0].decode() for i in op.outputs[:1]]
+        found = [match for match in map(_NARROW.fullmatch, tags) if match]
+        if found and op_name(model, op) in WEIGHTS:
+            bits_of[op.inputs[WEIGHTS[op_name(model, op)][0]]] = int(found[0][1])
+        elif tags == [HALF]:
+            halves.append(op)
+    packing.pack(model, bits_of)
+    packing.halve(model, halves)
 
 
 def _free_weights(model, ranges: dict[int, Range]) -> None:
@@ -152,45 +185,72 @@ def weight_only(model, bits: int, trained: set[int] | None = None) -> Any:
     return quantized
 
 
-def _tag(model, op, ranges, weight_bits, int4, tensorwise, floats, qsv_of_weight) -> str:
+class Weights(NamedTuple):
+    """What is known of the grid of an operator's weights.
+
+    Attributes:
+        trained: the widths that they may have been trained for; None if they were not.
+        handed: the name of their layer and their scales, if they lie on a grid that is known.
+        tensorwise: whether they are to have one scale, else one a channel.
+        observer: one of `WEIGHT_OBSERVERS`, for those that were not trained.
+    """
+
+    trained: set[int] | None
+    handed: tuple[str, np.ndarray] | None
+    tensorwise: bool
+    observer: str
+
+    @property
+    def is_own(self) -> bool:
+        """Whether grids of 8 bits are those that litert-quantizer finds by itself."""
+        return self.handed is None and (self.trained is not None or self.observer == "max")
+
+    def grid(self, values: np.ndarray, axis: int, bits: int) -> Grid | None:
+        """The grid to store values on in some bits; None if trained ones lie on none."""
+        kind = "t" if self.tensorwise else "c"
+        if self.handed is not None:
+            layer, scale = self.handed
+            return handed_grid(values, axis, scale, bits, layer)
+        if self.trained is None:
+            return _observed(values, axis, kind, bits, self.observer)
+        grid = find_grid(values, axis, sorted(self.trained))
+        if grid is None or grid.bits <= bits or 4 in self.trained:
+            return grid
+        return _observed(values, axis, grid.kind, bits, "max")
+
+
+def _tag(model, op, ranges, precision: str, weights: Weights, qsv_of_weight) -> str:
     """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'.
 
-    Trained weights keep their scales (`qsv_of_weight`), and get a bias centred for their kernel.
+    Weights whose grid is not litert-quantizer's own get their scales by `qsv_of_weight`, and a bias
+    centred for their kernel.
     """
+    if precision in _AS_FLOATS:
+        return _AS_FLOATS[precision]
     activations = floats_of(model, op)
     if not activations or any(i not in ranges for i in activations):
         return UNTOUCHED
-    if any(i in floats for i in op.outputs):
-        return UNTOUCHED
-    bits = max(ranges[i].bits for i in activations)
+    given = [i for i in op.outputs if i in ranges] or activations
+    bits = max(ranges[i].bits for i in given)
     name = op_name(model, op)
     operand, axis = WEIGHTS.get(name, (0, 0))
     index = op.inputs[operand]
     if name not in WEIGHTS or not is_constant(model, index):
         return f"a{bits}w8c"
-    narrow = int4 and name in INT4_OPS
-    if weight_bits is None:
-        kind = "t" if name in tensorwise else "c"
-        return f"a{bits}w{4 if narrow else 8}{kind}"
-    grid = find_grid(constant(model, index), axis, sorted(weight_bits))
+    stored = WEIGHT_BITS[precision] if name in KERNELS.get(precision, ()) else 8
+    grid = weights.grid(constant(model, index), axis, stored)
     if grid is None:
         return UNTOUCHED
-    stored = 4 if narrow and (grid.bits == 4 or 4 not in weight_bits) else 8
-    if grid.bits < stored or not grid.widest:  # the same values: the scale stays the trained one
-        qsv_of_weight[index] = stored_range(grid, stored)
+    stored = 8 if grid.bits > stored else stored
+    if grid.bits < 8 or not grid.widest or not weights.is_own:  # the same values: the scale stays
+        qsv_of_weight[index] = stored_range(grid, 8)
     return f"a{bits}w{stored}{grid.kind}"
 
 
-def _observed_weight(model, op, tag: str, method: str) -> dict[int, dict[str, np.ndarray]]:
-    """The range of the weights of an op by an observer, by their tensor; none if it has none."""
-    operand, axis = WEIGHTS.get(op_name(model, op), (0, 0))
-    index = op.inputs[operand]
-    if not operand or not is_constant(model, index):
-        return {}
-    weight, (bits, kind) = constant(model, index), (int(tag.split("w")[1][:-1]), tag[-1])
-    reduced = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
-    scale = weight_scale(weight, reduced, bits, method).astype(np.float64)
-    return {index: stored_range(Grid(bits, kind, scale), bits)}
+def _observed(values: np.ndarray, axis: int, kind: str, bits: int, method: str) -> Grid:
+    """The grid of weights by an observer, with one scale ("t") or one a channel ("c")."""
+    reduced = tuple(i for i in range(values.ndim) if kind == "t" or i != axis)
+    return Grid(bits, kind, weight_scale(values, reduced, bits, method).astype(np.float64))
 
 
 @contextlib.contextmanager
@@ -283,20 +343,30 @@ def _restore(model, original: dict[bytes, bytes]) -> None:
 
 
 _GRANULARITY = {
+    "b": qtyping.QuantGranularity[f"BLOCKWISE_{BLOCK}"],
     "c": qtyping.QuantGranularity.CHANNELWISE,
     "t": qtyping.QuantGranularity.TENSORWISE,
 }
 
-# The tag of operations that stay as they are.
-UNTOUCHED = "keep"
+# The tags of operations that stay as they are; with weights of 16 bits; with weights of 4 bits in
+# blocks, which LiteRT multiplies with inputs that it quantizes itself.
+UNTOUCHED, HALF, BLOCKS = "keep", "keephalf", "keepblocks"
+_AS_FLOATS = {"float32": UNTOUCHED, "float16": HALF, "int4_blockwise": BLOCKS}
+# The tags of weights that are stored in fewer than 8 bits.
+_NARROW = re.compile(r"a\d+w([24])[ct]")
 
 
 def static_recipe(tags: set[str], io_dtype: str) -> list[dict[str, Any]]:
-    """A recipe that quantizes operations by the tags in their outputs' names."""
+    """A recipe that quantizes operations by the tags in their outputs' names.
+
+    All weights of integer operations are of 8 bits, which those of narrower grids are stored in
+    until they are packed.
+    """
     recipe = []
-    for tag in sorted(tags - {UNTOUCHED}):
-        activations, rest = tag[1:].split("w")
-        config = op_config(int(activations), int(rest[:-1]), rest[-1])
+    for tag in sorted(tags - {UNTOUCHED, HALF}):
+        config = op_config(None, 4, "b", dynamic=True)
+        if tag != BLOCKS:
+            config = op_config(int(tag[1:].split("w")[0]), 8, tag[-1])
         recipe.append(entry(f"^{tag}_", config))
     for name, dtype in zip(("INPUT", "OUTPUT"), io_pair(io_dtype), strict=True):
         bits = 16 if dtype == "int16" else 8
@@ -320,8 +390,14 @@ def untouched(operation: str) -> dict[str, Any]:
     return {"regex": ".*", "operation": operation, "algorithm_key": AlgorithmName.NO_QUANTIZE}
 
 
-def op_config(activations: int | None, weights: int, kind: str, unsigned: bool = False):
-    """How an operation is to be quantized."""
+def op_config(
+    activations: int | None,
+    weights: int,
+    kind: str,
+    unsigned: bool = False,
+    dynamic: bool = False,
+):
+    """How an operation is to be quantized; `dynamic`: activations by the kernel, as it runs."""
     integer = qtyping.TensorDataType.UINT if unsigned else qtyping.TensorDataType.INT
     config = qtyping.OpQuantizationConfig(
         activation_tensor_config=activations
@@ -332,8 +408,8 @@ def op_config(activations: int | None, weights: int, kind: str, unsigned: bool =
             num_bits=weights, symmetric=True, granularity=_GRANULARITY[kind]
         ),
         compute_precision=qtyping.ComputePrecision.INTEGER
-        if activations
+        if activations or dynamic
         else qtyping.ComputePrecision.FLOAT,
-        explicit_dequantize=activations is None,
+        explicit_dequantize=activations is None and not dynamic,
     )
     return config.to_dict()

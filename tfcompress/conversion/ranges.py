@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -78,11 +78,11 @@ def width(known: Range) -> float:
     return known.maximum - known.minimum
 
 
-def spread(model, ranges: dict[int, Range], wide: bool = False) -> dict[int, Range]:
+def spread(model, ranges: dict[int, Range], wide: Collection[int] = ()) -> dict[int, Range]:
     """Ranges for all tensors that must have the same one as a tensor whose range is known.
 
     Args:
-        wide: whether integers will be of 16 bits.
+        wide: tensors that operators of 16 bits give.
     """
     graph, known = model.subgraphs[0], dict(ranges)
     own: set[int] = set()  # given by the kernel, whatever the others of a group have
@@ -92,7 +92,7 @@ def spread(model, ranges: dict[int, Range], wide: bool = False) -> dict[int, Ran
         if fixed and bits == 8:
             known[op.outputs[0]] = Range(*fixed)
             own.add(op.outputs[0])
-        elif not wide and _makes_numbers_of(_BOOL, model, op):
+        elif ends(op)[1] not in wide and _makes_numbers_of(_BOOL, model, op):
             known[op.outputs[0]] = _TRUTH
         elif _makes_numbers_of(None, model, op) and (found := known.get(op.outputs[0])):
             # What was 0 all along may be another whole number.
@@ -112,6 +112,24 @@ def spread(model, ranges: dict[int, Range], wide: bool = False) -> dict[int, Ran
                     known.update((i, found) for i in missing)
                     changed = True
     return known
+
+
+def with_bits(model, ranges: dict[int, Range], wide: Collection[int]) -> dict[int, Range]:
+    """Ranges with 16 bits where operators of 16 bits give a tensor, or alone read what none gives.
+
+    Args:
+        wide: tensors that operators of 16 bits give.
+    """
+    readers: dict[int, list[bool]] = {}
+    for op in model.subgraphs[0].operators:
+        for index in op.inputs:
+            readers.setdefault(index, []).append(ends(op)[1] in wide)
+    given = {i for op in model.subgraphs[0].operators for i in op.outputs}
+    read = {i for i, found in readers.items() if all(found)} - given
+    return {
+        i: dataclasses.replace(known, bits=16) if i in wide or i in read else known
+        for i, known in ranges.items()
+    }
 
 
 def _makes_numbers_of(kind: int | None, model, op) -> bool:
@@ -290,17 +308,23 @@ def _same_scale(model, op) -> list[int]:
     return [i for i in (*op.inputs, *op.outputs) if i >= 0 and tensors[i].type == 0]
 
 
-def drop_unused(model, ranges: dict[int, Range], floats: set[int]) -> None:
-    """Takes out tensors and constants that nothing refers to. Changes all three arguments."""
+def drop_unused(model, *known: dict[int, Any] | set[int]) -> None:
+    """Takes out tensors and constants that nothing refers to. Changes `model`, and what is `known`
+    of tensors by their indices.
+    """
     graph = model.subgraphs[0]
     used = {i for op in graph.operators for i in _tensors_of(op) if i >= 0}
     used |= {*graph.inputs, *graph.outputs}
+    blocks = [graph.tensors[i].quantization.details for i in sorted(used) if _in_blocks(graph, i)]
+    used |= {details.scales for details in blocks}
     new = {old: position for position, old in enumerate(sorted(used))}
     new[-1] = -1
     graph.tensors = [graph.tensors[i] for i in sorted(used)]
     for op in graph.operators:
         op.inputs, op.outputs = [new[i] for i in op.inputs], [new[i] for i in op.outputs]
         op.intermediates = [new[i] for i in _some(op.intermediates)]
+    for details in blocks:
+        details.scales = new[details.scales]
     graph.inputs, graph.outputs = [new[i] for i in graph.inputs], [new[i] for i in graph.outputs]
     for signature in model.signatureDefs:
         for entry in (*signature.inputs, *signature.outputs):
@@ -310,11 +334,21 @@ def drop_unused(model, ranges: dict[int, Range], floats: set[int]) -> None:
     for number, buffer in enumerate(model.buffers):
         if number not in held:
             buffer.data = None
-    known, kept = dict(ranges), set(floats)
-    ranges.clear()
-    ranges.update((new[i], found) for i, found in known.items() if i in new)
-    floats.clear()
-    floats.update(new[i] for i in kept if i in new)
+    for told in known:
+        if isinstance(told, dict):
+            kept = {new[i]: found for i, found in told.items() if i in new}
+            told.clear()
+            told.update(kept)
+        else:
+            moved = {new[i] for i in told if i in new}
+            told.clear()
+            told |= moved
+
+
+def _in_blocks(graph, index: int) -> bool:
+    """Whether the scales of a tensor are another tensor."""
+    quantization = graph.tensors[index].quantization
+    return hasattr(getattr(quantization, "details", None), "blockSize")
 
 
 def _tensors_of(op) -> Iterator[int]:
@@ -327,8 +361,9 @@ def _some(indices) -> list[int]:
     return [] if indices is None else [int(i) for i in indices]
 
 
-def part_outputs(model, ranges: dict[int, Range]) -> None:
-    """Gives every output a tensor that nothing else reads or is. Changes both arguments.
+def part_outputs(model, *known: dict[int, Any] | set[int]) -> None:
+    """Gives every output a tensor that nothing else reads or is. Changes `model`, and what is
+    `known` of tensors by their indices.
 
     litert-quantizer makes a file that does not run where an output is an input, is read by an
     operation too, or is given twice: there a RESHAPE to its own shape stands between.
@@ -337,7 +372,13 @@ def part_outputs(model, ranges: dict[int, Range]) -> None:
     old = [int(index) for index in graph.outputs]
     shared = {i for op in graph.operators for i in op.inputs} | set(graph.inputs)
     shared |= {index for index in old if old.count(index) > 1}
-    new = [_reshaped(model, graph, i, ranges) if i in shared else i for i in old]
+    new = [_reshaped(model, graph, i) if i in shared else i for i in old]
+    for told in known:
+        for source, made in zip(old, new, strict=True):
+            if isinstance(told, set):
+                told.update([made] if source in told else [])
+            elif source in told:
+                told[made] = told[source]
     for signature in model.signatureDefs:
         remaining = list(zip(old, new, strict=True))
         for entry in signature.outputs:
@@ -363,7 +404,7 @@ def require_ranges(model, ranges: dict[int, Range], io_dtype: str) -> None:
                 )
 
 
-def _reshaped(model, graph, index: int, ranges: dict[int, Range]) -> int:
+def _reshaped(model, graph, index: int) -> int:
     """A new tensor that a RESHAPE makes of another one."""
     source = graph.tensors[index]
     shape, name = np.asarray(source.shape, np.int32), bytes(source.name)
@@ -379,8 +420,6 @@ def _reshaped(model, graph, index: int, ranges: dict[int, Range]) -> int:
         schema.ReshapeOptionsT(shape.tolist()),
     )
     graph.operators.append(op)
-    if index in ranges:
-        ranges[made] = ranges[index]
     return made
 
 

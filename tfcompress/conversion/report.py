@@ -47,7 +47,7 @@ class Report(Result):
 
     Attributes:
         path: where the file lies.
-        precision, io_dtype: what was asked for.
+        precision, io_dtype: what was asked for; "mixed" if precisions by layer.
         file_bytes, zipped_bytes: size of the file, plain and deflated.
         ops: (op, dtype, count) of all operations.
         float_ops: operations that stayed float although integers were asked for, and why.
@@ -56,6 +56,7 @@ class Report(Result):
         format: "tflite", or what was made of the .tflite file, of which the above tells.
         exchanged: what the conversion to that format found; None for "tflite".
         check: what the target says, a `Check`; None if there was no target.
+        layers: the precision that each layer got, by its name, if they were asked for by layer.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Report(Result):
     format: str = "tflite"
     exchanged: dict[str, Any] | None = None
     check: Check | None = None
+    layers: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def _print(self, console: Console) -> None:
         taken, given = io_pair(self.io_dtype)
@@ -84,6 +86,12 @@ class Report(Result):
         for entry in self.float_ops:
             where = f"layer '{entry.layer}'" if entry.layer else entry.tensor[:60]
             table.add_row(f"[yellow]float: {entry.op}[/]", escape(f"{where}: {entry.reason}"))
+        for precision in dict.fromkeys(self.layers.values()):
+            named = [name for name, given in self.layers.items() if given == precision]
+            more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+            table.add_row(
+                f"{len(named)} layers", escape(f"{precision}: {', '.join(named[:8])}{more}")
+            )
         for note in self.notes:
             table.add_row("[yellow]note[/]", escape(note))
         stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())

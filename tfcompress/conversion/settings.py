@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from tfcompress.conversion.exchange import check_exchange
+from tfcompress.conversion.precisions import KERNELS, USUAL, Precisions
 from tfcompress.errors import check, expected_one_of
 from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.fake_quant import FakeQuant
@@ -31,7 +32,10 @@ _OPERATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to convert; see `convert`. `io_dtype` is one name, or two with a comma between."""
+    """How to convert; see `convert`. `io_dtype` is one name, or two with a comma between.
+
+    `layers` are the precisions of layers that are not of `precision`, which is int8 then.
+    """
 
     precision: str
     io_dtype: str
@@ -43,6 +47,7 @@ class Settings:
     target: Target | None = None
     observer: str = "min_max"
     weight_observer: str = "max"
+    layers: Precisions | None = None
 
     def __post_init__(self) -> None:
         precision, batch = self.precision, self.batch_size
@@ -85,7 +90,7 @@ def _check_choice(name: str, received: Any, known: Sequence[str], why: str = "")
 
 
 def settle(
-    precision: str | None = None,
+    precision: str | Mapping[Any, str] | Precisions | None = None,
     io_dtype: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     dense: str | None = None,
@@ -97,11 +102,17 @@ def settle(
     weight_observer: str | None = None,
 ) -> Settings:
     """Fill in what was not said from the target, or as usual, and check the whole."""
-    found, usual = None, ("int8", "float32", 1, "per_channel")
+    found, usual, layers = None, (USUAL, "float32", 1, "per_channel"), None
+    if precision is not None and not isinstance(precision, str):
+        layers, precision = Precisions.of(precision), USUAL
     pair = None if io_dtype is None else io_pair(io_dtype)
     edges = None if pair is None else ",".join(dict.fromkeys(pair))
     if target is not None:
         found = target if isinstance(target, Target) else load_target(target)
+        for each in () if layers is None else layers.named:
+            # Of weights of fewer bits a target knows int4 at most; `check` looks closer.
+            if each not in KERNELS or "int4" not in found.precisions:
+                _agree(found, "precision", each, found.precisions)
         _agree(found, "precision", precision, found.precisions)
         for dtype in pair or ():
             _agree(found, "io_dtype", dtype, found.io_dtypes)
@@ -122,7 +133,7 @@ def settle(
     settled["observer"] = "min_max" if observer is None else observer
     settled["weight_observer"] = "max" if weight_observer is None else weight_observer
     settled["skip"] = (skip,) if isinstance(skip, str) else tuple(skip)
-    return Settings(**settled, ranges=dict(ranges or {}), target=found)
+    return Settings(**settled, ranges=dict(ranges or {}), target=found, layers=layers)
 
 
 def _io_dtype(target: Target, precision: str) -> str:
@@ -167,6 +178,11 @@ def settle_format(
         raise ValueError(
             f"target and metadata are for .tflite files; received them with format='{format}'. "
             "Leave them out."
+        )
+    if settings.layers is not None:
+        raise ValueError(
+            f"precision by layer is for .tflite files; received it with format='{format}'. Name "
+            "one precision for all layers, or write a .tflite file."
         )
     check_exchange(format, path, settings.precision)
     return format

@@ -245,3 +245,13 @@ def reason_of(error: BaseException) -> str:
     """Return the first sentence of a message, in one line."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line.split(". ")[0].rstrip(".")[:200]
+
+
+def with_signature(model: Any, name: str) -> SavedModel:
+    """A SavedModel of which one signature is meant."""
+    if not isinstance(model, SavedModel):
+        raise ValueError(
+            f"signature='{name}' is for the folder of a SavedModel; received a "
+            f"{type(model).__name__}, which has one. Leave it out."
+        )
+    return dataclasses.replace(model, signature=name)

@@ -231,6 +231,7 @@ def _layer(subgraph: int, op: OperatorInfo | None, constants: list[TensorInfo]) 
         subgraph=subgraph,
         bytes=sum(t.bytes for t in constants),
         dtype=max(constants, key=lambda t: t.bytes).dtype,
+        computes=op.dtype if op else "",
         weights=sum(math.prod(t.shape) for t in weights),
         sparsity=_sparsity(weights),
         unique=max((t.unique or 0 for t in weights), default=None),
@@ -378,12 +379,20 @@ class LayerBytes:
     subgraph: int
     bytes: int
     dtype: str  # of the largest constant
+    computes: str  # what the operator computes in, see `OperatorInfo`; '' without one
     weights: int  # elements
     sparsity: float | None
     unique: int | None  # the most in one tensor
     unique_per_channel: int | None  # the most in one channel of a tensor with scales per channel
     entropy_bytes: int
     coded_bytes: int
+
+    @property
+    def precision(self) -> str:
+        """What the constants are stored in, and what is computed in if that is another."""
+        computes = "dynamic" if self.computes.startswith("dynamic") else self.computes
+        same = self.dtype == computes or not computes or not self.weights
+        return self.dtype if same else f"{self.dtype} x {computes}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -481,9 +490,9 @@ def _render_layers(layers: list[LayerBytes], console: Console) -> None:
     wide = console.width >= 100
     rows: Rows = []
     for layer, name in zip(layers, _short_names([layer.layer for layer in layers]), strict=True):
-        kind: tuple[str, ...] = (name or "(no operator)", layer.operator, layer.dtype)
+        kind: tuple[str, ...] = (name or "(no operator)", layer.operator, layer.precision)
         if not wide:
-            kind = (f"{kind[0]}\n{layer.operator} {layer.dtype}",)
+            kind = (f"{kind[0]}\n{layer.operator} {layer.precision}",)
         sparsity = "" if layer.sparsity is None else f"{layer.sparsity:.1%}"
         numbers = (layer.weights or "", sparsity, _unique_text(layer))
         rows.append((*kind, *numbers, layer.bytes, layer.coded_bytes))
