@@ -167,10 +167,14 @@ def test_relu6_by_its_rule():
     assert float(kernel[0]) == 4.0  # it is clipped
     assert 2 * float(np.max(kernel[1:])) <= 6.0
     assert "2 channels scaled" in str(new.correction_report)
-    # Nothing is clipped of half of the inputs; wherever the clip is now, they do not reach it.
-    half = same(model, data / 4, data / 4)
-    assert "3 channels scaled" in str(half.correction_report)
-    assert float(np.max(half.get_layer("a").kernel)) / 2 < 6.0
+    # Nothing is clipped of smaller inputs: all get so small that the first need not reach it.
+    read = model.get_layer("b").kernel
+    read.assign(read * np.float32([[64], [1], [1 / 16]]))
+    small = same(model, data / 1.5, data / 1.5)
+    kernels = [np.array(small.get_layer(name).kernel) for name in "ab"]
+    ratio = kernels[0][0] / np.abs(kernels[1]).max(1)
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=0.01)
+    assert float(np.max(kernels[0])) * 2 / 1.5 < 6.0
 
 
 def test_few_values_and_zeros_stay():
@@ -184,6 +188,18 @@ def test_few_values_and_zeros_stay():
     np.testing.assert_array_equal(np.array(new.get_layer("c").kernel) == 0.0, zeros)
     assert scaled(new) == ["c"]
     assert kept(new)["a"] == kept(new)["b"] == "the kernel of 'b' has few values, which stay"
+
+
+def test_a_channel_that_hardly_varies_does_not_outgrow_the_others():
+    dense, norm = layers.Dense(4, use_bias=False, name="a"), layers.BatchNormalization()
+    model = sequential(dense, norm, layers.ReLU(), layers.Dense(3, name="b"))
+    norm.set_weights([np.array(x) for x in ([1e-5, 2, 1, 1], [1, 0, 1, 0], [0] * 4, [1] * 4)])
+    x = normal(9, 8)
+    new = same(model, x)
+    reach = 2 * 3.0  # of the second
+    mean, std = new.correction_report.statistics["a"]
+    assert reach / 10 < mean[0] <= reach
+    assert np.all(mean + 3 * std <= reach)
 
 
 def test_biases_are_absorbed_where_nothing_is_cut():

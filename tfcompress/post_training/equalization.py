@@ -55,7 +55,8 @@ def equalize(
 
     Zeros of pruned kernels stay. A kernel of at most 256 values that occur twice on average, as
     those that were clustered or rounded, keeps its values, and the channels at its ends their
-    scales. What goes into kernels with a scale for each channel gains nothing.
+    scales. No channel is scaled up beyond the range that BatchNormalization or `data` tell of all.
+    Kernels with a scale for each channel gain nothing themselves, but activations do.
 
     Args:
         model: any built Keras 3 model, not one of `compress`; it is left untouched.
@@ -113,7 +114,7 @@ def equalize(
         least = np.zeros(len(scaling.roots))
         for name, numbers, limit in scaling.clips.values():
             scaling.pin(numbers, f"'{name}' clips at {limit:g}, which no data were given for")
-    solver = _Solver(scaling, least)
+    solver = _Solver(scaling, least, _floors(scaling, statistics))
     solver.settle()
     taken = solver.absorbed(statistics) if absorb else np.zeros(len(solver.scales))
     values, changes = {}, {}
@@ -128,6 +129,21 @@ def equalize(
             changes[site.name] = detail
     kept = {s.name: solver.reason(s) for s in scaling.sites.values() if s.name not in changes}
     return reported(with_values(graph, values), "equalize", changes, kept, statistics)
+
+
+def _floors(scaling: Scaling, statistics: Statistics) -> np.ndarray:
+    """The least scales with which no channel reaches further than the furthest did before.
+
+    One that hardly varies has tiny weights and a bias: it would be scaled up beyond all others.
+    """
+    found = np.zeros(len(scaling.roots))
+    for site in scaling.sites.values():
+        if site.name in statistics:
+            mean, std = statistics[site.name]
+            reach = np.abs(mean) + _DEVIATIONS * std
+            reach /= max(reach.max(initial=0.0), np.finfo(float).tiny)
+            np.maximum.at(found, scaling.roots[site.outputs], reach)
+    return found
 
 
 def _is_table(site: Site) -> bool:
@@ -185,11 +201,12 @@ class _Solver:
     """The scales that even ranges: what the values of a channel are divided by.
 
     Args:
-        least: of each number, the least scale.
+        least: of each root, the least scale with which its values reach no clip.
+        floor: that with which they need no larger range than those of all channels together.
     """
 
-    def __init__(self, scaling: Scaling, least: np.ndarray):
-        self.scaling, self.least = scaling, least
+    def __init__(self, scaling: Scaling, least: np.ndarray, floor: np.ndarray):
+        self.scaling, self.least, self.floor = scaling, least, floor
         self.sites, self.roots = list(scaling.sites.values()), scaling.roots
         self.scales = np.ones(len(self.roots))
         self.free = scaling.free()
@@ -226,9 +243,11 @@ class _Solver:
         step = np.ones(len(self.roots))
         found = np.exp((given - read)[wanted] / 2)  # NaN where a side has nothing but zeros
         found = np.where(np.isfinite(found), found, 1.0)
+        least, floor = ((x / self.scales)[wanted] for x in (self.least, self.floor))
         # A scale that all channels share changes no precision, and would wander along the layers.
-        found /= np.exp(np.log(found).mean())
-        least = (self.least / self.scales)[wanted]
+        moving = (found > 1.0) | (np.maximum(least, floor) < 1.0)
+        found /= np.exp(np.median(np.log(found[moving]))) if moving.any() else 1.0
+        found = np.maximum(found, floor)
         if whole:  # all of them together reach no clip if they are small enough
             found *= max(1.0, np.max(least / found))
         step[wanted] = np.maximum(found, least)
