@@ -121,3 +121,12 @@ def test_observers_that_have_nothing_to_observe(model, tmp_path):
     with pytest.raises(ValueError, match=r"observer='kl' without .*trained for quantization"):
         tfc.convert(qat, path, calibration=X, observer="kl")
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_of_16_bits_are_not_clipped(model, tmp_path):
+    path = tmp_path / "model.tflite"
+    rules = {"conv": "int16x8", "left": "int8"}
+    tfc.convert(model, path, calibration=X, precision=rules, observer="kl")
+    conv = keras.Model(model.inputs, model.get_layer("conv").output).predict(X, verbose=0)
+    found = scales(path)
+    np.testing.assert_allclose(found["CONV_2D"][0][0], [conv.max() / 32767], rtol=1e-5)

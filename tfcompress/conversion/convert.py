@@ -199,8 +199,10 @@ class Job:
         is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
         weight_bits = weight_bits_of(model) if is_trained else None
         if calibration is not None:
-            known = self.timed("calibrate", self._calibrate, parsed, model, calibration, samples)
-            self.notes += told(self.seen, model) if self.seen else []
+            seen = self.seen or Calibration(calibration, inputs_of(parsed), samples)
+            early, wide = samples is not None, assigned.wide
+            known = self.timed("calibrate", self._calibrate, parsed, model, seen, early, wide)
+            self.notes += told(seen, model)
             floats |= skipped(parsed, model, self.settings.skip)
         else:
             weight_bits = weight_bits_of(model)  # 8 if nothing has weights
@@ -250,21 +252,21 @@ class Job:
                 f"'{self.precision}'. Convert it with precision='int16x8'."
             )
 
-    def _calibrate(self, parsed, model, calibration, samples) -> dict[int, ranges.Range]:
-        inputs, content = inputs_of(parsed), flatbuffer.write(parsed)
-        if self.seen is None:
-            self.seen = Calibration(calibration, inputs, samples)
-        batches = self.seen.batches(inputs, self.batch_size)
+    def _calibrate(self, parsed, model, data: Calibration, early: bool, wide: set[int]):
+        """The ranges of activations by tensor index."""
+        content = flatbuffer.write(parsed)
+        batches = data.batches(inputs_of(parsed), self.batch_size)
         found = observation.observe(
             parsed,
             content,
             batches,
-            "min_max" if self.precision == "int16x8" else self.settings.observer,
-            early=samples is not None,
+            self.settings.observer,
+            early,
+            wide,
             progress=lambda done, total: self.progress("calibrate", done, total),
         )
         batches = batches[: found.batches]
-        self.seen.found(found, self.batch_size)
+        data.found(found, self.batch_size)
         seen = found.limits
         known = {i: ranges.with_zero(*limits) for i, limits in found.ranges.items()}
         self.divisors = ranges.drop_small_divisors(parsed, known, seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ def observe(
     batches: list[dict[str, np.ndarray]],
     method: str,
     early: bool,
+    wide: Set[int] = frozenset(),
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Observed:
     """Runs a float file on calibration samples.
@@ -82,13 +83,15 @@ def observe(
         batches: arrays by input name, shaped as the file's inputs.
         method: one of `OBSERVERS`.
         early: whether to stop where the ranges have settled.
+        wide: tensors of 16 bits, whose steps are small without clipping.
         progress: called as `progress(done, total)`, in batches.
     """
     found = _limits(model, content, batches, method, early, progress)
+    mine = (_clipped(model) - wide) & found.limits.keys()
     if method == "moving_average":
-        clipped = {i: found.ranges[i] for i in _clipped(model) & found.ranges.keys()}
+        clipped = {i: found.ranges[i] for i in mine}
     elif method != "min_max":
-        some = {i: found.limits[i] for i in _clipped(model) & found.limits.keys()}
+        some = {i: found.limits[i] for i in mine}
         seen = _histograms(model, content, batches[: found.batches], some)
         clipped = {i: activation_range(histogram, method) for i, histogram in seen.items()}
     else:
