@@ -44,7 +44,7 @@ def test_the_last_rule_that_matches_decides_and_others_are_int8(model):
     [
         ({"nothing": "int4"}, "'nothing' must match a layer .* stem, block_1_depthwise"),
         ({layers.LSTM: "int4"}, "rule for LSTM must match a layer"),
-        ({"stem": "int2"}, "'stem' asks for int2.* for weights of FULLY_CONNECTED alone.*'stem'"),
+        ({"stem": "int2"}, "'stem' asks for int2.* for weights of Dense alone.*'stem'"),
         ({"Conv2D": "int2"}, r"matches 'stem' \(Conv2D\). Name another precision"),
         ({layers.DepthwiseConv2D: "int4_blockwise"}, "'block_1_depthwise'"),
         ({"flat": "int4"}, r"'flat' \(Flatten\)"),

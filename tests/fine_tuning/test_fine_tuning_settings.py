@@ -168,3 +168,31 @@ def test_every_epoch_has_all_samples_in_an_order_of_its_own():
 def test_the_precision_that_a_recipe_trains_for(techniques, precision):
     small = tfc.compress(make_model(), tfc.Recipe([tfc.Rule("*", techniques)]))
     assert natural_precision(small) == precision
+
+
+MIXED = """
+rules: [{layers: "*", techniques: [prune: {sparsity: 0.5}]}]
+precision: {"*": int4, Dense: int16x8}
+"""
+
+
+def test_precisions_by_layer_are_for_a_tflite_file(run, tmp_path):
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text(MIXED)
+    with pytest.raises(ValueError, match=r"layers of a \.tflite file; received '.*keras'"):
+        run("out.keras", recipe=recipe)
+    with pytest.raises(ValueError, match=r"received 'int8' beside it"):
+        run("out.tflite", recipe=recipe, precision="int8")
+    recipe.write_text(MIXED.replace("Dense", "nowhere"))
+    with pytest.raises(ValueError, match="'nowhere' must match a layer"):
+        run("out.tflite", recipe=recipe)
+
+
+@pytest.mark.slow
+def test_layers_are_written_in_their_precisions(run, tmp_path):
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text(MIXED)
+    assert run("out.tflite", recipe=recipe, epochs=1).precision == "mixed"
+    found = [x for x in tfc.inspect(tmp_path / "out.tflite").layer_bytes if x.weights]
+    assert [layer.precision for layer in found] == ["int4 x int8", "int8 x int16"]
+    assert 0.4 < found[0].sparsity < 0.7

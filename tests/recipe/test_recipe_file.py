@@ -187,7 +187,10 @@ def test_mistakes_in_techniques_name_line_and_key(lines, message):
     [
         ("", "recipe.yaml is empty"),
         ("# nothing", "recipe.yaml is empty"),
-        ("rules", "line 1: a recipe must be a mapping of rules, distill, shrink; received"),
+        (
+            "rules",
+            "1: a recipe must be a mapping of rules, distill, shrink, precision; received",
+        ),
         ("\nrule: []", "line 2: unknown key 'rule' in a recipe; expected .* Did you mean 'rules'"),
         ("{}", "line 1: a recipe must have the key 'rules'"),
         ("rules: []", "line 1: rules must hold at least one rule"),

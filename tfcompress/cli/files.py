@@ -24,6 +24,7 @@ from tfcompress.cli.options import (
     Samples,
     TFLiteFile,
     choice,
+    precision_asked,
 )
 from tfcompress.cli.terminal import Progress, emit, emit_json, emit_table
 from tfcompress.tools.environments import cache_folder
@@ -68,7 +69,9 @@ def convert(
         choice(
             PRECISIONS,
             "What the file computes in; int4 means the weights. By default what the target "
-            "prefers, or int8.",
+            "prefers, or int8. Or the .yaml file of a recipe with a section precision, for "
+            "--calibration to quantize layers by.",
+            or_ending=(".yaml", ".yml"),
         ),
     ] = None,
     io_dtype: IoDtype = None,
@@ -162,6 +165,7 @@ def convert(
       tfcompress convert model.h5 -o model.tflite --calibration photos/ --image-size 224x224 \\
           --scaling=-1_1
       tfcompress convert saved_model/ -o model.tflite --precision float16 --json
+      tfcompress convert model.keras -o model.tflite --calibration x.npy --precision mixed.yaml
       tfcompress convert qat.keras -o model.onnx
 
     Without training for quantization, int8, int16x8 and int4 need --calibration. The file is
@@ -177,8 +181,9 @@ def convert(
     # Before the seconds of the rest.
     ranges = _ranges(range_ or [])
     skipped = tuple(skip or ())
+    wanted = precision_asked(precision)
     settings = settle(
-        precision,
+        wanted,
         io_dtype,
         batch_size,
         dense,
@@ -200,7 +205,7 @@ def convert(
     return run(
         loaded,
         output,
-        precision=precision,
+        precision=wanted,
         io_dtype=io_dtype,
         calibration=data,
         batch_size=batch_size,

@@ -27,18 +27,32 @@ WEIGHT_OBSERVERS = ("max", "mse", "octav")
 SCALINGS = ("none", "0_1", "-1_1")
 
 
-def choice(choices: Sequence[str], help: str, parts: int = 1) -> Any:
-    """An option that takes one of a few values, or so many of them with commas between."""
+def choice(
+    choices: Sequence[str], help: str, parts: int = 1, or_ending: tuple[str, ...] = ()
+) -> Any:
+    """An option that takes one of a few values, or so many of them with commas between, or the
+    name of a file with an ending.
+    """
 
     def check(param: typer.CallbackParam, value: str | None) -> str | None:
         if value is None or all(v in choices for v in value.split(",", parts - 1)):
             return value
+        if or_ending and value.endswith(or_ending):
+            return value
         mend = did_you_mean(value, choices, "Choose one of them.")
-        raise ValueError(
-            f"{param.opts[0]} must be one of {', '.join(choices)}; received {value!r}. {mend}"
-        )
+        known = ", ".join(choices) + (f", or a {or_ending[0]} file" if or_ending else "")
+        raise ValueError(f"{param.opts[0]} must be one of {known}; received {value!r}. {mend}")
 
     return Option(metavar="|".join(choices), callback=check, help=help)
+
+
+def precision_asked(precision: str | None) -> Any:
+    """What --precision of a conversion says: a name, or precisions by layer in a recipe's file."""
+    if precision is None or precision in PRECISIONS:
+        return precision
+    from tfcompress.recipe.file import precision_in
+
+    return precision_in(precision)
 
 
 def above_zero(usual: str) -> Callable[..., float | None]:

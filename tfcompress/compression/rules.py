@@ -24,6 +24,12 @@ def refuse_shrink(recipe: Rules) -> None:
 def check_rules(recipe: Rules, model: keras.Model) -> None:
     """Raises unless every rule of a recipe has an effect on a model."""
     refuse_shrink(recipe)
+    if not recipe.rules and getattr(recipe, "precision", None) is not None:
+        raise ValueError(
+            "the recipe has precisions alone, which are for the conversion of a trained model; "
+            "expected at least one Rule to train under. Call convert(model, path, "
+            "precision=recipe.precision, calibration=x), or tfcompress convert --precision FILE."
+        )
     if not recipe.rules:
         raise ValueError(
             "the recipe has no rules, so that nothing would be compressed; expected at least one "

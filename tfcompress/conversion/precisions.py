@@ -31,6 +31,11 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "int2": ("FULLY_CONNECTED",),
     "int4_blockwise": ("FULLY_CONNECTED",),
 }
+_HOLDERS = {
+    "FULLY_CONNECTED": "Dense",
+    "CONV_2D": "convolutions",
+    "DEPTHWISE_CONV_2D": "depthwise convolutions",
+}
 # Those whose activations stay float.
 FLOATS = ("int4_blockwise", "float16", "float32")
 # The bits of the weights of integer operators.
@@ -166,7 +171,9 @@ def require_able(rule: Rule, precision: str, able: Iterable[Any], matched: Itera
     named = [f"'{x.name}' ({type(x).__name__})" for x in matched]
     more = ", ..." if len(named) > 5 else ""
     kernels = KERNELS.get(precision)
-    expected = f"weights of {' or '.join(kernels)}" if kernels else "weights"
+    expected = "weights"
+    if kernels:
+        expected = f"weights of {', '.join(_HOLDERS[kernel] for kernel in kernels)}"
     expected += f" with a multiple of {BLOCK} inputs" if precision == "int4_blockwise" else ""
     raise ValueError(
         f"{rule.words} asks for {precision}, which LiteRT runs for {expected} alone; it matches "

@@ -89,9 +89,8 @@ class Report(Result):
         for precision in dict.fromkeys(self.layers.values()):
             named = [name for name, given in self.layers.items() if given == precision]
             more = f" and {len(named) - 8} more" if len(named) > 8 else ""
-            table.add_row(
-                f"{len(named)} layers", escape(f"{precision}: {', '.join(named[:8])}{more}")
-            )
+            how_many = f"{len(named)} layer{'s' * (len(named) > 1)}"
+            table.add_row(how_many, escape(f"{precision}: {', '.join(named[:8])}{more}"))
         for note in self.notes:
             table.add_row("[yellow]note[/]", escape(note))
         stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())

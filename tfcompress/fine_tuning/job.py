@@ -17,6 +17,7 @@ import keras
 from tfcompress.compression.compress import compress
 from tfcompress.compression.finalize import finalize
 from tfcompress.compression.logger import weights_of
+from tfcompress.conversion.precisions import Precisions
 from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning.checkpoint import Checkpoint
 from tfcompress.fine_tuning.options import Options, PathLike, Settings, saved_settings
@@ -46,7 +47,10 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     keras.utils.set_random_seed(options.seed)
     begin, started, operated = _operated(given, checkpoint)
     small, trained = _wrapped(begin, given)
-    precision = precision_of(small, options)
+    layers = None if given.recipe is None else given.recipe.precision
+    if layers is not None:
+        Precisions.of(layers).check_layers(begin)
+    precision = precision_of(small, options) if layers is None else layers
     given.check_labels()
     progress("measure the model", 0, None)
     before, shrunk = given.evaluate(given.original), None
@@ -64,7 +68,9 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     progress("write the file", 0, None)
     final = finalize(small)
     after = given.evaluate(final, trained)
-    written = write(options, given.original, final, given.settings.arguments, precision)
+    calibration = None if layers is None else given.calibration()
+    compilation = given.settings.arguments
+    written = write(options, given.original, final, compilation, precision, calibration)
     checkpoint.remove()
     return FineTuned(
         **written,

@@ -102,6 +102,16 @@ class Options:
                     f"the output is one of the files that are read, '{source}'. Name another file."
                 )
 
+    def check_layers(self, precision: Mapping[Any, str]) -> None:
+        """Raises unless the file can have the precisions by layer of a recipe."""
+        if Path(self.output).suffix == ".keras" or self.precision is not None:
+            raise ValueError(
+                "the section precision of a recipe is for the layers of a .tflite file; received "
+                f"'{self.precision or self.output}' beside it. Take the section out, or write a "
+                ".tflite file without another precision."
+            )
+        settle(precision, self.io_dtype, target=self.target)
+
     def _sources(self) -> list[PathLike]:
         """The files that are read."""
         named = (self.model, self.recipe, self.data, self.validation_data, self.teacher)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,28 @@ def write(
     original: keras.Model,
     final: keras.Model,
     compilation: Callable[[], dict[str, Any] | None],
-    precision: str | None,
+    precision: str | Mapping[Any, str] | None,
+    calibration: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes a model; returns the fields of `Written`, but for the time that it took."""
+    """Writes a model; returns the fields of `Written`, but for the time that it took.
+
+    Args:
+        calibration: arrays by the names of inputs, if precisions are those of layers.
+    """
     suffix = Path(options.output).suffix
     old, _ = content_of(original, suffix, compilation())
     settings: dict[str, Any] = {}
     if precision is not None:
         settings = {"precision": precision, "io_dtype": options.io_dtype, "target": options.target}
+    if calibration is not None:
+        settings["calibration"] = calibration
     new, check = content_of(final, suffix, compilation(), **settings)
     output = os.fspath(options.output)
     writing.atomic_write(output, new)
     return {
         "model": os.fspath(options.model),
         "output": output,
-        "precision": precision,
+        "precision": precision if precision is None or isinstance(precision, str) else "mixed",
         "before_bytes": len(old),
         "before_zipped": zipped_size(old),
         "bytes": len(new),

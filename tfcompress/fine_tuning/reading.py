@@ -20,6 +20,9 @@ from tfcompress.recipe.recipe import Recipe
 # Called as `progress(stage, done, total)`.
 Progress = Callable[[str, int, int | None], Any]
 
+# Samples that show the ranges of activations.
+_CALIBRATED = 300
+
 
 @dataclasses.dataclass(frozen=True)
 class Read:
@@ -63,6 +66,12 @@ class Read:
             return self.teaching.judge(model, self.judged, size, trained)
         return datasets.evaluate(model, self.settings, self.judged, size)
 
+    def calibration(self) -> dict[str, Any]:
+        """Some inputs of the training by their names."""
+        drawn = self.training.drawn(_CALIBRATED, self.options.seed)
+        names = [tensor.name for tensor in keras.tree.flatten(self.original._inputs_struct)]
+        return dict(zip(names, drawn.inputs, strict=True))
+
     def check_labels(self) -> None:
         """Raises if labels, or outputs, are not what the loss takes."""
         for part in (self.training, self.judged):
@@ -76,6 +85,8 @@ def read(options: Options, progress: Progress) -> Read:
     parsed = None if options.recipe is None else file.load(options.recipe)
     if parsed is not None and parsed.shrink is not None:
         options = dataclasses.replace(options, shrink=parsed.shrink)
+    if parsed is not None and parsed.precision is not None:
+        options.check_layers(parsed.precision)
     distillation = options.distillation(None if parsed is None else parsed.distill)
     if options.data is None:
         raise ValueError(

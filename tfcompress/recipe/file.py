@@ -12,6 +12,9 @@
           - quantize: {bits: 8}
       - layers: head
         techniques: []
+    precision:
+      "*": int4
+      head: int8
 
 Techniques, schedules, losses and steps of surgery have names, and their keys are the arguments of
 the classes and functions that the names stand for: `read_...` makes these of nodes, by the types
@@ -37,6 +40,7 @@ import keras
 import yaml
 
 from tfcompress import schedules
+from tfcompress.conversion.precisions import LAYER_PRECISIONS
 from tfcompress.distillation import (
     AttentionTransfer,
     Contrastive,
@@ -86,9 +90,9 @@ _NOT_GIVEN = {*BOUND, "dtype", "kwargs"}
 _STEPS = {"begin", "end", "step", "frequency", "delay", "freeze"}
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
 
-_SECTIONS = ("rules", "distill", "shrink")
+_SECTIONS = ("rules", "distill", "shrink", "precision")
 _DISTILL = ("alpha", "temperature", "losses", "cache", "start_from_teacher")
-Parts = tuple[list[Rule], Distillation | None, Shrink | None]
+Parts = tuple[list[Rule], Distillation | None, Shrink | None, dict[str, str] | None]
 _FOLDER = resources.files("tfcompress.recipe") / "ready"
 
 
@@ -105,13 +109,15 @@ class Parsed:
     Attributes:
         content: the bytes of the file.
         rules: the nodes of the rules, in which shares of the training may stand.
-        distill, shrink: what no length of the training changes; None if there is no such section.
+        distill, shrink, precision: what no length of the training changes; None if there is no such
+            section.
     """
 
     content: bytes
     rules: list[Node]
     distill: Distillation | None
     shrink: Shrink | None
+    precision: dict[str, str] | None
 
     def parts(self, steps: int | None = None) -> Parts:
         """The arguments of `Recipe` for a training of so many steps."""
@@ -121,7 +127,8 @@ class Parsed:
                 f"steps must be a whole number of optimizer steps, 1 or more; received {steps!r}. "
                 "It is epochs times batches of each."
             )
-        return [read_rule(node.of(steps)) for node in self.rules], self.distill, self.shrink
+        rules = [read_rule(node.of(steps)) for node in self.rules]
+        return rules, self.distill, self.shrink, self.precision
 
 
 def load(source: str | os.PathLike[str]) -> Parsed:
@@ -155,7 +162,8 @@ def parse(content: bytes, source: str) -> Parsed:
             raise key.error("rules must hold at least one rule; received none. Add one.")
     distill, shrink = sections.get("distill"), sections.get("shrink")
     distillation = distill and read_distill(*distill)
-    return Parsed(content, rules, distillation, shrink and read_shrink(*shrink))
+    precision = sections.get("precision") and read_precision(*sections["precision"])
+    return Parsed(content, rules, distillation, shrink and read_shrink(*shrink), precision)
 
 
 def to_yaml(recipe: Any) -> str:
@@ -167,6 +175,8 @@ def to_yaml(recipe: Any) -> str:
         told["distill"] = written_distill(recipe.distill)
     if recipe.rules:
         told["rules"] = [written_rule(rule) for rule in recipe.rules]
+    if recipe.precision is not None:
+        told["precision"] = written_precision(recipe.precision)
     return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
 
 
@@ -318,13 +328,50 @@ def read_rule(node: Node) -> Rule:
     return build(Rule, keys, {"layers": layers.text, "techniques": techniques}, "a rule")
 
 
-def written_rule(rule: Rule) -> dict[str, Any]:
-    if not isinstance(rule.layers, str):
+def written_pattern(layers: Any) -> str:
+    if not isinstance(layers, str):
         raise ValueError(
             "a recipe in a file must have patterns for layers; received "
-            f"{rule.layers!r}. Write the name or class of the layers, such as 'Dense'."
+            f"{layers!r}. Write the name or class of the layers, such as 'Dense'."
         )
-    return {"layers": rule.layers, "techniques": [written_technique(t) for t in rule.techniques]}
+    return layers
+
+
+def written_rule(rule: Rule) -> dict[str, Any]:
+    return {
+        "layers": written_pattern(rule.layers),
+        "techniques": [written_technique(t) for t in rule.techniques],
+    }
+
+
+def precision_in(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The precisions by layer in a recipe's file."""
+    found = load(path).precision
+    if found is None:
+        raise ValueError(
+            f"'{path}' must have the section 'precision'; received a recipe without it. Add it, as "
+            "in precision: {'*': int4, head: int8}."
+        )
+    return found
+
+
+def read_precision(key: Node, value: Node) -> dict[str, str]:
+    patterns = value.names() if value.is_mapping else ["'*'"]
+    found = {}
+    for pattern, (_, given) in value.items("precision", patterns).items():
+        if given.value not in LAYER_PRECISIONS:
+            raise given.error(
+                f"unknown precision {given.value!r} for {pattern!r}; "
+                f"{expected_one_of(str(given.value), LAYER_PRECISIONS)}"
+            )
+        found[pattern] = given.value
+    if not found:
+        raise key.error("precision must hold at least one pattern; received none. Add one.")
+    return found
+
+
+def written_precision(rules: Mapping[Any, str]) -> dict[str, str]:
+    return {written_pattern(pattern): precision for pattern, precision in rules.items()}
 
 
 def read_technique(node: Node) -> Technique:

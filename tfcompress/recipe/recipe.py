@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
+from tfcompress.conversion.precisions import Precisions
 from tfcompress.distillation.distiller import Distillation
 from tfcompress.errors import check
 from tfcompress.files import writing
@@ -20,7 +21,7 @@ from tfcompress.schedules import Schedule
 from tfcompress.surgery.shrink import Shrink
 from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.masks import Pattern
-from tfcompress.techniques.rules import Rule, Rules
+from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +38,24 @@ class Recipe(Rules):
             a step of its own: `small = recipe.shrink.apply(model)`, which you train, and then
             `compress(small, recipe.rules)`.
 
+        precision: {pattern: precision} of layers in the file, for a model that calibration data
+            quantize after it was trained, see `convert`; a recipe may then be without rules.
+            `convert(model, path, precision=recipe.precision, calibration=x)`, and `tfcompress
+            compress` and `tfcompress convert --precision recipe.yaml`, follow it.
+
     Raises:
-        TypeError: if `rules`, `distill` or `shrink` is something else.
-        ValueError: if there is neither a rule nor a distillation nor a shrink.
+        TypeError: if `rules`, `distill`, `shrink` or `precision` is something else.
+        ValueError: if there is neither a rule nor one of the others, if a precision is none, or is
+            given beside a `Quantize`, whose bits the file has.
 
     Example:
         >>> recipe = Recipe([Rule("*", [Quantize(bits=8)]), Rule("head", [])])
+        >>> recipe = Recipe(precision={"*": "int4", "head": "int8"})
     """
 
     distill: Distillation | None = None
     shrink: Shrink | None = None
+    precision: Mapping[Any, str] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,9 +66,18 @@ class Recipe(Rules):
             )
         if self.shrink is not None and not isinstance(self.shrink, Shrink):
             raise TypeError(f"shrink must be a tfcompress.Shrink; received {self.shrink!r}.")
+        if self.precision is None:
+            return
+        object.__setattr__(self, "precision", dict(Precisions.of(self.precision).rules))
+        trained = next((r for r in self.rules if quantize_of(r.techniques) is not None), None)
+        if trained is not None:
+            raise ValueError(
+                "precision is for layers that are quantized after training; received it beside "
+                f"Quantize in {trained.words}. Keep one of them."
+            )
 
     def _has_more(self) -> bool:
-        return self.distill is not None or self.shrink is not None
+        return any(part is not None for part in (self.distill, self.shrink, self.precision))
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], steps: int | None = None) -> Recipe:
@@ -109,6 +127,7 @@ class Recipe(Rules):
             ],
             "distill": self.distill and self.distill.get_config(),
             "shrink": self.shrink and self.shrink.get_config(),
+            "precision": self.precision,
         }
 
     @classmethod
@@ -177,4 +196,5 @@ class Recipe(Rules):
             rules,
             distill and Distillation.from_config(distill),
             shrink and Shrink.from_config(shrink),
+            config.get("precision"),
         )
