@@ -135,7 +135,8 @@ class Job:
             if model is not given:
                 self.notes.append("made for inputs of the sizes that the first sample has")
         if calibration is None:
-            require_calibration(self.settings)
+            weights = ["weight_observer"] if self.precision == "int4" else []
+            require_calibration(self.settings, but=weights)
         if self.precision not in STATIC:
             if calibration is not None and model is given:
                 warn_unused(f"precision '{self.precision}' needs no ranges of activations")
@@ -159,7 +160,8 @@ class Job:
             self.notes.append("activations stay float: pass calibration= to make them int8")
             parsed, _, _ = self.timed("lower", self._float_file, model, False)
             widths = {technique.bits for technique in techniques}
-            return self.timed("quantize", quantize.weight_only, parsed, 4, widths)
+            chosen = self.settings.weight_observer
+            return self.timed("quantize", quantize.weight_only, parsed, 4, widths, chosen)
         raise ValueError(
             f"precision '{self.precision}' needs the ranges of activations: received a model "
             "without them and no calibration data. Pass calibration= (--calibration) a few hundred "

@@ -162,25 +162,32 @@ def _share_tables(model) -> None:
             weight.buffer = tables.get(codes, weight.buffer)
 
 
-def weight_only(model, bits: int, trained: set[int] | None = None) -> Any:
+def weight_only(model, bits: int, trained: set[int] | None = None, observer: str = "max") -> Any:
     """Stores weights as integers; the arithmetic stays float. Takes and returns a `ModelT`."""
     original = _rename(model)
     config = [entry(".*", op_config(None, 8, "c"))]
     if bits == 4:
         names = ("FULLY_CONNECTED", "CONV_2D", "EMBEDDING_LOOKUP", "BATCH_MATMUL")
         config += [entry(".*", op_config(None, 4, "c"), name) for name in names]
-    tensors = model.subgraphs[0].tensors
+    tensors, qsv = model.subgraphs[0].tensors, {}
     for op in model.subgraphs[0].operators:
         name = op_name(model, op)
         operand, axis = WEIGHTS.get(name, (0, 0))
-        if trained and name in WEIGHTS and is_constant(model, op.inputs[operand]):
-            grid = find_grid(constant(model, op.inputs[operand]), axis, sorted(trained))
+        if name not in WEIGHTS or not is_constant(model, index := op.inputs[operand]):
+            continue
+        values = constant(model, index)
+        if observer != "max":
+            stored = bits if name in INT4_OPS else 8
+            found = _observed(values, axis, "c", stored, observer)
+            qsv[tensors[index].name.decode()] = stored_range(found, stored)
+        if trained:
+            grid = find_grid(values, axis, sorted(trained))
             rule = untouched(name)
             if grid is not None and grid.widest:
                 stored = 4 if grid.bits <= 4 and bits == 4 and name in INT4_OPS else 8
                 rule = entry("", op_config(None, stored, grid.kind), name)
             config.append({**rule, "regex": f"^{tensors[op.outputs[0]].name.decode()};?$"})
-    quantized = _run(model, config, None)
+    quantized = _run(model, config, qsv or None)
     _restore(quantized, original)
     return quantized
 

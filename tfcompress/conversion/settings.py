@@ -227,9 +227,9 @@ def settle_trained(settings: Settings, model) -> Settings:
     return dataclasses.replace(settings, precision=trained)
 
 
-def require_calibration(settings: Settings) -> None:
-    """Raises if observers were asked for, where nothing is observed."""
-    for name, chosen in settings.observers.items():
+def require_calibration(settings: Settings, but: Sequence[str] = ()) -> None:
+    """Raises if observers were asked for, except some, where nothing is observed."""
+    for name, chosen in ((n, v) for n, v in settings.observers.items() if n not in but):
         raise ValueError(
             f"{name} is for calibration; received {name}='{chosen}' without calibration data, or "
             "for a model that was trained for quantization. Leave it out, or convert the float "
