@@ -59,7 +59,8 @@ def equalize(
     Zeros of pruned kernels stay. A kernel of at most 256 values that occur twice on average, as
     those that were clustered or rounded, keeps its values, and the channels at its ends their
     scales. No channel is scaled up beyond twice the range that all channels together had, where
-    BatchNormalization or `data` tell it. Kernels with a scale for each channel gain nothing themselves, but activations do.
+    BatchNormalization or `data` tell it. Kernels with a scale for each channel gain nothing
+    themselves, but activations do.
 
     Args:
         model: any built Keras 3 model, not one of `compress`; it is left untouched.
