@@ -1,0 +1,274 @@
+"""Corrections of a model before its weights become integers, and what each is worth.
+
+Each is tried, and stays if it helps on calibration data that it was not made with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from tfcompress.errors import expected_one_of
+from tfcompress.graph.flatten import flatten
+from tfcompress.graph.folding import folded
+from tfcompress.graph.nodes import Graph
+from tfcompress.post_training.adaround_model import reconstruct
+from tfcompress.post_training.batch_norm import reestimate_batch_norm
+from tfcompress.post_training.bias import correct_bias
+from tfcompress.post_training.equalization import equalize
+from tfcompress.post_training.gptq_model import round_kernels
+from tfcompress.post_training.kernels import Kernel, kernels_of, on_grid
+from tfcompress.post_training.observers import weight_scale
+from tfcompress.post_training.walk import batched, walk
+
+# In the order in which they are tried; of those that round the better one stays.
+STEPS = ("batch_norm", "equalize", "gptq", "adaround", "bias")
+ROUNDING = ("gptq", "adaround")
+BEST = tuple(step for step in STEPS if step != "batch_norm")
+# "none"; "fast": gptq of kernels of fewer than 8 bits; "best": BEST of all kernels.
+PRESETS = ("none", "fast", "best")
+
+# Samples that are used, the first ones; and from how many on a quarter is kept to judge by.
+SAMPLES, _ENOUGH = 240, 40
+
+# Samples that are computed at once.
+_BATCH = 32
+
+
+def check_tune(tune: Any) -> str | tuple[str, ...]:
+    """A preset, or steps, each of them known."""
+    if isinstance(tune, str) and tune in PRESETS:
+        return tune
+    steps = (tune,) if isinstance(tune, str) else tuple(tune)
+    for step in steps:
+        if step not in STEPS:
+            known = (*PRESETS, *STEPS) if isinstance(tune, str) else STEPS
+            raise ValueError(f"unknown tune {step!r}; {expected_one_of(str(step), known)}")
+    return steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A correction.
+
+    Attributes:
+        name: one of `STEPS`.
+        before, after: signal to quantization noise ratio, in dB, of the model's outputs with
+            weights rounded and activations float, on calibration samples that it was not made with.
+        kept: whether it stayed, as it helped.
+        layers: how many it changed.
+        seconds: it took.
+    """
+
+    name: str
+    before: float
+    after: float
+    kept: bool
+    layers: int
+    seconds: float
+
+    def __str__(self) -> str:
+        verdict = "" if self.kept else ": left out"
+        return f"{self.name}: SQNR {self.before:.1f} -> {self.after:.1f} dB{verdict}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """A model whose kernels are what a file is to hold.
+
+    Attributes:
+        model: flat and opened.
+        scales: by name of a layer, the steps of the grid that its kernel lies on, keepdims.
+        steps: what was done.
+    """
+
+    model: keras.Model
+    scales: dict[str, np.ndarray]
+    steps: tuple[Step, ...]
+
+    def grids(self) -> dict[bytes, tuple[str, np.ndarray]]:
+        """Layer and scales by the content of kernels as a file has them."""
+        kernels = (k for k in kernels_of(Graph.of(self.model)) if k.name in self.scales)
+        return {content(k): (k.name, self.scales[k.name]) for k in kernels}
+
+
+def content(kernel: Kernel) -> bytes:
+    """A kernel's numbers in the order that a file has them in: channel by channel."""
+    value = kernel.value
+    kind = type(kernel.layer).__name__
+    if "Depthwise" in kind:
+        return value.tobytes()  # (rows, columns, channels) there, too
+    axis = value.ndim - 2 if "Transpose" in kind else value.ndim - 1
+    return np.ascontiguousarray(np.moveaxis(value, axis, 0)).tobytes()
+
+
+def tune(
+    opened: keras.Model,
+    rows: Sequence[Mapping[str, np.ndarray]],
+    steps: str | Sequence[str],
+    bits: Mapping[str, int],
+    *,
+    dense: str = "per_channel",
+    convolution: str = "per_channel",
+    progress: Callable[[int, int], Any] | None = None,
+) -> Tuned:
+    """Corrects a model for weights of some bits.
+
+    Args:
+        opened: a flat model, opened into what has integer kernels; it is used up.
+        rows: calibration samples, one by one.
+        steps: a preset or names of `STEPS`.
+        bits: by name of a layer, of the kernels that the file will round.
+        dense, convolution: "per_channel" or "per_tensor" scales.
+        progress: called as `progress(done, total)` after each step.
+    """
+    return _Tuner(opened, rows, bits, dense, convolution).run(steps, progress)
+
+
+class _Tuner:
+    """A model on its way, with what it gave as a float one.
+
+    `base` is the float model that rounding starts from; `model` the best one so far, of which
+    `scales` tells the kernels that lie on grids.
+    """
+
+    def __init__(self, opened, rows, bits: Mapping[str, int], dense: str, convolution: str):
+        self.how, self.bits = {"dense": dense, "convolution": convolution}, dict(bits)
+        held = len(rows) // 4 if len(rows) >= _ENOUGH else 0
+        # Spread, as neighbours may be alike.
+        judging = set(np.linspace(0, len(rows) - 1, held).astype(int).tolist())
+        self.learned = [row for i, row in enumerate(rows) if i not in judging]
+        self.judged = [row for i, row in enumerate(rows) if i in judging or not held]
+        self.unfolded, self.steps = opened, list[Step]()
+        self.wanted = self._outputs(opened)
+
+    def run(self, steps: str | Sequence[str], progress) -> Tuned:
+        todo = self._todo(steps)
+        if "batch_norm" in todo:
+            self._reestimate()
+        self.base = self.model = folded(self.unfolded)
+        self.scales: dict[str, np.ndarray] = {}
+        self.sqnr = self._judge(self.model, {})
+        for number, name in enumerate(todo):
+            if progress is not None:
+                progress(number, len(todo))
+            if name != "batch_norm":
+                self._take(name)
+        return Tuned(self.model, self.scales, tuple(self.steps))
+
+    def _todo(self, steps: str | Sequence[str]) -> list[str]:
+        """The steps that have something to do, in their order."""
+        if steps == "fast":
+            self.bits = {name: width for name, width in self.bits.items() if width < 8}
+            steps = ("gptq",) if self.bits else ()
+        elif steps == "best":
+            tensorwise = "per_tensor" in self.how.values()
+            steps = [step for step in BEST if tensorwise or step != "equalize"]
+        there = {kernel.name for kernel in kernels_of(Graph.of(self.unfolded))}
+        self.bits = {name: width for name, width in self.bits.items() if name in there}
+        return [name for name in STEPS if name in steps and (self.bits or name == "batch_norm")]
+
+    def _reestimate(self) -> None:
+        """Takes other statistics; what follows is judged by what the model gives with them."""
+        start, before = time.perf_counter(), self.unfolded
+        self.unfolded = reestimate_batch_norm(before, self._rows(), samples=None)
+        found = self._outputs(self.unfolded)
+        sqnr, changed = _sqnr(self.wanted, found), _changed(before, self.unfolded)
+        self.wanted = found
+        seconds = round(time.perf_counter() - start, 3)
+        self.steps.append(Step("batch_norm", sqnr, sqnr, True, changed, seconds))
+
+    def _take(self, name: str) -> None:
+        """Tries a step, and keeps what it made if it helps."""
+        start, before = time.perf_counter(), self.sqnr
+        made, scales = getattr(self, f"_{name}")()
+        after = self._judge(made, scales)
+        changed, kept = _changed(self.model, made), after > before
+        if kept:
+            self.model, self.scales, self.sqnr = made, scales, after
+            self.base = made if name == "equalize" else self.base
+        seconds = round(time.perf_counter() - start, 3)
+        self.steps.append(Step(name, before, after, kept, changed, seconds))
+
+    def _equalize(self) -> tuple[keras.Model, dict[str, np.ndarray]]:
+        return equalize(self.base, self._rows(), samples=None), {}
+
+    def _gptq(self):
+        flat = flatten(self.base)
+        rounded = round_kernels(flat, self._batches(flat, _BATCH), self.bits, **self.how)
+        return flat, rounded.scales
+
+    def _adaround(self):
+        flat = flatten(self.base)
+        # All of a shape at once: steps draw from them.
+        rounded = reconstruct(flat, self._batches(flat, len(self.learned)), self.bits, **self.how)
+        return flat, rounded.scales
+
+    def _bias(self):
+        quantized = flatten(self.model)
+        for kernel, value in self._nearest(quantized, self.scales):
+            kernel.variable.assign(value)
+        made = correct_bias(quantized, self.base, self._rows(), samples=None)
+        plain = {kernel.name: kernel.value for kernel in kernels_of(Graph.of(self.model))}
+        for kernel in kernels_of(Graph.of(made)):
+            kernel.variable.assign(plain[kernel.name])
+        return made, self.scales
+
+    def _nearest(self, model, scales) -> Iterator[tuple[Kernel, np.ndarray]]:
+        """Kernels that are not on a grid yet, and what the file would make of them."""
+        for kernel in kernels_of(Graph.of(model), **self.how):
+            if kernel.name in self.bits and kernel.name not in scales:
+                width, value = self.bits[kernel.name], kernel.value
+                yield kernel, on_grid(value, weight_scale(value, kernel.reduced, width), width)
+
+    def _judge(self, model, scales) -> float:
+        """The SQNR in dB of what a model gives with its weights rounded."""
+        old = [(kernel, kernel.value) for kernel, _ in self._nearest(model, scales)]
+        for kernel, value in list(self._nearest(model, scales)):
+            kernel.variable.assign(value)
+        found = self._outputs(model)
+        for kernel, value in old:
+            kernel.variable.assign(value)
+        return _sqnr(self.wanted, found)
+
+    def _outputs(self, model) -> list[list[np.ndarray]]:
+        """What a model gives for the samples to judge by: by output and batch."""
+        graph = Graph.of(model)
+        made = walk(graph, batched(graph, iter(self.judged), _BATCH, None))
+        columns = zip(*(tree.flatten(each) for each in made), strict=True)
+        return [[ops.convert_to_numpy(x) for x in column] for column in columns]
+
+    def _rows(self) -> Iterator[Mapping[str, np.ndarray]]:
+        return iter(self.learned)
+
+    def _batches(self, flat, size: int) -> list[list[np.ndarray]]:
+        return batched(Graph.of(flat), self._rows(), size, None)
+
+
+def _sqnr(wanted: list[list[np.ndarray]], found: list[list[np.ndarray]]) -> float:
+    """Signal to quantization noise in dB, the mean over outputs; at most 200."""
+    ratios = []
+    for a, b in zip(wanted, found, strict=True):
+        signal = sum(float(np.square(x, dtype=np.float64).sum()) for x in a)
+        noise = sum(
+            float(np.square(np.subtract(x, y, dtype=np.float64)).sum())
+            for x, y in zip(a, b, strict=True)
+        )
+        ratios.append(10 * np.log10(max(signal, 1e-300) / max(noise, 1e-20 * signal, 1e-300)))
+    return round(float(np.mean(ratios)), 2)
+
+
+def _changed(before: keras.Model, after: keras.Model) -> int:
+    """How many layers have other weights than before."""
+    old = {layer.name: layer.get_weights() for layer in before.layers}
+    return sum(
+        len(old.get(layer.name, ())) != len(layer.weights)
+        or not all(map(np.array_equal, layer.get_weights(), old[layer.name]))
+        for layer in after.layers
+    )
