@@ -11,6 +11,8 @@ from tfcompress.conversion.grids import handed_grid
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.conversion.packing import packed
 from tfcompress.conversion.settings import settle
+from tfcompress.conversion.tuning import Tuned
+from tfcompress.graph.flatten import flatten
 from tfcompress.post_training.kernels import on_grid
 from tfcompress.tflite import flatbuffer, run
 from tfcompress.tflite.flatbuffer import op_name
@@ -75,8 +77,10 @@ def test_each_layer_computes_as_asked(model, data, tmp_path):
 
 
 def file_with(model, data, precision, scale):
-    job = Job(settle({"dw": precision}), False, False, None)
-    job.scales = {"dw": scale}
+    job = Job(settle({"dw": precision}, tune="none"), False, False, None)
+    flat = flatten(model)
+    grids = {model.get_layer("dw").kernel.numpy().tobytes(): ("dw", scale)}
+    job.tuned = Tuned(model, {}, (), {}, flat, grids)
     return job.run(model, data, None)
 
 
@@ -143,7 +147,9 @@ def test_what_cannot_be_is_said_before_work_starts(model, data, tmp_path):
 def test_quality_rises_with_bits(model, data, tmp_path):
     path, found = tmp_path / "x.tflite", {}
     for precision in ("int2", "int4", "int4_blockwise", "int8", "int16x8", "float16", "float32"):
-        report = tfc.convert(model, path, precision={"wide": precision}, calibration=data)
+        report = tfc.convert(
+            model, path, precision={"wide": precision}, calibration=data, tune="none"
+        )
         assert report.layers["wide"] == precision
         found[precision] = [sqnr(model, path, data, kind) for kind in KERNELS.values()]
     for kind, _ in enumerate(KERNELS):

@@ -133,6 +133,15 @@ def convert(
             "keeps all values.",
         ),
     ] = None,
+    tune: Annotated[
+        str | None,
+        Option(
+            metavar="fast|best|none|STEPS",
+            help="What is done to a float model before its weights are rounded: fast (the default) "
+            "to kernels of fewer than 8 bits, in seconds; best to all, for up to a minute; none; "
+            "or some of batch_norm, equalize, gptq, adaround, bias with commas between.",
+        ),
+    ] = None,
     metadata: Annotated[
         Path | None,
         Option(help="A JSON file of names, descriptions, normalization and labels for the file."),
@@ -182,6 +191,7 @@ def convert(
     ranges = _ranges(range_ or [])
     skipped = tuple(skip or ())
     wanted = precision_asked(precision)
+    steps = tune.split(",") if tune and "," in tune else tune
     settings = settle(
         wanted,
         io_dtype,
@@ -193,6 +203,7 @@ def convert(
         skipped,
         observer,
         weight_observer,
+        steps,
     )
     format = settle_format(settings, format, output, metadata)
     described = None if metadata is None else load_metadata(metadata)
@@ -215,6 +226,7 @@ def convert(
         skip=skipped,
         observer=observer,
         weight_observer=weight_observer,
+        tune=steps,
         target=target,
         metadata=described,
         format=format,

@@ -19,7 +19,7 @@ from tfcompress.conversion.precisions import (
     require_able,
 )
 from tfcompress.conversion.quantize import INT4_OPS, WEIGHTS
-from tfcompress.conversion.ranges import ends, is_constant
+from tfcompress.conversion.ranges import constant, ends, is_constant
 from tfcompress.errors import did_you_mean
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import op_name
@@ -110,26 +110,19 @@ def _notes(layers: dict[str, str], asked: dict[str, str], names: LayerNames) -> 
 
 
 def handed(
-    file: Any, model: keras.Model, scales: Mapping[str, np.ndarray]
+    file: Any, grids: Mapping[bytes, tuple[str, np.ndarray]]
 ) -> dict[int, tuple[str, np.ndarray]]:
     """The layer and scales of weights that were rounded before, by the tensors of operations.
 
     Args:
-        scales: by the names of layers of `model`: of their kernels, in Keras's layout, as
-            `post_training.kernels.Kernel.reduced` says (keepdims), or of any with as many values.
+        grids: layer and scales by the content of kernels, see `Tuned.grids`.
     """
-    names, graph = LayerNames(model), file.subgraphs[0]
     found: dict[int, tuple[str, np.ndarray]] = {}
-    for op in graph.operators:
-        layer = names.of(flatbuffer.text(graph.tensors[ends(op)[1]].name))
-        if layer in scales and op_name(file, op) in WEIGHTS:
-            found[ends(op)[1]] = layer, scales[layer]
-    missing = scales.keys() - {layer for layer, _ in found.values()}
-    if missing:
-        raise ValueError(
-            f"scales must be of layers with weights in the file; received those of "
-            f"{', '.join(map(repr, sorted(missing)))}, which have none there."
-        )
+    for op in file.subgraphs[0].operators:
+        weight = _weight_of(file, op)
+        known = None if weight is None else grids.get(constant(file, weight).tobytes())
+        if known is not None:
+            found[ends(op)[1]] = known
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from tfcompress.conversion.calibration import (
 )
 from tfcompress.conversion.converters import Lowering
 from tfcompress.conversion.layer_names import fix_ranges, require_none, skipped
-from tfcompress.conversion.precisions import require_layers
+from tfcompress.conversion.precisions import bits_of, require_layers
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
@@ -48,6 +49,7 @@ from tfcompress.conversion.settings import (
     weight_bits_of,
 )
 from tfcompress.conversion.trial import Trial
+from tfcompress.conversion.tuning import Tuned, require_no_tune, tuned
 from tfcompress.conversion.versions import lower_versions
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.files import models, writing
@@ -64,6 +66,7 @@ from tfcompress.tflite.pixels import normalization_of
 from tfcompress.tflite.signature import inputs as inputs_of
 
 STATIC = ("int8", "int16x8", "int4")
+_TUNABLE = "a float Keras 3 model that calibration data quantize"
 
 
 def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integer: bool = True):
@@ -97,7 +100,7 @@ class Job:
         self.notes: list[str] = []
         self.weights_only = False
         self.divisors: set[int] = set()  # that come near 0
-        self.scales: Mapping[str, Any] = {}  # of kernels rounded before, by layer; arrays, keepdims
+        self.tuned: Tuned | None = None  # the model, where it is corrected before
         self.layers: dict[str, str] = {}  # what layers were given
         self.kept: set[str] = set()  # tensors that are float as they were asked to be
         self.trial = Trial()
@@ -137,6 +140,7 @@ class Job:
         if calibration is None:
             weights = ["weight_observer"] if self.precision == "int4" else []
             require_calibration(self.settings, but=weights)
+            require_no_tune(self.settings.tune, _TUNABLE)
         if self.precision not in STATIC:
             if calibration is not None and model is given:
                 warn_unused(f"precision '{self.precision}' needs no ranges of activations")
@@ -187,14 +191,49 @@ class Job:
             layers = self.settings.layers
             rules = EVERYWHERE if layers is None else layers.opened
             made = self.batch_size, self.select_tf_ops
-            found = lower.to_float(model, *made, integer=integer, rules=rules)
+            prepared = None if self.tuned is None else self.tuned.prepared()
+            found = lower.to_float(model, *made, integer=integer, rules=rules, prepared=prepared)
         self.notes += [found.note] if found.note else []
         return found
 
     def _float_file(self, model, integer: bool = True):
         return _marked(self._lowering(model, integer))
 
+    def _tune(self, model) -> None:
+        """Corrects the model for what its weights will be, as far as that is asked for."""
+        settings, steps = self.settings, self.settings.steps
+        if self.seen is None:
+            require_no_tune(settings.tune, _TUNABLE)
+        if steps == "none" or self.seen is None:
+            return
+
+        def bits(layer, source) -> int | None:
+            if any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.skip):
+                return None
+            if settings.layers is None:
+                return bits_of(layer, self.precision, quantize.INT4_OPS)
+            return bits_of(layer, settings.layers.of_layer(source))
+
+        rules = EVERYWHERE if settings.layers is None else settings.layers.opened
+        try:
+            self.tuned = self.timed(
+                "tune",
+                tuned,
+                model,
+                rules,
+                iter(self.seen.rows),
+                steps,
+                bits,
+                lambda done, total: self.progress("tune", done, total),
+                dense=settings.dense,
+                convolution=settings.convolution,
+            )
+        except Exception as error:  # What users' layers raise is of any kind.
+            require_no_tune(settings.tune, f"a model that can be flattened: {error}")
+            self.notes.append(f"weights are rounded to nearest: {models.reason_of(error)}")
+
     def _integer(self, model, calibration, samples) -> Any:
+        self._tune(model)
         parsed, known, floats = self.timed("lower", self._float_file, model)
         require_no_loops(parsed, model, self.io_dtype)
         assigned = self._assigned(parsed, model)
@@ -235,7 +274,7 @@ class Job:
             tensorwise=self.settings.tensorwise,
             floats=floats,
             weight_observer=self.settings.weight_observer,
-            scales=assignment.handed(parsed, model, self.scales) if self.scales else None,
+            scales=None if self.tuned is None else assignment.handed(parsed, self.tuned.grids),
         )
 
     def _assigned(self, parsed, model) -> assignment.Assignment:
@@ -276,6 +315,8 @@ class Job:
         extremes.narrow(parsed, known, batches, bits)
         fix_ranges(parsed, model, known, self.settings.ranges)
         self.trial.remember(parsed, content, batches)
+        if self.tuned is not None:
+            self.trial.expect(self.tuned.give)
         return known
 
     def with_narrow_kernels(self, file) -> Any:
@@ -340,6 +381,8 @@ class Job:
             notes=self.notes,
             seconds=self.rounded_seconds(),
             layers=self.layers,
+            sqnr=self.trial.sqnr,
+            tuning=() if self.tuned is None else self.tuned.steps,
         )
 
 
@@ -360,6 +403,7 @@ def convert(
     skip: str | Sequence[str] = (),
     observer: str | None = None,
     weight_observer: str | None = None,
+    tune: str | Sequence[str] | None = None,
     target: str | os.PathLike[str] | Target | None = None,
     metadata: Any = None,
     format: str | None = None,
@@ -411,6 +455,13 @@ def convert(
         weight_observer: which scale weights get that were not trained for quantization: "max" keeps
             all values; "mse" has the least squared error, "octav" expects it (for int4, above
             all). None: "max".
+        tune: what is done to a plain Keras model before its weights are rounded, with calibration
+            data: "fast" gives kernels of fewer than 8 bits the codes and scales with which layers
+            give what they gave (`post_training.gptq`), in seconds; "best" tries all of the
+            following on all kernels, for up to a minute; "none" rounds to nearest. Or a list of
+            "batch_norm", "equalize" (for "per_tensor"), "gptq", "adaround" and "bias", the
+            functions of `tfcompress.post_training`. What does not help on samples that are kept
+            aside is left out; the report tells what each was worth. None: "fast".
         target: a name from `list_targets()`, or the path of a target file of your own: fills in
             what is None above and checks the file at the end, see `check`. What contradicts it is
             an error. For targets whose compilers reject new op versions, these are lowered.
@@ -451,6 +502,7 @@ def convert(
         skip,
         observer,
         weight_observer,
+        tune,
     )
     format = settle_format(settings, format, path, metadata)
     known = None if metadata is None else load_metadata(metadata)

@@ -13,8 +13,8 @@ from keras import tree
 from tfcompress.conversion.ranges import SAME_SCALE, Range
 from tfcompress.errors import did_you_mean
 from tfcompress.graph.flatten import flatten
-from tfcompress.graph.nodes import scope_name
-from tfcompress.kinds import FIXED_RANGES, is_kernel
+from tfcompress.graph.nodes import Graph, scope_name
+from tfcompress.kinds import FIXED_RANGES, FOLDING, is_kernel, is_of
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.quantization.opening import output_names
 from tfcompress.tflite import flatbuffer
@@ -23,6 +23,10 @@ from tfcompress.tflite.signature import first_signature
 
 # As `scopes` gives it.
 _SCOPE = re.compile(r"([^/]+)_1/part_\d+")
+
+
+# What goes into a linear layer before it.
+MERGED = {"BatchNormalization", "ReLU", "Relu", "Relu6"}
 
 
 class LayerNames:
@@ -43,7 +47,8 @@ class LayerNames:
             for layer in layers
             if not layer._layers and any(is_kernel(layer, v) for v in layer.variables)
         }
-        made = [tensor._keras_history.operation.name for tensor in tree.flatten(flat.outputs)]
+        graph = Graph.of(flat)
+        made = [_maker(graph, tensor) for tensor in tree.flatten(graph.outputs)]
         self.outputs = dict(zip(output_names(flat), map(scope_name, made), strict=True))
 
     def of(self, tensor: str) -> str:
@@ -64,6 +69,16 @@ class LayerNames:
         # The exported copy of a layer has a number behind its name.
         names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]
         return names + [n.removesuffix("_range") for n in names if n.endswith("_range")]
+
+
+def _maker(graph: Graph, tensor: Any) -> str:
+    """The name of the layer whose operator gives an output: the one that those after it go into."""
+    node = first = graph.producer(tensor)
+    while node is not None and is_of(node.operation, MERGED) and node.inputs:
+        node = graph.producer(node.inputs[0])
+        if node is not None and is_of(node.operation, FOLDING):
+            return node.name
+    return "" if first is None else first.name
 
 
 def fix_ranges(

@@ -170,6 +170,7 @@ def to_float(
     *,
     integer: bool,
     rules: Rules = EVERYWHERE,
+    prepared: tuple[keras.Model, dict[int, str]] | None = None,
 ) -> Lowering:
     """A model on its way to a float file.
 
@@ -179,6 +180,7 @@ def to_float(
         integer: whether integers will be made of the file: mark the ranges of activations, and
             take the forms that have integer kernels.
         rules: that quantize the activations of what is to have such forms.
+        prepared: what `opened_by` made of the model, and was done more to.
     """
     structure, call = _as_it_is(model)
     _require_all_fixed(structure)
@@ -186,7 +188,7 @@ def to_float(
     try:
         # A compressed model was opened into what has integer kernels when it was wrapped.
         if integer and not is_compressed(model):
-            opened, origins = opened_by(model, rules)
+            opened, origins = prepared or opened_by(model, rules)
         flat = as_flat(opened)
         names, exported = io_names(flat), _plain_copy(flat, batch_size, integer, Scopes(origins))
         structure, call = exported._inputs_struct, functools.partial(exported, training=False)

@@ -181,6 +181,23 @@ def require_able(rule: Rule, precision: str, able: Iterable[Any], matched: Itera
     )
 
 
+def bits_of(layer: Any, precision: str, narrow: Collection[str] | None = None) -> int | None:
+    """The bits in which the kernel of a layer of one operator is stored; None if it is float.
+
+    Args:
+        layer: a Dense layer or a convolution, opened if it was composite.
+        narrow: operators with weights of fewer than 8 bits; None for all that have kernels.
+    """
+    if precision in FLOATS:
+        return None
+    held = next(held for names, held in _HOLDING if is_exactly(layer, names))
+    if len(held) > 1:  # each output reads one channel, or several
+        alone = is_exactly(layer, DEPTHWISE) or int(layer.kernel.shape[-2]) == 1
+        held = {"DEPTHWISE_CONV_2D" if alone else "CONV_2D"}
+    able = held & {*KERNELS.get(precision, ())}
+    return WEIGHT_BITS[precision] if able & (able if narrow is None else {*narrow}) else 8
+
+
 def _operators(layer: Any) -> set[str] | None:
     """The operators that hold the kernels of a layer; None if its class does not tell."""
     if not is_known(layer) or getattr(layer, "_layers", None):

@@ -24,6 +24,7 @@ from tfcompress.tflite import flatbuffer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tfcompress.conversion.tuning import Step
     from tfcompress.targets.result import Check
     from tfcompress.tflite.inspect import Inspection, OperatorInfo
 
@@ -55,6 +56,10 @@ class Report(Result):
         seconds: wall time by stage.
         format: "tflite", or what was made of the .tflite file, of which the above tells.
         exchanged: what the conversion to that format found; None for "tflite".
+        sqnr: signal to quantization noise in dB by output: the file to the float model, on the
+            first calibration samples, of which 8 are compared.
+        tuning: what was done to the model before its weights were rounded, and what each step was
+            worth; see `tfcompress.conversion.tuning.Step`.
         check: what the target says, a `Check`; None if there was no target.
         layers: the precision that each layer got, by its name, if they were asked for by layer.
     """
@@ -72,6 +77,8 @@ class Report(Result):
     exchanged: dict[str, Any] | None = None
     check: Check | None = None
     layers: dict[str, str] = dataclasses.field(default_factory=dict)
+    sqnr: dict[str, float] = dataclasses.field(default_factory=dict)
+    tuning: Sequence[Step] = ()
 
     def _print(self, console: Console) -> None:
         taken, given = io_pair(self.io_dtype)
@@ -86,6 +93,10 @@ class Report(Result):
         for entry in self.float_ops:
             where = f"layer '{entry.layer}'" if entry.layer else entry.tensor[:60]
             table.add_row(f"[yellow]float: {entry.op}[/]", escape(f"{where}: {entry.reason}"))
+        for step in self.tuning:
+            table.add_row("tuned", escape(str(step)))
+        for name, ratio in self.sqnr.items():
+            table.add_row("SQNR", escape(f"{ratio:.1f} dB, output '{name}'"))
         for precision in dict.fromkeys(self.layers.values()):
             named = [name for name, given in self.layers.items() if given == precision]
             more = f" and {len(named) - 8} more" if len(named) > 8 else ""

@@ -12,7 +12,8 @@ from typing import Any
 import keras
 
 from tfcompress.conversion.exchange import check_exchange
-from tfcompress.conversion.precisions import KERNELS, USUAL, Precisions
+from tfcompress.conversion.precisions import KERNELS, USUAL, WEIGHT_BITS, Precisions
+from tfcompress.conversion.tuning import check_tune
 from tfcompress.errors import check, expected_one_of
 from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.fake_quant import FakeQuant
@@ -48,6 +49,7 @@ class Settings:
     observer: str = "min_max"
     weight_observer: str = "max"
     layers: Precisions | None = None
+    tune: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         precision, batch = self.precision, self.batch_size
@@ -61,12 +63,24 @@ class Settings:
         _check_choice("convolution", self.convolution, GRANULARITIES)
         _check_choice("observer", self.observer, OBSERVERS)
         _check_choice("weight_observer", self.weight_observer, WEIGHT_OBSERVERS)
-        for name, given in (("ranges", self.ranges), ("skip", self.skip), *self.observers.items()):
+        for name, given in (
+            ("ranges", self.ranges),
+            ("skip", self.skip),
+            ("tune", self.tune not in (None, "none")),
+            *self.observers.items(),
+        ):
             whole = not given or precision in ("int8", "int16x8", "int4")
             check(whole, "precision", f"int8, int16x8 or int4 with {name}", precision)
         for name, limits in self.ranges.items():
             holds = len(limits) == 2 and limits[0] <= 0 <= limits[1] and limits[0] < limits[1]
             check(holds, f"the range of '{name}'", "(least, greatest) with 0 between", limits)
+
+    @property
+    def steps(self) -> str | tuple[str, ...]:
+        """What is to be tuned: usually kernels of fewer than 8 bits."""
+        named = (self.precision,) if self.layers is None else self.layers.named
+        narrow = any(WEIGHT_BITS.get(precision, 8) < 8 for precision in named)
+        return ("fast" if narrow else "none") if self.tune in (None, "fast") else self.tune
 
     @property
     def observers(self) -> dict[str, str]:
@@ -100,6 +114,7 @@ def settle(
     skip: str | Sequence[str] = (),
     observer: str | None = None,
     weight_observer: str | None = None,
+    tune: str | Sequence[str] | None = None,
 ) -> Settings:
     """Fill in what was not said from the target, or as usual, and check the whole."""
     found, usual, layers = None, (USUAL, "float32", 1, "per_channel"), None
@@ -132,6 +147,7 @@ def settle(
     settled["convolution"] = "per_channel" if convolution is None else convolution
     settled["observer"] = "min_max" if observer is None else observer
     settled["weight_observer"] = "max" if weight_observer is None else weight_observer
+    settled["tune"] = None if tune is None else check_tune(tune)
     settled["skip"] = (skip,) if isinstance(skip, str) else tuple(skip)
     return Settings(**settled, ranges=dict(ranges or {}), target=found, layers=layers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,17 @@ class Trial:
     def __init__(self) -> None:
         self._batches: list[dict[str, np.ndarray]] = []
         self._wanted: dict[str, list[np.ndarray]] = {}
+        self.sqnr: dict[str, float] = {}  # in dB, by output
 
     def remember(self, model: Any, content: bytes, batches: list[dict[str, np.ndarray]]) -> None:
         """Keeps what a float file gives for the first samples."""
         self._batches = batches[:_COMPARED]
         runner = run.Runner(model, content, "the float file", reference=False)
         self._wanted = _outputs(runner, self._batches)
+
+    def expect(self, give: Callable[[Sequence[dict]], dict[str, list[np.ndarray]]]) -> None:
+        """Takes what another model gives for these samples as what the file should give."""
+        self._wanted = give(self._batches)
 
     def passed_by(self, model: Any, content: bytes) -> list[str]:
         """Runs a file that is to be written.
@@ -50,8 +56,10 @@ class Trial:
             if not self._batches and refused is not None and refused[3] == "invoke":
                 return []  # ones need not be data that the model bears
             raise ValueError(_refusal(model, error, refused)) from error
-        notes = [_lost(name, self._wanted[name], outputs[name]) for name in self._wanted]
-        return [note for note in notes if note]
+        pairs = {name: (self._wanted[name], outputs[name]) for name in self._wanted}
+        found = {name: _decibels(*pair) for name, pair in pairs.items()}
+        self.sqnr = {name: ratio for name, ratio in found.items() if ratio is not None}
+        return [_lost(name, ratio) for name, ratio in self.sqnr.items() if ratio < _LOST]
 
 
 def _outputs(runner: run.Runner, batches) -> dict[str, list[np.ndarray]]:
@@ -70,15 +78,17 @@ def _ones(runner: run.Runner) -> dict[str, np.ndarray]:
     }
 
 
-def _lost(name: str, wanted: list[np.ndarray], given: list[np.ndarray]) -> str | None:
-    """What is to be said of an output that has little to do with the float one."""
+def _decibels(wanted: list[np.ndarray], given: list[np.ndarray]) -> float | None:
+    """Signal to quantization noise of an output, at most 200; None of what is no signal."""
     a, b = (np.concatenate([v.ravel() for v in values]) for values in (wanted, given))
     if not np.issubdtype(a.dtype, np.floating) or not np.isfinite(a).all() or not a.any():
         return None
-    noise = np.square(a - b, dtype=np.float64).mean()
-    ratio = 10 * np.log10(np.square(a, dtype=np.float64).mean() / noise) if noise else np.inf
-    if ratio >= _LOST:
-        return None
+    signal, noise = (float(np.square(x, dtype=np.float64).mean()) for x in (a, a - b))
+    return round(10 * float(np.log10(signal / max(noise, 1e-20 * signal))), 1)
+
+
+def _lost(name: str, ratio: float) -> str:
+    """What is to be said of an output that has little to do with the float one."""
     return (
         f"output '{name}' is far from that of the float model on the calibration samples (SQNR "
         f"{ratio:.1f} dB): convert with precision='int16x8', train with quantize_aware, or let "

@@ -6,6 +6,7 @@ Each is tried, and stays if it helps on calibration data that it was not made wi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from tfcompress.errors import expected_one_of
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.folding import folded
 from tfcompress.graph.nodes import Graph
+from tfcompress.kinds import DEPTHWISE, TRANSPOSED, is_of
 from tfcompress.post_training.adaround_model import reconstruct
 from tfcompress.post_training.batch_norm import reestimate_batch_norm
 from tfcompress.post_training.bias import correct_bias
@@ -26,6 +28,8 @@ from tfcompress.post_training.gptq_model import round_kernels
 from tfcompress.post_training.kernels import Kernel, kernels_of, on_grid
 from tfcompress.post_training.observers import weight_scale
 from tfcompress.post_training.walk import batched, walk
+from tfcompress.quantization.opening import name_outputs, opened_by, output_names
+from tfcompress.techniques.rules import Rules
 
 # In the order in which they are tried; of those that round the better one stays.
 STEPS = ("batch_norm", "equalize", "gptq", "adaround", "bias")
@@ -51,6 +55,15 @@ def check_tune(tune: Any) -> str | tuple[str, ...]:
             known = (*PRESETS, *STEPS) if isinstance(tune, str) else STEPS
             raise ValueError(f"unknown tune {step!r}; {expected_one_of(str(step), known)}")
     return steps
+
+
+def require_no_tune(tune: Any, expected: str) -> None:
+    """Raises if a model is to be tuned that cannot be."""
+    if tune not in (None, "none"):
+        raise ValueError(
+            f"tune is for {expected}; received tune={tune!r} with another. Leave it out, or pass "
+            "the float Keras model and calibration= (--calibration)."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +99,79 @@ class Tuned:
         model: flat and opened.
         scales: by name of a layer, the steps of the grid that its kernel lies on, keepdims.
         steps: what was done.
+        origins: by the ids of operations, the names of the layers that they were opened from.
+        flat: the model as it was.
+        grids: layer and scales by the content of kernels as a file has them.
     """
 
     model: keras.Model
     scales: dict[str, np.ndarray]
     steps: tuple[Step, ...]
+    origins: dict[int, str] = dataclasses.field(default_factory=dict)
+    flat: keras.Model | None = None
+    grids: dict[bytes, tuple[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
-    def grids(self) -> dict[bytes, tuple[str, np.ndarray]]:
-        """Layer and scales by the content of kernels as a file has them."""
-        kernels = (k for k in kernels_of(Graph.of(self.model)) if k.name in self.scales)
-        return {content(k): (k.name, self.scales[k.name]) for k in kernels}
+    def give(self, rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+        """What the model as it was gives for batches, by the names of outputs in a file."""
+        graph = Graph.of(self.flat)
+        names = [tensor.name for tensor in tree.flatten(graph.inputs)]
+        made = walk(graph, [[row[name] for name in names] for row in rows])
+        columns = zip(*(tree.flatten(each) for each in made), strict=True)
+        found = [[ops.convert_to_numpy(x) for x in column] for column in columns]
+        return dict(zip(output_names(self.flat), found, strict=True))
+
+    def prepared(self) -> tuple[keras.Model, dict[int, str]]:
+        """What `to_float` takes: outputs are named as those of the model as it was."""
+        name_outputs(self.flat, Graph.of(self.model), None)
+        return self.model, self.origins
+
+
+def tuned(
+    model: keras.Model,
+    rules: Rules,
+    rows: Iterator[Mapping[str, np.ndarray]],
+    steps: str | Sequence[str],
+    precision_of: Callable[[Any, Any], int | None],
+    progress: Callable[[int, int], Any],
+    **granularity: str,
+) -> Tuned:
+    """A plain model opened into what has integer kernels, and corrected for weights of some bits.
+
+    Args:
+        rules: as `opened_by` takes them.
+        rows: calibration samples, one by one, of which `SAMPLES` are used.
+        steps: a preset or names of `STEPS`.
+        precision_of: the bits of the kernel of an opened layer, by the layer of the flat model that
+            it came from; None if it stays float.
+        progress: called as `progress(done, total)` before each step.
+        granularity: `dense` and `convolution`, see `kernels_of`.
+    """
+    flat = flatten(model)
+    opened, origins = opened_by(model, rules)
+    layers = {operation.name: operation for operation in flat.operations}
+    came = {k.name: origins.get(id(k.layer), k.name) for k in kernels_of(Graph.of(opened))}
+    named = {operation.name: origins.get(id(operation)) for operation in opened.operations}
+    bits = {
+        k.name: width
+        for k in kernels_of(Graph.of(opened))
+        if (width := precision_of(k.layer, layers.get(came[k.name]))) is not None
+    }
+    found = tune(
+        opened, list(itertools.islice(rows, SAMPLES)), steps, bits, progress=progress, **granularity
+    )
+    from_layers = {id(x): named.get(x.name) or x.name for x in found.model.operations}
+    rounded = (k for k in kernels_of(Graph.of(found.model)) if k.name in found.scales)
+    grids = {content(k): (k.name, found.scales[k.name]) for k in rounded}
+    return dataclasses.replace(found, origins=from_layers, flat=flat, grids=grids)
 
 
 def content(kernel: Kernel) -> bytes:
     """A kernel's numbers in the order that a file has them in: channel by channel."""
     value = kernel.value
-    kind = type(kernel.layer).__name__
-    if "Depthwise" in kind:
-        return value.tobytes()  # (rows, columns, channels) there, too
-    axis = value.ndim - 2 if "Transpose" in kind else value.ndim - 1
+    # A convolution of one channel is written as a depthwise one: (rows, columns, channels).
+    if is_of(kernel.layer, DEPTHWISE) or (value.ndim > 2 and value.shape[-2] == 1):
+        return value.tobytes()
+    axis = value.ndim - 2 if is_of(kernel.layer, TRANSPOSED) else value.ndim - 1
     return np.ascontiguousarray(np.moveaxis(value, axis, 0)).tobytes()
 
 
