@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tfcompress.kinds import register_kernel
     from tfcompress.recipe.findings import Sensitivity
     from tfcompress.recipe.recipe import Recipe
+    from tfcompress.search.choice import PrecisionChoice
+    from tfcompress.search.choose_precision import choose_precision
     from tfcompress.search.sensitivity import sensitivity
     from tfcompress.surgery.factors.factorize import factorize
     from tfcompress.surgery.folding import fold_batch_norm
@@ -65,6 +67,8 @@ _HOMES = {
     "tfcompress.kinds": ["register_kernel"],
     "tfcompress.recipe.recipe": ["Recipe"],
     "tfcompress.recipe.findings": ["Sensitivity"],
+    "tfcompress.search.choice": ["PrecisionChoice"],
+    "tfcompress.search.choose_precision": ["choose_precision"],
     "tfcompress.search.sensitivity": ["sensitivity"],
     "tfcompress.surgery.factors.factorize": ["factorize"],
     "tfcompress.surgery.folding": ["fold_batch_norm"],
@@ -104,6 +108,7 @@ __all__ = [
     "GroupLasso",
     "Metadata",
     "MutualDistiller",
+    "PrecisionChoice",
     "Prune",
     "PruneCallback",
     "Quantize",
@@ -121,6 +126,7 @@ __all__ = [
     "benchmark",
     "c_array",
     "check",
+    "choose_precision",
     "compress",
     "convert",
     "distillation",

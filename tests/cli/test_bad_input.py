@@ -72,6 +72,7 @@ def refuse(folder, capsys):
 
 
 CONVERT = ("convert", "model.keras", "-o", "out.tflite", "-q")
+CHOOSE = ("model.keras", "--calibration", "x.npz", "-q", "-o")
 VERIFY = ("verify", "model.keras", "model.tflite", "-q", "--data")
 
 
@@ -119,6 +120,14 @@ def save(name, array):
         ((*CONVERT, "--calibration", "gone.npy"), "no file at 'gone.npy'"),
         ((*CONVERT, "--calibration", "."), "no images in the folder '.'; expected"),
         (("convert", "wide.keras", "-o", "o", "-q", "--precision", "float32"), "'photo'"),
+        (("choose-precision", *CHOOSE, "r.yaml"), "needs a budget; received none. Give flash"),
+        (("choose-precision", *CHOOSE, "r.json", "--flash", "9"), "must be a .yaml file"),
+        (("choose-precision", *CHOOSE, "r.yaml", "--flash", "0"), "--flash"),
+        (("choose-precision", *CHOOSE, "r.yaml", "--latency", "-1"), "latency must be a number"),
+        (
+            ("choose-precision", *CHOOSE, "r.yaml", "--flash", "9", "--precisions", "int8,int3"),
+            "int3",
+        ),
         (("convert", "model.keras", "-o", ".", "-q"), "cannot write '.': it is a folder. Name a"),
         (("convert", "model.keras", "-o", "no/o", "-q"), "there is no folder 'no'. Create it"),
         (("convert", "model.keras", "-o", "/dev/full", "-q"), "it is not a regular file"),

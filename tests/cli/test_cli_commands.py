@@ -276,3 +276,19 @@ def test_a_closed_pipe_and_a_full_disk_are_no_drama(folder):
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+def test_choose_precision_writes_a_recipe(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TFCOMPRESS_CACHE", str(tmp_path / "cache"))
+    recipe, plot = tmp_path / "recipe.yaml", tmp_path / "plot.png"
+    command = ("choose-precision", folder / "model.keras", "--calibration", folder / "x.npy")
+    size = (folder / "model.tflite").stat().st_size
+    assert run(*command, "--flash", size, "-o", recipe, "--plot", plot, "-q", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["file"]["bytes"] <= size
+    import tfcompress as tfc
+
+    assert tfc.Recipe.load(recipe).precision == found["precisions"]
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert run(*command, "-o", recipe) == 2
+    assert "needs a budget; received none" in capsys.readouterr().err

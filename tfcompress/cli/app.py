@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from tfcompress.cli import benchmarking, files, reports, shipping, terminal, training
+from tfcompress.cli import benchmarking, files, reports, searching, shipping, terminal, training
 from tfcompress.cli.command import command
 from tfcompress.cli.terminal import Progress
 from tfcompress.version import VERSION
@@ -99,6 +99,7 @@ COMMANDS = (
     training.distill,
     training.shrink,
     training.migrate,
+    searching.choose_precision,
     files.convert,
     files.inspect,
     files.verify,

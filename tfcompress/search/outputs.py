@@ -34,8 +34,8 @@ _LEAST = 2.0**-8
 _DRAWS = 4
 
 
-def rounded(kernel: Kernel, precision: str) -> np.ndarray:
-    """A kernel as the file of a precision holds it."""
+def rounded(kernel: Kernel, precision: str, observer: str = "max") -> np.ndarray:
+    """A kernel as the file of a precision holds it, with scales of a `weight_observer`."""
     value = kernel.value
     if precision == "float16":
         return value.astype(np.float16).astype(np.float32)
@@ -43,9 +43,10 @@ def rounded(kernel: Kernel, precision: str) -> np.ndarray:
     if bits is None:
         return value
     if precision != "int4_blockwise":
-        return on_grid(value, weight_scale(value, kernel.reduced, bits), bits)
+        return on_grid(value, weight_scale(value, kernel.reduced, bits, observer), bits)
     blocks = value.reshape(-1, math.gcd(value.shape[0], BLOCK), value.shape[-1])
-    return on_grid(blocks, weight_scale(blocks, (1,), bits), bits).reshape(value.shape)
+    scale = weight_scale(blocks, (1,), bits, observer)
+    return on_grid(blocks, scale, bits).reshape(value.shape)
 
 
 class _Simulated(keras.Model):
@@ -87,6 +88,7 @@ class Simulation:
         kernels: of the layers.
         inputs: of each input the samples, in the order of the model's inputs.
         batch_size: samples at a time.
+        observer: which scales weights get, as `weight_observer` of `convert`.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class Simulation:
         kernels: Sequence[Kernel],
         inputs: Sequence[np.ndarray],
         batch_size: int = 128,
+        observer: str = "max",
     ):
         self.kernels = {kernel.name: kernel for kernel in kernels}
+        self._observer = observer
         self._inputs, count = list(inputs), len(inputs[0])
         # Batches of one size, as each is compiled.
         self._size = math.ceil(count / math.ceil(count / batch_size))
@@ -109,13 +113,17 @@ class Simulation:
         """What the outputs lose with some layers in other precisions, see `lost`."""
         old = {name: self.kernels[name].value for name in precisions}
         for name, precision in precisions.items():
-            self.kernels[name].variable.assign(rounded(self.kernels[name], precision))
+            self.kernels[name].variable.assign(self.rounded(name, precision))
             self._model.grids[name].assign(_grid(*self._ranges[name], BITS[precision][1]))
         found = lost(self.reference, self._outputs())
         for name, value in old.items():
             self.kernels[name].variable.assign(value)
             self._model.grids[name].assign(np.zeros(3, np.float32))
         return found
+
+    def rounded(self, name: str, precision: str) -> np.ndarray:
+        """The kernel of a layer as the file of a precision holds it."""
+        return rounded(self.kernels[name], precision, self._observer)
 
     def curvature(self) -> dict[str, np.ndarray]:
         """By layer what the outputs lose by the square of a change of each weight.

@@ -14,7 +14,7 @@ from tfcompress.files import samples as samples_of
 from tfcompress.graph.nodes import Graph
 from tfcompress.post_training.kernels import Kernel, kernels_of
 from tfcompress.recipe.findings import Row
-from tfcompress.search.outputs import Simulation, rounded
+from tfcompress.search.outputs import Simulation
 from tfcompress.techniques.rules import Rule
 
 PRECISIONS = ("int8", "int4", "int2")
@@ -72,7 +72,8 @@ def rows_of(simulation: Simulation, precisions: Sequence[str], method: str) -> I
     for name, kernel in simulation.kernels.items():
         for precision in able(kernel, precisions):
             if curvature:
-                change = np.square(rounded(kernel, precision).astype(np.float64) - kernel.value)
+                new = simulation.rounded(name, precision).astype(np.float64)
+                change = np.square(new - kernel.value)
                 measured = {"hessian": float(np.sum(change * curvature[name]))}
             else:
                 measured = simulation.lost({name: precision})

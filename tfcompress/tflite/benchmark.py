@@ -107,7 +107,7 @@ def benchmark(
         for content, file in zip(contents, files, strict=True)
     ]
     names = [os.fspath(file) for file in files]
-    found = _times_apart((names, threads, _arrays(data), runs, warmup, rounds), progress)
+    found = times_apart((names, threads, _arrays(data), runs, warmup, rounds), progress)
     medians = np.median(found, axis=2)  # (files, rounds)
     ratios = np.median(medians / medians[:1], axis=1)
     results = tuple(
@@ -134,7 +134,7 @@ def _check_count(name: str, value: Any, least: int) -> None:
         )
 
 
-def _times_apart(
+def times_apart(
     arguments: tuple[Any, ...], progress: Callable[[int, int], None] | None
 ) -> np.ndarray:
     """As `times` of these, in the process of LiteRT, which a file may end."""

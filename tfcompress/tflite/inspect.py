@@ -89,7 +89,7 @@ def inspect_parsed(model: Any, data: bytes, path: str | os.PathLike[str] | bytes
 
 def _tensors(model: Any, subgraph: int, known: dict[tuple, Statistics]) -> list[TensorInfo]:
     graph = model.subgraphs[subgraph]
-    scales = {i for t in graph.tensors for i in _side_tensors(graph, t.quantization)}
+    scales = {i for t in graph.tensors for i in side_tensors(graph, t.quantization)}
     found = []
     for i, tensor in enumerate(graph.tensors):
         t = tensor_of(model, subgraph, i, tensor)
@@ -114,7 +114,7 @@ def tensor_of(model: Any, subgraph: int, index: int, tensor: Any) -> TensorInfo:
     stored = model.buffers[tensor.buffer].data
     size = 0 if stored is None else len(stored)
     scales, zero_points = flatbuffer.scales_of(tensor)
-    side, block = _side_tensors(model.subgraphs[subgraph], quantization), None
+    side, block = side_tensors(model.subgraphs[subgraph], quantization), None
     if side:  # Blockwise: the scales are a constant of their own.
         values = flatbuffer.tensor_values(model, model.subgraphs[subgraph].tensors[side[0]])
         scales = () if values is None else tuple(map(float, values.ravel()))
@@ -135,7 +135,7 @@ def tensor_of(model: Any, subgraph: int, index: int, tensor: Any) -> TensorInfo:
     )
 
 
-def _side_tensors(graph: Any, quantization: Any) -> list[int]:
+def side_tensors(graph: Any, quantization: Any) -> list[int]:
     """Return the tensors that hold the scales and zero points of a blockwise one."""
     details: Any = None if quantization is None else quantization.details
     if not hasattr(details, "blockSize"):
@@ -208,7 +208,7 @@ def constants_by_operator(
         user = consumers.get((op.subgraph, op.outputs[0]), op) if widens else op
         graph = model.subgraphs[op.subgraph]
         for i in op.inputs:
-            side = [] if i == -1 else _side_tensors(graph, graph.tensors[i].quantization)
+            side = [] if i == -1 else side_tensors(graph, graph.tensors[i].quantization)
             uses += [(info[op.subgraph, j], user) for j in [i, *side] if j != -1]
     owners: dict[int, tuple[TensorInfo, OperatorInfo | None]] = {}
     for t, found in [*uses, *((t, None) for t in tensors)]:
