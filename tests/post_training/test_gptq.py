@@ -101,6 +101,8 @@ def test_what_is_wrong_is_said_before_work_starts(model, data):
             gptq(model, data, bits)
     with pytest.raises(ValueError, match="damp must be a number above 0; received 0"):
         gptq(model, data, damp=0)
+    with pytest.raises(ValueError, match="dense must be one of per_channel, per_tensor; received"):
+        gptq(model, data, dense="per_row")
     with pytest.raises(ValueError, match="received shape"):
         gptq(model, data[..., :1])
     x = keras.Input((3,))

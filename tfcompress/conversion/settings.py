@@ -17,6 +17,7 @@ from tfcompress.conversion.tuning import check_tune
 from tfcompress.errors import check, expected_one_of
 from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.post_training.kernels import GRANULARITIES
 from tfcompress.post_training.observers import OBSERVERS, WEIGHT_OBSERVERS
 from tfcompress.targets.targets import IO_DTYPES, Target, io_pair, load_target
 from tfcompress.techniques import Quantize
@@ -24,7 +25,6 @@ from tfcompress.techniques import Quantize
 PRECISIONS = tuple(IO_DTYPES)
 FORMATS = ("tflite", "onnx", "openvino")
 _ENDINGS = {".onnx": "onnx", ".xml": "openvino"}
-GRANULARITIES = ("per_channel", "per_tensor")
 _OPERATIONS = {
     "dense": ("FULLY_CONNECTED",),
     "convolution": ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"),

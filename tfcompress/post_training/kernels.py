@@ -10,8 +10,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfcompress.errors import check
 from tfcompress.graph.nodes import Graph
 from tfcompress.kinds import LINEAR, SEPARABLE, channel_axes, has_plain_weights, is_of
+
+GRANULARITIES = ("per_channel", "per_tensor")
 
 # Opened into others before, or without an integer operation.
 _NONE = SEPARABLE | {"EinsumDense", "Conv3D", "Conv3DTranspose"}
@@ -57,6 +60,8 @@ def kernels_of(
         graph: of a flat model, opened if it has composite layers.
         dense, convolution: "per_channel" or "per_tensor" scales.
     """
+    for name, granularity in (("dense", dense), ("convolution", convolution)):
+        check(granularity in GRANULARITIES, name, f"one of {', '.join(GRANULARITIES)}", granularity)
     seen: set[int] = set()
     for node in graph.nodes:
         layer = node.operation

@@ -17,7 +17,7 @@ from tfcompress.post_training.kernels import levels
 _BLOCK = 32
 
 # Parts of the scale that holds all weights, from which a channel's own is chosen.
-_PARTS = np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
+_PARTS = np.linspace(1.0, 0.4, 13)
 
 
 @dataclasses.dataclass(frozen=True)
