@@ -39,7 +39,7 @@ def choose_precision(
         float | None,
         Option(
             help="The most that the outputs lose: divergence of probabilities in nats, of others "
-            "noise over signal; then the smallest file is sought."
+            "noise over what differs between samples; then the smallest file is sought."
         ),
     ] = None,
     precisions: Annotated[

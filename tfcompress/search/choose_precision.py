@@ -72,7 +72,8 @@ def choose_precision(
             Measured layer by layer and of the whole file, on this machine or by Vela, and kept in
             the cache; it holds up to 2%, by which measurements differ.
         quality: the most that the outputs may lose against the float model on `data`: of
-            probabilities the Kullback-Leibler divergence in nats, of others noise over signal.
+            probabilities the Kullback-Leibler divergence in nats, of others noise over
+            what differs from sample to sample.
         precisions: that layers may get, "int8" and others of "int4", "int2", "int4_blockwise",
             "int16x8", "float16", "float32"; each where a layer can have it.
         layers: pattern or predicate as of `Rule`; others stay int8.

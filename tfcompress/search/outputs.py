@@ -186,15 +186,16 @@ def lost(reference: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> dict[s
     """How far outputs are from those of the float model.
 
     Returns {"outputs": the mean over outputs of what each loses, "sqnr": of all together, in dB}.
-    Probabilities lose their Kullback-Leibler divergence in nats, other outputs noise over signal.
+    Probabilities lose their Kullback-Leibler divergence in nats, other outputs the power of the
+    noise over that of what differs from sample to sample: what is always there tells nothing.
     """
     parts = [
-        _divergence(r, f) if _are_probabilities(r) else _noise(r, f)
+        _divergence(r, f) if _are_probabilities(r) else _ratio(_noise(r, f), _signal(r))
         for r, f in zip(reference, found, strict=True)
     ]
-    flat = [np.concatenate([x.ravel() for x in xs]) for xs in (reference, found)]
-    noise = _noise(*flat)
-    sqnr = -10 * math.log10(noise) if noise > 0 else math.inf
+    noise = sum(_noise(r, f) for r, f in zip(reference, found, strict=True))
+    ratio = _ratio(noise, sum(float(np.square(r).sum()) for r in reference))
+    sqnr = -10 * math.log10(ratio) if ratio > 0 else math.inf
     return {"outputs": float(np.mean(parts)), "sqnr": sqnr}
 
 
@@ -210,8 +211,17 @@ def _divergence(reference: np.ndarray, found: np.ndarray) -> float:
 
 
 def _noise(reference: np.ndarray, found: np.ndarray) -> float:
-    signal = float(np.square(reference).sum())
-    noise = float(np.square(found - reference).sum())
+    return float(np.square(found - reference).sum())
+
+
+def _signal(reference: np.ndarray) -> float:
+    """The power of what differs from sample to sample; all of it if nothing does."""
+    varying = float(np.square(reference - reference.mean(axis=0)).sum())
+    whole = float(np.square(reference).sum())
+    return varying if varying > 1e-12 * whole else whole
+
+
+def _ratio(noise: float, signal: float) -> float:
     return noise / signal if signal > 0 else (math.inf if noise > 0 else 0.0)
 
 
@@ -220,4 +230,4 @@ def _factor(reference: np.ndarray) -> np.ndarray:
     if _are_probabilities(reference):
         rows = reference.size // reference.shape[-1]
         return np.sqrt(0.5 / np.maximum(reference, _LEAST) / rows)
-    return np.full(reference.shape, 1 / math.sqrt(max(float(np.square(reference).sum()), 1e-30)))
+    return np.full(reference.shape, 1 / math.sqrt(max(_signal(reference), 1e-30)))

@@ -67,7 +67,8 @@ def sensitivity(
     With `calibration`, samples without labels, layers are computed in other precisions, too, as a
     file would: weights on their grids, and what comes to the layer on that of 8 or 16 bits. What
     is measured then is how far the outputs are from those of the float model: for probabilities
-    the Kullback-Leibler divergence, for others noise over signal.
+    the Kullback-Leibler divergence, for others noise over what differs from
+    sample to sample.
 
     Args:
         model: any Keras 3 model that `flatten` takes; compiled, unless there is `evaluate`.
