@@ -8,7 +8,8 @@ from tfcompress.bench.methods import ours, peers
 from tfcompress.bench.methods.run import AEQ, CONVERTER, OURS, TFMOT, Make, Method
 
 # What the names of their methods end with -> who.
-_PEERS = {"converter": CONVERTER, "aeq": AEQ, "tfmot": TFMOT}
+_PEERS = {"converter": CONVERTER, "tfmot": TFMOT, "aeq": AEQ}
+_PEERS |= {f"aeq_{algorithm}": AEQ for algorithm in ("mse", "octav")}
 
 
 def _family(
@@ -34,10 +35,22 @@ _ALL = (
     *_family(
         "ptq_int8",
         "PTQ int8",
-        ours.ptq_int8,
+        ours.ptq("int8"),
         short=True,
         converter=peers.ptq_int8,
-        aeq=peers.aeq_int8,
+        aeq=peers.aeq(8),
+    ),
+    *_family(
+        "ptq_best_int8",
+        "PTQ int8, tuned",
+        ours.ptq("int8", tune="best"),
+        aeq_mse=peers.aeq(8, "MSE"),
+    ),
+    *_family("ptq_tensor_int8", "PTQ int8, one scale a tensor", ours.ptq("int8", **ours.TENSOR)),
+    *_family(
+        "ptq_tensor_best_int8",
+        "PTQ int8, one scale a tensor, tuned",
+        ours.ptq("int8", tune="best", **ours.TENSOR),
     ),
     *_family("qat_int8", "QAT int8", ours.qat_int8, short=True, tfmot=peers.qat_int8),
     *_family("prune50_int8", "50% zeros, int8", ours.prune_int8(0.5), tfmot=peers.prune_int8(0.5)),
@@ -68,7 +81,21 @@ _ALL = (
         ours.channels_int8(0.5, distilled=True),
     ),
     *_family("svd_int8", "low rank, int8", ours.svd_int8(0.5)),
-    *_family("ptq_int4", "PTQ, int4 weights", ours.ptq_int4, aeq=peers.aeq_int4),
+    *_family(
+        "ptq_nearest_int4",
+        "PTQ, int4 weights rounded to nearest",
+        ours.ptq("int4", tune="none"),
+        aeq=peers.aeq(4),
+    ),
+    # Its GPTQ, for Dense, writes files with int4 weights that LiteRT refuses.
+    *_family(
+        "ptq_int4",
+        "PTQ, int4 weights",
+        ours.ptq("int4"),
+        aeq_mse=peers.aeq(4, "MSE"),
+        aeq_octav=peers.aeq(4, "OCTAV"),
+    ),
+    *_family("ptq_best_int4", "PTQ, int4 weights, tuned", ours.ptq("int4", tune="best")),
     *_family("qat_int4", "QAT, int4 weights", ours.qat_int4),
 )
 

@@ -18,6 +18,8 @@ MOMENTUM = 0.95
 # The share of the steps in which weights go.
 PRUNING = 0.3
 INT8 = {"precision": "int8", "io_dtype": "int8"}
+# One scale for all weights of a tensor, as older NPUs ask for.
+TENSOR = {"convolution": "per_tensor", "dense": "per_tensor"}
 
 
 def float32(run: Run) -> None:
@@ -35,9 +37,10 @@ def dynamic_int8(run: Run) -> None:
     run.convert(run.model, precision="dynamic_int8")
 
 
-def ptq_int8(run: Run) -> None:
+def ptq(precision: str, **settings: Any) -> Make:
     """Post-training quantization."""
-    run.convert(run.model, calibration=run.calibration, **INT8)
+    how = {"precision": precision, "io_dtype": "int8", **settings}
+    return lambda run: run.convert(run.model, calibration=run.calibration, **how)
 
 
 def tuned_ptq_int8(run: Run) -> None:
@@ -45,11 +48,6 @@ def tuned_ptq_int8(run: Run) -> None:
     model = run.model
     run.fit(model)
     run.convert(model, calibration=run.calibration, **INT8)
-
-
-def ptq_int4(run: Run) -> None:
-    """Post-training quantization with 4-bit weights."""
-    run.convert(run.model, precision="int4", io_dtype="int8", calibration=run.calibration)
 
 
 def qat_int8(run: Run) -> None:

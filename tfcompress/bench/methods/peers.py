@@ -37,16 +37,19 @@ def ptq_int8(run: Run) -> None:
     run.write(lambda: int8_by_converter(twin, samples), kept=twin)
 
 
-def aeq_int8(run: Run) -> None:
-    """The static recipe of litert-quantizer: int8 weights and activations."""
-    twin, samples = run.twin, run.calibration
-    run.write(lambda: by_quantizer(twin, samples, weight_bits=8), kept=twin)
+def aeq(weight_bits: int, algorithm: str = "MIN_MAX_UNIFORM_QUANT") -> Make:
+    """The static recipe of litert-quantizer: int8 activations, and weights of some bits.
 
+    Args:
+        weight_bits: of Conv2D and Dense; those of other layers are of 8.
+        algorithm: by which it finds scales of weights.
+    """
 
-def aeq_int4(run: Run) -> None:
-    """The same with 4-bit weights in Conv2D and Dense, where LiteRT has kernels for them."""
-    twin, samples = run.twin, run.calibration
-    run.write(lambda: by_quantizer(twin, samples, weight_bits=4), kept=twin)
+    def make(run: Run) -> None:
+        twin, samples = run.twin, run.calibration
+        run.write(lambda: by_quantizer(twin, samples, weight_bits, algorithm), kept=twin)
+
+    return make
 
 
 def by_converter(model: Any, half: bool = False) -> bytes:
@@ -79,16 +82,21 @@ def _converter(model: Any) -> Any:
     return converter
 
 
-def by_quantizer(model: Any, samples: np.ndarray, weight_bits: int) -> bytes:
+def by_quantizer(model: Any, samples: np.ndarray, weight_bits: int, algorithm: str) -> bytes:
     """A file by litert-quantizer from the float file of a tf_keras model."""
     import tensorflow as tf
     from litert_quantizer import qtyping, quantizer, recipe
+    from litert_quantizer.algorithm_manager import AlgorithmName
 
+    names, channels = qtyping.TFLOperationName, qtyping.QuantGranularity.CHANNELWISE
     float_file = _quietly(tf.lite.TFLiteConverter.from_keras_model(model))
     maker = quantizer.Quantizer(float_file, recipe.static_wi8_ai8())
-    if weight_bits != 8:
-        for name in (qtyping.TFLOperationName.CONV_2D, qtyping.TFLOperationName.FULLY_CONNECTED):
-            maker.add_static_config(".*", name, 8, weight_bits)
+    for name, bits in (
+        (names.DEPTHWISE_CONV_2D, 8),
+        (names.CONV_2D, weight_bits),
+        (names.FULLY_CONNECTED, weight_bits),
+    ):
+        maker.add_static_config(".*", name, 8, bits, channels, AlgorithmName[algorithm])
     (signature, entry), *_ = _signatures(float_file).items()
     # All at once: its ranges are moving averages over batches, which cut off what is rare.
     found = maker.calibrate({signature: [{entry: samples}]})
