@@ -110,14 +110,16 @@ def choose_grid(
     """
     groups, _, channels = problem.target.shape
     scale = np.broadcast_to(scale, (groups, channels)).astype(np.float64)
-    top, tried = levels(bits), (_PARTS[:, None] * scale[:, None]).reshape(groups, -1)
-    many = problem.repeated(len(_PARTS))
+    # Of 8 bits narrower grids gain little, and codes that use all of one are larger when zipped.
+    parts = _PARTS if bits < 8 else _PARTS[:1]
+    top, tried = levels(bits), (parts[:, None] * scale[:, None]).reshape(groups, -1)
+    many = problem.repeated(len(parts))
     codes, loss = _better(many, tried, top)
     loss = loss.reshape(groups, -1, channels)
     best = np.full_like(loss[:, 0], loss.sum((0, 2)).argmin(), int) if shared else loss.argmin(1)
-    codes = codes.reshape(groups, -1, len(_PARTS), channels)
+    codes = codes.reshape(groups, -1, len(parts), channels)
     codes = np.take_along_axis(codes, best[:, None, None], axis=2)[:, :, 0]
-    scale = scale * _PARTS[best]
+    scale = scale * parts[best]
     codes = descend(problem, codes, scale, top).astype(np.int8)
     for _ in range(rounds):
         before, scale = codes, _fitted(problem, codes, scale, shared)
