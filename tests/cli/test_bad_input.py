@@ -101,10 +101,7 @@ def save(name, array):
         (("benchmark", "-q", "model.keras"), "not a .tflite file"),
         (("benchmark", "-q", "model.tflite", "--runs", "0"), "--runs"),
         (("targets", "edgetpu"), "Did you mean 'edge_tpu'?"),
-        (
-            (*CONVERT, "--precision", "int9"),
-            "float32, float16, dynamic_int8, int8, int16x8, int4, or a .yaml",
-        ),
+        ((*CONVERT, "--precision", "int9"), "int8, int16x8, int4, or a .yaml file; received"),
         ((*CONVERT, "--precision", "int9"), "received 'int9'. Did you mean 'int8'?"),
         ((*CONVERT, "--io-dtype", "int64"), "received 'int64'. Did you mean 'int16'?"),
         ((*CONVERT, "--precision", "float16", "--io-dtype", "int8"), "int8"),

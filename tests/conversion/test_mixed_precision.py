@@ -10,10 +10,12 @@ from tfcompress.conversion.convert import Job
 from tfcompress.conversion.grids import handed_grid
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.conversion.packing import packed
+from tfcompress.conversion.quantize import WEIGHTS
 from tfcompress.conversion.settings import settle
-from tfcompress.conversion.tuning import Tuned
+from tfcompress.conversion.tuning import Tuned, content
 from tfcompress.graph.flatten import flatten
-from tfcompress.post_training.kernels import on_grid
+from tfcompress.graph.nodes import Graph
+from tfcompress.post_training.kernels import kernels_of, on_grid
 from tfcompress.tflite import flatbuffer, run
 from tfcompress.tflite.flatbuffer import op_name
 
@@ -25,7 +27,7 @@ def model():
     keras.utils.set_random_seed(3)
     x = image = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(8, 3, activation="relu", name="stem")(x)
-    x = layers.DepthwiseConv2D(3, activation="relu", name="dw")(x)
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, activation="relu", name="dw")(x)
     x = layers.Conv2DTranspose(8, 2, name="up")(x)
     x = layers.Flatten(name="flat")(x)[:, :160]
     x = layers.Dense(32, activation="relu", name="wide")(x)
@@ -73,39 +75,58 @@ def test_each_layer_computes_as_asked(model, data, tmp_path):
         "float16",
     )
     assert any("no int4 kernel: up" in note for note in report.notes)
+    refused = [op for op in tfc.check(path, "microcontroller").operators if not op.mapped]
+    assert "DEQUANTIZE" in {op.name for op in refused}
     assert all(sqnr(model, path, data, kind) > 15 for kind in KERNELS.values())
 
 
-def file_with(model, data, precision, scale):
-    job = Job(settle({"dw": precision}, tune="none"), False, False, None)
-    flat = flatten(model)
-    grids = {model.get_layer("dw").kernel.numpy().tobytes(): ("dw", scale)}
-    job.tuned = Tuned(model, {}, (), {}, flat, grids)
+def file_with(model, data, rules, grids):
+    job = Job(settle(rules, tune="none"), False, False, None)
+    job.tuned = Tuned(model, {}, (), {}, flatten(model), grids)
     return job.run(model, data, None)
+
+
+def weights_in(file):
+    """By operator names the weights of a file: codes and scales."""
+    found = {}
+    for op in file.subgraphs[0].operators:
+        if op_name(file, op) in WEIGHTS:
+            weight = file.subgraphs[0].tensors[op.inputs[1]]
+            scales, _ = flatbuffer.scales_of(weight)
+            found[op_name(file, op)] = flatbuffer.tensor_values(file, weight), np.float32(scales)
+    return found
+
+
+# How LiteRT stores the kernels of Keras.
+STORED = {
+    "CONV_2D": ("stem", lambda codes: codes.transpose(3, 0, 1, 2)),
+    "DEPTHWISE_CONV_2D": ("dw", lambda codes: codes.reshape(1, *codes.shape[:2], -1)),
+    "TRANSPOSE_CONV": ("up", lambda codes: codes.transpose(2, 0, 1, 3)),
+    "FULLY_CONNECTED": ("head", lambda codes: codes.T),
+}
 
 
 def test_known_scales_stay_and_packed_weights_give_the_same_numbers(model, data):
     model = keras.models.clone_model(model)
-    kernel = model.get_layer("dw").kernel
-    scale = np.abs(kernel.numpy()).max((0, 1), keepdims=True) / 6.3  # beyond, and clipped
-    codes = np.rint(on_grid(kernel.numpy(), scale, 4) / scale)
-    kernel.assign(codes * scale)
-    files = [file_with(model, data, precision, scale) for precision in ("int4", "int8")]
+    scales, codes, grids = {}, {}, {}
+    for kernel in kernels_of(Graph.of(model)):
+        most = np.abs(kernel.value).max(kernel.reduced, keepdims=True)
+        scale = scales[kernel.name] = most / 6.3  # beyond, and clipped
+        codes[kernel.name] = np.rint(on_grid(kernel.value, scale, 4) / scale)
+        kernel.variable.assign(codes[kernel.name] * scale)
+        grids[content(kernel)] = kernel.name, scale
+    rules = [{"*": "int4"}, {"*": "int8"}]
+    files = [file_with(model, data, each, grids) for each in rules]
     for file in files:
-        op = next(x for x in file.subgraphs[0].operators if op_name(file, x) == "DEPTHWISE_CONV_2D")
-        weight = file.subgraphs[0].tensors[op.inputs[1]]
-        assert np.array_equal(
-            flatbuffer.tensor_values(file, weight), codes.reshape(1, *codes.shape[:2], -1)
-        )
-        np.testing.assert_array_equal(
-            np.float32(flatbuffer.scales_of(weight)[0]), np.float32(scale.ravel())
-        )
-    contents = [flatbuffer.write(file) for file in files]
+        for operator, (values, found) in weights_in(file).items():
+            layer, stored = STORED[operator]
+            np.testing.assert_array_equal(values, stored(codes[layer]))
+            np.testing.assert_array_equal(found, scales[layer].ravel())
     exact, xnnpack = (
-        [outputs(content, data, kind) for content in contents] for kind in KERNELS.values()
+        [outputs(flatbuffer.write(file), data, kind) for file in files] for kind in KERNELS.values()
     )
     np.testing.assert_array_equal(*exact)
-    np.testing.assert_allclose(*xnnpack, atol=0.05 * np.abs(exact[0]).max())  # rounds otherwise
+    np.testing.assert_allclose(*xnnpack, atol=0.1 * np.abs(exact[0]).max())  # rounds otherwise
 
 
 def test_codes_are_packed_with_the_first_in_the_lowest_bits():

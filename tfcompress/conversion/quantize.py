@@ -296,11 +296,7 @@ def _statistics(
 
 
 def _qsv(known: Range, rank: int) -> dict[str, np.ndarray]:
-    low, high = known.minimum, known.maximum
-    if known.bits == 16:
-        high = max(-low, high)
-        low = -high
-    shape = (1,) * rank
+    low, high, shape = known.minimum, known.maximum, (1,) * rank
     # In double precision, so that the scale that the markers told comes out to the last bit.
     return {"min": np.full(shape, low, np.float64), "max": np.full(shape, high, np.float64)}
 
