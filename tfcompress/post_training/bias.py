@@ -20,7 +20,7 @@ from tfcompress.layers.compressed import require_plain
 from tfcompress.post_training.corrections import Statistics, reported
 from tfcompress.post_training.kernels import kernels_of
 from tfcompress.post_training.scaling import PASSING, clip_of
-from tfcompress.post_training.walk import Call, batched, before_activation, moments, run, walk
+from tfcompress.post_training.walk import Call, batched, before_activation, mean_of, run, walk
 
 # What gives the mean of its outputs where it is given that of its inputs.
 _AFFINE = {
@@ -179,19 +179,22 @@ class _Empirical(_Correction):
 
     def remember(self, node: Node, calls: list[Call]) -> list[Any]:
         """Notes the means that the float model gives."""
-        if node.name in self.sites:
-            self.means[node.name] = _mean(node, calls)
-        return run(node, calls)
+        if node.name not in self.sites:
+            return run(node, calls)
+        made = before_activation(node, calls)
+        self.means[node.name] = _mean(node, made)
+        return made if node.operation.activation is activations.linear else run(node, calls)
 
     def visit(self, node: Node, calls: list[Call]) -> list[Any]:
         """Corrects a layer, before others read it."""
         if node.name in self.sites:
-            self.add(node.name, self.means[node.name] - _mean(node, calls))
+            lack = self.means[node.name] - _mean(node, before_activation(node, calls))
+            self.add(node.name, lack)
         return run(node, calls)
 
 
-def _mean(node: Node, calls: list[Call]) -> np.ndarray:
-    return moments(before_activation(node, calls), channel_place(node.operation))[0]
+def _mean(node: Node, made: list[Any]) -> np.ndarray:
+    return mean_of(made, channel_place(node.operation))[0]
 
 
 class _Analytic(_Correction):
@@ -213,7 +216,8 @@ class _Analytic(_Correction):
         norm = batch_norm_of(operation)
         if node.name in self.sites:
             other = dataclasses.replace(node, operation=self.sites[node.name])
-            self.add(node.name, _mean(node, calls) - _mean(other, calls))
+            wanted, given = (before_activation(each, calls) for each in (node, other))
+            self.add(node.name, _mean(node, wanted) - _mean(node, given))
         if norm is not None:
             return self._normal(node, statistics_after(norm), norm.axis, activations.linear)
         if node.name in self.sites and node.name in self.statistics:

@@ -62,11 +62,16 @@ def moments(tensors: Sequence[Any], axis: int) -> tuple[np.ndarray, np.ndarray, 
 
     Returns (mean, variance) by place on `axis`, float64, and how many values there are of each.
     """
+    mean, count = mean_of(tensors, axis)
+    squares = [np.square(_rows(x, axis) - mean).sum(0) for x in tensors]  # float64, as the mean is
+    return mean, np.sum(squares, axis=0) / max(count, 1), count
+
+
+def mean_of(tensors: Sequence[Any], axis: int) -> tuple[np.ndarray, int]:
+    """The mean of `moments`, and how many values there are."""
     rows = [_rows(x, axis) for x in tensors]
     count = sum(len(x) for x in rows)
-    mean = np.sum([x.sum(0, dtype=np.float64) for x in rows], axis=0) / max(count, 1)
-    squares = [np.square(x - mean).sum(0) for x in rows]  # float64, as the mean is
-    return mean, np.sum(squares, axis=0) / max(count, 1), count
+    return np.sum([x.sum(0, dtype=np.float64) for x in rows], axis=0) / max(count, 1), count
 
 
 def _rows(x: Any, axis: int) -> np.ndarray:
