@@ -157,8 +157,8 @@ class _Files:
         self._settings, self._folder, self.tell = settings, folder, tell
         self.made = 0
 
-    def content(self, precisions: Mapping[str, str]) -> bytes:
-        """The bytes of the file with these precisions of layers."""
+    def content(self, precisions: Mapping[str, str], **settings: Any) -> bytes:
+        """The bytes of the file with these precisions of layers, and other settings if given."""
         self.tell("convert", self.made, None)
         self.made += 1
         path = self._folder / f"{self.made}.tflite"
@@ -166,7 +166,7 @@ class _Files:
         if set(precisions.values()) == {USUAL}:
             rules = USUAL
         convert(self.model, path, precision=rules, calibration=self.inputs, samples=None,
-                **self._settings)  # fmt: skip
+                **{**self._settings, **settings})  # fmt: skip
         return path.read_bytes()
 
     def loss(self, content: bytes) -> float:
@@ -266,7 +266,7 @@ class _Search:
         parts = {USUAL: parts_of(self._content, names, self.options)}
         for precision in every:
             rules = {n: precision if precision in o else USUAL for n, o in self.options.items()}
-            parts[precision] = parts_of(self.files.content(rules), names, self.options)
+            parts[precision] = parts_of(self.files.content(rules, tune="none"), names, self.options)
         found = []
         for done, (name, options) in enumerate(self.options.items(), 1):
             others = {p: parts[p][name] for p in options if p != USUAL and name in parts[p]}
