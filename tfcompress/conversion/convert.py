@@ -454,7 +454,8 @@ def convert(
             None: "min_max".
         weight_observer: which scale weights get that were not trained for quantization: "max" keeps
             all values; "mse" has the least squared error, "octav" expects it (for int4, above
-            all). None: "max".
+            all). None: "max". Where it is another and `tune` is left out, nothing is tuned, as
+            that chooses scales of its own.
         tune: what is done to a plain Keras model before its weights are rounded, with calibration
             data: "fast" gives kernels of fewer than 8 bits the codes and scales with which layers
             give what they gave (`post_training.gptq`), in seconds; "best" tries all of the

@@ -77,7 +77,9 @@ class Settings:
 
     @property
     def steps(self) -> str | tuple[str, ...]:
-        """What is to be tuned: usually kernels of fewer than 8 bits."""
+        """What is to be tuned: usually kernels of fewer than 8 bits, unless scales are chosen."""
+        if self.tune is None and "weight_observer" in self.observers:
+            return "none"
         named = (self.precision,) if self.layers is None else self.layers.named
         narrow = any(WEIGHT_BITS.get(precision, 8) < 8 for precision in named)
         return ("fast" if narrow else "none") if self.tune in (None, "fast") else self.tune
