@@ -87,6 +87,8 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
         "kl",
         "--weight-observer",
         "mse",
+        "--tune",
+        "gptq,bias",
         "--metadata",
         tmp_path / "metadata.json",
     ]
@@ -103,6 +105,7 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
         "io_dtype": "int16",
         "skip": ("conv*",),
         "observer": "kl",
+        "tune": ["gptq", "bias"],
         "weight_observer": "mse",
         "strict": True,
         "select_tf_ops": True,
