@@ -156,6 +156,8 @@ def test_what_cannot_be_is_said_before_work_starts(model, data, tmp_path):
             tfc.convert(of, tmp_path / "x.tflite", **settings)
 
     refused("needs the ranges of activations; received no calib", precision={"dw": "int4"})
+    quantized = tfc.quantize_aware(model)
+    refused("from before quantize_aware", quantized, precision={"dw": "int4"}, calibration=data)
     refused("'up' asks for int4", precision={"up": "int4"}, calibration=data)
     refused("'nowhere' must match a layer", precision={"nowhere": "int4"}, calibration=data)
     refused("target 'edge_tpu' takes precision 'int8'", precision={"*": "int4"}, target="edge_tpu")
@@ -176,7 +178,7 @@ def test_quality_rises_with_bits(model, data, tmp_path):
     for kind, _ in enumerate(KERNELS):
         row = {name: values[kind] for name, values in found.items()}
         assert row["int2"] < row["int4"] < row["int8"] - 3, row
-        assert min(row[name] for name in ("int16x8", "float16", "float32")) > row["int8"] - 0.5
+        assert min(row[name] for name in ("int16x8", "float16", "float32")) > row["int8"] - 1.5
     assert found["int4_blockwise"][1] > found["int4"][1]
     whole = {}
     for precision in ("int4", "int8", "int16x8", "float16", "float32"):

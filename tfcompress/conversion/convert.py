@@ -35,11 +35,12 @@ from tfcompress.conversion.calibration import (
 )
 from tfcompress.conversion.converters import Lowering
 from tfcompress.conversion.layer_names import fix_ranges, require_none, skipped
-from tfcompress.conversion.precisions import bits_of, require_layers
+from tfcompress.conversion.precisions import FLOATS, bits_of
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
     quantize_techniques,
     require_calibration,
+    require_layers,
     require_ranges,
     require_started,
     require_storable,
@@ -352,7 +353,9 @@ class Job:
         # Operations that stayed float although integers were asked for.
         asked = self.precision in STATIC and not self.weights_only
         remaining = listed(found, self.reasons, self.model) if asked else []
-        remaining = [op for op in remaining if op.tensor not in self.kept]
+        # With integers at the edge an output is called otherwise.
+        kept = {name for name, given in self.layers.items() if given in FLOATS}
+        remaining = [op for op in remaining if not {op.tensor, op.layer} & (self.kept | kept)]
         if remaining and self.strict:
             named = "; ".join(
                 f"{f.op} at '{f.layer or f.tensor[:60]}' ({f.reason})" for f in remaining[:5]

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 
 from tfcompress.errors import expected_one_of
-from tfcompress.graph.flatten import as_flat
 from tfcompress.kinds import (
     CONVOLUTIONS,
     DEPTHWISE,
@@ -19,7 +18,6 @@ from tfcompress.kinds import (
     is_kernel,
     is_known,
 )
-from tfcompress.layers.compressed import is_compressed
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.rules import Rule, Rules, require_match
 
@@ -122,36 +120,6 @@ class Precisions:
         for rule, precision in self:
             matched = require_match(rule, model.operations, model)
             require_able(rule, precision, [x for x in matched if may_be(x, precision)], matched)
-
-
-def require_layers(precisions: Precisions | None, model: Any, calibrated: bool) -> None:
-    """Raises unless precisions by layer are for a plain Keras model that data quantize."""
-    if precisions is None:
-        return
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "precision by layer is for Keras 3 models, whose layers are known; received a "
-            f"{type(model).__name__}. Name one precision for all of it."
-        )
-    if is_compressed(model):
-        raise ValueError(
-            f"precision by layer is for models without techniques; received model '{model.name}', "
-            "whose layers have the bits that they were trained for. Leave precision out, or call "
-            "finalize(model) first and pass calibration=."
-        )
-    if not calibrated:
-        raise ValueError(
-            "precision by layer needs the ranges of activations; received no calibration data. "
-            "Pass calibration= (--calibration) a few hundred samples of the training inputs."
-        )
-    try:
-        flat = as_flat(model)
-    except Exception as error:  # What users' layers raise is of any kind.
-        raise ValueError(
-            f"precision by layer is for models that can be flattened; received model "
-            f"'{model.name}', of which {error}. Name one precision for all of it."
-        ) from error
-    precisions.check_layers(flat)
 
 
 def may_be(layer: Any, precision: str) -> bool:

@@ -15,7 +15,8 @@ from tfcompress.conversion.exchange import check_exchange
 from tfcompress.conversion.precisions import KERNELS, USUAL, WEIGHT_BITS, Precisions
 from tfcompress.conversion.tuning import check_tune
 from tfcompress.errors import check, expected_one_of
-from tfcompress.layers.compressed import Compressed
+from tfcompress.graph.flatten import as_flat
+from tfcompress.layers.compressed import Compressed, is_compressed
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.post_training.kernels import GRANULARITIES
 from tfcompress.post_training.observers import OBSERVERS, WEIGHT_OBSERVERS
@@ -324,3 +325,35 @@ def _require_finite(model) -> None:
 def weight_bits_of(model) -> set[int]:
     """The widths that the weights were trained for, 8 if nothing has weights."""
     return {technique.bits for technique in quantize_techniques(model)} or {8}
+
+
+def require_layers(precisions: Precisions | None, model: Any, calibrated: bool) -> None:
+    """Raises unless precisions by layer are for a plain Keras model that data quantize."""
+    if precisions is None:
+        return
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "precision by layer is for Keras 3 models, whose layers are known; received a "
+            f"{type(model).__name__}. Name one precision for all of it."
+        )
+    if is_compressed(model):
+        mend = "Call finalize(model) first, and convert what it returns."
+        if quantize_techniques(model):
+            mend = "Leave precision out, or convert the model from before quantize_aware."
+        raise ValueError(
+            "precision by layer is for models that were trained without techniques; received "
+            f"model '{model.name}' under them. {mend}"
+        )
+    if not calibrated:
+        raise ValueError(
+            "precision by layer needs the ranges of activations; received no calibration data. "
+            "Pass calibration= (--calibration) a few hundred samples of the training inputs."
+        )
+    try:
+        flat = as_flat(model)
+    except Exception as error:  # What users' layers raise is of any kind.
+        raise ValueError(
+            f"precision by layer is for models that can be flattened; received model "
+            f"'{model.name}', of which {error}. Name one precision for all of it."
+        ) from error
+    precisions.check_layers(flat)
