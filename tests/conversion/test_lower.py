@@ -6,8 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
-from tfcompress.conversion import convert as job
-from tfcompress.conversion import lower
+from tfcompress.conversion import job, lower
 from tfcompress.tflite import flatbuffer
 
 

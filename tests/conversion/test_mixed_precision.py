@@ -6,8 +6,8 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.conversion.convert import Job
 from tfcompress.conversion.grids import handed_grid
+from tfcompress.conversion.job import Job
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.conversion.packing import packed
 from tfcompress.conversion.quantize import WEIGHTS

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.conversion.convert import Job
+from tfcompress.conversion.job import Job
 from tfcompress.conversion.settings import settle
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import op_name

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfcompress.conversion import converters
-from tfcompress.conversion.convert import Job
+from tfcompress.conversion.job import Job
 from tfcompress.files import models, temporary
 from tfcompress.legacy import MOVE, require_graph
 from tfcompress.legacy.compression import finalize

@@ -1,0 +1,379 @@
+"""One conversion, stage by stage: tune, lower, calibrate, quantize, report."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfcompress.conversion import (
+    assignment,
+    constants,
+    extremes,
+    forms,
+    grids,
+    lower,
+    markers,
+    observation,
+    pointwise,
+    quantize,
+    ranges,
+)
+from tfcompress.conversion.calibration import (
+    Calibration,
+    inputs_of_model,
+    sized,
+    told,
+    warn_unused,
+)
+from tfcompress.conversion.converters import Lowering
+from tfcompress.conversion.layer_names import fix_ranges, require_none, skipped
+from tfcompress.conversion.precisions import FLOATS, bits_of
+from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
+from tfcompress.conversion.settings import (
+    quantize_techniques,
+    require_calibration,
+    require_layers,
+    require_ranges,
+    require_started,
+    require_storable,
+    weight_bits_of,
+)
+from tfcompress.conversion.trial import Trial
+from tfcompress.conversion.tuning import Tuned, require_no_tune, tuned
+from tfcompress.conversion.versions import lower_versions
+from tfcompress.dispatch import is_legacy, legacy
+from tfcompress.files import models
+from tfcompress.graph.inputs import require_model
+from tfcompress.layers.compressed import require_advanced
+from tfcompress.quantization.opening import EVERYWHERE
+from tfcompress.targets.check import check_parsed, mapped
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.inspect import inspect_parsed
+from tfcompress.tflite.metadata import described
+from tfcompress.tflite.signature import inputs as inputs_of
+
+STATIC = ("int8", "int16x8", "int4")
+_TUNABLE = "a float Keras 3 model that calibration data quantize"
+
+
+def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integer: bool = True):
+    """The float .tflite of a model in the form that `int8` is made from, and its known ranges.
+
+    Returns (a `ModelT` without markers, ranges by tensor index, indices of tensors of float ops).
+    """
+    return _marked(lower.to_float(model, batch_size, select_tf_ops, integer=integer))
+
+
+def _marked(lowering: Lowering):
+    """What a converter writes: the named file without its markers, and what they said."""
+    parsed = lowering.run()
+    known, floats = markers.take_markers(parsed)
+    constants.fold(parsed, known, floats)
+    forms.rewrite(parsed, known, floats)
+    constants.part(parsed, known)
+    lowering.name(parsed)
+    return parsed, known, floats
+
+
+class Job:
+    """One conversion: its settings, and what is found on the way."""
+
+    def __init__(self, settings, strict, select_tf_ops, progress):
+        self.settle(settings)
+        self.strict, self.select_tf_ops = strict, select_tf_ops
+        self.progress = progress or (lambda stage, done, total: None)
+        self.seconds: dict[str, float] = {}
+        self.reasons: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.weights_only = False
+        self.divisors: set[int] = set()  # that come near 0
+        self.tuned: Tuned | None = None  # the model, where it is corrected before
+        self.layers: dict[str, str] = {}  # what layers were given
+        self.kept: set[str] = set()  # tensors that are float as they were asked to be
+        self.trial = Trial()
+        self.model: Any = None
+        self.seen: Calibration | None = None
+
+    def settle(self, settings) -> None:
+        """Takes settings, which may be other ones once the model is known."""
+        self.settings, self.precision = settings, settings.precision
+        self.io_dtype, self.batch_size = settings.io_dtype, settings.batch_size
+
+    def timed(self, stage: str, function, *args, **kwargs):
+        self.progress(stage, 0, None)
+        start = time.perf_counter()
+        result = function(*args, **kwargs)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        self.progress(stage, 1, 1)
+        return result
+
+    def run(self, model, calibration, samples) -> Any:
+        """The file as a `ModelT`."""
+        require_none(self.settings.skip, model, calibration is not None)
+        self.model = model
+        require_layers(self.settings.layers, model, calibration is not None)
+        if is_legacy(model):
+            return legacy("convert")(self, model, calibration, samples)
+        lower.require_convertible(model)
+        is_keras = isinstance(model, keras.Model)
+        if is_keras:
+            require_model(model)
+            require_advanced(model)
+        given = model
+        if is_keras and calibration is not None:
+            model, calibration = sized(model, calibration)
+            if model is not given:
+                self.notes.append("made for inputs of the sizes that the first sample has")
+        if calibration is None:
+            weights = ["weight_observer"] if self.precision == "int4" else []
+            require_calibration(self.settings, but=weights)
+            require_no_tune(self.settings.tune, _TUNABLE)
+        if self.precision not in STATIC:
+            if calibration is not None and model is given:
+                warn_unused(f"precision '{self.precision}' needs no ranges of activations")
+            return self._by_converter(model)
+        techniques = quantize_techniques(model) if is_keras else []
+        require_storable(techniques)
+        if any(technique.activation_bits is not None for technique in techniques):
+            require_started(model)
+            require_ranges(model, self.settings.ranges)
+            require_calibration(self.settings)
+            if calibration is not None and model is given:
+                warn_unused("the model was trained for quantization, and has ranges of its own")
+            require_none(self.settings.skip, model, False)
+            return self._integer(model, None, None)
+        if calibration is not None:
+            if is_keras:
+                self.seen = Calibration(calibration, inputs_of_model(model), samples)
+            return self._integer(model, calibration, samples)
+        if self.precision == "int4":
+            self.weights_only = True
+            self.notes.append("activations stay float: pass calibration= to make them int8")
+            parsed, _, _ = self.timed("lower", self._float_file, model, False)
+            widths = {technique.bits for technique in techniques}
+            chosen = self.settings.weight_observer
+            return self.timed("quantize", quantize.weight_only, parsed, 4, widths, chosen)
+        raise ValueError(
+            f"precision '{self.precision}' needs the ranges of activations: received a model "
+            "without them and no calibration data. Pass calibration= (--calibration) a few hundred "
+            "samples of the training inputs, or train tfcompress.quantize_aware(model) first."
+        )
+
+    def _by_converter(self, model) -> Any:
+        """float32, float16 and dynamic_int8 are TFLiteConverter's own modes."""
+        lowering = self.timed("lower", self._lowering, model, False)
+        converter = lowering.converter
+        if self.precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if self.precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        parsed = self.timed("convert", lowering.run)
+        lowering.name(parsed)
+        return parsed
+
+    def _lowering(self, model, integer: bool) -> Lowering:
+        if isinstance(model, models.SavedModel):
+            found = lower.from_saved_model(model, self.batch_size, self.select_tf_ops)
+        else:
+            layers = self.settings.layers
+            rules = EVERYWHERE if layers is None else layers.opened
+            made = self.batch_size, self.select_tf_ops
+            prepared = None if self.tuned is None else self.tuned.prepared()
+            found = lower.to_float(model, *made, integer=integer, rules=rules, prepared=prepared)
+        self.notes += [found.note] if found.note else []
+        return found
+
+    def _float_file(self, model, integer: bool = True):
+        return _marked(self._lowering(model, integer))
+
+    def _tune(self, model) -> None:
+        """Corrects the model for what its weights will be, as far as that is asked for."""
+        settings, steps = self.settings, self.settings.steps
+        if self.seen is None:
+            require_no_tune(settings.tune, _TUNABLE)
+        if steps == "none" or self.seen is None:
+            return
+
+        def bits(layer, source) -> int | None:
+            if any(fnmatch.fnmatchcase(source.name, pattern) for pattern in settings.skip):
+                return None
+            if settings.layers is None:
+                return bits_of(layer, self.precision, quantize.INT4_OPS)
+            return bits_of(layer, settings.layers.of_layer(source))
+
+        rules = EVERYWHERE if settings.layers is None else settings.layers.opened
+        try:
+            self.tuned = self.timed(
+                "tune",
+                tuned,
+                model,
+                rules,
+                iter(self.seen.rows),
+                steps,
+                bits,
+                lambda done, total: self.progress("tune", done, total),
+                dense=settings.dense,
+                convolution=settings.convolution,
+            )
+        except Exception as error:  # What users' layers raise is of any kind.
+            require_no_tune(settings.tune, f"a model that can be flattened: {error}")
+            self.notes.append(f"weights are rounded to nearest: {models.reason_of(error)}")
+
+    def _integer(self, model, calibration, samples) -> Any:
+        self._tune(model)
+        parsed, known, floats = self.timed("lower", self._float_file, model)
+        require_no_loops(parsed, model, self.io_dtype)
+        assigned = self._assigned(parsed, model)
+        is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
+        weight_bits = weight_bits_of(model) if is_trained else None
+        if calibration is not None:
+            seen = self.seen or Calibration(calibration, inputs_of(parsed), samples)
+            early, wide = samples is not None, assigned.wide
+            known = self.timed("calibrate", self._calibrate, parsed, model, seen, early, wide)
+            self.notes += told(seen, model)
+            floats |= skipped(parsed, model, self.settings.skip)
+        else:
+            weight_bits = weight_bits_of(model)  # 8 if nothing has weights
+            self._check_bits(known)
+            if min(weight_bits) <= 4 and self.precision != "int4":
+                few = f"the {min(weight_bits)} bits that weights were trained for are stored in 8"
+                self.notes.append(f"{few}: precision='int4' stores them in 4")
+            known = {**grids.table_ranges(parsed, weight_bits), **known}
+            self.notes += extremes.lost_scores(parsed, known)
+            every = ranges.spread(parsed, known, assigned.wide)
+            known = {**extremes.narrow_constants(parsed, every), **known}
+            self.divisors = ranges.unknown_divisors(parsed, known, floats)
+        known = ranges.spread(parsed, known, assigned.wide)
+        known = ranges.with_bits(parsed, known, assigned.wide)
+        ranges.widen_softmax_inputs(parsed, known)
+        ranges.widen_sums(parsed, known)
+        ranges.make_kernels_symmetric(parsed, known)
+        ranges.drop_clipped_relus(parsed, known)
+        self.reasons = float_reasons(parsed, known, floats, self.divisors)
+        return self.timed(
+            "quantize",
+            quantize.static,
+            parsed,
+            known,
+            io_dtype=self.io_dtype,
+            weight_bits=weight_bits,
+            precisions=assigned.operations,
+            tensorwise=self.settings.tensorwise,
+            floats=floats,
+            weight_observer=self.settings.weight_observer,
+            scales=None if self.tuned is None else assignment.handed(parsed, self.tuned.grids),
+        )
+
+    def _assigned(self, parsed, model) -> assignment.Assignment:
+        if self.settings.layers is None:
+            return assignment.one_for_all(parsed, self.precision)
+        found = assignment.by_layer(parsed, model, self.settings.layers)
+        self.layers, self.kept = found.layers, found.floats_in(parsed)
+        self.notes += found.notes
+        return found
+
+    def _check_bits(self, known) -> None:
+        widest = max((r.bits for r in known.values()), default=8)
+        if widest == 16 and self.precision != "int16x8":
+            raise ValueError(
+                f"the model was trained with activation_bits=16; received precision "
+                f"'{self.precision}'. Convert it with precision='int16x8'."
+            )
+
+    def _calibrate(self, parsed, model, data: Calibration, early: bool, wide: set[int]):
+        """The ranges of activations by tensor index."""
+        content = flatbuffer.write(parsed)
+        batches = data.batches(inputs_of(parsed), self.batch_size)
+        found = observation.observe(
+            parsed,
+            content,
+            batches,
+            self.settings.observer,
+            early,
+            wide,
+            progress=lambda done, total: self.progress("calibrate", done, total),
+        )
+        batches = batches[: found.batches]
+        data.found(found, self.batch_size)
+        seen = found.limits
+        known = {i: ranges.with_zero(*limits) for i, limits in found.ranges.items()}
+        self.divisors = ranges.drop_small_divisors(parsed, known, seen)
+        bits = 16 if self.precision == "int16x8" else 8
+        extremes.narrow(parsed, known, batches, bits)
+        fix_ranges(parsed, model, known, self.settings.ranges)
+        self.trial.remember(parsed, content, batches)
+        if self.tuned is not None:
+            self.trial.expect(self.tuned.give)
+        return known
+
+    def with_narrow_kernels(self, file) -> Any:
+        """The file as kernels of 4 bits take it, where the target has these."""
+        found, target = pointwise.as_dense(file), self.settings.target
+        if found is None or self.settings.dense == "per_tensor":
+            return file
+        if target is not None and mapped(found, target) <= mapped(file, target):
+            return file
+        self.notes.append(
+            "pointwise convolutions with int4 weights are FULLY_CONNECTED in the file, which "
+            "XNNPACK runs in 4 bits; dense='per_tensor', as TFLite Micro needs, leaves them"
+        )
+        return found
+
+    def finish(self, file, metadata) -> bytes:
+        """The bytes as they ship: with versions that the target's compiler knows, and metadata.
+
+        Changes `file`, which then is the `ModelT` of these bytes.
+        """
+        target = self.settings.target
+        if target is not None and target.lower_versions:
+            self.timed("lower versions", lower_versions, file)
+        return flatbuffer.write(file) if metadata is None else described(file, metadata)
+
+    def rounded_seconds(self) -> dict[str, float]:
+        """What each stage took so far."""
+        return {name: round(value, 3) for name, value in self.seconds.items()}
+
+    def report(self, path, file, data: bytes) -> Report:
+        """What came out; raises if it is not what `strict` demands."""
+        found = inspect_parsed(file, data, path)
+        # Operations that stayed float although integers were asked for.
+        asked = self.precision in STATIC and not self.weights_only
+        remaining = listed(found, self.reasons, self.model) if asked else []
+        # With integers at the edge an output is called otherwise.
+        kept = {name for name, given in self.layers.items() if given in FLOATS}
+        remaining = [op for op in remaining if not {op.tensor, op.layer} & (self.kept | kept)]
+        if remaining and self.strict:
+            named = "; ".join(
+                f"{f.op} at '{f.layer or f.tensor[:60]}' ({f.reason})" for f in remaining[:5]
+            )
+            raise ValueError(
+                f"strict=True and {len(remaining)} operations would stay float: {named}. Replace "
+                "those layers, or convert without strict. Nothing was written."
+            )
+        if any(op.name == "HARD_SWISH" and op.dtype == "int8" for op in found.operators):
+            self.notes.append(
+                "HARD_SWISH in int8 splits XNNPACK's delegation, which is slow on phones' CPUs: "
+                "relu6 is faster"
+            )
+        target = self.settings.target
+        return Report(
+            path=str(path),
+            precision=self.precision if self.settings.layers is None else "mixed",
+            io_dtype=self.io_dtype,
+            file_bytes=len(data),
+            zipped_bytes=found.zipped_bytes,
+            check=None
+            if target is None
+            else self.timed("check", check_parsed, file, data, target, path),
+            ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
+            float_ops=remaining,
+            notes=self.notes,
+            seconds=self.rounded_seconds(),
+            layers=self.layers,
+            sqnr=self.trial.sqnr,
+            tuning=() if self.tuned is None else self.tuned.steps,
+        )
