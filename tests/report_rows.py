@@ -23,6 +23,9 @@ _FAMILIES = {
     "float16": (0.51, 0.90, 1.02, 0.0),
     "dynamic": (0.28, 0.87, 0.62, 0.1),
     "ptq_int8": (0.30, 0.85, 0.45, 0.6),
+    "ptq_best_int8": (0.30, 0.85, 0.45, 0.4),
+    "ptq_tensor_int8": (0.29, 0.85, 0.45, 0.9),
+    "ptq_tensor_best_int8": (0.29, 0.85, 0.45, 0.5),
     "qat_int8": (0.30, 0.85, 0.45, 0.1),
     "prune50_int8": (0.30, 0.60, 0.45, 0.3),
     "prune80_int8": (0.30, 0.35, 0.45, 1.2),
@@ -33,7 +36,9 @@ _FAMILIES = {
     "channels50_int8": (0.17, 0.84, 0.27, 1.4),
     "channels50_distill_int8": (0.17, 0.84, 0.27, 0.9),
     "svd_int8": (0.22, 0.85, 0.40, 1.6),
-    "ptq_int4": (0.19, 0.88, 0.52, 25.0),
+    "ptq_nearest_int4": (0.19, 0.88, 0.52, 25.0),
+    "ptq_int4": (0.19, 0.88, 0.52, 1.0),
+    "ptq_best_int4": (0.19, 0.88, 0.52, 0.6),
     "qat_int4": (0.19, 0.86, 0.52, 0.8),
 }
 MACHINE = {
@@ -76,7 +81,7 @@ def _run(task, method, seed, random):
     share, packed, _, lost = _FAMILIES[method.family]
     lost = lost + 0.4 * (method.who != OURS) + random.normal(0, 0.15)
     size = int(size * share * (1.04 if method.who == TFMOT else 1) + 900)
-    trained = method.family not in ("float32", "float16", "dynamic", "ptq_int8", "ptq_int4")
+    trained = not method.family.startswith(("float", "dynamic", "ptq"))
     plain = 40 * random.uniform(0.95, 1.05)
     ratio = random.normal(1.45 if method.who == OURS else 1.7, 0.05) if trained else None
     return {

@@ -108,6 +108,7 @@ def test_a_plain_training_costs_what_a_plain_training_costs(tmp_path, kit):
     assert 0.9 < np.median(ratios) < 1.1, ratios
 
 
+@pytest.mark.slow
 def test_stages_count_by_their_steps(tmp_path):
     run = run_of(*task_of(dropping), tmp_path, steps=40)
     model = run.model

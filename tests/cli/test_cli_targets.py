@@ -56,6 +56,7 @@ def test_convert_fails_if_the_target_cannot_run_the_file(folder, tmp_path, capsy
     assert run(*command, "--target", "mobile_cpu") == 0  # LiteRT's own kernel runs it.
 
 
+@pytest.mark.slow
 def test_compress_for_a_target(folder, tmp_path, capsys):
     x = np.load(folder / "x.npy")
     np.savez(tmp_path / "data.npz", x=x, y=x.mean((1, 2)) * [1, 2, 3])

@@ -64,6 +64,7 @@ class Recorder(keras.callbacks.Callback):
         self.seen.append((int(self.model.optimizer.iterations), *phases(self.model)))
 
 
+@pytest.mark.slow
 def test_phases_change_at_their_steps():
     model, recorder = make(eager=False, delay=3, freeze=6), Recorder()
     assert phases(model) == {0}
@@ -72,6 +73,7 @@ def test_phases_change_at_their_steps():
     assert {int(x.last_step) for x in scheduled(model)} == {8}
 
 
+@pytest.mark.slow
 def test_delay_leaves_the_model_float_and_observes():
     model, plain = make(eager=False, delay=3), make(activation_bits=None, delay=10**6)
     fit(model, 2)
@@ -150,6 +152,7 @@ def test_restored_weights_of_an_earlier_epoch_are_told_at_finalize(early_stoppin
         tfc.finalize(model)
 
 
+@pytest.mark.slow
 def test_unscheduled_layers_cost_nothing(monkeypatch):
     calls = []
     real = FakeQuant.advance

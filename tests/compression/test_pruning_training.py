@@ -42,6 +42,7 @@ def test_finalized_model_has_the_zeros_of_the_schedule(score):
     assert_sparse(model)
 
 
+@pytest.mark.slow
 def test_forgotten_callback_and_too_short_training(tmp_path):
     few = {"x": X[:16], "y": Y[:16]}  # four steps
     eager = {"run_eagerly": True}

@@ -61,6 +61,7 @@ def reference():
     return fit(make())
 
 
+@pytest.mark.slow
 def test_steps_per_execution(reference):
     assert_same(fit(make(steps_per_execution=4)), reference, 1e-6)
 

@@ -21,6 +21,7 @@ def test_jit_compile(trained):
     assert_same(distiller, trained[0], 1e-4)
 
 
+@pytest.mark.slow
 def test_mixed_precision():
     student, teacher = pair()
     plain = make(LOSSES)

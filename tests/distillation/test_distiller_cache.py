@@ -58,6 +58,7 @@ def test_same_training(tmp_path, trained, kind):
     assert counter.counts == [8] * 4 + [16] * 2
 
 
+@pytest.mark.slow
 def test_file_of_an_earlier_training(tmp_path, trained):
     path = tmp_path / "cache.h5"
     runs = []
@@ -72,6 +73,7 @@ def test_file_of_an_earlier_training(tmp_path, trained):
     assert runs == [4, 0]
 
 
+@pytest.mark.slow
 def test_shuffled_batches_of_other_sizes(trained):
     teacher, counter = counting(8, "large", 2)
     distiller = make("memory", teacher=teacher)

@@ -83,6 +83,7 @@ def test_litert_gives_what_the_student_gives(pruned_clustered_quantized):
     assert np.abs(found - expected).max() <= 2 / 256  # of a softmax, in steps of 1/256
 
 
+@pytest.mark.slow
 def test_compressed_student_goes_on_after_loading(tmp_path):
     student = tfc.compress(mlp(4, "small", 1), [tfc.Rule("*", [SPARSE, Cluster(4)])])
     distiller = compiled(
@@ -160,6 +161,7 @@ def test_soft_labels_reach_a_student_whose_outputs_are_rounded(activation):
     np.testing.assert_allclose(gradient, expected, atol=0.05)
 
 
+@pytest.mark.slow
 def test_quantize_aware_student_from_tflite(tmp_path):
     student = tfc.quantize_aware(mlp(4, "small", 1))
     distiller = compiled(

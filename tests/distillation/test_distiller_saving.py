@@ -59,6 +59,7 @@ def test_saved_student_needs_no_distiller(tmp_path):
     np.testing.assert_array_equal(as_numpy(student(X)), as_numpy(distiller(X)))
 
 
+@pytest.mark.slow
 def test_backup_and_restore(tmp_path, trained):
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):

@@ -35,6 +35,7 @@ def command(made, tmp_path, monkeypatch, capsys):
     return command
 
 
+@pytest.mark.slow
 def test_the_command_reports_as_json_and_shows_progress(command, made, tmp_path):
     words = ["--recipe", made / "recipe.yaml", "--alpha", 0.5, "--start-from-teacher", "--json"]
     status, out, said = command(*words, "--cache", "memory", "--learning-rate", 0.01)

@@ -15,6 +15,7 @@ from tfcompress.fine_tuning.options import Settings, is_kind, saved_settings
 made, run = fine_tuning_files.made, fine_tuning_files.run
 
 
+@pytest.mark.slow
 def test_settings_that_were_not_saved(run, tmp_path, made):
     model = make_model(activation=None)
     model.save(tmp_path / "plain.keras")

@@ -59,6 +59,7 @@ def judged(path):
     return pytest.approx(model.evaluate(images, labels, verbose=0, return_dict=True), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_file_is_what_the_result_says(whole, made):
     found, path, stages = whole
     assert [stage.split(" (")[0] for stage in stages if "epoch" in stage] == [
@@ -174,6 +175,7 @@ def test_a_student_is_shrunk_before_it_is_taught(made, recipe, tmp_path):
     assert found.shrunk.report.macs == (2688, 1344)
 
 
+@pytest.mark.slow
 def test_surgery_without_rules_and_epochs_of_its_own(run, tmp_path):
     (tmp_path / "r.yaml").write_text("shrink:\n  factorize: {rank: 2, layers: Dense}")
     found = run(recipe=tmp_path / "r.yaml", epochs=1)

@@ -181,6 +181,7 @@ def test_a_layer_that_keras_writes_no_configuration_of():
     flat_and_equal(model, normal(4, 8))
 
 
+@pytest.mark.slow
 def test_deep_models_do_not_reach_the_recursion_limit():
     blocks = [
         sequential(*(layers.Rescaling(1.0, 0.5) for _ in range(125)), name=f"part_{i}")

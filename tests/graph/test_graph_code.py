@@ -105,6 +105,7 @@ class Latent(layers.Layer):
         return z
 
 
+@pytest.mark.slow
 def test_losses_regularizers_and_constraints_of_opened_layers_are_kept(tmp_path):
     @register
     class Own(layers.Layer):

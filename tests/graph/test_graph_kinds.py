@@ -215,6 +215,7 @@ def test_lambda_and_python_function_as_activation():
     assert names(flat_and_equal(model, normal(4, 8))) == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_masks_and_rnns(tmp_path):
     tokens = np.array([[3, 4, 0, 0], [5, 6, 7, 0]])
     inner = keras.Sequential(

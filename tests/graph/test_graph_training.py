@@ -208,6 +208,7 @@ class SetLater(Weighted):
         super().__init__(inputs, outputs, name=name)
 
 
+@pytest.mark.slow
 def test_what_a_model_class_was_made_with_is_kept():
     x = keras.Input((8,))
     for made in (Weighted, Required, SetLater):

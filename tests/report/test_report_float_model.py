@@ -41,6 +41,7 @@ def test_before_are_the_weights_that_techniques_are_not_applied_to(pruned, image
     assert cells_of(path.read_text(), "One thread")[2][0] == "float32 file without the techniques"
 
 
+@pytest.mark.slow
 def test_what_finalize_baked_in_is_in_the_weights_before(pruned, tmp_path):
     final = tfc.finalize(pruned)
     tfc.convert(final, tmp_path / "a.tflite")

@@ -113,6 +113,7 @@ def test_every_precision_has_its_figures(name, bits, cnn_files, float_cnn, qat_c
     assert all(each["sqnr_db"] >= least for each in found)
 
 
+@pytest.mark.slow
 def test_float_weights_keep_their_values(cnn_files, float_cnn):
     found = named(layer_figures(cnn_files / "float32.tflite", float_cnn), "pointwise")
     weights = float_cnn.get_layer("pointwise").get_weights()[0]

@@ -97,6 +97,7 @@ def test_an_interrupted_fit():
     assert not any(v.constraint for v in model.variables)
 
 
+@pytest.mark.slow
 def test_restored_weights_of_an_earlier_epoch_are_pruned_and_told(recwarn):
     model = make()
     start = model.get_weights()

@@ -40,6 +40,7 @@ def test_modes_of_compile(settings):
     assert_removable(model)
 
 
+@pytest.mark.slow
 def test_masks_hold_within_an_execution():
     """Weights that were not held at zero between steps would give other outputs."""
     once = schedules.one_shot(1.0)
@@ -50,6 +51,7 @@ def test_masks_hold_within_an_execution():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_penalty_within_an_execution():
     model = make(run_eagerly=False, steps_per_execution=2)
     fit(model, 8, callback(method="group_lasso"))
@@ -67,6 +69,7 @@ def test_use_ema():
     assert_removable(model)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation():
     optimizer = keras.optimizers.Adam(0.02, gradient_accumulation_steps=2)
     model, watch = make(optimizer, run_eagerly=False), Watch()

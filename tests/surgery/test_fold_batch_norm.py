@@ -175,6 +175,7 @@ def test_a_user_class_with_its_own_call_stays():
     assert "Centred" in fold_batch_norm(model).surgery_report.kept[0].detail
 
 
+@pytest.mark.slow
 def test_trains_saves_and_converts(tmp_path, float_cnn, images):
     new = fold_batch_norm(float_cnn)
     x = images[0][:32]

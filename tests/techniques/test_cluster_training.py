@@ -182,6 +182,7 @@ def test_more_clusters_than_weights():
     assert [len(np.unique(k)) for k in kernels(model)] == [100, 32]
 
 
+@pytest.mark.slow
 def test_save_and_continue(tmp_path):
     model = fit(make(Prune(schedules.linear(0, 0.6, end=6, frequency=2)), Cluster(5)), 8)
     model.save(tmp_path / "model.keras")

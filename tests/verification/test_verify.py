@@ -170,6 +170,7 @@ def test_broken_weights_fail_and_their_layer_is_found(qat_cnn, images, int8_file
     assert {entry.steps for entry in sound.layers} <= {0.0, None}
 
 
+@pytest.mark.slow
 def test_a_layer_of_little_weight_is_found(qat_cnn, images, int8_file, tmp_path):
     """The file's input has not the name that the model's has."""
     bad = edit(int8_file, tmp_path / "bad.tflite", "pointwise", lambda w: -w)
