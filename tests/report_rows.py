@@ -39,6 +39,7 @@ _FAMILIES = {
     "ptq_nearest_int4": (0.19, 0.88, 0.52, 25.0),
     "ptq_int4": (0.19, 0.88, 0.52, 1.0),
     "ptq_best_int4": (0.19, 0.88, 0.52, 0.6),
+    "mixed": (0.22, 0.88, 0.5, 0.5),
     "qat_int4": (0.19, 0.86, 0.52, 0.8),
 }
 MACHINE = {
@@ -81,7 +82,7 @@ def _run(task, method, seed, random):
     share, packed, _, lost = _FAMILIES[method.family]
     lost = lost + 0.4 * (method.who != OURS) + random.normal(0, 0.15)
     size = int(size * share * (1.04 if method.who == TFMOT else 1) + 900)
-    trained = not method.family.startswith(("float", "dynamic", "ptq"))
+    trained = not method.family.startswith(("float", "dynamic", "ptq", "mixed"))
     plain = 40 * random.uniform(0.95, 1.05)
     ratio = random.normal(1.45 if method.who == OURS else 1.7, 0.05) if trained else None
     return {

@@ -1,4 +1,4 @@
-"""The nine floors of the house: a room imports only rooms on lower floors, no files in a circle."""
+"""The ten floors of the house: a room imports only rooms on lower floors, no files in a circle."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -10,7 +10,8 @@ HOUSE = Path(__file__).parents[1] / "tfcompress"
 # From the top floor down; `tfcompress` itself is the door, which imports what it is asked for.
 FLOORS = [
     {"cli"},
-    {"bench", "fine_tuning", "search"},
+    {"bench"},
+    {"fine_tuning", "search"},
     {"recipe", "report"},
     {"surgery", "distillation", "legacy", "verification"},
     {"conversion", "compression", "channels"},
@@ -59,7 +60,7 @@ INSIDE = FILES.keys() - {DOOR, *(f"{DOOR}.{name}" for name in ROOF)}
 def test_every_room_has_a_floor():
     rooms = {name.split(".")[1] for name in FILES.keys() - {DOOR}}
     assert rooms - ROOF == FLOOR.keys()
-    assert len(FLOORS) == 9
+    assert len(FLOORS) == 10
 
 
 @pytest.mark.parametrize("name", sorted(INSIDE))

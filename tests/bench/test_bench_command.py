@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from bench_rows import seeds, write
-from report_rows import MACHINE
+from report_rows import MACHINE, make_rows, write_rows
 
 from tfcompress.bench import tables
 from tfcompress.bench.methods import METHODS
@@ -158,6 +158,18 @@ def test_the_readme_says_what_the_results_hold(results, tmp_path, capsys):
     capsys.readouterr()
     assert tables.main(arguments) == 2
     assert "lacks the lines <!-- bench: begin -->" in capsys.readouterr().err
+
+
+def test_post_training_quantization_has_a_table_of_its_own(tmp_path):
+    rows = make_rows(("digits",), ["float32", "ptq_int8"])
+    for row in rows:
+        if row["kind"] == "run":
+            row |= {"quality": 0.9 - 0.002 * (row["method"] != "float32"), "convert_s": 1.25}
+    path = write_rows(tmp_path / "post_training.jsonl", rows)
+    text = tables.written_post_training(f"a {tables.BEGIN_PTQ} old {tables.END_PTQ} b", path)
+    assert text.startswith(f"a {tables.BEGIN_PTQ}\n\nPoints of quality to float32, KiB of the file")
+    assert text.endswith(f"{tables.END_PTQ} b")
+    assert "| ptq_int8 | -0.20 ± 0.00, 16.1, 1.2 |" in text
 
 
 @pytest.mark.skipif(not tables.RESULTS.exists(), reason="no results are kept yet")

@@ -92,7 +92,7 @@ def check_file(run, name):
 
 
 def check_cost(run, name):
-    trains = name == "tuned_ptq_int8" or not name.startswith(("float", "dynamic", "ptq"))
+    trains = name == "tuned_ptq_int8" or not name.startswith(("float", "dynamic", "ptq", "mixed"))
     assert (run.cost is not None) == trains
     if trains:
         assert run.cost["steps"] == run.tuning.steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from tfcompress.bench.summaries import (
     Summary,
     known,
     summarize,
+    with_loss,
 )
 from tfcompress.report.layer_data import task_entry
 from tfcompress.report.page import MISSING, number, require_extra, write_page
@@ -43,7 +43,7 @@ def write_results_report(
             "`tfcompress bench`. Let it finish at least one method."
         )
     by = makers(each.who for each in summaries)
-    summaries = [_with_loss(each, summaries) for each in summaries]
+    summaries = [with_loss(each, summaries) for each in summaries]
     names = list(dict.fromkeys(each.task for each in summaries))
     tasks = [
         _task(i, [s for s in summaries if s.task == name], rows, by) for i, name in enumerate(names)
@@ -93,15 +93,6 @@ def _task(position: int, here: list[Summary], rows: list[Row], by: dict[str, Mak
         "pairs": [_pair(pair, by) for pair in pairs],
         "failures": [(each, error) for each in here for error in each.errors],
     }
-
-
-def _with_loss(each: Summary, others: list[Summary]) -> Summary:
-    """With its quality minus that of float32, seed by seed."""
-    plain = next((s for s in others if (s.task, s.method) == (each.task, FLOAT)), None)
-    base = plain.values.get("quality", {}) if plain else {}
-    own = each.values.get("quality", {})
-    lost = {seed: own[seed] - base[seed] for seed in own if seed in base}
-    return dataclasses.replace(each, values={**each.values, "loss": lost})
 
 
 def _plot(id_: str, column: Column, drawn: plots.Pareto) -> dict[str, Any]:

@@ -237,6 +237,15 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
     return sorted(found.values(), key=_place)
 
 
+def with_loss(each: Summary, others: list[Summary]) -> Summary:
+    """With its quality minus that of float32, seed by seed."""
+    plain = next((s for s in others if (s.task, s.method) == (each.task, FLOAT)), None)
+    base = plain.values.get("quality", {}) if plain else {}
+    own = each.values.get("quality", {})
+    lost = {seed: own[seed] - base[seed] for seed in own if seed in base}
+    return dataclasses.replace(each, values={**each.values, "loss": lost})
+
+
 def _of_npu(row: Row) -> Row:
     """Without what Vela counts where an NPU runs but a part of a file: it tells too little."""
     vela = row.get("vela")

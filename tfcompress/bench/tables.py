@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfcompress.bench.comparison import EVEN, NOBODY, Contest, Difference, Pair, contests, pairs
 from tfcompress.bench.methods.run import OURS
 from tfcompress.bench.running.results import latest, machines, of_form, read_rows
-from tfcompress.bench.summaries import FLOAT, Mean, Summary, summarize
+from tfcompress.bench.summaries import FLOAT, Mean, Summary, summarize, with_loss
 from tfcompress.files import writing
 from tfcompress.results import print_table
 
@@ -136,16 +136,29 @@ def _count(here: Sequence[Summary]) -> int:
 
 
 def overview(summaries: Sequence[Summary]) -> Table:
-    """A row for each method, a column for each task: quality in percent, and zipped KiB."""
+    """Of each method and task quality in percent, and zipped KiB."""
+    title = "Quality in percent (accuracy; AUC of anomaly), and KiB of the zipped file"
+    return _crossed(summaries, title, _in_short)
+
+
+def without_training(summaries: Sequence[Summary]) -> Table:
+    """Of each method and task what quality is lost, KiB of the file, and seconds."""
+    title = "Points of quality to float32, KiB of the file, seconds to make it"
+    return _crossed(summaries, title, _lost_in_short)
+
+
+def _crossed(
+    summaries: Sequence[Summary], title: str, cell: Callable[[Summary | None], str]
+) -> Table:
+    """A row for each method, a column for each task."""
     tasks = list(dict.fromkeys(each.task for each in summaries))
     found = {(each.method, each.task): each for each in summaries}
     rows = []
     for method in dict.fromkeys(each.method for each in summaries):
-        cells = [_in_short(found.get((method, task))) for task in tasks]
+        cells = [cell(found.get((method, task))) for task in tasks]
         rows.append((method, *cells))
     counts = {task: _count([each for each in summaries if each.task == task]) for task in tasks}
     headings = (f"{task}, {n} seed{'s' if n > 1 else ''} >" for task, n in counts.items())
-    title = "Quality in percent (accuracy; AUC of anomaly), and KiB of the zipped file"
     return Table(title, ("method", *headings), tuple(rows))
 
 
@@ -154,6 +167,15 @@ def _in_short(one: Summary | None) -> str:
     if quality is None or zipped is None:
         return "failed" if one and one.errors else _UNKNOWN
     return f"{_percent(quality)}, {zipped.mean / 1024:.1f}"
+
+
+def _lost_in_short(one: Summary | None) -> str:
+    loss, size, seconds = (
+        one.mean(figure) if one else None for figure in ("loss", "bytes", "convert_s")
+    )
+    if loss is None or size is None or seconds is None:
+        return "failed" if one and one.errors else _UNKNOWN
+    return f"{_points(loss)}, {size.mean / 1024:.1f}, {_tenths(seconds)}"
 
 
 def contest_table(found: Sequence[Contest]) -> Table:
@@ -230,25 +252,44 @@ def all_tables(rows: Sequence[Row], width: int = _WIDE) -> list[Table]:
 
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+# The same of post-training quantization alone, measured in one run of its own.
+BEGIN_PTQ, END_PTQ = "<!-- post-training: begin -->", "<!-- post-training: end -->"
 RESULTS = Path(__file__).with_name("results.jsonl")
 README = Path(__file__).parents[2] / "README.md"
 
 
 def written(text: str, results: Path) -> str:
     """A README with the tables of the full form between its two markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the README lacks the lines {BEGIN} and {END}; add them, in this order.")
-    rows = of_form(latest(read_rows(results)), "full")
-    if not rows:
-        raise ValueError(f"'{results}' has no results of the full form. Run `tfcompress bench`.")
+    rows = _full(results)
     summaries = summarize(rows)
     best = contests(summaries)
     found = [contest_table(best), overview(summaries)]
     told = f"{tally(best)} Measured on {machine_line(rows)}."
-    parts = [BEGIN, *(table.markdown() for table in found), told, END]
-    return before + "\n\n".join(parts) + after
+    return _between(text, BEGIN, END, [*(table.markdown() for table in found), told])
+
+
+def written_post_training(text: str, results: Path) -> str:
+    """A README with the table of post-training quantization between its two markers."""
+    rows = _full(results)
+    told = f"Measured on {machine_line(rows)}."
+    summaries = summarize(rows)
+    table = without_training([with_loss(each, summaries) for each in summaries]).markdown()
+    return _between(text, BEGIN_PTQ, END_PTQ, [table, told])
+
+
+def _full(results: Path) -> list[Row]:
+    rows = of_form(latest(read_rows(results)), "full")
+    if not rows:
+        raise ValueError(f"'{results}' has no results of the full form. Run `tfcompress bench`.")
+    return rows
+
+
+def _between(text: str, first: str, last: str, parts: Sequence[str]) -> str:
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end):
+        raise ValueError(f"the README lacks the lines {first} and {last}; add them, in this order.")
+    return before + "\n\n".join([first, *parts, last]) + after
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -261,6 +302,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         text = given.readme.read_text()
         new = written(text, given.results)
+        post_training = given.results.with_name("post_training.jsonl")
+        if post_training.exists():
+            new = written_post_training(new, post_training)
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -96,6 +96,7 @@ _ALL = (
         aeq_octav=peers.aeq(4, "OCTAV"),
     ),
     *_family("ptq_best_int4", "PTQ, int4 weights, tuned", ours.ptq("int4", tune="best")),
+    *_family("mixed", "precision by layer, a quarter smaller than int8", ours.mixed),
     *_family("qat_int4", "QAT, int4 weights", ours.qat_int4),
 )
 
