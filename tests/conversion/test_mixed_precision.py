@@ -10,7 +10,7 @@ from tfcompress.conversion.grids import handed_grid
 from tfcompress.conversion.job import Job
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.conversion.packing import packed
-from tfcompress.conversion.quantize import WEIGHTS
+from tfcompress.conversion.quantize import WEIGHTS, Weights
 from tfcompress.conversion.settings import settle
 from tfcompress.conversion.tuning import Tuned, content
 from tfcompress.graph.flatten import flatten
@@ -148,6 +148,16 @@ def test_codes_are_packed_with_the_first_in_the_lowest_bits():
 def test_scales_that_do_not_fit_are_refused(weight, scale, says):
     with pytest.raises(ValueError, match=says):
         handed_grid(np.float32(weight), 1, np.float32(scale), 4, "dense")
+
+
+def test_codes_of_more_bits_than_are_stored_are_rounded_anew():
+    values, scale = np.float32([[7.0, -3.0], [8.0, 1.0]]), np.float32([1.0, 1.0])
+    weights = Weights(None, ("dense", scale), False, "max")
+    np.testing.assert_array_equal(weights.grid(values, 1, 8).scale, [[1.0, 1.0]])
+    np.testing.assert_allclose(weights.grid(values, 1, 4).scale, [[8 / 7, 3 / 7]])
+    values[1, 0] = 2.0
+    assert weights.grid(values, 1, 4).bits == 4
+    np.testing.assert_array_equal(weights.grid(values, 1, 4).scale, [[1.0, 1.0]])
 
 
 def test_what_cannot_be_is_said_before_work_starts(model, data, tmp_path):

@@ -132,6 +132,12 @@ def handed_grid(weight: np.ndarray, axis: int, scale: np.ndarray, bits: int, lay
     return grid
 
 
+def fits(weight: np.ndarray, grid: Grid, bits: int) -> bool:
+    """Whether the codes of a weight on a grid are codes of so many bits."""
+    codes = weight / np.where(grid.scale > 0, grid.scale, 1.0)
+    return bool(np.abs(codes).max(initial=0.0) < 2 ** (bits - 1) - 0.5)
+
+
 def stored_range(grid: Grid, bits: int) -> dict[str, np.ndarray]:
     """The range that gives weights of a grid the same values when they are stored in some bits."""
     limit = grid.scale * (2 ** (bits - 1) - 1)

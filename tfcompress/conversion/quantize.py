@@ -21,6 +21,7 @@ from tfcompress.conversion import islands, packing
 from tfcompress.conversion.grids import (
     Grid,
     find_grid,
+    fits,
     handed_grid,
     is_float_constant,
     stored_range,
@@ -217,7 +218,10 @@ class Weights(NamedTuple):
         kind = "t" if self.tensorwise else "c"
         if self.handed is not None:
             layer, scale = self.handed
-            return handed_grid(values, axis, scale, bits, layer)
+            grid = handed_grid(values, axis, scale, 8, layer)
+            # The converter may have made an operator of it that is stored in fewer bits.
+            if fits(values, grid, bits):
+                return grid._replace(bits=bits)
         if self.trained is None:
             return _observed(values, axis, kind, bits, self.observer)
         grid = find_grid(values, axis, sorted(self.trained))
