@@ -300,6 +300,27 @@ def test_a_divisor_near_zero_stays_float(tmp_path):
     assert np.abs(run(path, x) - x / (np.abs(x) + 0.01)).max() < 0.3
 
 
+@pytest.mark.parametrize(
+    ("low", "shift", "integer"), [(1.0, 0, False), (6.0, 0, True), (3.0, 3, True)]
+)
+def test_small_quotients_become_zero(tmp_path, low, shift, integer):
+    """LiteRT's kernel makes anything of them where divisors vary widely."""
+    a, b = (keras.Input((64,), name=name) for name in "ab")
+    model = keras.Model([a, b], layers.Activation("linear", name="y")(ops.divide(a, b)))
+    x = np.random.default_rng(0).uniform(-1, 1, (64, 64)).astype("float32") + shift
+    x[:, :16] = shift / 64 + np.linspace(-0.02, 0.02, 16)  # small codes, of both signs
+    values = {"a": x, "b": np.linspace(8, low, 64 * 64, dtype="float32").reshape(64, 64)}
+    path = tmp_path / "model.tflite"
+    report = tfc.convert(model, path, calibration=values)
+    assert [f.op for f in report.float_ops] == ([] if integer else ["DIV"])
+    assert integer or "varies so much" in report.float_ops[0].reason
+    runner = Runner(flatbuffer.read(path.read_bytes()), path.read_bytes(), "f", reference=True)
+    rows = [runner.run({k: v[i : i + 1] for k, v in values.items()})[0] for i in range(64)]
+    wanted = values["a"] / values["b"]
+    steps = np.abs(np.concatenate(rows) - wanted) * 255 / np.ptp(wanted)
+    assert steps.max() < 3
+
+
 def test_a_masked_average_divides_by_whole_counts(tmp_path):
     keras.utils.set_random_seed(0)
     tokens = keras.Input((10,), dtype="int32", name="t")

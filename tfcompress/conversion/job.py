@@ -253,7 +253,9 @@ class Job:
         ranges.widen_sums(parsed, known)
         ranges.make_kernels_symmetric(parsed, known)
         ranges.drop_clipped_relus(parsed, known)
-        self.reasons = float_reasons(parsed, known, floats, self.divisors)
+        quotients = ranges.wrong_quotients(parsed, known)
+        self.reasons = float_reasons(parsed, known, floats, self.divisors, quotients)
+        floats |= quotients
         return self.timed(
             "quantize",
             quantize.static,

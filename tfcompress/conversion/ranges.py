@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -255,6 +255,53 @@ def unknown_divisors(model, ranges: dict[int, Range], floats: set[int]) -> set[i
     divisions = [op for op in graph.operators if op_name(model, op) == "DIV"]
     asked = [op.inputs[1] for op in divisions if op.outputs[0] in ranges.keys() - floats]
     return {int(i) for i in asked if i not in ranges and not is_constant(model, i)}
+
+
+def wrong_quotients(model, ranges: dict[int, Range]) -> set[int]:
+    """The outputs of divisions for which LiteRT's integer kernel would give any numbers.
+
+    It scales a quotient by a shift to the right, which ends the number's bits where a small code is
+    divided by a large one: what should be rounded to 0 becomes anything.
+    """
+    found = set()
+    for op in model.subgraphs[0].operators:
+        if op_name(model, op) != "DIV" or op.outputs[0] not in ranges:
+            continue
+        above, below = (_codes(model, i, ranges) for i in op.inputs)
+        made = ranges[op.outputs[0]]
+        if above is None or below is None or made.bits != 8:
+            continue
+        _, shift = math.frexp(above.step / (below.step * width(made) / 255))
+        # The bits of a numerator's sign; one more of -1 than of 1.
+        free = 32 - (2 * above.least - 1 if above.negative else 2 * above.least).bit_length()
+        if free + below.greatest.bit_length() - 1 - shift > 31:
+            found.add(int(op.outputs[0]))
+    return found
+
+
+class _Codes(NamedTuple):
+    """The codes of an operand: their step, the least and greatest that is not 0, and the signs."""
+
+    step: float
+    least: int
+    greatest: int
+    negative: bool
+
+
+def _codes(model, index: int, ranges: dict[int, Range]) -> _Codes | None:
+    if is_constant(model, index):
+        values = constant(model, index)
+        low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+        step = (high - low or 1.0) / 255
+        sizes = np.maximum(np.rint(np.abs(values[values != 0]) / step), 1).astype(int)
+        least, greatest = (int(f(sizes, initial=1)) for f in (np.min, np.max))
+        return _Codes(step, int(sizes.min()) if sizes.size else least, greatest, low < 0)
+    known = ranges.get(index)
+    if known is None or known.bits != 8:
+        return None
+    step = width(known) / 255
+    greatest = round(max(-known.minimum, known.maximum) / step)
+    return _Codes(step, 1, greatest, known.minimum < 0)
 
 
 def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:

@@ -123,7 +123,11 @@ def _exchanged(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def float_reasons(
-    file: Any, known: Collection[int], floats: Collection[int], divisors: Collection[int] = ()
+    file: Any,
+    known: Collection[int],
+    floats: Collection[int],
+    divisors: Collection[int] = (),
+    quotients: Collection[int] = (),
 ) -> dict[str, str]:
     """Why operations will stay float if they do, before a file is quantized, by their outputs.
 
@@ -137,6 +141,8 @@ def float_reasons(
         reason = f"LiteRT's integer kernel of {name} does not take it as it is here"
         if any(index in divisors for index in (*op.inputs, *op.outputs)):
             reason = "its divisor comes so near to 0 that integers would round it there"
+        elif any(index in quotients for index in op.outputs):
+            reason = "its divisor varies so much that LiteRT's integer kernel would fail"
         elif name not in OPERATORS:
             reason = f"LiteRT has no integer kernel of {name}"
         elif any(index in floats for index in op.outputs):
