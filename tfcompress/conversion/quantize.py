@@ -218,10 +218,10 @@ class Weights(NamedTuple):
         kind = "t" if self.tensorwise else "c"
         if self.handed is not None:
             layer, scale = self.handed
-            grid = handed_grid(values, axis, scale, 8, layer)
+            known = handed_grid(values, axis, scale, 8, layer)
             # The converter may have made an operator of it that is stored in fewer bits.
-            if fits(values, grid, bits):
-                return grid._replace(bits=bits)
+            if fits(values, known, bits):
+                return known._replace(bits=bits)
         if self.trained is None:
             return _observed(values, axis, kind, bits, self.observer)
         grid = find_grid(values, axis, sorted(self.trained))
