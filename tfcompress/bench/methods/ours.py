@@ -5,6 +5,7 @@ Like those of TFMOT they are set for a training of some hundred steps: see the c
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.bench.methods.run import Make
@@ -47,11 +48,12 @@ def mixed(run: Run) -> None:
     """Precision layer by layer, for a file a quarter smaller than that of int8."""
     from tfcompress.search.choose_precision import choose_precision
 
-    samples = run.calibration
+    samples, start = run.calibration, time.perf_counter()
     run.convert(run.model, calibration=samples, **INT8)
     flash = run.path.stat().st_size * 3 // 4
     found = choose_precision(run.model, samples, flash=flash, io_dtype="int8")
     run.convert(run.model, precision=found.precisions, calibration=samples, io_dtype="int8")
+    run.convert_seconds = time.perf_counter() - start
 
 
 def tuned_ptq_int8(run: Run) -> None:
