@@ -75,12 +75,13 @@ def check_file(run, name):
     found = tfc.inspect(run.path)
     kind = "int4" if "int4" in name else WEIGHTS.get(name, "int8")
     dynamic = name.startswith("dynamic")
-    integer = "int8" if "_int" in name and not dynamic else "float32"
+    mixed = name == "mixed"
+    integer = "int8" if mixed or ("_int" in name and not dynamic) else "float32"
     assert {t.dtype for t in (*found.inputs, *found.outputs)} == {integer}
     # LiteRT leaves small weights as they are where activations are quantized as they come.
     small = 1024 if dynamic else 0
     kinds = {t.dtype for t in weights_of(run.path) if math.prod(t.shape) >= small}
-    assert kinds == {kind}
+    assert kinds == ({"int4", "int8"} if mixed else {kind})
     if integer == "int8":
         assert found.float_ops == ()
     assert run.convert_seconds > 0
