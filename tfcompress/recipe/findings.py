@@ -145,27 +145,38 @@ class Sensitivity(Result):
         Raises:
             ImportError: if matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "the plot needs matplotlib, which is not installed. Run: pip install matplotlib"
-            ) from error
         kinds = [kind for kind in _UNITS if self.drops(kind)]
-        figure = Figure(figsize=(6.4 * len(kinds), 4.8), layout="constrained")
-        figure.suptitle(f"{self.model}: sensitivity of each layer")
+        figure = empty_figure((6.4 * len(kinds), 4.8), f"{self.model}: sensitivity of each layer")
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
             _draw(axes, self, kind)
-        if path is not None:
-            drawn = io.BytesIO()
-            figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
-            writing.atomic_write(path, drawn.getvalue())
-        return figure
+        return drawn(figure, path)
 
 
 _FINEST_FIRST = ("float32", "float16", "int16x8", "int8", "int4_blockwise", "int4", "int2")
 # Kinds, and how their values are written.
 _UNITS: dict[Kind, str] = {"sparsity": "{:.4g}", "bits": "{} bits", "precision": "{}"}
+
+
+def empty_figure(size: tuple[float, float], title: str):
+    """A matplotlib `Figure` of a size in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "the plot needs matplotlib, which is not installed. Run: pip install matplotlib"
+        ) from error
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title)
+    return figure
+
+
+def drawn(figure, path: str | os.PathLike[str] | None):
+    """The figure, which is also written as an image file if there is a path."""
+    if path is not None:
+        image = io.BytesIO()
+        figure.savefig(image, format=Path(path).suffix[1:] or "png", dpi=150)
+        writing.atomic_write(path, image.getvalue())
+    return figure
 
 
 def _what(found: Sensitivity, kind: Kind) -> str:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import io
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.conversion.precisions import LAYER_PRECISIONS, USUAL
-from tfcompress.files import writing
-from tfcompress.recipe.findings import Sensitivity
+from tfcompress.recipe.findings import Sensitivity, drawn, empty_figure
 from tfcompress.recipe.recipe import Recipe
 from tfcompress.results import Result, Rows, plain_fields, print_line, print_table
 
@@ -116,23 +113,12 @@ class PrecisionChoice(Result):
         Raises:
             ImportError: if matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "the plot needs matplotlib, which is not installed. Run: pip install matplotlib"
-            ) from error
         height = max(4.8, 1.4 + 0.22 * len(self.layers))
-        figure = Figure(figsize=(12.8, min(height, 40.0)), layout="constrained")
-        figure.suptitle(f"{self.model}: precision of each layer")
+        figure = empty_figure((12.8, min(height, 40.0)), f"{self.model}: precision of each layer")
         left, right = figure.subplots(1, 2)
         _draw_curve(left, self)
         _draw_layers(right, self)
-        if path is not None:
-            drawn = io.BytesIO()
-            figure.savefig(drawn, format=Path(path).suffix[1:] or "png", dpi=150)
-            writing.atomic_write(path, drawn.getvalue())
-        return figure
+        return drawn(figure, path)
 
 
 def _ratio(latency: float | None) -> str:
