@@ -6,10 +6,9 @@ import pytest
 from keras import layers
 
 from tfcompress.post_training import gptq
-from tfcompress.post_training.kernels import on_grid
+from tfcompress.post_training.kernels import is_table, on_grid
 from tfcompress.post_training.layerwise import flat_copy
 from tfcompress.post_training.observers import weight_scale
-from tfcompress.post_training.rounded import is_clustered
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +77,9 @@ def test_zeros_of_pruned_kernels_and_values_of_clustered_ones_stay(model, data):
     np.testing.assert_allclose(found.get_layer("pointwise").kernel, clustered, rtol=1e-6)
     dw = keras.ops.convert_to_numpy(found.get_layer("dw").kernel)
     assert len(np.unique(np.abs(dw))) <= 8
-    assert is_clustered(clustered * np.linspace(0.5, 1, 12))
-    assert not is_clustered(values)
-    assert not is_clustered(pruned)
+    assert is_table(clustered * np.linspace(0.5, 1, 12), (3,))
+    assert not is_table(values, (3,))
+    assert not is_table(pruned, (3,))
 
 
 def test_a_layer_that_is_called_twice_gets_one_kernel(data):

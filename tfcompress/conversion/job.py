@@ -255,6 +255,7 @@ class Job:
         ranges.drop_clipped_relus(parsed, known)
         quotients = ranges.wrong_quotients(parsed, known)
         self.reasons = float_reasons(parsed, known, floats, self.divisors, quotients)
+        scales = {} if self.tuned is None else self._handed(parsed, self.tuned)
         floats |= quotients
         return self.timed(
             "quantize",
@@ -267,8 +268,19 @@ class Job:
             tensorwise=self.settings.tensorwise,
             floats=floats,
             weight_observer=self.settings.weight_observer,
-            scales=None if self.tuned is None else assignment.handed(parsed, self.tuned.grids),
+            scales=scales,
         )
+
+    def _handed(self, parsed, tuned: Tuned) -> dict[int, Any]:
+        """The scales of tuned weights, by the tensors that their operators give."""
+        found = assignment.handed(parsed, tuned.grids)
+        lost = sorted(tuned.scales.keys() - {layer for layer, _ in found.values()})
+        if lost:
+            self.notes.append(
+                "weights that the converter changed after they were tuned are rounded to nearest: "
+                f"{', '.join(lost[:8])}{', ...' if len(lost) > 8 else ''}"
+            )
+        return found
 
     def _assigned(self, parsed, model) -> assignment.Assignment:
         if self.settings.layers is None:

@@ -293,9 +293,8 @@ def _codes(model, index: int, ranges: dict[int, Range]) -> _Codes | None:
         values = constant(model, index)
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         step = (high - low or 1.0) / 255
-        sizes = np.maximum(np.rint(np.abs(values[values != 0]) / step), 1).astype(int)
-        least, greatest = (int(f(sizes, initial=1)) for f in (np.min, np.max))
-        return _Codes(step, int(sizes.min()) if sizes.size else least, greatest, low < 0)
+        sizes = np.rint(np.abs(values[values != 0]) / step).clip(1).astype(int).tolist() or [1]
+        return _Codes(step, min(sizes), max(sizes), low < 0)
     known = ranges.get(index)
     if known is None or known.bits != 8:
         return None

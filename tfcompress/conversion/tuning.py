@@ -107,9 +107,9 @@ class Tuned:
     model: keras.Model
     scales: dict[str, np.ndarray]
     steps: tuple[Step, ...]
-    origins: dict[int, str] = dataclasses.field(default_factory=dict)
-    flat: keras.Model | None = None
-    grids: dict[bytes, tuple[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    origins: dict[int, str]
+    flat: keras.Model
+    grids: dict[bytes, tuple[str, np.ndarray]]
 
     def give(self, rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
         """What the model as it was gives for batches, by the names of outputs in a file."""
@@ -156,13 +156,12 @@ def tuned(
         for k in kernels_of(Graph.of(opened))
         if (width := precision_of(k.layer, layers.get(came[k.name]))) is not None
     }
-    found = tune(
-        opened, list(itertools.islice(rows, SAMPLES)), steps, bits, progress=progress, **granularity
-    )
-    from_layers = {id(x): named.get(x.name) or x.name for x in found.model.operations}
-    rounded = (k for k in kernels_of(Graph.of(found.model)) if k.name in found.scales)
-    grids = {content(k): (k.name, found.scales[k.name]) for k in rounded}
-    return dataclasses.replace(found, origins=from_layers, flat=flat, grids=grids)
+    tuner = _Tuner(opened, list(itertools.islice(rows, SAMPLES)), bits, granularity)
+    made, scales = tuner.run(steps, progress)
+    from_layers = {id(x): named.get(x.name) or x.name for x in made.operations}
+    rounded = (k for k in kernels_of(Graph.of(made)) if k.name in scales)
+    grids = {content(k): (k.name, scales[k.name]) for k in rounded}
+    return Tuned(made, scales, tuple(tuner.steps), from_layers, flat, grids)
 
 
 def content(kernel: Kernel) -> bytes:
@@ -175,29 +174,6 @@ def content(kernel: Kernel) -> bytes:
     return np.ascontiguousarray(np.moveaxis(value, axis, 0)).tobytes()
 
 
-def tune(
-    opened: keras.Model,
-    rows: Sequence[Mapping[str, np.ndarray]],
-    steps: str | Sequence[str],
-    bits: Mapping[str, int],
-    *,
-    dense: str = "per_channel",
-    convolution: str = "per_channel",
-    progress: Callable[[int, int], Any] | None = None,
-) -> Tuned:
-    """Corrects a model for weights of some bits.
-
-    Args:
-        opened: a flat model, opened into what has integer kernels; it is used up.
-        rows: calibration samples, one by one.
-        steps: a preset or names of `STEPS`.
-        bits: by name of a layer, of the kernels that the file will round.
-        dense, convolution: "per_channel" or "per_tensor" scales.
-        progress: called as `progress(done, total)` after each step.
-    """
-    return _Tuner(opened, rows, bits, dense, convolution).run(steps, progress)
-
-
 class _Tuner:
     """A model on its way, with what it gave as a float one.
 
@@ -205,8 +181,8 @@ class _Tuner:
     `scales` tells the kernels that lie on grids.
     """
 
-    def __init__(self, opened, rows, bits: Mapping[str, int], dense: str, convolution: str):
-        self.how, self.bits = {"dense": dense, "convolution": convolution}, dict(bits)
+    def __init__(self, opened, rows, bits: Mapping[str, int], granularity: Mapping[str, str]):
+        self.how, self.bits = granularity, dict(bits)
         held = len(rows) // 4 if len(rows) >= _ENOUGH else 0
         # Spread, as neighbours may be alike.
         judging = set(np.linspace(0, len(rows) - 1, held).astype(int).tolist())
@@ -215,7 +191,8 @@ class _Tuner:
         self.unfolded, self.steps = opened, list[Step]()
         self.wanted = self._outputs(opened)
 
-    def run(self, steps: str | Sequence[str], progress) -> Tuned:
+    def run(self, steps: str | Sequence[str], progress) -> tuple[keras.Model, dict]:
+        """The corrected model, which uses up the one that was given, and its scales."""
         todo = self._todo(steps)
         if "batch_norm" in todo:
             self._reestimate()
@@ -227,7 +204,7 @@ class _Tuner:
                 progress(number, len(todo))
             if name != "batch_norm":
                 self._take(name)
-        return Tuned(self.model, self.scales, tuple(self.steps))
+        return self.model, self.scales
 
     def _todo(self, steps: str | Sequence[str]) -> list[str]:
         """The steps that have something to do, in their order."""
@@ -237,8 +214,6 @@ class _Tuner:
         elif steps == "best":
             tensorwise = "per_tensor" in self.how.values()
             steps = [step for step in BEST if tensorwise or step != "equalize"]
-        there = {kernel.name for kernel in kernels_of(Graph.of(self.unfolded))}
-        self.bits = {name: width for name, width in self.bits.items() if name in there}
         return [name for name in STEPS if name in steps and (self.bits or name == "batch_norm")]
 
     def _reestimate(self) -> None:
@@ -296,8 +271,9 @@ class _Tuner:
 
     def _judge(self, model, scales) -> float:
         """The SQNR in dB of what a model gives with its weights rounded."""
-        old = [(kernel, kernel.value) for kernel, _ in self._nearest(model, scales)]
-        for kernel, value in list(self._nearest(model, scales)):
+        rounded = list(self._nearest(model, scales))
+        old = [(kernel, kernel.value) for kernel, _ in rounded]
+        for kernel, value in rounded:
             kernel.variable.assign(value)
         found = self._outputs(model)
         for kernel, value in old:

@@ -18,7 +18,7 @@ from tfcompress.layers.fake_quant import call_with
 from tfcompress.post_training.kernels import Kernel, kernels_of, levels
 from tfcompress.post_training.layerwise import Progress, flat_copy
 from tfcompress.post_training.observers import weight_scale
-from tfcompress.post_training.rounded import Rounded, is_clustered, told, widths_of
+from tfcompress.post_training.rounded import Rounded, told, widths_of
 from tfcompress.post_training.walk import batched
 
 # Samples of a step, fewer where tensors are large: so many numbers suffice to tell a direction.
@@ -129,7 +129,7 @@ def reconstruct(
     kernels = {
         id(k.layer): k
         for k in kernels_of(graph, dense, convolution)
-        if k.name in bits and not is_clustered(k.value)
+        if k.name in bits and not k.is_table
     }
     scales: dict[str, np.ndarray] = {}
     sqnr: dict[str, tuple[float, float]] = {}

@@ -23,13 +23,12 @@ from tfcompress.graph.nodes import Graph, Node
 from tfcompress.kinds import channel_axes, channel_place
 from tfcompress.layers.compressed import require_plain
 from tfcompress.post_training.corrections import Statistics, reported
+from tfcompress.post_training.kernels import is_table
 from tfcompress.post_training.scaling import Scaling, Site, widest
 from tfcompress.post_training.walk import Call, batched, before_activation, moments, run, walk
 
 _SWEEPS = 100
 _SETTLED = 1e-3  # of the logarithm of a scale, in one sweep
-# A kernel with no more different values than this is one of a table.
-_FEW = 256
 # Standard deviations below its mean at which the rest of a channel is not missed.
 _DEVIATIONS = 3.0
 _MARGIN = 1.0 + 1e-6
@@ -99,7 +98,7 @@ def equalize(
     graph = Graph.of(folding.model)
     scaling = Scaling(graph)
     for site in scaling.sites.values():
-        if _is_table(site):
+        if is_table(values_of(site.layer)["kernel"], channel_axes(site.layer)):
             ends = np.concatenate([site.inputs, site.outputs])
             scaling.pin(ends, f"the kernel of '{site.name}' has few values, which stay")
     statistics = dict(folding.statistics)
@@ -148,20 +147,6 @@ def _floors(scaling: Scaling, statistics: Statistics) -> np.ndarray:
             farthest = max(_REACH * reach.max(initial=0.0), np.finfo(float).tiny)
             np.maximum.at(found, scaling.roots[site.outputs], reach / farthest)
     return found
-
-
-def _is_table(site: Site) -> bool:
-    """Whether a kernel, or each channel of it, has few values."""
-    kernel = values_of(site.layer)["kernel"]
-    axes = channel_axes(site.layer)
-    others = [i for i in range(kernel.ndim) if i not in axes]
-    rows = kernel.transpose(*axes, *others).reshape(len(site.outputs), -1)
-    return _has_few(kernel) or all(map(_has_few, rows))
-
-
-def _has_few(values: np.ndarray) -> bool:
-    found = values[values != 0]
-    return len(np.unique(found)) <= min(_FEW, len(found) // 2)
 
 
 class _Look:

@@ -19,7 +19,7 @@ from tfcompress.post_training.layerwise import (
 )
 from tfcompress.post_training.obc import Quadratic, choose_grid
 from tfcompress.post_training.observers import weight_scale
-from tfcompress.post_training.rounded import Rounded, is_clustered, told, widths_of
+from tfcompress.post_training.rounded import Rounded, told, widths_of
 from tfcompress.post_training.walk import batched
 
 # From this share of zeros on a kernel counts as pruned.
@@ -118,7 +118,7 @@ def round_kernels(
 
     def change(kernel: Kernel, moments: Moments) -> np.ndarray | None:
         value, width = kernel.value, bits[kernel.name]
-        if is_clustered(value):
+        if kernel.is_table:
             return None
         largest = weight_scale(value, kernel.reduced, width)
         matrix, scale = _on_own_grid(kernel, moments, largest, width, damp)

@@ -20,6 +20,10 @@ GRANULARITIES = ("per_channel", "per_tensor")
 _NONE = SEPARABLE | {"EinsumDense", "Conv3D", "Conv3DTranspose"}
 
 
+# Values that a table has at most, each of which occurs twice on average.
+_FEW = 256
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """The kernel of a layer.
@@ -44,6 +48,11 @@ class Kernel:
     def value(self) -> np.ndarray:
         """The kernel, float32."""
         return ops.convert_to_numpy(self.layer.kernel).astype(np.float32)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it has few different values, see `is_table`."""
+        return is_table(self.value, channel_axes(self.layer))
 
     @property
     def reduced(self) -> tuple[int, ...]:
@@ -71,6 +80,25 @@ def kernels_of(
         seen.add(id(layer))
         granularity = dense if isinstance(layer, keras.layers.Dense) else convolution
         yield Kernel(layer, channel_axes(layer) if granularity == "per_channel" else ())
+
+
+def is_table(kernel: np.ndarray, axes: tuple[int, ...]) -> bool:
+    """Whether a kernel, or each channel of it, has few values beside 0, as clustering leaves it.
+
+    The latter is what becomes of one that a BatchNormalization was folded into.
+
+    Args:
+        axes: that count channels.
+    """
+    others = [i for i in range(kernel.ndim) if i not in axes]
+    channels = int(np.prod([kernel.shape[i] for i in axes]))
+    rows = kernel.transpose(*axes, *others).reshape(channels, -1)
+    return _has_few(kernel) or all(map(_has_few, rows))
+
+
+def _has_few(values: np.ndarray) -> bool:
+    found = values[values != 0]
+    return len(np.unique(found)) <= min(_FEW, len(found) // 2)
 
 
 def levels(bits: int) -> int:

@@ -48,16 +48,3 @@ def told(rounded: Rounded, operation: str, widths: Mapping[str, int]) -> Rounded
     kept = {name: "has few different values" for name in widths if name not in changes}
     reported(rounded.model, operation, changes, kept)
     return rounded
-
-
-def is_clustered(kernel: np.ndarray) -> bool:
-    """Whether a kernel has few different values beside 0: in all, or in each channel.
-
-    The latter is what becomes of one that a BatchNormalization was folded into.
-    """
-    columns = kernel.reshape(-1, kernel.shape[-1]).T
-    for rows in (kernel.reshape(1, -1), columns):
-        values = [row[row != 0] for row in rows]
-        if 2 * sum(len(np.unique(x)) for x in values) <= sum(map(len, values)):
-            return True
-    return False
