@@ -188,23 +188,20 @@ def convert(
     from tfcompress.tflite.metadata import load_metadata
 
     # Before the seconds of the rest.
-    ranges = _ranges(range_ or [])
-    skipped = tuple(skip or ())
-    wanted = precision_asked(precision)
-    steps = tune.split(",") if tune and "," in tune else tune
-    settings = settle(
-        wanted,
-        io_dtype,
-        batch_size,
-        dense,
-        target,
-        convolution,
-        ranges,
-        skipped,
-        observer,
-        weight_observer,
-        steps,
-    )
+    how: dict[str, Any] = {
+        "precision": precision_asked(precision),
+        "io_dtype": io_dtype,
+        "batch_size": batch_size,
+        "dense": dense,
+        "convolution": convolution,
+        "ranges": _ranges(range_ or []),
+        "skip": tuple(skip or ()),
+        "observer": observer,
+        "weight_observer": weight_observer,
+        "tune": tune.split(",") if tune and "," in tune else tune,
+        "target": target,
+    }
+    settings = settle(**how)
     format = settle_format(settings, format, output, metadata)
     described = None if metadata is None else load_metadata(metadata)
     writing.check_writable(output)
@@ -216,18 +213,8 @@ def convert(
     return run(
         loaded,
         output,
-        precision=wanted,
-        io_dtype=io_dtype,
         calibration=data,
-        batch_size=batch_size,
-        dense=dense,
-        convolution=convolution,
-        ranges=ranges,
-        skip=skipped,
-        observer=observer,
-        weight_observer=weight_observer,
-        tune=steps,
-        target=target,
+        **how,
         metadata=described,
         format=format,
         strict=strict,
