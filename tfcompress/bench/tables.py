@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfcompress.bench.comparison import EVEN, NOBODY, Contest, Difference, Pair, contests, pairs
 from tfcompress.bench.methods.run import OURS
 from tfcompress.bench.running.results import latest, machines, of_form, read_rows
-from tfcompress.bench.summaries import FLOAT, Mean, Summary, summarize, with_loss
+from tfcompress.bench.summaries import COLUMNS, FLOAT, Mean, Summary, summarize, with_loss
 from tfcompress.files import writing
 from tfcompress.results import print_table
 
@@ -144,7 +144,13 @@ def overview(summaries: Sequence[Summary]) -> Table:
 def without_training(summaries: Sequence[Summary]) -> Table:
     """Of each method and task what quality is lost, KiB of the file, and seconds."""
     title = "Points of quality to float32, KiB of the file, seconds to make it"
-    return _crossed(summaries, title, _lost_in_short)
+    return _crossed(summaries, title, _lost("bytes", "convert_s"))
+
+
+def few_bits(summaries: Sequence[Summary]) -> Table:
+    """Of each method and task what quality is lost, KiB of the file, and of it in TFLite Micro."""
+    title = "Points of quality to float32, KiB of the file, KiB of flash in TFLite Micro"
+    return _crossed(summaries, title, _lost("bytes", "flash"))
 
 
 def _crossed(
@@ -169,13 +175,21 @@ def _in_short(one: Summary | None) -> str:
     return f"{_percent(quality)}, {zipped.mean / 1024:.1f}"
 
 
-def _lost_in_short(one: Summary | None) -> str:
-    loss, size, seconds = (
-        one.mean(figure) if one else None for figure in ("loss", "bytes", "convert_s")
-    )
-    if loss is None or size is None or seconds is None:
-        return "failed" if one and one.errors else _UNKNOWN
-    return f"{_points(loss)}, {size.mean / 1024:.1f}, {_tenths(seconds)}"
+def _lost(*figures: str) -> Callable[[Summary | None], str]:
+    """A cell of the quality that is lost and of figures as far as they are known."""
+
+    def cell(one: Summary | None) -> str:
+        loss = one.mean("loss") if one else None
+        if one is None or loss is None:
+            return "failed" if one and one.errors else _UNKNOWN
+        found = ((one.mean(figure), _SCALES.get(figure, 1.0)) for figure in figures)
+        told = [f"{mean.mean * scale:.1f}" for mean, scale in found if mean is not None]
+        return ", ".join([_points(loss), *told])
+
+    return cell
+
+
+_SCALES = {column.figure: column.scale for column in COLUMNS}
 
 
 def contest_table(found: Sequence[Contest]) -> Table:
@@ -252,8 +266,11 @@ def all_tables(rows: Sequence[Row], width: int = _WIDE) -> list[Table]:
 
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-# The same of post-training quantization alone, measured in one run of its own.
-BEGIN_PTQ, END_PTQ = "<!-- post-training: begin -->", "<!-- post-training: end -->"
+# Tables of runs of their own: what each begins with in the README, by the name of its results.
+_OWN: dict[str, tuple[str, Callable[[Sequence[Summary]], Table]]] = {
+    "post_training.jsonl": ("post-training", without_training),
+    "few_bits.jsonl": ("few-bits", few_bits),
+}
 RESULTS = Path(__file__).with_name("results.jsonl")
 README = Path(__file__).parents[2] / "README.md"
 
@@ -268,13 +285,14 @@ def written(text: str, results: Path) -> str:
     return _between(text, BEGIN, END, [*(table.markdown() for table in found), told])
 
 
-def written_post_training(text: str, results: Path) -> str:
-    """A README with the table of post-training quantization between its two markers."""
+def written_own(text: str, results: Path) -> str:
+    """A README with the table of results that have one of their own, by the name of their file."""
+    name, table = _OWN[results.name]
     rows = _full(results)
     told = f"Measured on {machine_line(rows)}."
     summaries = summarize(rows)
-    table = without_training([with_loss(each, summaries) for each in summaries]).markdown()
-    return _between(text, BEGIN_PTQ, END_PTQ, [table, told])
+    found = table([with_loss(each, summaries) for each in summaries]).markdown()
+    return _between(text, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", [found, told])
 
 
 def _full(results: Path) -> list[Row]:
@@ -302,9 +320,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         text = given.readme.read_text()
         new = written(text, given.results)
-        post_training = given.results.with_name("post_training.jsonl")
-        if post_training.exists():
-            new = written_post_training(new, post_training)
+        for own in filter(Path.exists, map(given.results.with_name, _OWN)):
+            new = written_own(new, own)
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

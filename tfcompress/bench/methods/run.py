@@ -54,6 +54,7 @@ class Run:
         folder: for this run alone; the file goes there.
         kept: the model of Keras or tf_keras whose outputs the file should give.
         convert_seconds: how long it took to write the file; None before.
+        flash: bytes of the file with weights that TFLite Micro decodes; None without one.
     """
 
     task: Task
@@ -64,6 +65,7 @@ class Run:
     folder: Path
     kept: Any = None
     convert_seconds: float | None = None
+    flash: int | None = None
     _costs: list[dict[str, float] | None] = dataclasses.field(default_factory=list)
     _plain: dict[str, Any] = dataclasses.field(default_factory=dict)
     _twin_is_equal: bool = False

@@ -141,6 +141,7 @@ def measure(job: Job) -> dict[str, Any]:
             **sizes(run.path),
             **counts(run.kept, run.model),
             "checkpoint": _digest(run.model),
+            "flash": run.flash,
             "convert_s": run.convert_seconds,
             **dict.fromkeys(cost.FIGURES),
             **(run.cost or {}),

@@ -30,7 +30,7 @@ _TEXTS = {
 
 _NUMBERS = {
     "run": (
-        *("quality", "quality_keras", "bytes", "zipped", "params", "macs"),
+        *("quality", "quality_keras", "bytes", "zipped", "flash", "params", "macs"),
         *("convert_s", "step_cpu_ms", "step_cpu_ratio", "keras_step_cpu_ratio", "peak_mb"),
     ),
     "latency": ("ms", "ratio"),
