@@ -109,7 +109,7 @@ def test_int4_of_weights_trained_for_it(float_cnn, images, tmp_path):
         tfc.convert(model, path, precision=precision, io_dtype="int8")
         assert set(constants(path, "CONV_2D").values()) == {dtype}
         assert set(constants(path, "FULLY_CONNECTED").values()) == {dtype}
-        assert set(constants(path, "DEPTHWISE_CONV_2D").values()) == {"int8"}  # no int4 kernel
+        assert set(constants(path, "DEPTHWISE_CONV_2D").values()) == {dtype}
         result = run_tflite(path, images[0][:64])
         assert np.abs(result - expected).max() <= 4 * LSB, precision
 

@@ -180,7 +180,7 @@ def test_a_sum_that_vanishes_gets_steps_that_litert_does_not_abort_at(bits):
     known = {i: Range(-1e-9, 1e-9, bits) for i, _ in enumerate(model.subgraphs[0].tensors)}
     known[model.subgraphs[0].inputs[0]] = Range(-1.0, 1.0, bits)
     ranges.widen_sums(model, known)
-    integers = quantize.static(model, known, io_dtype="float32", weight_bits=None)
+    integers = quantize.static(model, known, io_dtype="float32")
     (found,) = run(integers, np.zeros((1, 4), np.float32))
     np.testing.assert_allclose(found, 0, atol=1e-3)
 
@@ -193,7 +193,7 @@ def test_sums_whose_scales_litert_takes_for_powers_of_two():
         known[op.outputs[0]] = Range(0.0, 2.0, 16)
     ranges.widen_sums(model, known)
     x = np.linspace(-2, 2, 4, dtype="float32")[None]
-    integers = quantize.static(model, known, io_dtype="float32", weight_bits=None)
+    integers = quantize.static(model, known, io_dtype="float32")
     x = np.clip(x, -1, 1)
     wanted = np.minimum(1 / (1 + np.exp(-x)) + 1 - np.tanh(x), 2.0)
     np.testing.assert_allclose(run(integers, x)[0], wanted, atol=1e-3)

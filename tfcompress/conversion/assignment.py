@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfcompress.conversion.grids import Stored, find_grid
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.conversion.precisions import (
     BLOCK,
     FLOATS,
     KERNELS,
     USUAL,
+    WEIGHT_BITS,
     Precisions,
     require_able,
 )
-from tfcompress.conversion.quantize import INT4_OPS, WEIGHTS
+from tfcompress.conversion.quantize import INT4_OPS, WEIGHTS, observed
 from tfcompress.conversion.ranges import constant, ends, is_constant
 from tfcompress.errors import did_you_mean
 from tfcompress.tflite import flatbuffer
@@ -29,12 +32,14 @@ from tfcompress.tflite.flatbuffer import op_name
 class Assignment:
     """What operations get, by the tensors that they give, and layers by their names.
 
-    A layer with weights gets what these get.
+    A layer with weights gets what these get. `trained` is how weights of a trained model are
+    stored, by their tensors; None of another.
     """
 
     operations: dict[int, str]
     layers: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    trained: dict[int, Stored] | None = None
 
     @property
     def wide(self) -> set[int]:
@@ -86,9 +91,143 @@ def by_layer(file: Any, model: keras.Model, precisions: Precisions) -> Assignmen
             others = precision in FLOATS and (layer, precision) in able
             precision = "float32" if others else USUAL
         found.update((i, precision) for i in op.outputs)
-        if layer and (layer not in layers or _weight_of(file, op) is not None):
+        if layer and (layer not in layers or weight_of(file, op) is not None):
             layers[layer] = precision
     return Assignment(found, layers, tuple(_notes(layers, asked, names)))
+
+
+def as_trained(
+    file: Any,
+    model: keras.Model,
+    widths: set[int],
+    precision: str,
+    precisions: Precisions | None = None,
+) -> Assignment:
+    """Each trained weight in the fewest bits that hold it and have a kernel, or as rules ask.
+
+    Args:
+        widths: that weights were trained for.
+        precision: in "mixed" weights are as they were trained; in "int4" those of a model that was
+            trained for more bits are rounded anew; else all have codes of 8 bits.
+        precisions: of layers; the others get `precision`.
+
+    Raises:
+        ValueError: if weights do not fit into the bits that are asked for, or as `by_layer`.
+    """
+    names, layer_of, asked = None, dict[int, str](), dict[str, str]()
+    if precisions is not None:
+        layer_of = _layers(file, names := LayerNames(model))
+        for layer in {*layer_of.values()} - {""}:
+            asked[layer] = precisions.of_layer(names.known[layer], "")
+    found, wider, able = dict[int, Stored](), dict[str, list[str]](), set[tuple[str, str]]()
+    for op in file.subgraphs[0].operators:
+        weight, layer = weight_of(file, op), layer_of.get(ends(op)[1], "")
+        if weight is None:
+            continue
+        kernels = {name for name in KERNELS if _has_kernel(file, op, name)} & {*WEIGHT_BITS}
+        able |= {(layer, name) for name in kernels}
+        wanted = asked.get(layer, "")
+        found[weight] = new = _stored(file, op, widths, precision, wanted, kernels)
+        if wanted in kernels and new.grid is not None and new.bits > WEIGHT_BITS[wanted]:
+            wider.setdefault(wanted, []).append(layer)
+    if names is not None and precisions is not None:
+        _check_rules(precisions, names, {*asked}, able)
+    _require_fitting(wider, widths)
+    one = one_for_all(file, precision if precision == "int16x8" else USUAL)
+    return dataclasses.replace(one, trained=found)
+
+
+def _stored(
+    file: Any, op: Any, widths: set[int], precision: str, wanted: str, kernels: set[str]
+) -> Stored:
+    """How a trained weight is stored; see `as_trained`.
+
+    Args:
+        wanted: what a rule asks for; "" if none does.
+        kernels: the precisions that there are for it.
+    """
+    name = op_name(file, op)
+    operand, axis = WEIGHTS[name]
+    values = constant(file, op.inputs[operand])
+    asked = {WEIGHT_BITS[wanted]} if wanted in kernels else set()
+    grid = find_grid(values, axis, sorted(widths | asked))
+    if grid is None:
+        return Stored(None, 8)
+    if precision not in ("int4", "mixed") or wanted == USUAL:
+        return Stored(grid, 8)
+    if precision == "int4" and min(widths) > 4 and name in INT4_OPS:
+        return Stored(observed(values, axis, grid.kind, 4, "max"), 4)
+    bits = asked or {WEIGHT_BITS[kernel] for kernel in kernels}
+    return Stored(grid, min((n for n in bits if n >= grid.bits), default=8))
+
+
+def _require_fitting(wider: dict[str, list[str]], widths: set[int]) -> None:
+    """Raises if layers are asked for in fewer bits than their weights need."""
+    for precision, layers in wider.items():
+        named, bits = ", ".join(map(repr, layers[:5])), WEIGHT_BITS[precision]
+        more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
+        trained = " or ".join(map(str, sorted(widths)))
+        raise ValueError(
+            f"weights must have been trained in {bits} bits to be stored as {precision}; received "
+            f"{named}{more}, of a model trained in {trained} bits. Leave them out of precision, "
+            f"or train them with Rule({layers[0]!r}, [Quantize(bits={bits})])."
+        )
+
+
+# As many values are few; a table of four bits holds them.
+_FEW = 16
+
+
+def stored(file: Any, model: keras.Model) -> tuple[dict[str, str], list[str]]:
+    """How an integer file stores the weights of layers, and what is to be told of few values.
+
+    Returns ("int2", "int4" or "int8" by the layer's name, if any has fewer than 8 bits; notes).
+    """
+    tensors, kinds, few = file.subgraphs[0].tensors, dict[int, str](), dict[int, int]()
+    weights = [(op, weight) for op, weight in _stored_weights(file) if weight is not None]
+    for _, weight in weights:
+        if flatbuffer.scales_of(tensors[weight])[0]:
+            kinds[weight] = flatbuffer.dtype_name(tensors[weight])
+            codes = constant(file, weight) if kinds[weight] == USUAL else np.arange(_FEW + 1)
+            count = np.unique(codes).size
+            if count <= min(_FEW, codes.size // 4):
+                few[weight] = count
+    narrow = {*kinds.values()} - {USUAL}
+    if not few and not narrow:
+        return {}, []
+    layer_of = _layers(file, names := LayerNames(model))
+    layers, told = dict[str, str](), dict[str, int]()
+    for op, weight in weights:
+        layer = layer_of.get(ends(op)[1], "")
+        if layer in names.known and weight in kinds:
+            layers[layer] = kinds[weight]
+            told.update({layer: few[weight]} if weight in few else {})
+    fours = [i for i, kind in kinds.items() if kind == "int4"]
+    most = max((math.prod(tensors[i].shape) for i in fours), default=0)
+    return layers if narrow else {}, list(_few_values(told, most))
+
+
+def _stored_weights(file: Any) -> Iterator[tuple[Any, int | None]]:
+    """The operators of a file and their weights, which may be made real in front of them."""
+    real = dict[int, int]()
+    for op in file.subgraphs[0].operators:
+        operand, _ = WEIGHTS.get(op_name(file, op), (None, 0))
+        if op_name(file, op) == "DEQUANTIZE" and is_constant(file, op.inputs[0]):
+            real[op.outputs[0]] = int(op.inputs[0])
+        elif operand is not None:
+            yield op, real.get(op.inputs[operand], weight_of(file, op))
+
+
+def _few_values(told: dict[str, int], most: int) -> Iterator[str]:
+    if most:
+        yield (
+            "int4 weights save flash, not time: but for FULLY_CONNECTED in XNNPACK they are "
+            f"widened at each run, in TFLite Micro in the arena ({most:,} bytes for the largest)"
+        )
+    if told:
+        named = ", ".join(f"{name} ({count})" for name, count in [*told.items()][:8])
+        more = f" and {len(told) - 8} more" if len(told) > 8 else ""
+        yield f"few values in int8 codes, which make the file smaller zipped alone: {named}{more}"
 
 
 def _notes(layers: dict[str, str], asked: dict[str, str], names: LayerNames) -> Iterator[str]:
@@ -119,7 +258,7 @@ def handed(
     """
     found: dict[int, tuple[str, np.ndarray]] = {}
     for op in file.subgraphs[0].operators:
-        weight = _weight_of(file, op)
+        weight = weight_of(file, op)
         known = None if weight is None else grids.get(constant(file, weight).tobytes())
         if known is not None:
             found[ends(op)[1]] = known
@@ -137,14 +276,15 @@ def _layers(file: Any, names: LayerNames) -> dict[int, str]:
     return found
 
 
-def _weight_of(file: Any, op: Any) -> int | None:
+def weight_of(file: Any, op: Any) -> int | None:
+    """The tensor that holds the weights of an operator; None if it has none, or computes them."""
     operand, _ = WEIGHTS.get(op_name(file, op), (None, 0))
     known = operand is not None and is_constant(file, op.inputs[operand])
     return int(op.inputs[operand]) if known else None
 
 
 def _has_kernel(file: Any, op: Any, precision: str) -> bool:
-    weight = _weight_of(file, op)
+    weight = weight_of(file, op)
     if weight is None or op_name(file, op) not in KERNELS[precision]:
         return False
     in_row = int(file.subgraphs[0].tensors[weight].shape[-1])

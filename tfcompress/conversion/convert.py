@@ -60,16 +60,19 @@ def convert(
         precision: "float32"; "float16" (weights); "dynamic_int8" (int8 weights, activations
             quantized at run time); "int8"; "int16x8" (int16 activations); "int4" (4-bit weights of
             Conv2D and Dense, with int8 activations if their ranges are known, float otherwise).
-            None: what the model was trained for (`Quantize(bits=4)` gives "int4",
-            `activation_bits=16` "int16x8") if the target takes that; or what the target prefers, or
-            "int8". Or {pattern: precision}, for a model that calibration data quantize: a pattern
-            is the name or class of layers as in `Rule` ("*", "block_1*", "Dense"), a type such as
-            `keras.layers.Dense`, or a predicate `f(layer) -> bool`; a precision is "int8", "int4"
-            (Dense, convolutions and depthwise ones), "int2" or "int4_blockwise" (Dense; the latter
-            with float activations and a scale for each 32 weights of a row), "int16x8", "float16"
-            or "float32". The last pattern that matches a layer decides, and those without are int8,
-            as are layers that a wide pattern gives a precision that LiteRT has no kernel of for
-            them. Between layers that differ values are quantized anew.
+            None: what the model was trained for, if the target takes that, or what the target
+            prefers, or "int8". Weights of a model from `Quantize(bits=2..8)` are stored layer by
+            layer in the fewest bits that hold them and LiteRT has a kernel for ("int4" in all: 2
+            for Dense, 4 for it, Conv2D and depthwise ones, else 8). Or {pattern: precision}: a
+            pattern is the name or class of layers as in `Rule` ("*", "block_1*", "Dense"), a type
+            such as `keras.layers.Dense`, or a predicate `f(layer) -> bool`. For a model that
+            calibration data quantize a precision is "int8", "int4" (Dense, convolutions and
+            depthwise ones), "int2" or "int4_blockwise" (Dense; the latter with float activations
+            and a scale for each 32 weights of a row), "int16x8", "float16" or "float32"; for one
+            that was trained in few bits "int8", "int4" or "int2", never fewer than it was trained
+            in. The last pattern that matches a layer decides; those without are int8, or as they
+            were trained, as are layers that a wide pattern gives a precision that LiteRT has no
+            kernel of for them. Between layers that differ values are quantized anew.
         io_dtype: type of inputs and outputs: "float32", "int8", "uint8", or "int16" with int16x8;
             or that of the inputs and that of the outputs, as ("uint8", "float32").
             None: what the target prefers, or "float32".

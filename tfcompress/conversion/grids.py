@@ -28,6 +28,13 @@ class Grid(NamedTuple):
     widest: bool = True
 
 
+class Stored(NamedTuple):
+    """How trained weights are stored: their grid, None if they lie on none, and the bits."""
+
+    grid: Grid | None
+    bits: int
+
+
 def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> Grid | None:
     """The coarsest symmetric integer grid that holds all values of a weight.
 
@@ -41,18 +48,24 @@ def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> Grid | None:
             codes = weight / np.where(largest > 0, largest, 1.0) * levels
             if np.abs(codes - np.rint(codes)).max(initial=0.0) < 5e-3:
                 return Grid(bits, kind, largest.astype(np.float64) / levels)
+    few = np.unique(weight)[None]
     for bits in (width for width in widths if width <= 8):  # LiteRT stores no wider ones
-        scale = shared_codes(weight, axis, 2 ** (bits - 1) - 1)
+        levels = 2 ** (bits - 1) - 1
+        scale = shared_codes(few, 0, levels) if few.size <= 2 * levels + 1 else None
+        if scale is not None:
+            return Grid(bits, "t", scale.reshape([1] * weight.ndim), widest=False)
+        scale = shared_codes(weight, axis, levels)
         if scale is not None:
             return Grid(bits, "c", scale, widest=False)
     return None
 
 
 def shared_codes(weight: np.ndarray, axis: int, levels: int) -> np.ndarray | None:
-    """Scales by channel of weights that had one scale until a normalization was folded into them.
+    """Scales by channel of weights whose largest code is any number up to `levels`.
 
-    A channel's largest code then is any number up to `levels`. Of those that fit, the one is taken
-    whose codes other channels have, too, so that clustered weights stay as few different codes.
+    As those that had one scale until a normalization was folded into them, and those of learned
+    scales. Of the numbers that fit, the one is taken whose codes other channels have, too, so that
+    clustered weights stay as few different codes.
 
     Returns scales of the rank of `weight`, None if a channel fits no grid.
     """

@@ -18,6 +18,7 @@ from tfcompress.conversion import (
     lower,
     markers,
     observation,
+    packing,
     pointwise,
     quantize,
     ranges,
@@ -50,7 +51,9 @@ from tfcompress.files import models
 from tfcompress.graph.inputs import require_model
 from tfcompress.layers.compressed import require_advanced
 from tfcompress.quantization.opening import EVERYWHERE
-from tfcompress.targets.check import check_parsed, mapped
+from tfcompress.targets.check import check_parsed, judge, mapped
+from tfcompress.targets.operators import operators
+from tfcompress.targets.targets import Target
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect_parsed
 from tfcompress.tflite.metadata import described
@@ -79,6 +82,11 @@ def _marked(lowering: Lowering):
     return parsed, known, floats
 
 
+def _takes_int4(target: Target | None) -> bool:
+    """Whether files for a target may have weights of fewer than 8 bits."""
+    return target is None or "int4" in target.precisions
+
+
 class Job:
     """One conversion: its settings, and what is found on the way."""
 
@@ -89,7 +97,7 @@ class Job:
         self.seconds: dict[str, float] = {}
         self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
-        self.weights_only = False
+        self.weights_only = self.is_trained = False
         self.divisors: set[int] = set()  # that come near 0
         self.tuned: Tuned | None = None  # the model, where it is corrected before
         self.layers: dict[str, str] = {}  # what layers were given
@@ -152,6 +160,7 @@ class Job:
             return self._integer(model, calibration, samples)
         if self.precision == "int4":
             self.weights_only = True
+            self.is_trained = techniques != []
             self.notes.append("activations stay float: pass calibration= to make them int8")
             parsed, _, _ = self.timed("lower", self._float_file, model, False)
             widths = {technique.bits for technique in techniques}
@@ -227,9 +236,9 @@ class Job:
         self._tune(model)
         parsed, known, floats = self.timed("lower", self._float_file, model)
         require_no_loops(parsed, model, self.io_dtype)
-        assigned = self._assigned(parsed, model)
         is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
-        weight_bits = weight_bits_of(model) if is_trained else None
+        widths = weight_bits_of(model) if is_trained or calibration is None else None
+        assigned = self._assigned(parsed, model, widths)
         if calibration is not None:
             seen = self.seen or Calibration(calibration, inputs_of(parsed), samples)
             early, wide = samples is not None, assigned.wide
@@ -237,12 +246,8 @@ class Job:
             self.notes += told(seen, model)
             floats |= skipped(parsed, model, self.settings.skip)
         else:
-            weight_bits = weight_bits_of(model)  # 8 if nothing has weights
             self._check_bits(known)
-            if min(weight_bits) <= 4 and self.precision != "int4":
-                few = f"the {min(weight_bits)} bits that weights were trained for are stored in 8"
-                self.notes.append(f"{few}: precision='int4' stores them in 4")
-            known = {**grids.table_ranges(parsed, weight_bits), **known}
+            known = {**grids.table_ranges(parsed, widths or {8}), **known}
             self.notes += extremes.lost_scores(parsed, known)
             every = ranges.spread(parsed, known, assigned.wide)
             known = {**extremes.narrow_constants(parsed, every), **known}
@@ -263,8 +268,8 @@ class Job:
             parsed,
             known,
             io_dtype=self.io_dtype,
-            weight_bits=weight_bits,
             precisions=assigned.operations,
+            trained=assigned.trained,
             tensorwise=self.settings.tensorwise,
             floats=floats,
             weight_observer=self.settings.weight_observer,
@@ -282,10 +287,20 @@ class Job:
             )
         return found
 
-    def _assigned(self, parsed, model) -> assignment.Assignment:
-        if self.settings.layers is None:
-            return assignment.one_for_all(parsed, self.precision)
-        found = assignment.by_layer(parsed, model, self.settings.layers)
+    def _assigned(self, parsed, model, widths: set[int] | None) -> assignment.Assignment:
+        layers, precision = self.settings.layers, self.precision
+        if widths is not None:
+            self.is_trained = True
+            if layers is not None and _takes_int4(self.settings.target):
+                precision = "mixed"  # what no rule is for is stored as it was trained
+            if min(widths) <= 4 and precision == "int8":
+                few = f"the {min(widths)} bits that weights were trained for are stored in 8"
+                mend = ": left out, precision stores them in fewer"
+                self.notes.append(few + mend * _takes_int4(self.settings.target))
+            return assignment.as_trained(parsed, model, widths, precision, layers)
+        if layers is None:
+            return assignment.one_for_all(parsed, precision)
+        found = assignment.by_layer(parsed, model, layers)
         self.layers, self.kept = found.layers, found.floats_in(parsed)
         self.notes += found.notes
         return found
@@ -327,15 +342,35 @@ class Job:
     def with_narrow_kernels(self, file) -> Any:
         """The file as kernels of 4 bits take it, where the target has these."""
         found, target = pointwise.as_dense(file), self.settings.target
-        if found is None or self.settings.dense == "per_tensor":
-            return file
-        if target is not None and mapped(found, target) <= mapped(file, target):
-            return file
-        self.notes.append(
-            "pointwise convolutions with int4 weights are FULLY_CONNECTED in the file, which "
-            "XNNPACK runs in 4 bits; dense='per_tensor', as TFLite Micro needs, leaves them"
-        )
-        return found
+        fits = found is not None and self.settings.dense != "per_tensor"
+        if fits and (target is None or mapped(found, target) > mapped(file, target)):
+            self.notes.append(
+                "pointwise convolutions with int4 weights are FULLY_CONNECTED in the file, which "
+                "XNNPACK runs in 4 bits; dense='per_tensor', as TFLite Micro needs, leaves them"
+            )
+            file = found
+        # Where the rest runs elsewhere, few bits save flash there.
+        if target is not None and self.is_trained and target.partition != "each":
+            self._widen(file, target)
+        ranges.drop_unused(file)
+        return file
+
+    def _widen(self, file, target) -> None:
+        """Gives weights more bits where a target does not map their operators. Changes `file`."""
+        widened = 0
+        for number, op in enumerate(file.subgraphs[0].operators):
+
+            def fits(number=number) -> bool:
+                return judge(operators(file)[number], target).mapped
+
+            weight = assignment.weight_of(file, op)
+            if weight is not None and packing.bits_of(file, weight) < 8 and not fits():
+                widened += packing.widen(file, weight, fits)
+        if widened:
+            self.notes.append(
+                f"{widened} weights are stored in more bits than they need, as target "
+                f"'{target.name}' takes them so"
+            )
 
     def finish(self, file, metadata) -> bytes:
         """The bytes as they ship: with versions that the target's compiler knows, and metadata.
@@ -374,6 +409,9 @@ class Job:
                 "relu6 is faster"
             )
         target = self.settings.target
+        if self.is_trained:
+            self.layers, told = assignment.stored(file, self.model)
+            self.notes += told
         return Report(
             path=str(path),
             precision=self.precision if self.settings.layers is None else "mixed",

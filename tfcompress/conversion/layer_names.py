@@ -12,11 +12,12 @@ from keras import tree
 
 from tfcompress.conversion.ranges import SAME_SCALE, Range
 from tfcompress.errors import did_you_mean
-from tfcompress.graph.flatten import flatten
+from tfcompress.graph.flatten import as_flat
 from tfcompress.graph.nodes import Graph, scope_name
 from tfcompress.kinds import FIXED_RANGES, FOLDING, is_kernel, is_of
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.quantization.opening import output_names
+from tfcompress.quantization.placement import inner_layer
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.signature import first_signature
@@ -37,11 +38,11 @@ class LayerNames:
     """
 
     def __init__(self, model: keras.Model):
-        flat = flatten(model)
+        flat = as_flat(model)
         layers = [layer for m in (model, flat) for layer in m._flatten_layers()]
         others = (FakeQuant, keras.Model)
         every = [x for x in flat.operations if not isinstance(x, others)]
-        self.known = {scope_name(x.name): x for x in every}
+        self.known = {scope_name(x.name): inner_layer(x) for x in every}
         self.weighted = {
             scope_name(layer.name)
             for layer in layers

@@ -4,6 +4,7 @@ and transposed convolutions, 2 bits, and floats of 16 bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,28 @@ def pack(model: Any, bits_of: dict[int, int]) -> None:
             codes = np.clip(constant(model, index), -most, most)
             buffer = add_buffer(model, packed(codes, bits))
             tensors[index].buffer, tensors[index].type = buffer, _TYPES[bits]
+
+
+def bits_of(model: Any, index: int) -> int:
+    """The bits of the codes of a weight of the first subgraph; 8 of any other type."""
+    types = {kind: bits for bits, kind in _TYPES.items()}
+    return types.get(model.subgraphs[0].tensors[index].type, 8)
+
+
+def widen(model: Any, index: int, fits: Callable[[], bool]) -> bool:
+    """Stores a weight in the least more bits with which something fits. Changes `model`.
+
+    Returns False, and changes nothing, if there are none.
+    """
+    tensor = model.subgraphs[0].tensors[index]
+    before, codes = (tensor.type, tensor.buffer), constant(model, index)
+    for bits, kind in ((4, _TYPES[4]), (8, _INT8)):
+        if bits > bits_of(model, index):
+            tensor.type, tensor.buffer = kind, add_buffer(model, packed(codes, bits))
+            if fits():
+                return True
+    tensor.type, tensor.buffer = before
+    return False
 
 
 def halve(model: Any, operators: list[Any]) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfcompress.tflite.flatbuffer import changed, is_constant, op_code, op_name
+from tfcompress.conversion.packing import packed
+from tfcompress.conversion.ranges import constant
+from tfcompress.tflite.flatbuffer import add_buffer, changed, is_constant, op_code, op_name
 
 _FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
 # The least with 4 bits a channel.
@@ -24,17 +27,22 @@ def as_dense(file: Any) -> Any | None:
     if not pointwise:
         return None
     tensors = list(graph.tensors)
-    made = changed(file, operatorCodes=list(file.operatorCodes))
+    made = changed(file, operatorCodes=list(file.operatorCodes), buffers=list(file.buffers))
     code = op_code(made, _FULLY_CONNECTED, version=_VERSION)
-    kind = schema.BuiltinOptions.FullyConnectedOptions
+    options_kind = schema.BuiltinOptions.FullyConnectedOptions
     new: dict[int, Any] = {}
     for op in pointwise:
         weight, options = tensors[op.inputs[1]], schema.FullyConnectedOptionsT()
         shape = [int(weight.shape[0]), int(weight.shape[3])]
         tensors[op.inputs[1]] = changed(weight, shape=shape)
+        if np.abs(codes := constant(file, op.inputs[1])).max(initial=0) <= 1:
+            kind, buffer = schema.TensorType.INT2, add_buffer(made, packed(codes, 2))
+            tensors[op.inputs[1]] = changed(weight, shape=shape, type=kind, buffer=buffer)
         options.fusedActivationFunction = op.builtinOptions.fusedActivationFunction
         options.keepNumDims = True
-        new[id(op)] = changed(op, opcodeIndex=code, builtinOptions=options, builtinOptionsType=kind)
+        new[id(op)] = changed(
+            op, opcodeIndex=code, builtinOptions=options, builtinOptionsType=options_kind
+        )
     operators = [new.get(id(op), op) for op in graph.operators]
     made.subgraphs = [changed(graph, tensors=tensors, operators=operators), *file.subgraphs[1:]]
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ from tfcompress.kinds import (
     is_kernel,
     is_known,
 )
+from tfcompress.quantization.placement import inner_layer
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.rules import Rule, Rules, require_match
 
@@ -41,6 +42,8 @@ WEIGHT_BITS = {"int8": 8, "int4": 4, "int2": 2, "int16x8": 8}
 # How many weights of a row share a scale.
 BLOCK = 32
 LAYER_PRECISIONS = (USUAL, *KERNELS, "int16x8", "float16", "float32")
+# What layers can be that were trained with activations of 8 bits.
+TRAINED_PRECISIONS = (USUAL, "int4", "int2")
 
 _WEIGHTED = (*KERNELS, "float16")
 
@@ -101,10 +104,10 @@ class Precisions:
         for pattern, precision in self.rules.items():
             yield Rule(pattern), precision
 
-    def of_layer(self, layer: Any) -> str:
+    def of_layer(self, layer: Any, otherwise: str = USUAL) -> str:
         """The precision that a layer is to have."""
         found = (precision for rule, precision in reversed(list(self)) if rule.matches(layer))
-        return next(found, USUAL)
+        return next(found, otherwise)
 
     @property
     def opened(self) -> Rules:
@@ -118,7 +121,7 @@ class Precisions:
     def check_layers(self, model: keras.Model) -> None:
         """Raises unless every rule matches layers of a flat model, some of which can be that."""
         for rule, precision in self:
-            matched = require_match(rule, model.operations, model)
+            matched = require_match(rule, map(inner_layer, model.operations), model)
             require_able(rule, precision, [x for x in matched if may_be(x, precision)], matched)
 
 
@@ -132,7 +135,7 @@ def may_be(layer: Any, precision: str) -> bool:
     return operators is None or precision == "float16" or bool(operators & {*KERNELS[precision]})
 
 
-def require_able(rule: Rule, precision: str, able: Iterable[Any], matched: Iterable[Any]) -> None:
+def require_able(rule: Rule, precision: str, able: Iterable[Any], matched: Sequence[Any]) -> None:
     """Raises if none of the layers that a rule matches is able to be what it says."""
     if any(True for _ in able):
         return
@@ -143,9 +146,12 @@ def require_able(rule: Rule, precision: str, able: Iterable[Any], matched: Itera
     if kernels:
         expected = f"weights of {', '.join(_HOLDERS[kernel] for kernel in kernels)}"
     expected += f" with a multiple of {BLOCK} inputs" if precision == "int4_blockwise" else ""
+    others = [name for name in KERNELS if any(may_be(x, name) for x in matched)]
+    mend = "Name another precision for these layers, or other layers"
+    runs = f"; LiteRT runs these in {', '.join(others)} or {USUAL}" if others and kernels else ""
     raise ValueError(
         f"{rule.words} asks for {precision}, which LiteRT runs for {expected} alone; it matches "
-        f"{', '.join(named[:5])}{more}. Name another precision for these layers, or other layers."
+        f"{', '.join(named[:5])}{more}. {mend}{runs}."
     )
 
 

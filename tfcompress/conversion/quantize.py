@@ -20,6 +20,7 @@ from litert_quantizer.algorithm_manager import AlgorithmName
 from tfcompress.conversion import islands, packing
 from tfcompress.conversion.grids import (
     Grid,
+    Stored,
     find_grid,
     fits,
     handed_grid,
@@ -61,8 +62,8 @@ def static(
     ranges: dict[int, Range],
     *,
     io_dtype: str,
-    weight_bits: set[int] | None,
     precisions: Mapping[int, str] | None = None,
+    trained: Mapping[int, Stored] | None = None,
     tensorwise: Collection[str] = (),
     floats: set[int] | frozenset[int] = frozenset(),
     weight_observer: str = "max",
@@ -74,9 +75,10 @@ def static(
         model: its `ModelT`, which is changed.
         io_dtype: "float32", "int8", "uint8" or "int16": the type of inputs and outputs, or both
             with a comma between.
-        weight_bits: the widths that weights were trained for; None if they were not.
         precisions: those of operators (see `Precisions`) by the tensors that they give, where they
             are not int8; ones that they have no kernel for are as int8.
+        trained: how weights are stored that were trained for quantization, by their tensors; None
+            if none was.
         tensorwise: operations whose weights get one scale, not one a channel.
         weight_observer: one of `WEIGHT_OBSERVERS`, for weights that were not trained.
         floats: tensors whose operators stay as they are.
@@ -87,13 +89,13 @@ def static(
     """
     graph = model.subgraphs[0]
     ranges, floats, told = dict(ranges), set(floats), dict(precisions or {})
-    handed = dict(scales or {})
+    handed, stored = dict(scales or {}), None if trained is None else dict(trained)
     # litert-quantizer fails on a constant that nothing reads and whose buffer another has, too.
-    drop_unused(model, ranges, floats, told, handed)
+    drop_unused(model, ranges, floats, told, handed, {} if stored is None else stored)
     part_outputs(model, ranges, floats, told)
     require_ranges(model, ranges, io_dtype)
-    if weight_bits is not None:
-        _free_weights(model, ranges)
+    if stored is not None:
+        _free_weights(model, ranges, stored)
     tag_of: dict[int, str] = {}
     qsv_of_weight: dict[int, dict[str, np.ndarray]] = {}
     for op in graph.operators:
@@ -101,7 +103,7 @@ def static(
         tag = UNTOUCHED
         if not any(i in floats for i in op.outputs):
             one = op_name(model, op) in tensorwise
-            weights = Weights(weight_bits, handed.get(first), one, weight_observer)
+            weights = Weights(stored, handed.get(first), one, weight_observer)
             tag = _tag(model, op, ranges, told.get(first, "int8"), weights, qsv_of_weight)
         tag_of.update((index, tag) for index in op.outputs)
     original = _rename(model, tag_of)
@@ -131,7 +133,7 @@ def _store_narrow(model) -> None:
     packing.halve(model, halves)
 
 
-def _free_weights(model, ranges: dict[int, Range]) -> None:
+def _free_weights(model, ranges: dict[int, Range], trained: dict[int, Stored]) -> None:
     """Gives weights that are looked up in, too, a tensor without the range of that.
 
     With the range of asymmetric codes symmetric ones would be coarser than the trained ones.
@@ -144,6 +146,7 @@ def _free_weights(model, ranges: dict[int, Range]) -> None:
         tensor = graph.tensors[op.inputs[operand]]
         if flatbuffer.is_constant(model, tensor):
             graph.tensors.append(flatbuffer.changed(tensor, name=bytes(tensor.name) + b"_weights"))
+            trained[len(graph.tensors) - 1] = trained[op.inputs[operand]]
             op.inputs[operand] = len(graph.tensors) - 1
 
 
@@ -179,14 +182,16 @@ def weight_only(model, bits: int, trained: set[int] | None = None, observer: str
         values = constant(model, index)
         if observer != "max":
             stored = bits if name in INT4_OPS else 8
-            found = _observed(values, axis, "c", stored, observer)
+            found = observed(values, axis, "c", stored, observer)
             qsv[tensors[index].name.decode()] = stored_range(found, stored)
-        if trained:
+        if trained and name != "TRANSPOSE_CONV":  # which stays float
             grid = find_grid(values, axis, sorted(trained))
             rule = untouched(name)
-            if grid is not None and grid.widest:
+            if grid is not None:
                 stored = 4 if grid.bits <= 4 and bits == 4 and name in INT4_OPS else 8
                 rule = entry("", op_config(None, stored, grid.kind), name)
+                # Of the codes of as many bits the greatest need not be among them.
+                qsv[tensors[index].name.decode()] = stored_range(grid, stored)
             config.append({**rule, "regex": f"^{tensors[op.outputs[0]].name.decode()};?$"})
     quantized = _run(model, config, qsv or None)
     _restore(quantized, original)
@@ -197,13 +202,13 @@ class Weights(NamedTuple):
     """What is known of the grid of an operator's weights.
 
     Attributes:
-        trained: the widths that they may have been trained for; None if they were not.
+        trained: how those of a trained model are stored, by their tensors; None if of another.
         handed: the name of their layer and their scales, if they lie on a grid that is known.
         tensorwise: whether they are to have one scale, else one a channel.
         observer: one of `WEIGHT_OBSERVERS`, for those that were not trained.
     """
 
-    trained: set[int] | None
+    trained: Mapping[int, Stored] | None
     handed: tuple[str, np.ndarray] | None
     tensorwise: bool
     observer: str
@@ -213,8 +218,8 @@ class Weights(NamedTuple):
         """Whether grids of 8 bits are those that litert-quantizer finds by itself."""
         return self.handed is None and (self.trained is not None or self.observer == "max")
 
-    def grid(self, values: np.ndarray, axis: int, bits: int) -> Grid | None:
-        """The grid to store values on in some bits; None if trained ones lie on none."""
+    def grid(self, values: np.ndarray, axis: int, bits: int) -> Grid:
+        """The grid to store values on in some bits, that were not trained."""
         kind = "t" if self.tensorwise else "c"
         if self.handed is not None:
             layer, scale = self.handed
@@ -222,12 +227,7 @@ class Weights(NamedTuple):
             # The converter may have made an operator of it that is stored in fewer bits.
             if fits(values, known, bits):
                 return known._replace(bits=bits)
-        if self.trained is None:
-            return _observed(values, axis, kind, bits, self.observer)
-        grid = find_grid(values, axis, sorted(self.trained))
-        if grid is None or grid.bits <= bits or 4 in self.trained:
-            return grid
-        return _observed(values, axis, grid.kind, bits, "max")
+        return observed(values, axis, kind, bits, self.observer)
 
 
 def _tag(model, op, ranges, precision: str, weights: Weights, qsv_of_weight) -> str:
@@ -248,17 +248,19 @@ def _tag(model, op, ranges, precision: str, weights: Weights, qsv_of_weight) -> 
     index = op.inputs[operand]
     if name not in WEIGHTS or not is_constant(model, index):
         return f"a{bits}w8c"
-    stored = WEIGHT_BITS[precision] if name in KERNELS.get(precision, ()) else 8
-    grid = weights.grid(constant(model, index), axis, stored)
+    if weights.trained is not None:
+        grid, stored = weights.trained[index]
+    else:
+        stored = WEIGHT_BITS[precision] if name in KERNELS.get(precision, ()) else 8
+        grid = weights.grid(constant(model, index), axis, stored)
     if grid is None:
         return UNTOUCHED
-    stored = 8 if grid.bits > stored else stored
     if grid.bits < 8 or not grid.widest or not weights.is_own:  # the same values: the scale stays
         qsv_of_weight[index] = stored_range(grid, 8)
     return f"a{bits}w{stored}{grid.kind}"
 
 
-def _observed(values: np.ndarray, axis: int, kind: str, bits: int, method: str) -> Grid:
+def observed(values: np.ndarray, axis: int, kind: str, bits: int, method: str) -> Grid:
     """The grid of weights by an observer, with one scale ("t") or one a channel ("c")."""
     reduced = tuple(i for i in range(values.ndim) if kind == "t" or i != axis)
     return Grid(bits, kind, weight_scale(values, reduced, bits, method).astype(np.float64))

@@ -61,7 +61,8 @@ class Report(Result):
         tuning: what was done to the model before its weights were rounded, and what each step was
             worth; see `tfcompress.conversion.tuning.Step`.
         check: what the target says, a `Check`; None if there was no target.
-        layers: the precision that each layer got, by its name, if they were asked for by layer.
+        layers: the precision that each layer got, by its name, if they were asked for by layer, or
+            what its weights are stored in, if a trained model has some of fewer than 8 bits.
     """
 
     path: str

@@ -12,7 +12,13 @@ from typing import Any
 import keras
 
 from tfcompress.conversion.exchange import check_exchange
-from tfcompress.conversion.precisions import KERNELS, USUAL, WEIGHT_BITS, Precisions
+from tfcompress.conversion.precisions import (
+    KERNELS,
+    TRAINED_PRECISIONS,
+    USUAL,
+    WEIGHT_BITS,
+    Precisions,
+)
 from tfcompress.conversion.tuning import check_tune
 from tfcompress.errors import check, expected_one_of
 from tfcompress.graph.flatten import as_flat
@@ -54,7 +60,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         precision, batch = self.precision, self.batch_size
-        _check_choice("precision", precision, PRECISIONS)
+        by_layer = f"; {precision} is by layer, as {{'*': {precision!r}}}"
+        also = by_layer if precision in KERNELS and precision not in PRECISIONS else ""
+        _check_choice("precision", precision, PRECISIONS, also)
         with_it = f" with precision '{precision}'"
         for dtype in io_pair(self.io_dtype):
             _check_choice("io_dtype", dtype, IO_DTYPES[precision], with_it)
@@ -328,7 +336,9 @@ def weight_bits_of(model) -> set[int]:
 
 
 def require_layers(precisions: Precisions | None, model: Any, calibrated: bool) -> None:
-    """Raises unless precisions by layer are for a plain Keras model that data quantize."""
+    """Raises unless precisions by layer are for a Keras model that was trained, or that data
+    quantize.
+    """
     if precisions is None:
         return
     if not isinstance(model, keras.Model):
@@ -336,15 +346,21 @@ def require_layers(precisions: Precisions | None, model: Any, calibrated: bool) 
             "precision by layer is for Keras 3 models, whose layers are known; received a "
             f"{type(model).__name__}. Name one precision for all of it."
         )
-    if is_compressed(model):
-        mend = "Call finalize(model) first, and convert what it returns."
-        if quantize_techniques(model):
-            mend = "Leave precision out, or convert the model from before quantize_aware."
+    trained = quantize_techniques(model)
+    others = [name for name in precisions.named if name not in TRAINED_PRECISIONS]
+    if trained and others:
         raise ValueError(
-            "precision by layer is for models that were trained without techniques; received "
-            f"model '{model.name}' under them. {mend}"
+            f"precision by layer of a model that was trained for quantization is one of "
+            f"{', '.join(TRAINED_PRECISIONS)}; received {others[0]!r} for model '{model.name}'. "
+            "Leave precision out, or convert the model from before quantize_aware."
         )
-    if not calibrated:
+    if is_compressed(model) and not trained:
+        raise ValueError(
+            "precision by layer is for models that were trained for quantization, or without "
+            f"techniques; received model '{model.name}' under others. Call finalize(model) first, "
+            "and convert what it returns."
+        )
+    if not calibrated and all(technique.activation_bits is None for technique in trained):
         raise ValueError(
             "precision by layer needs the ranges of activations; received no calibration data. "
             "Pass calibration= (--calibration) a few hundred samples of the training inputs."

@@ -148,7 +148,7 @@ def is_idle(node: Node) -> bool:
 
 def float_reason(node: Node) -> str:
     """Why an operation that was asked to be quantized stays float, as "it ..." goes on."""
-    operation = _inner(node.operation)
+    operation = inner_layer(node.operation)
     loops = [
         operation,
         getattr(operation, "layer", None),
@@ -179,12 +179,12 @@ def reasons_of(graph: Graph) -> dict[str, str]:
         operation = node.operation
         if node.is_input or isinstance(operation, FakeQuant):
             continue
-        if not has_kernel(_inner(operation)):
+        if not has_kernel(inner_layer(operation)):
             found[node.name] = float_reason(node)
     return found
 
 
-def _inner(operation):
+def inner_layer(operation):
     """A layer without our wrapper."""
     return operation.layer if isinstance(operation, Compressed | FusedBatchNorm) else operation
 
