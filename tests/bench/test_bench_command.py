@@ -166,8 +166,12 @@ def test_post_training_quantization_has_a_table_of_its_own(tmp_path):
         if row["kind"] == "run":
             row |= {"quality": 0.9 - 0.002 * (row["method"] != "float32"), "convert_s": 1.25}
     path = write_rows(tmp_path / "post_training.jsonl", rows)
-    text = tables.written_own("a <!-- post-training: begin --> old <!-- post-training: end --> b", path)
-    assert text.startswith("a <!-- post-training: begin -->\n\nPoints of quality to float32, KiB of the file")
+    text = tables.written_own(
+        "a <!-- post-training: begin --> old <!-- post-training: end --> b", path
+    )
+    assert text.startswith(
+        "a <!-- post-training: begin -->\n\nPoints of quality to float32, KiB of the file"
+    )
     assert text.endswith("<!-- post-training: end --> b")
     assert "| ptq_int8 | -0.20 ± 0.00, 16.1, 1.2 |" in text
 

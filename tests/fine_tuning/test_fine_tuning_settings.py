@@ -1,5 +1,7 @@
 """fine_tune: settings and data, and what is said of wrong ones before training."""
 
+from types import SimpleNamespace
+
 import fine_tuning_files
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import tfcompress as tfc
 from tfcompress.conversion.settings import natural_precision
 from tfcompress.fine_tuning.data import Arrays
 from tfcompress.fine_tuning.options import Settings, is_kind, saved_settings
+from tfcompress.fine_tuning.output import precision_of
 
 # Fixtures of all modules about fine_tune.
 made, run = fine_tuning_files.made, fine_tuning_files.run
@@ -169,6 +172,13 @@ def test_every_epoch_has_all_samples_in_an_order_of_its_own():
 def test_the_precision_that_a_recipe_trains_for(techniques, precision):
     small = tfc.compress(make_model(), tfc.Recipe([tfc.Rule("*", techniques)]))
     assert natural_precision(small) == precision
+
+
+def test_a_target_may_take_wider_weights_than_were_trained():
+    small = tfc.quantize_aware(make_model(), bits=4)
+    given = {"output": "x.tflite", "precision": None, "io_dtype": None}
+    for target, precision in ((None, "int4"), ("edge_tpu", "int8"), ("microcontroller", "int4")):
+        assert precision_of(small, SimpleNamespace(**given, target=target)) == precision
 
 
 MIXED = """

@@ -11,7 +11,12 @@ from typing import Any
 import keras
 
 from tfcompress.conversion.convert import convert
-from tfcompress.conversion.settings import natural_precision, quantize_techniques, settle
+from tfcompress.conversion.settings import (
+    natural_precision,
+    quantize_techniques,
+    settle,
+    settle_trained,
+)
 from tfcompress.files import temporary, writing
 from tfcompress.fine_tuning.options import Options
 from tfcompress.targets.result import Check
@@ -23,6 +28,8 @@ def precision_of(small: keras.Model, options: Options) -> str | None:
     if Path(options.output).suffix == ".keras":
         return None
     precision = options.precision or natural_precision(small)
+    if options.precision is None and precision == "int4":  # the target may take int8 alone
+        precision = settle_trained(settle(target=options.target), small).precision
     settle(precision, options.io_dtype, target=options.target)
     trained = any(t.activation_bits is not None for t in quantize_techniques(small))
     if precision in ("int8", "int16x8") and not trained:
