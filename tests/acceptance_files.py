@@ -64,6 +64,7 @@ TOOLS = {
     "elsewhere": 'raise NotApplicable("takes floats only")',
     "absent": 'raise Unavailable("sudo apt-get install absent")',
     "sees": 'return Outcome("passed", "", {"first": int(file.inputs[0]["x"][0, 0])})',
+    "counts": 'return Outcome("passed", "", {"cost": len(file.path.name) * 1000})',
     "tuned": 'return Outcome("passed", "", {"speed": file.options.get("speed", "none")})',
 }
 
@@ -80,5 +81,6 @@ def made_up_tools(folder):
             "    if value not in ('slow', 'fast'):\n"
             "        raise ValueError(f'received {value!r}; expected slow or fast.')\n"
             f"options = {{'speed': check}} if '{name}' == 'tuned' else {{}}\n"
-            f"TOOL = Tool('{name.capitalize()} 1.0', run, options)\n"
+            "costs = ('cost',)\n"
+            f"TOOL = Tool('{name.capitalize()} 1.0', run, options, costs)\n"
         )

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tfcompress.tflite.benchmark import benchmark
     from tfcompress.tflite.inspect import inspect
     from tfcompress.tflite.metadata import Metadata, TensorMetadata
-    from tfcompress.tools.accept import accept
+    from tfcompress.tools.accept import accept, accept_all
     from tfcompress.verification.verify import verify
 
 
@@ -95,7 +95,7 @@ _HOMES = {
     "tfcompress.tflite.benchmark": ["benchmark"],
     "tfcompress.tflite.inspect": ["inspect"],
     "tfcompress.tflite.metadata": ["Metadata", "TensorMetadata"],
-    "tfcompress.tools.accept": ["accept"],
+    "tfcompress.tools.accept": ["accept", "accept_all"],
 }
 
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -122,6 +122,7 @@ __all__ = [
     "TensorMetadata",
     "UpdateCompression",
     "accept",
+    "accept_all",
     "android_project",
     "benchmark",
     "c_array",

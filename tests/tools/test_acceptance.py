@@ -13,7 +13,7 @@ from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
 from tfcompress.cli import shipping, terminal
 from tfcompress.tools import accept as module
-from tfcompress.tools.accept import accept, list_tools
+from tfcompress.tools.accept import accept, accept_all, list_tools
 from tfcompress.tools.driving import Tool
 
 
@@ -90,9 +90,9 @@ def test_verdict(tools, file, asked, passed):
 
 def test_all_tools_by_default_in_order_and_counted(tools, file):
     found = accept(file)
-    names = ["absent", "elsewhere", "no", "refuses", "sees", "tuned", "yes"]
+    names = ["absent", "counts", "elsewhere", "no", "refuses", "sees", "tuned", "yes"]
     assert [result.tool for result in found.results] == names
-    assert found.counts == {"not run": 1, "not applicable": 1, "failed": 2, "passed": 3}
+    assert found.counts == {"not run": 1, "not applicable": 1, "failed": 2, "passed": 4}
 
 
 def test_dict_is_plain(tools, file):
@@ -125,6 +125,25 @@ def test_options_reach_their_tool_and_are_checked_first(tools, file):
         accept(file, ["tuned"], spead="fast")
     with pytest.raises(ValueError, match=r"unknown option 'speed' of yes; these tools take none"):
         accept(file, ["yes"], speed="fast")
+
+
+def test_files_are_measured_by_the_first(tools, file, run, tmp_path):
+    other = tmp_path / "m.tflite"
+    other.write_bytes(file.read_bytes() + bytes(len(file.read_bytes())))
+    found = accept_all([file, other], "counts,no")
+    assert [f.file_bytes for f in found.files] == [file.stat().st_size, other.stat().st_size]
+    assert [f.results[0].figures["cost"] for f in found.files] == [12000, 8000]
+    text = " ".join(str(found).split())
+    assert "12,000 (1.00x)" in text
+    assert "8,000 (0.67x)" in text
+    assert f"{other.stat().st_size:,} (2.00x)" in text
+    assert "NOT all files accepted" in text
+    status, out, _ = run(file, other, "--with", "counts", "--json")
+    assert (status, len(json.loads(out)["files"])) == (0, 2)
+    with pytest.raises(TypeError, match="must be a list of paths"):
+        accept_all(file)
+    with pytest.raises(ValueError, match="received none"):
+        accept_all([])
 
 
 def test_unknown_tool_is_told_before_the_file_is_read(tools):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Option
+from typer import Argument, Option
 
 from tfcompress.cli.command import command, failed
 from tfcompress.cli.options import SCALINGS, TFLiteFile, choice
@@ -89,7 +89,7 @@ def android(
 
 @command(fails=failed)
 def accept(
-    file: TFLiteFile,
+    files: Annotated[list[Path], Argument(help="A .tflite file, or several to compare.")],
     with_: Annotated[
         str | None,
         Option(
@@ -113,13 +113,17 @@ def accept(
     *,
     progress: Progress,
 ) -> Any:
-    """Run real third-party tools on a .tflite file: compilers, interpreters, readers.
+    """Run real third-party tools on .tflite files: compilers, interpreters, readers.
 
     \b
     Examples:
       tfcompress accept model.tflite
       tfcompress accept model.tflite --with vela,tflm --accelerator ethos-u65-256
       tfcompress accept model.tflite --with openvino,onnxruntime --data x_test.npy --json
+      tfcompress accept plain.tflite pruned.tflite clustered.tflite --with vela
+
+    Several files come in one table, measured by the first: it tells whether zeros, few values or
+    few bits pay there.
 
     Tools: vela (Arm's compiler for Ethos-U), tflm (TFLite Micro), openvino, onnxruntime (through
     tf2onnx), arm64 (LiteRT on an emulated ARM64), litertjs (LiteRT.js in headless Chromium),
@@ -132,6 +136,7 @@ def accept(
     passed; 1 if one failed or could not be run.
     """
     from tfcompress.tools.accept import accept as run
+    from tfcompress.tools.accept import accept_all
 
     named = None if with_ is None else [name.strip() for name in with_.split(",") if name.strip()]
     options = {} if accelerator is None else {"accelerator": accelerator}
@@ -140,7 +145,9 @@ def accept(
         from tfcompress.files.arrays import load_arrays
 
         arrays = load_arrays(data)
-    return run(file, named, data=arrays, progress=progress, **options)
+    if len(files) > 1:
+        return accept_all(files, named, data=arrays, progress=progress, **options)
+    return run(files[0], named, data=arrays, progress=progress, **options)
 
 
 @command()

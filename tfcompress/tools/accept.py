@@ -8,11 +8,11 @@ import pkgutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.errors import expected_one_of
 from tfcompress.results import Result, plain, print_line, print_table
+from tfcompress.tflite.flatbuffer import zipped_size
 from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Status, Tool
 from tfcompress.tools.environments import Unavailable
 from tfcompress.tools.subject import Subject, read_subject
@@ -64,11 +64,14 @@ class Acceptance(Result):
         path: of the file.
         results: one for each tool.
         notes: other things worth knowing, such as kernels that the reference lacks.
+        file_bytes, zipped_bytes: size of the file, plain and deflated.
     """
 
     path: str
     results: tuple[ToolResult, ...]
     notes: tuple[str, ...] = ()
+    file_bytes: int = 0
+    zipped_bytes: int = 0
 
     @property
     def passed(self) -> bool:
@@ -84,6 +87,12 @@ class Acceptance(Result):
         """How many tools came to which status."""
         return dict(Counter(result.status for result in self.results))
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why tools came to their status, or what else they said, a line each."""
+        told = [result for result in self.results if result.reason]
+        return [f"{r.tool} ({r.title}): {r.status}: {r.reason}" for r in told]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {
@@ -92,6 +101,8 @@ class Acceptance(Result):
             "counts": self.counts,
             "results": plain(self.results),
             "notes": list(self.notes),
+            "file_bytes": self.file_bytes,
+            "zipped_bytes": self.zipped_bytes,
         }
 
     def _print(self, console: Console) -> None:
@@ -101,15 +112,104 @@ class Acceptance(Result):
             for result in self.results
         ]
         print_table(console, f"{self.path}: what tools say", "tool,status,figures,seconds >", rows)
-        for result in self.results:
-            if result.reason:
-                said = f"{result.tool} ({result.title}): {result.status}: {result.reason}"
-                print_line(console, said)
+        for reason in self.reasons:
+            print_line(console, reason)
         for note in self.notes:
             print_line(console, f"note: {note}")
         verdict = "accepted" if self.passed else "NOT accepted"
         counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
         print_line(console, f"{verdict}: {counts}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Acceptances(Result):
+    """What the tools said of several files, beside one another.
+
+    Attributes:
+        files: an `Acceptance` each; the first is what the others are measured by.
+        costs: for each tool the figures of which less is better.
+    """
+
+    files: tuple[Acceptance, ...]
+    costs: Mapping[str, tuple[str, ...]]
+
+    @property
+    def passed(self) -> bool:
+        """True if all files passed."""
+        return all(file.passed for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {"passed": self.passed, "files": plain(self.files), "costs": plain(self.costs)}
+
+    def _print(self, console: Console) -> None:
+        """Print a table for each tool, then the reasons of those that did not pass."""
+        for number, (tool, costs) in enumerate(self.costs.items()):
+            firsts = self._row(self.files[0], number, costs)
+            rows: list[tuple[Any, ...]] = [
+                (file.path, file.results[number].status, *map(_beside, row, firsts))
+                for file in self.files
+                for row in [self._row(file, number, costs)]
+            ]
+            names = ",".join(f"{name} >" for name in ("bytes", "zipped", *costs))
+            title = self.files[0].results[number].title
+            print_table(
+                console, f"{tool} ({title}): to the first file", f"file,status,{names}", rows
+            )
+        for file in self.files:
+            for reason in file.reasons:
+                print_line(console, f"{file.path}: {reason}")
+        print_line(console, "accepted: all files" if self.passed else "NOT all files accepted")
+
+    def _row(self, file: Acceptance, number: int, costs: tuple[str, ...]) -> list[Figure | None]:
+        figures = file.results[number].figures
+        return [file.file_bytes, file.zipped_bytes, *(figures.get(name) for name in costs)]
+
+
+def _beside(value: Figure | None, first: Figure | None) -> str:
+    """A figure, and how many times that of the first file it is."""
+    if not isinstance(value, int | float):
+        return ""
+    ratio = f" ({value / first:.2f}x)" if isinstance(first, int | float) and first else ""
+    return f"{value:,}{ratio}"
+
+
+def accept_all(
+    paths: Iterable[str | os.PathLike[str]],
+    tools: Iterable[str] | str | None = None,
+    *,
+    data: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Acceptances:
+    """Run real third-party tools on several .tflite files, to see which costs them least.
+
+    Such as a model plain, pruned, clustered and with few values, by Vela's flash and cycles.
+
+    Args:
+        paths: of the .tflite files; the first is what the others are measured by.
+        tools, data, progress, **options: as of `accept`.
+
+    Returns:
+        An `Acceptances`, which prints a table for each tool.
+
+    Raises:
+        TypeError, ValueError: as of `accept`, or if there is no file, before a tool runs.
+
+    Example:
+        >>> accept_all(["plain.tflite", "pruned.tflite"], "vela").render()  # doctest: +SKIP
+    """
+    if isinstance(paths, str | os.PathLike):
+        raise TypeError(
+            f"paths must be a list of paths of .tflite files; received {os.fspath(paths)!r}. "
+            "Put it in brackets, or call tfcompress.accept."
+        )
+    asked = _asked(tools, options)
+    files = [read_subject(_checked(path), options, data) for path in paths]
+    if not files:
+        raise ValueError("paths must name one .tflite file or more; received none. Add some.")
+    found = [_answers(asked, file, progress) for file in files]
+    return Acceptances(tuple(found), {name: tool.costs for name, tool in asked.items()})
 
 
 def accept(
@@ -146,16 +246,28 @@ def accept(
         >>> accept("model.tflite", ["vela", "tflm"]).passed  # doctest: +SKIP
         True
     """
+    asked = _asked(tools, options)
+    return _answers(asked, read_subject(_checked(path), options, data), progress)
+
+
+def _checked(path: Any) -> str | os.PathLike[str]:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
             f"path must be the path of a .tflite file; received {type(path).__name__}. Write the "
             "file first, then name it."
         )
-    asked: dict[str, Tool] = {
-        name: pkgutil.resolve_name(TOOLS[name]) for name in check_tools(tools)
-    }
+    return path
+
+
+def _asked(tools: Iterable[str] | str | None, options: dict[str, Any]) -> dict[str, Tool]:
+    """The tools by their names, if they take the options."""
+    asked = {name: pkgutil.resolve_name(TOOLS[name]) for name in check_tools(tools)}
     _check_options(asked, options)
-    file = read_subject(path, options, data)
+    return asked
+
+
+def _answers(asked: dict[str, Tool], file: Subject, progress: Progress | None) -> Acceptance:
+    """What tools say of a file."""
     results = []
     for number, (name, tool) in enumerate(asked.items()):
         if progress is not None:
@@ -166,7 +278,9 @@ def accept(
         results.append(
             ToolResult(name, tool.title, said.status, said.reason, said.figures, seconds)
         )
-    return Acceptance(str(Path(path)), tuple(results), (file.note,) if file.note else ())
+    notes = (file.note,) if file.note else ()
+    sizes = len(file.data), zipped_size(file.data)
+    return Acceptance(str(file.path), tuple(results), notes, *sizes)
 
 
 def list_tools() -> list[str]:

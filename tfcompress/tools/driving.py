@@ -54,11 +54,13 @@ class Tool:
         run: asks it about a `Subject`; besides what it returns, it may raise `Refused`,
             `NotApplicable` or `Unavailable`.
         options: what it can be told, by name, and what raises a ValueError of a wrong value.
+        costs: the figures of which less is better, by which files are compared.
     """
 
     title: str
     run: Callable[[Any], Outcome]
     options: Mapping[str, Callable[[Any], None]] = dataclasses.field(default_factory=dict)
+    costs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

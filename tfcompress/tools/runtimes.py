@@ -90,4 +90,4 @@ def _run_tflm(file: Subject) -> Outcome:
     )
 
 
-TFLM = Tool("TFLite Micro (2026-10-23)", _run_tflm)
+TFLM = Tool("TFLite Micro (2026-10-23)", _run_tflm, costs=("arena bytes",))

@@ -62,7 +62,8 @@ def run(file: Subject) -> Outcome:
     return judge(said, summary, accelerator)
 
 
-TOOL = Tool("Arm Vela 5.2.0", run, {"accelerator": check_accelerator})
+_COSTS = ("flash KiB", "cycles", "SRAM KiB", "ms")
+TOOL = Tool("Arm Vela 5.2.0", run, {"accelerator": check_accelerator}, _COSTS)
 
 
 def judge(said: str, summary: dict[str, str], accelerator: str) -> Outcome:
