@@ -35,7 +35,15 @@ if TYPE_CHECKING:
     from tfcompress.surgery.shrink import Shrink
     from tfcompress.targets.check import check
     from tfcompress.targets.targets import list_targets, load_target
-    from tfcompress.techniques import Cluster, GroupLasso, Prune, Quantize, Regularize, Technique
+    from tfcompress.techniques import (
+        Cluster,
+        Codebook,
+        GroupLasso,
+        Prune,
+        Quantize,
+        Regularize,
+        Technique,
+    )
     from tfcompress.techniques.rules import Rule
     from tfcompress.tflite.benchmark import benchmark
     from tfcompress.tflite.inspect import inspect
@@ -85,6 +93,7 @@ _HOMES = {
     "tfcompress.targets.targets": ["list_targets", "load_target"],
     "tfcompress.techniques": [
         "Cluster",
+        "Codebook",
         "GroupLasso",
         "Prune",
         "Quantize",
@@ -103,6 +112,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "ChannelPruning",
     "Cluster",
+    "Codebook",
     "CompressionLogger",
     "Distiller",
     "GroupLasso",

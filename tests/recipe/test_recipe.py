@@ -74,7 +74,7 @@ def test_a_technique_that_finds_no_weight():
     ("techniques", "message"),
     [
         ([Quantize(), Prune(0.5)], "received Quantize, Prune. Prune would undo.*Quantize did"),
-        ([Cluster(4), Prune(0.5)], "order Regularize, Prune, Cluster, Quantize"),
+        ([Cluster(4), Prune(0.5)], "order Regularize, Prune, Cluster, Codebook, Quantize"),
         ([Prune(0.5), Prune(0.8)], "each technique once; received Prune, Prune"),
     ],
 )

@@ -4,7 +4,17 @@ import keras
 import pytest
 from keras import layers
 
-from tfcompress import Cluster, GroupLasso, Prune, Quantize, Recipe, Regularize, Rule, schedules
+from tfcompress import (
+    Cluster,
+    Codebook,
+    GroupLasso,
+    Prune,
+    Quantize,
+    Recipe,
+    Regularize,
+    Rule,
+    schedules,
+)
 from tfcompress.distillation.distiller import Distillation
 from tfcompress.recipe import file
 from tfcompress.recipe.file import ready_recipes, to_yaml
@@ -78,6 +88,8 @@ def test_the_whole_format():
             Prune(schedules.points([(0, 0.3), (500, 0.6)])),
         ),
         ("- cluster: {clusters: 8, begin: 20%}", Cluster(8, begin=200)),
+        ("- codebook: {values: 4, begin: 20%}", Codebook("4", begin=200)),
+        ("- codebook: {values: [-1, 0.5, 1]}", Codebook([-1.0, 0.5, 1.0])),
     ],
 )
 def test_lines_mean_what_python_says(line, expected):
@@ -244,6 +256,9 @@ def test_layers_are_text_whatever_yaml_makes_of_it(layer):
         Prune(pattern="2:4"),
         Prune(threshold=1e-5),
         Cluster(3, begin=5, keep_zeros=False, gradient="sum", per_channel=True),
+        Codebook("ternary", symmetric=True, threshold=0.5, begin=3, depthwise=True),
+        Codebook("log", bits=4, per_channel=False),
+        Codebook([-1, 0, 2.5]),
         Quantize(4, None, dense="per_channel", delay=3, freeze=8),
     ],
 )

@@ -20,6 +20,7 @@ from tfcompress.layers.compressed import (
     target_variables,
 )
 from tfcompress.techniques import Quantize
+from tfcompress.techniques.quantize import Granularity
 
 
 def finalize(model: keras.Model) -> keras.Model:
@@ -101,6 +102,5 @@ def _bake(operation):
 
 def _unbound(quantize: Quantize) -> Quantize:
     """The technique with the granularity that it has, which may come from one before it."""
-    if quantize.axes:
-        return quantize
-    return dataclasses.replace(quantize, dense="per_tensor", convolution="per_tensor")
+    kind: Granularity = "per_channel" if quantize.axes else "per_tensor"
+    return dataclasses.replace(quantize, dense=kind, convolution=kind)

@@ -22,7 +22,7 @@ from tfcompress.layers.compressed import (
     weight_name,
 )
 from tfcompress.layers.fake_quant import FakeQuant
-from tfcompress.techniques import Cluster, Prune, Quantize, Technique
+from tfcompress.techniques import Cluster, Codebook, Prune, Quantize, Technique
 from tfcompress.techniques.cluster import by_channel
 
 
@@ -30,9 +30,9 @@ class CompressionLogger(keras.callbacks.Callback):
     """Shows how far compression has come in the progress bar, the history and TensorBoard.
 
     The logs get `sparsity`, the fraction of zeros of all weights with `Prune`, and
-    `unique_weights`, the most values that a weight (or channel) with `Cluster` has. TensorBoard
-    gets for each weight its sparsity, its unique values and its threshold, which is the smallest
-    |w| that is kept, and for each `FakeQuant` its range; the step is that of the optimizer.
+    `unique_weights`, the most values that a weight (or channel) with `Cluster` or `Codebook` has.
+    TensorBoard gets for each weight its sparsity, its unique values and its threshold, which is the
+    smallest |w| that is kept, and for each `FakeQuant` its range; steps are those of the optimizer.
 
     Weights are measured as `finalize` bakes them: pruned and clustered, not rounded by `Quantize`.
     Of a plain model (see `PruneCallback`) all weights count that `Prune` takes by default. Put it
@@ -145,7 +145,7 @@ def measure(model: keras.Model) -> tuple[dict[str, float], dict[str, float]]:
         if any(isinstance(t, Prune) for t in techniques):
             zeros, total = zeros + weight.size - kept.size, total + weight.size
             details[f"{name}/threshold"] = float(kept.min()) if kept.size else 0.0
-        if any(isinstance(t, Cluster) for t in techniques):
+        if any(isinstance(t, Cluster | Codebook) for t in techniques):
             unique = float(count_values(weight, techniques))
             details[f"{name}/unique_weights"] = unique
             most = max(unique, most)
@@ -184,7 +184,7 @@ class Weight:
         count: elements.
         techniques: what was done to it.
         sparsity: fraction of zeros.
-        unique: different values; with centroids for each channel, the most in one.
+        unique: different values; with centroids or scales for each channel, the most in one.
     """
 
     name: str
@@ -203,8 +203,8 @@ def describe(name: str, value: Any, techniques: Sequence[Technique] = ()) -> Wei
 
 
 def count_values(array: np.ndarray, techniques: Sequence[Technique] = ()) -> int:
-    """How many values a weight has, or the channel that has the most, if clustered by channel."""
-    channels = next((t.channels for t in techniques if isinstance(t, Cluster)), ())
+    """How many values a weight has, or its channel with the most, if values differ by channel."""
+    channels = next((t.channels for t in techniques if isinstance(t, Cluster | Codebook)), ())
     columns = by_channel(array, channels).T
     return max((np.unique(column).size for column in columns), default=0)
 

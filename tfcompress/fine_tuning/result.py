@@ -199,7 +199,7 @@ class FineTuned(Written):
 
     def _lines(self) -> list[str]:
         pruned = [w for w in self.weights if "Prune" in w.techniques]
-        clustered = [w for w in self.weights if "Cluster" in w.techniques]
+        clustered = [w for w in self.weights if {"Cluster", "Codebook"} & {*w.techniques}]
         under = f" under the recipe {self.recipe}" if self.recipe else ""
         lines = [f"{self.model}{under}, measured on {self.judged_on}."]
         lines += [] if self.shrunk is None else [_left_in(self.shrunk.report)]
@@ -213,7 +213,7 @@ class FineTuned(Written):
             )
         if clustered:
             most = max(w.unique for w in clustered)
-            lines.append(f"{len(clustered)} clustered kernels have {most} values each at most.")
+            lines.append(f"{len(clustered)} kernels of few values have {most} values each at most.")
         resumed = f", {self.resumed} of them before it was resumed" if self.resumed else ""
         if self.shrunk is not None and self.shrunk.epochs:
             resumed = f", the first {self.shrunk.epochs} in float before the techniques{resumed}"

@@ -20,6 +20,7 @@ from keras import ops, tree
 
 from tfcompress.backend import as_tensor
 from tfcompress.kinds import FOLDING, KEEPING, channel_axes, is_of
+from tfcompress.techniques.quantize import Quantize
 
 _KEEPING = KEEPING | {"Cast", "UpSampling1D", "UpSampling2D"}
 # Takes halves away from 0, and nothing else that kernels come to, in double precision.
@@ -108,9 +109,10 @@ def grid_step(low, high):
 def table_step(layer):
     """The step of the symmetric grid of a table under techniques; None if it has no such."""
     for target in layer.bound:
-        bits = [t.bits for t in target.techniques if hasattr(t, "bits")]
+        bits = [t.bits for t in target.techniques if isinstance(t, Quantize)]
         if bits and bits[-1] <= 8 and not target.techniques[-1].axes:
-            return ops.max(ops.abs(layer.effective(target.variable))) / (2.0 ** (bits[-1] - 1) - 1)
+            levels = target.techniques[-1].held or 2.0 ** (bits[-1] - 1) - 1
+            return ops.max(ops.abs(layer.effective(target.variable))) / levels
     return None
 
 
@@ -215,10 +217,11 @@ def _convolved(operation, x, norm=None) -> Sum | None:
     if not is_of(layer, FOLDING) or len(operation.bound) != 1:
         return None
     target, scale = operation.bound[0], _scale_of(x)
-    bits = [t.bits for t in target.techniques if hasattr(t, "bits")]
+    bits = [t.bits for t in target.techniques if isinstance(t, Quantize)]
     if scale is None or not bits or keras.config.image_data_format() != "channels_last":
         return None
-    axes, levels = channel_axes(layer), 2.0 ** (bits[-1] - 1) - 1.0
+    axes = channel_axes(layer)
+    levels = target.techniques[-1].held or 2.0 ** (bits[-1] - 1) - 1.0
 
     def unit():
         kernel = ops.abs(operation.effective(target.variable))

@@ -44,7 +44,7 @@ LOSSES: dict[str, type[DistillationLoss]] = {
 }
 
 # Arguments that a file does not give: what `compress` fills in for each weight, and those of Keras.
-BOUND = {"axes", "inputs", "outputs", "channels", "follows"}
+BOUND = {"axes", "inputs", "outputs", "channels", "follows", "held"}
 _NOT_GIVEN = {*BOUND, "dtype", "kwargs"}
 
 # Arguments that count optimizer steps, and may be shares of the whole training instead.

@@ -16,6 +16,7 @@ from tfcompress.backend import as_tensor
 from tfcompress.errors import check
 from tfcompress.kinds import channel_axes
 from tfcompress.techniques.cluster import Cluster
+from tfcompress.techniques.codebook import Codebook
 from tfcompress.techniques.technique import Technique
 
 Granularity = Literal["per_tensor", "per_channel"]
@@ -166,13 +167,15 @@ class Quantize(Technique):
         activation_bits: width of the activations, 8 or 16; None quantizes weights only.
         dense: "per_tensor" (what every accelerator takes) or "per_channel" scales of Dense.
         convolution: "per_channel" or "per_tensor" scales of convolutions. Weights that `Cluster`
-            gave few values per tensor take one scale, so that the file holds as few.
+            gave few values per tensor take one scale, so that the file holds as few, and those of
+            `Codebook` its scales.
         momentum: of the moving average of activation ranges, in [0, 1); a range that is exceeded
             grows with 0.9 at most.
         delay: optimizer steps before quantization sets in; ranges are observed from the start.
         freeze: optimizer step from which ranges and BatchNormalization statistics stay as they
             are; None never freezes.
-        axes: output channel axes of the kernel, filled in by `compress`.
+        axes: output channel axes of the kernel, filled in by `compress`, as is `held`, the
+            greatest code of weights that `Codebook` put on codes already; else 0.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -189,6 +192,7 @@ class Quantize(Technique):
     delay: int = 0
     freeze: int | None = None
     axes: tuple[int, ...] = ()
+    held: int = 0
 
     order: ClassVar[int] = 3
 
@@ -219,9 +223,12 @@ class Quantize(Technique):
     def bind(self, layer, weight: str, before=()) -> "Quantize":
         dense = isinstance(layer, keras.layers.Dense)
         granularity = self.dense if dense else self.convolution
-        clustered = [t for t in before if isinstance(t, Cluster) and not t.per_channel]
-        axes = () if granularity == "per_tensor" or clustered else channel_axes(layer)
-        return dataclasses.replace(self, axes=axes)
+        few = [t for t in before if isinstance(t, Cluster | Codebook)]
+        held = max((t.greatest for t in few if isinstance(t, Codebook)), default=self.held)
+        axes = () if granularity == "per_tensor" else channel_axes(layer)
+        if few and (held or axes):
+            axes = channel_axes(layer) if all(t.channels for t in few) else ()
+        return dataclasses.replace(self, axes=axes, held=held)
 
     def initial_state(self, weight) -> dict[str, Any]:
         return {"enabled": ops.zeros(())} if self.delay else {}
@@ -230,6 +237,8 @@ class Quantize(Technique):
         return {"enabled": ops.cast(step >= self.delay, "float32")} if self.delay else state
 
     def apply(self, weight, state):
+        if self.held:
+            return weight
         quantized = quantize_weight(weight, self.bits, self.axes)
         if not self.delay:
             return quantized

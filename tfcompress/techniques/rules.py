@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tfcompress.techniques import TECHNIQUES, Quantize, Technique
+from tfcompress.techniques import TECHNIQUES, Cluster, Codebook, Quantize, Technique
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Rule:
                     f"received {technique!r}."
                 )
         _check_order(techniques)
+        _check_values(techniques)
         object.__setattr__(self, "techniques", tuple(techniques))
 
     def matches(self, layer) -> bool:
@@ -142,3 +143,24 @@ def _check_order(techniques: Sequence[Technique]) -> None:
                 f"{', '.join(names)}. {type(after).__name__} would undo what "
                 f"{type(before).__name__} did: put it first."
             )
+
+
+def _check_values(techniques: Sequence[Technique]) -> None:
+    """Raises unless weights are given few values once, which the bits after that hold."""
+    codebook = next((t for t in techniques if isinstance(t, Codebook)), None)
+    if codebook is None:
+        return
+    if any(isinstance(t, Cluster) for t in techniques):
+        raise ValueError(
+            "a rule must give weights few values once; received Cluster and Codebook. Keep Cluster "
+            "for values that are trained, or Codebook for given ones."
+        )
+    quantize, least = quantize_of(techniques), codebook.code_bits
+    if quantize is not None and quantize.bits < least:
+        mend = f"Write Quantize(bits={least})"
+        if codebook.two_scales:
+            mend += ", or Codebook('ternary', symmetric=True), whose one scale 2 bits hold"
+        raise ValueError(
+            f"the values of Codebook({codebook.values!r}) need codes of {least} bits; received "
+            f"Quantize(bits={quantize.bits}). {mend}."
+        )
