@@ -24,7 +24,9 @@ from tfcompress.cli.options import (
     Samples,
     TFLiteFile,
     choice,
+    parse_bytes,
     precision_asked,
+    size,
 )
 from tfcompress.cli.terminal import Progress, emit, emit_json, emit_table
 from tfcompress.tools.environments import cache_folder
@@ -46,9 +48,10 @@ def _ranges(texts: list[str]) -> dict[str, tuple[float, float]]:
 
 
 def _converted(given: Mapping[str, Any]) -> list[Path]:
-    """What `convert` writes: other formats come from tools, whose environments it may make."""
-    tools = given["format"] or given["output"].suffix
-    return [given["output"], *([] if tools in ("tflite", ".tflite") else [cache_folder() / "*"])]
+    """What `convert` writes: some files ask tools, whose environments it may make."""
+    plain = (given["format"] or given["output"].suffix) in ("tflite", ".tflite")
+    codes = any(given[name] for name in ("compressed_weights", "flash", "ram"))
+    return [given["output"], *([] if plain and not codes else [cache_folder() / "*"])]
 
 
 @command(fails=does_not_run, writes=_converted)
@@ -142,6 +145,22 @@ def convert(
             "or some of batch_norm, equalize, gptq, adaround, bias with commas between.",
         ),
     ] = None,
+    compressed_weights: Annotated[
+        bool | None,
+        Option(
+            "--compressed-weights",
+            help="For --target microcontroller: weights stay in codes in flash, which TFLite Micro "
+            "decodes as it runs; by default where --flash or --ram is given.",
+        ),
+    ] = None,
+    flash: Annotated[
+        str | None,
+        size("The most of the file, such as 48k: of the weights only what it takes is in codes."),
+    ] = None,
+    ram: Annotated[
+        str | None,
+        size("The most of the arena, such as 64k, in which weights in codes are decoded."),
+    ] = None,
     metadata: Annotated[
         Path | None,
         Option(help="A JSON file of names, descriptions, normalization and labels for the file."),
@@ -175,6 +194,7 @@ def convert(
           --scaling=-1_1
       tfcompress convert saved_model/ -o model.tflite --precision float16 --json
       tfcompress convert model.keras -o model.tflite --calibration x.npy --precision mixed.yaml
+      tfcompress convert qat.keras -o model.tflite --target microcontroller --flash 48k --ram 64k
       tfcompress convert qat.keras -o model.onnx
 
     Without training for quantization, int8, int16x8 and int4 need --calibration. The file is
@@ -199,6 +219,9 @@ def convert(
         "observer": observer,
         "weight_observer": weight_observer,
         "tune": tune.split(",") if tune and "," in tune else tune,
+        "compressed_weights": compressed_weights,
+        "flash": parse_bytes(flash),
+        "ram": parse_bytes(ram),
         "target": target,
     }
     settings = settle(**how)

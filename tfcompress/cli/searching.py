@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from tfcompress.cli.command import command
-from tfcompress.cli.options import IoDtype, KerasFile, Samples, choice
+from tfcompress.cli.options import IoDtype, KerasFile, Samples, choice, parse_bytes, size
 from tfcompress.cli.terminal import Progress
 from tfcompress.tools.environments import cache_folder
 
@@ -30,7 +30,9 @@ def choose_precision(
         Path,
         Option(help="Typical inputs: a .npy or .npz file, or a folder of images."),
     ],
-    flash: Annotated[int | None, Option(min=1, help="The most bytes of the .tflite file.")] = None,
+    flash: Annotated[
+        str | None, size("The most of the .tflite file, such as 100000 or 96k.")
+    ] = None,
     latency: Annotated[
         float | None,
         Option(help="The most time of one run, in parts of that of int8: 1 is never slower."),
@@ -76,7 +78,8 @@ def choose_precision(
     from tfcompress.search.assignment import check_budgets
 
     # Before the seconds of the rest.
-    check_budgets(flash, latency, quality)
+    most = parse_bytes(flash)
+    check_budgets(most, latency, quality)
     if output.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output must be a .yaml file; received '{output}'. Name one.")
     for path in (output, plot):
@@ -90,7 +93,7 @@ def choose_precision(
     found = run(
         loaded,
         data,
-        flash=flash,
+        flash=most,
         latency=latency,
         quality=quality,
         precisions=[name for part in precisions.split(",") if (name := part.strip())],

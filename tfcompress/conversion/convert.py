@@ -22,6 +22,7 @@ from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.targets.targets import Target
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, load_metadata
 from tfcompress.tflite.pixels import normalization_of
+from tfcompress.tools import runtimes
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -41,6 +42,9 @@ def convert(
     observer: str | None = None,
     weight_observer: str | None = None,
     tune: str | Sequence[str] | None = None,
+    compressed_weights: bool | None = None,
+    flash: int | None = None,
+    ram: int | None = None,
     target: str | os.PathLike[str] | Target | None = None,
     metadata: Any = None,
     format: str | None = None,
@@ -103,6 +107,17 @@ def convert(
             "batch_norm", "equalize" (for "per_tensor"), "gptq", "adaround" and "bias", the
             functions of `tfcompress.post_training`. What does not help on samples that are kept
             aside is left out; the report tells what each was worth. None: "fast".
+        compressed_weights: for target "microcontroller": weights stay in codes in flash (tables of
+            up to 7 bits, masks of zeros, Huffman's), which TFLite Micro decodes before the layer
+            that reads them, and what it does not read is left out. Each weight takes its smallest
+            code, if that is smaller: with few values or many zeros, from `Cluster`, `Prune` or few
+            bits, for which "int4" is a precision of this target, too. TFLite Micro runs the file
+            against the plain one, in an environment of its own: equal bit for bit, or an error.
+            LiteRT cannot run it. None: where flash or ram is given.
+        flash: the most bytes of the file; only as many weights are in codes as it takes.
+            None: the smallest file.
+        ram: the most bytes of the arena, as TFLite Micro measures it: a decoded weight lives there
+            while its layer runs, so that large ones may have to stay plain. None: any.
         target: a name from `list_targets()`, or the path of a target file of your own: fills in
             what is None above and checks the file at the end, see `check`. What contradicts it is
             an error. For targets whose compilers reject new op versions, these are lowered.
@@ -126,7 +141,9 @@ def convert(
         A `Report`: sizes, operations, what stayed float and why, the target's check, seconds.
 
     Raises:
-        ValueError: if an argument, the model, the calibration data or the metadata will not do.
+        ValueError: if an argument, the model, the calibration data or the metadata will not do,
+            or flash or ram cannot be kept.
+        tools.environments.Unavailable: TFLite Micro is needed, and cannot be had.
 
     Example:
         >>> report = convert(qat, "model.tflite", precision="int8", io_dtype="int8")
@@ -144,10 +161,15 @@ def convert(
         observer,
         weight_observer,
         tune,
+        compressed_weights,
+        flash,
+        ram,
     )
     format = settle_format(settings, format, path, metadata)
     known = None if metadata is None else load_metadata(metadata)
     writing.check_writable(path)
+    if settings.compressed_weights:
+        runtimes.require_tflm()
     job = Job(settings, strict, select_tf_ops, progress)
     if isinstance(model, str | bytes) or hasattr(model, "__fspath__"):
         model = job.timed("load", models.load_model, model, trusted=trusted)
@@ -157,9 +179,12 @@ def convert(
         job.settle(settle_trained(settings, model))
         format = settle_format(job.settings, format, path, metadata)
     file = job.with_narrow_kernels(job.run(model, calibration, samples))
-    data = job.finish(file, _with_pixels(model, file, known))
+    described = _with_pixels(model, file, known)
+    data = job.finish(file, described)
     job.notes += job.timed("run", job.trial.passed_by, file, data)
     report = job.report(path, file, data)
+    if settings.compressed_weights:
+        data, report = job.with_coded_weights(file, described, report)
     if format == "tflite":
         writing.atomic_write(path, data)
         return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import time
 from typing import Any
@@ -31,7 +32,7 @@ from tfcompress.conversion.calibration import (
     warn_unused,
 )
 from tfcompress.conversion.converters import Lowering
-from tfcompress.conversion.layer_names import fix_ranges, require_none, skipped
+from tfcompress.conversion.layer_names import fix_ranges, namer, require_none, skipped
 from tfcompress.conversion.precisions import FLOATS, bits_of
 from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
 from tfcompress.conversion.settings import (
@@ -47,6 +48,7 @@ from tfcompress.conversion.trial import Trial
 from tfcompress.conversion.tuning import Tuned, require_no_tune, tuned
 from tfcompress.conversion.versions import lower_versions
 from tfcompress.dispatch import is_legacy, legacy
+from tfcompress.export.microcontroller.compressed_weights import compress_weights
 from tfcompress.files import models
 from tfcompress.graph.inputs import require_model
 from tfcompress.layers.compressed import require_advanced
@@ -381,6 +383,34 @@ class Job:
         if target is not None and target.lower_versions:
             self.timed("lower versions", lower_versions, file)
         return flatbuffer.write(file) if metadata is None else described(file, metadata)
+
+    def with_coded_weights(self, file, metadata, report: Report) -> tuple[bytes, Report]:
+        """The bytes with weights in codes, as TFLite Micro runs them, and what is told of them."""
+        settings = self.settings
+
+        def pack(made: Any) -> bytes:
+            return flatbuffer.write(made) if metadata is None else described(made, metadata)
+
+        made, data, told = self.timed(
+            "code weights",
+            compress_weights,
+            file,
+            flash=settings.flash,
+            ram=settings.ram,
+            inputs=self.trial.codes(file),
+            name_of=namer(self.model),
+            pack=pack,
+        )
+        found = inspect_parsed(made, data, report.path)
+        return data, dataclasses.replace(
+            report,
+            file_bytes=len(data),
+            zipped_bytes=found.zipped_bytes,
+            ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
+            check=check_parsed(made, data, settings.target, report.path),
+            seconds=self.rounded_seconds(),
+            compressed=told,
+        )
 
     def rounded_seconds(self) -> dict[str, float]:
         """What each stage took so far."""

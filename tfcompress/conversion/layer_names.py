@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +25,8 @@ from tfcompress.tflite.signature import first_signature
 # As `scopes` gives it.
 _SCOPE = re.compile(r"([^/]+)_1/part_\d+")
 
+
+_SHORT = 40
 
 # What goes into a linear layer before it.
 MERGED = {"BatchNormalization", "ReLU", "Relu", "Relu6"}
@@ -70,6 +72,22 @@ class LayerNames:
         # The exported copy of a layer has a number behind its name.
         names = [n for part in parts for n in (re.sub(r"_\d+$", "", part), part)]
         return names + [n.removesuffix("_range") for n in names if n.endswith("_range")]
+
+
+def namer(model: Any) -> Callable[[str], str]:
+    """A function that gives tensors short names: of their layers, where that can be told."""
+    try:
+        names = LayerNames(model) if isinstance(model, keras.Model) else None
+    except Exception:  # What users' layers raise is of any kind.
+        names = None
+
+    def name(tensor: str) -> str:
+        if names is not None and (layer := names.of(tensor)):
+            return layer
+        parts = tensor.split(";")[0].split("/")
+        return (parts[1] if len(parts) > 2 else parts[0])[:_SHORT]
+
+    return name
 
 
 def _maker(graph: Graph, tensor: Any) -> str:

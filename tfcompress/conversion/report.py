@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tfcompress.conversion.tuning import Step
+    from tfcompress.export.microcontroller.compressed_weights import CompressedWeights
     from tfcompress.targets.result import Check
     from tfcompress.tflite.inspect import Inspection, OperatorInfo
 
@@ -61,6 +62,7 @@ class Report(Result):
         tuning: what was done to the model before its weights were rounded, and what each step was
             worth; see `tfcompress.conversion.tuning.Step`.
         check: what the target says, a `Check`; None if there was no target.
+        compressed: what `compressed_weights` did; None without it.
         layers: the precision that each layer got, by its name, if they were asked for by layer, or
             what its weights are stored in, if a trained model has some of fewer than 8 bits.
     """
@@ -80,6 +82,7 @@ class Report(Result):
     layers: dict[str, str] = dataclasses.field(default_factory=dict)
     sqnr: dict[str, float] = dataclasses.field(default_factory=dict)
     tuning: Sequence[Step] = ()
+    compressed: CompressedWeights | None = None
 
     def _print(self, console: Console) -> None:
         taken, given = io_pair(self.io_dtype)
@@ -89,6 +92,8 @@ class Report(Result):
         table.add_column("value")
         size = "size" if self.exchanged is None else "size as .tflite"
         table.add_row(size, f"{self.file_bytes:,} bytes, {self.zipped_bytes:,} zipped")
+        for what, value in () if self.compressed is None else self.compressed.rows():
+            table.add_row(what, escape(value))
         for op, dtype, count in self.ops:
             table.add_row(f"{count} x {op}", dtype)
         for entry in self.float_ops:

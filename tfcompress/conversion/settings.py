@@ -21,6 +21,7 @@ from tfcompress.conversion.precisions import (
 )
 from tfcompress.conversion.tuning import check_tune
 from tfcompress.errors import check, expected_one_of
+from tfcompress.export.microcontroller.compressed_weights import check_budgets
 from tfcompress.graph.flatten import as_flat
 from tfcompress.layers.compressed import Compressed, is_compressed
 from tfcompress.layers.fake_quant import FakeQuant
@@ -28,6 +29,7 @@ from tfcompress.post_training.kernels import GRANULARITIES
 from tfcompress.post_training.observers import OBSERVERS, WEIGHT_OBSERVERS
 from tfcompress.targets.targets import IO_DTYPES, Target, io_pair, load_target
 from tfcompress.techniques import Quantize
+from tfcompress.tflite.weight_codes import OPERATOR
 
 PRECISIONS = tuple(IO_DTYPES)
 FORMATS = ("tflite", "onnx", "openvino")
@@ -57,9 +59,13 @@ class Settings:
     weight_observer: str = "max"
     layers: Precisions | None = None
     tune: str | tuple[str, ...] | None = None
+    compressed_weights: bool = False
+    flash: int | None = None
+    ram: int | None = None
 
     def __post_init__(self) -> None:
         precision, batch = self.precision, self.batch_size
+        check_budgets(self.flash, self.ram)
         by_layer = f"; {precision} is by layer, as {{'*': {precision!r}}}"
         also = by_layer if precision in KERNELS and precision not in PRECISIONS else ""
         _check_choice("precision", precision, PRECISIONS, also)
@@ -126,6 +132,9 @@ def settle(
     observer: str | None = None,
     weight_observer: str | None = None,
     tune: str | Sequence[str] | None = None,
+    compressed_weights: bool | None = None,
+    flash: int | None = None,
+    ram: int | None = None,
 ) -> Settings:
     """Fill in what was not said from the target, or as usual, and check the whole."""
     found, usual, layers = None, (USUAL, "float32", 1, "per_channel"), None
@@ -135,11 +144,14 @@ def settle(
     edges = None if pair is None else ",".join(dict.fromkeys(pair))
     if target is not None:
         found = target if isinstance(target, Target) else load_target(target)
+    codes = _codes(compressed_weights, flash, ram, found)
+    if found is not None:
         for each in () if layers is None else layers.named:
             # Of weights of fewer bits a target knows int4 at most; `check` looks closer.
-            if each not in KERNELS or "int4" not in found.precisions:
+            if each not in KERNELS or ("int4" not in found.precisions and not codes):
                 _agree(found, "precision", each, found.precisions)
-        _agree(found, "precision", precision, found.precisions)
+        if not (codes and precision == "int4"):  # which is decoded as int8
+            _agree(found, "precision", precision, found.precisions)
         for dtype in pair or ():
             _agree(found, "io_dtype", dtype, found.io_dtypes)
         if found.shapes.batch_required:
@@ -160,7 +172,29 @@ def settle(
     settled["weight_observer"] = "max" if weight_observer is None else weight_observer
     settled["tune"] = None if tune is None else check_tune(tune)
     settled["skip"] = (skip,) if isinstance(skip, str) else tuple(skip)
+    settled |= {"compressed_weights": codes, "flash": flash, "ram": ram}
     return Settings(**settled, ranges=dict(ranges or {}), target=found, layers=layers)
+
+
+def _codes(asked: bool | None, flash: Any, ram: Any, target: Target | None) -> bool:
+    """Whether weights are to be stored in codes, for which a budget is reason enough."""
+    budgets = {"flash": flash, "ram": ram}
+    given = [f"{name}={value!r}" for name, value in budgets.items() if value is not None]
+    if not (given if asked is None else asked):
+        if given:
+            raise ValueError(
+                f"flash and ram are kept by weights in codes; received {' and '.join(given)} with "
+                "compressed_weights=False. Leave that out."
+            )
+        return False
+    if target is None or OPERATOR not in target.custom_operators:
+        named = "no target" if target is None else f"target '{target.name}'"
+        what = " and ".join(given if asked is None else ["compressed_weights"])
+        raise ValueError(
+            f"{what}: received {named}; expected one that runs TFLite Micro, which alone decodes "
+            f"weights ({OPERATOR}). Name target='microcontroller' (--target microcontroller)."
+        )
+    return True
 
 
 def _io_dtype(target: Target, precision: str) -> str:

@@ -38,6 +38,12 @@ class Trial:
         """Takes what another model gives for these samples as what the file should give."""
         self._wanted = give(self._batches)
 
+    def codes(self, model: Any) -> list[list[np.ndarray]]:
+        """The first samples as an integer file takes them, in the order of its inputs."""
+        order = model.subgraphs[0].inputs
+        places = sorted(run.ports(model)[0], key=lambda port: order.index(port.index))
+        return [[port.quantize(batch[port.name]) for port in places] for batch in self._batches]
+
     def passed_by(self, model: Any, content: bytes) -> list[str]:
         """Runs a file that is to be written.
 

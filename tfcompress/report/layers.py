@@ -34,6 +34,7 @@ from tfcompress.tflite.inspect import (
     constants_by_operator,
     inspect,
 )
+from tfcompress.tflite.plain_weights import has_codes, plain_twin
 from tfcompress.tflite.run import Port, ports, quiet
 from tfcompress.verification.layer_errors import float_twin, tensor_errors
 
@@ -63,6 +64,10 @@ def layer_figures(
     """Describes the operations of a .tflite file as layers, in their order."""
     content = flatbuffer.load(tflite_path)
     file = flatbuffer.read(content, name=flatbuffer.describe(tflite_path))
+    flash = {(x.subgraph, x.layer, x.operator): x.bytes for x in inspect(content).layer_bytes}
+    if has_codes(file):  # which LiteRT does not run, and of which the values are wanted
+        file = plain_twin(file)
+        content = flatbuffer.write(file)
     found = inspect(content)
     groups = {
         op and (op.subgraph, op.index): constants
@@ -81,6 +86,7 @@ def layer_figures(
             output = outputs[op.subgraph, op.outputs[0]]
             error = errors.get(output.index) if op.subgraph == 0 else None
             layers.append(_layer(file, op, name, constants, output, error))
+            layers[-1]["bytes"] = flash.get((op.subgraph, op.layer, op.name), layers[-1]["bytes"])
     return layers
 
 

@@ -21,9 +21,11 @@ from tfcompress.report.layers import (
 from tfcompress.report.page import MISSING, number, require_extra, significant, write_page
 from tfcompress.targets.check import check
 from tfcompress.targets.result import Check, OperatorCheck, caution, verdict_on
+from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.benchmark import FileBenchmark, benchmark
 from tfcompress.tflite.inspect import Inspection, inspect
 from tfcompress.tflite.machine import describe
+from tfcompress.tflite.plain_weights import has_codes, plain_twin
 from tfcompress.verification.differences import Difference
 from tfcompress.verification.verify import OutputCheck, Verification, verify
 
@@ -48,21 +50,41 @@ def write_model_report(
     model, what a target says, and every layer: bytes, sparsity, SQNR, ranges, weights.
     """
     require_extra()
-    say = progress or (lambda stage, done, total: None)
+    parsed = flatbuffer.read(tflite_path)
+    if has_codes(parsed):
+        with temporary.folder() as folder:
+            twin = Path(folder, Path(tflite_path).name)
+            twin.write_bytes(flatbuffer.write(plain_twin(parsed)))
+            return _write(model, tflite_path, twin, path, data, target, samples, progress)
+    return _write(model, tflite_path, tflite_path, path, data, target, samples, progress)
+
+
+def _write(
+    model: Any,
+    tflite_path: str | os.PathLike[str],
+    runs: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    data: Any,
+    target: Any,
+    samples: int | None,
+    progress: Progress | None,
+) -> int:
+    """Writes the report; `runs` is what LiteRT can run of the file, which mostly is the file."""
     found = inspect(tflite_path)
     name = Path(tflite_path).name
+    say = progress or (lambda stage, done, total: None)
     # Where a file lies is nobody else's business.
     checked = None if target is None else dataclasses.replace(check(tflite_path, target), path=name)
     if isinstance(model, (str, os.PathLike)):
         model = models.load_model(model)
     if hasattr(data, "__next__"):
         data = _Replay(data)
-    verified = verify(model, tflite_path, data, samples=samples, progress=progress)
+    verified = verify(model, runs, data, samples=samples, progress=progress)
     say("layers", 0, None)
     # The layers of a SavedModel are not known.
-    plain = None if isinstance(model, models.SavedModel) else float_files(model, tflite_path)
+    plain = None if isinstance(model, models.SavedModel) else float_files(model, runs)
     entry = _layers(model, tflite_path, data, plain)
-    times = _latency(tflite_path, plain, say)
+    times = _latency(runs, plain, say)
     titles = (FILE, plain.title) if plain else (FILE,)
     values = {
         "title": name,
@@ -73,6 +95,7 @@ def write_model_report(
         "times": [_time_row(*pair) for pair in zip(times, titles, strict=True)],
         "rounds": f"{ROUNDS} rounds of {RUNS} runs",
         "found": found,
+        "codes": _code_rows(found, model),
         "dtypes": sorted(found.dtype_bytes.items(), key=lambda item: -item[1]),
         "ports": [("input", t) for t in found.inputs] + [("output", t) for t in found.outputs],
         "operators": sorted(found.op_counts, key=lambda c: -c.count),
@@ -106,6 +129,24 @@ def _layers(
         return task_entry(name, [(name, "", layer_figures(tflite_path))], None)
     layers = layer_figures(tflite_path, model, data, plain.twin)
     return task_entry(name, [(name, "", layers)], layer_figures(plain.before, model))
+
+
+def _code_rows(found: Inspection, model: Any) -> list[dict[str, Any]]:
+    """Layers whose weights are in codes, and what these take."""
+    coded = [layer for layer in found.layer_bytes if layer.code]
+    known = None if isinstance(model, models.SavedModel) else model
+    names = layer_names([layer.layer for layer in coded], known)
+    return [
+        {
+            "name": name,
+            "code": layer.code,
+            "weights": layer.weights,
+            "unique": layer.unique,
+            "bytes": layer.bytes,
+            "decoded": layer.decoded_bytes,
+        }
+        for layer, name in zip(coded, names, strict=True)
+    ]
 
 
 def _names(found: Inspection, model: Any) -> dict[tuple[int, int], str]:

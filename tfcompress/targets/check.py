@@ -19,6 +19,9 @@ from tfcompress.targets.whole_file import (
     misfitting_edges,
 )
 from tfcompress.tflite import arena, flatbuffer, run
+from tfcompress.tflite.weight_codes import OPERATOR
+
+_PLAIN = "Convert again without compressed_weights: TFLite Micro alone decodes weights in codes."
 
 
 def check(path: str | os.PathLike[str] | bytes, target: str | os.PathLike[str] | Target) -> Check:
@@ -59,6 +62,9 @@ def _unloadable(data: bytes, target: Target) -> list[Finding]:
         run.Loaded(data, run.DEFAULT)
     except (ValueError, RuntimeError) as error:
         said = run.line(error)
+        if OPERATOR in said:
+            text = f"LiteRT does not load the file: {run.ONLY_MICRO}"
+            return [Finding("refused", True, text, _PLAIN)]
         if run.NOT_BUILTIN.search(said):
             text = f"LiteRT loads the file only where an app brings operators of its own: {said}"
             return [Finding("custom", True, text)]
@@ -105,7 +111,10 @@ def judge(op: Op, target: Target) -> OperatorCheck:
             return _breach(op, target, limit)
     if not op.is_builtin:
         known = name in target.custom_operators
-        return _verdict(op, target, None if known else "operator", target.operators_rule)
+        if known:
+            return _verdict(op, target, None, target.operators_rule)
+        mend = _PLAIN if name == OPERATOR else None
+        return _verdict(op, target, "operator", target.operators_rule, mend=mend)
     entry = target.operators.get(name) or target.operators.get("*")
     if entry is None:
         reason = f"{target.title} does not list {name}"

@@ -17,8 +17,9 @@ from tfcompress.tflite.inspect import (
     operators_of,
     tensor_of,
 )
+from tfcompress.tflite.weight_codes import OPERATOR
 
-_WIDENING = ("DEQUANTIZE", "DENSIFY")
+_WIDENING = ("DEQUANTIZE", "DENSIFY", OPERATOR)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from tfcompress.tflite import flatbuffer
@@ -41,7 +42,7 @@ def activation_bytes(model: Any) -> int:
     """
     peaks: dict[int, int] = {}
     for subgraph in _called_first(model):
-        peaks[subgraph] = _peak(model, subgraph, peaks)
+        peaks[subgraph] = max(live_bytes(model, subgraph, peaks), default=0)
     return peaks[0]
 
 
@@ -75,7 +76,11 @@ def _bodies(model: Any, op: Any) -> list[int]:
     return sorted(body for body in named if 0 < body < len(model.subgraphs))
 
 
-def _peak(model: Any, subgraph: int, peaks: dict[int, int]) -> int:
+def live_bytes(model: Any, subgraph: int, peaks: Mapping[int, int] | None = None) -> list[int]:
+    """Return the bytes of activations that are live while each operator of a graph runs.
+
+    One number for a graph without operators. `peaks` has the most of graphs that it may call.
+    """
     graph = model.subgraphs[subgraph]
     owner = _owners(model, graph)
     sizes = [_activation_size(model, tensor) for tensor in graph.tensors]
@@ -86,7 +91,6 @@ def _peak(model: Any, subgraph: int, peaks: dict[int, int]) -> int:
         changes[first[i]] += sizes[i]
         changes[last[i] + 1] -= sizes[i]
     live = list(itertools.accumulate(changes))
-    peak = 0 if graph.operators else live[0]
     for step, op in enumerate(graph.operators):
         made = op.outputs[0] if op.outputs else -1
         if made != -1 and flatbuffer.op_name(model, op) not in (*_NOT_IN_PLACE, *_RELABEL):
@@ -94,9 +98,8 @@ def _peak(model: Any, subgraph: int, peaks: dict[int, int]) -> int:
             dying = [sizes[owner[i]] for i in op.inputs if i != -1 and last[owner[i]] == step]
             live[step] -= output if output <= max(dying, default=0) else 0
         # A damaged file may call itself: what is not known yet counts as nothing.
-        inside = sum(peaks.get(body, 0) for body in _bodies(model, op))
-        peak = max(peak, live[step] + inside)
-    return peak
+        live[step] += sum((peaks or {}).get(body, 0) for body in _bodies(model, op))
+    return live[: max(1, len(graph.operators))]
 
 
 def _lifetimes(graph: Any, owner: list[int]) -> tuple[dict[int, int], dict[int, int]]:

@@ -14,7 +14,7 @@ from tfcompress.files import apart
 from tfcompress.results import Result, print_table
 from tfcompress.tflite import flatbuffer, work
 from tfcompress.tflite.arena import activation_bytes
-from tfcompress.tflite.run import cannot_run, line, ports
+from tfcompress.tflite.run import cannot_run, line, ports, require_no_codes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -172,6 +172,7 @@ class _Runner:
         self.seconds = work.seconds(content, threads)
         apart.allow(self.seconds)
         try:
+            require_no_codes(content)
             self.interpreter = Interpreter(model_content=content, num_threads=threads)
             self.interpreter.allocate_tensors()
             details = self.interpreter.get_input_details()

@@ -9,13 +9,16 @@ import dataclasses
 import math
 import os
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.results import Result, Rows, plain, plain_fields, print_table
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import metadata_of
 from tfcompress.tflite.metadata.types import Metadata, print_metadata
+from tfcompress.tflite.plain_weights import has_codes, with_plain_weights
 from tfcompress.tflite.statistics import Statistics, measure
+from tfcompress.tflite.weight_codes import OPERATOR
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,14 +51,18 @@ def inspect(path: str | os.PathLike[str] | bytes) -> Inspection:
 def inspect_parsed(model: Any, data: bytes, path: str | os.PathLike[str] | bytes) -> Inspection:
     """Describe a file that is unpacked already; see `inspect`."""
     known: dict[tuple, Statistics] = {}  # Tied weights are one buffer behind many tensors.
+    plain, codes = with_plain_weights(model) if has_codes(model) else (model, {})
     graphs = [_tensors(model, g, known) for g in range(len(model.subgraphs))]
+    for subgraph, index in codes:
+        graphs[subgraph][index] = _decoded(plain, graphs[subgraph][index], codes[subgraph, index])
     tensors = tuple(t for graph in graphs for t in graph)
     operators = tuple(op for g in range(len(graphs)) for op in operators_of(model, g, graphs[g]))
     counts = Counter((op.name, op.dtype, op.version) for op in operators)
     groups = constants_by_operator(model, tensors, operators)
-    layers = tuple(_layer(*key, found) for key, found in groups.items())
+    decoded = _decoded_by_operator(graphs, operators)
+    layers = tuple(_layer(*key, found, decoded.get(key, [])) for key, found in groups.items())
     constants = [t for found in groups.values() for t in found]
-    weights = [t for t in constants if t.is_weight]
+    weights = [t for t in (*constants, *chain(*decoded.values())) if t.is_weight]
     first = model.subgraphs[0]
     model_metadata, problem = _model_metadata(model, data, flatbuffer.describe(path))
     return Inspection(
@@ -85,6 +92,33 @@ def inspect_parsed(model: Any, data: bytes, path: str | os.PathLike[str] | bytes
         model_metadata=model_metadata,
         model_metadata_problem=problem,
     )
+
+
+def _decoded(plain: Any, t: TensorInfo, code: str) -> TensorInfo:
+    """A weight in a code, with the statistics of what it is decoded to."""
+    tensor = plain.subgraphs[t.subgraph].tensors[t.index]
+    axis = t.quantized_dimension if t.is_quantized else None
+    found = measure(plain, tensor, t.zero_points, axis, is_weight=True)
+    return dataclasses.replace(t, code=code, **vars(found))
+
+
+def _decoded_by_operator(
+    graphs: list[list[TensorInfo]], operators: tuple[OperatorInfo, ...]
+) -> dict[tuple[int, OperatorInfo | None], list[TensorInfo]]:
+    """Weights in codes by what is the first to read them, once they are decoded."""
+    found: dict[tuple[int, OperatorInfo | None], list[TensorInfo]] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting: dict[tuple[int, int], int] = {}
+    for op in operators:
+        if op.name == OPERATOR:
+            pairs = zip(op.outputs, op.inputs[::2], strict=False)
+            waiting |= {(op.subgraph, given): stored for given, stored in pairs}
+            continue
+        for key in ((op.subgraph, index) for index in op.inputs):
+            if key in waiting and (op.subgraph, waiting[key]) not in seen:
+                seen.add((op.subgraph, waiting[key]))
+                found.setdefault((op.subgraph, op), []).append(graphs[key[0]][key[1]])
+    return found
 
 
 def _tensors(model: Any, subgraph: int, known: dict[tuple, Statistics]) -> list[TensorInfo]:
@@ -204,7 +238,7 @@ def constants_by_operator(
     uses: list[tuple[TensorInfo, OperatorInfo | None]] = []
     for op in operators:
         # Weights that are stored narrow and widened first belong to the layer behind.
-        widens = op.name in ("DEQUANTIZE", "DENSIFY") and op.outputs
+        widens = op.name in ("DEQUANTIZE", "DENSIFY", OPERATOR) and op.outputs
         user = consumers.get((op.subgraph, op.outputs[0]), op) if widens else op
         graph = model.subgraphs[op.subgraph]
         for i in op.inputs:
@@ -222,15 +256,20 @@ def constants_by_operator(
     return groups
 
 
-def _layer(subgraph: int, op: OperatorInfo | None, constants: list[TensorInfo]) -> LayerBytes:
-    weights = [t for t in constants if t.is_weight]
+def _layer(
+    subgraph: int,
+    op: OperatorInfo | None,
+    constants: list[TensorInfo],
+    decoded: list[TensorInfo],
+) -> LayerBytes:
+    weights = [t for t in (*constants, *decoded) if t.is_weight]
     channels = [t.unique_per_channel for t in weights if t.unique_per_channel is not None]
     return LayerBytes(
         layer=op.layer if op else "",
         operator=op.name if op else "",
         subgraph=subgraph,
         bytes=sum(t.bytes for t in constants),
-        dtype=max(constants, key=lambda t: t.bytes).dtype,
+        dtype=max(decoded or constants, key=lambda t: t.bytes).dtype,
         computes=op.dtype if op else "",
         weights=sum(math.prod(t.shape) for t in weights),
         sparsity=_sparsity(weights),
@@ -238,6 +277,8 @@ def _layer(subgraph: int, op: OperatorInfo | None, constants: list[TensorInfo]) 
         unique_per_channel=max(channels, default=None),
         entropy_bytes=sum(t.entropy_bytes or 0 for t in weights),
         coded_bytes=sum(t.bytes if t.coded_bytes is None else t.coded_bytes for t in constants),
+        code=", ".join(dict.fromkeys(t.code for t in decoded)),
+        decoded_bytes=sum(t.bytes for t in decoded),
     )
 
 
@@ -303,6 +344,7 @@ class TensorInfo:
     unique_per_channel: int | None = None  # the most in one channel, if scales are per channel
     entropy_bytes: int | None = None
     coded_bytes: int | None = None
+    code: str = ""  # of a weight that TFLite Micro decodes; it is no constant then
 
     @property
     def scale_count(self) -> int:
@@ -386,13 +428,16 @@ class LayerBytes:
     unique_per_channel: int | None  # the most in one channel of a tensor with scales per channel
     entropy_bytes: int
     coded_bytes: int
+    code: str = ""  # in which TFLite Micro decodes the weights
+    decoded_bytes: int = 0  # what these take in its arena while the operator runs
 
     @property
     def precision(self) -> str:
         """What the constants are stored in, and what is computed in if that is another."""
         computes = "dynamic" if self.computes.startswith("dynamic") else self.computes
         same = self.dtype == computes or not computes or not self.weights
-        return self.dtype if same else f"{self.dtype} x {computes}"
+        named = self.dtype if same else f"{self.dtype} x {computes}"
+        return f"{named} ({self.code})" if self.code else named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -472,6 +517,10 @@ def _render_summary(found: Inspection, console: Console) -> None:
         *((f"  {dtype}", f"{size:,} bytes") for dtype, size in found.dtype_bytes.items()),
         ("description", f"{found.description} (schema {found.schema_version})"),
     ]
+    decoded = [layer.decoded_bytes for layer in found.layer_bytes if layer.decoded_bytes]
+    if decoded:
+        told = f"of {len(decoded)} layers: {sum(decoded):,} bytes decoded, {max(decoded):,} at once"
+        rows.insert(2, ("weights in codes", f"{told} at most, by TFLite Micro alone"))
     if found.sparsity is not None:
         bits = 8 * found.entropy_bytes / found.weights
         rows.insert(-1, ("weights", f"{found.weights:,} with {bits:.2f} bits of entropy each"))

@@ -16,7 +16,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.files import apart
 from tfcompress.tflite import flatbuffer, work
+from tfcompress.tflite.plain_weights import has_codes
 from tfcompress.tflite.signature import first_signature
+from tfcompress.tflite.weight_codes import OPERATOR
 
 INTEGERS = ("int8", "uint8", "int16")
 
@@ -225,6 +227,7 @@ def load(content: bytes, kernels: str = REFERENCE, *, keep: bool = False) -> tup
     Returns (the interpreter with its tensors allocated, a note if it has not the kernels asked
     for).
     """
+    require_no_codes(content)
     if kernels == REFERENCE and _sums_integers(content):
         note = "LiteRT's reference kernels sum integers wrongly (SUM): its optimized ones instead"
         return _interpreter(content, _OPTIMIZED, keep), note
@@ -236,6 +239,12 @@ def load(content: bytes, kernels: str = REFERENCE, *, keep: bool = False) -> tup
             raise
     note = f"LiteRT's reference kernels lack {lacking[1]}: its optimized ones instead"
     return _interpreter(content, _OPTIMIZED, keep), note
+
+
+def require_no_codes(content: bytes) -> None:
+    """Raises a RuntimeError if a file has weights in codes, which only TFLite Micro decodes."""
+    if OPERATOR.encode() in content and has_codes(flatbuffer.read(content)):
+        raise RuntimeError(ONLY_MICRO)
 
 
 def _sums_integers(content: bytes) -> bool:
@@ -268,6 +277,12 @@ def _interpreter(content: bytes, kernels: str, keep: bool) -> Any:
     return interpreter
 
 
+ONLY_MICRO = (
+    f"its weights are in codes ({OPERATOR}), which TFLite Micro alone decodes. Convert again "
+    "without compressed_weights for LiteRT; `tfcompress c-array` makes what runs this one"
+)
+
+
 def line(error: Exception) -> str:
     """What LiteRT says, as one line without a full stop; the type if it says nothing."""
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
@@ -284,6 +299,8 @@ def cannot_run(name: str, error: Exception) -> ValueError:
             f"This LiteRT has no kernel for {lacking[1]} in that version: replace the layer that "
             "it comes from, or install a newer ai-edge-litert."
         )
+    elif OPERATOR in said:
+        return ValueError(f"LiteRT cannot run {name}: {said}.")
     elif NOT_BUILTIN.search(said):
         advice = (
             "Expected built-in operators only; convert again without SELECT_TF_OPS and custom "

@@ -283,9 +283,11 @@ def restored(
 
 
 def _unmasked(stored: bytes, rest: bytes, count: int, dtype: str) -> np.ndarray:
+    if len(stored) * 8 < count:
+        raise ValueError("a mask of TFLM_DECODE is too short")
     kept = np.unpackbits(np.frombuffer(stored, np.uint8), count=count).astype(bool)
     values = np.frombuffer(rest, dtype, len(rest) // np.dtype(dtype).itemsize)
-    if len(stored) * 8 < count or len(values) < kept.sum():
+    if len(values) < kept.sum():
         raise ValueError("a mask has more bits set than values behind it")
     found = np.zeros(count, dtype)
     found[kept] = values[: kept.sum()]
@@ -299,12 +301,12 @@ def _looked_up(
     if not bits or len(stored) * 8 < count * bits:
         raise ValueError("indices into a table of TFLM_DECODE are too few")
     flat = np.unpackbits(np.frombuffer(stored, np.uint8), count=count * bits)
-    indices = np.zeros(shape, np.int64)
+    indices: np.ndarray = np.zeros(shape, np.uint8)
     for column in flat.reshape(-1, bits).T:
         indices = 2 * indices + column.reshape(shape)
-    if axis is not None:
+    if axis is not None and stride:
         channels = [-1 if i == axis % len(shape) else 1 for i in range(len(shape))]
-        indices += stride * np.arange(shape[axis]).reshape(channels)
+        indices = indices + stride * np.arange(shape[axis], dtype=np.int32).reshape(channels)
     rest = ancillary[_HEADER:]
     values = np.frombuffer(rest, dtype, len(rest) // np.dtype(dtype).itemsize)
     if count and indices.max() >= len(values):
@@ -316,6 +318,8 @@ def _unhuffed(stored: bytes, ancillary: bytes, count: int) -> np.ndarray:
     """At each bit the value that begins there, and then only those that follow one another."""
     entries = np.frombuffer(ancillary[_HEADER:], "<u2", (len(ancillary) - _HEADER) // 2)
     first = (ancillary[5] >> 4) + 1
+    if len(stored) * 8 < count:
+        raise ValueError("a Huffman code of TFLM_DECODE is too short")
     found, place, total = np.zeros(count, np.int8), 0, 8 * len(stored)
     done, start, steps, values = 0, 0, b"", np.zeros(0, np.int8)
     while done < count:

@@ -11,6 +11,7 @@ from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tools.comparison import compare
 from tfcompress.tools.driving import Answer, Library, Outcome, Tool
+from tfcompress.tools.environments import python_environment
 from tfcompress.tools.subject import Subject
 
 Inputs = Sequence[Mapping[str, np.ndarray]]
@@ -71,6 +72,17 @@ def arena_bytes(data: bytes) -> int:
     less for what is not tensor data, and its own kernels may take other scratch buffers.
     """
     return int(_drive_tflm("measure_tflm", data, ()).figures["arena bytes"])
+
+
+def tflm_outputs(data: bytes, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+    """What TFLite Micro gives for each of some inputs, which are codes in the order of the file."""
+    samples = [{str(place): value for place, value in enumerate(given)} for given in inputs]
+    return _drive_tflm("run_tflm", data, samples).outputs
+
+
+def require_tflm() -> None:
+    """Raises an `Unavailable` if TFLite Micro cannot be had here."""
+    python_environment(TFLM_LIBRARY.name, TFLM_LIBRARY.packages)
 
 
 def _drive_tflm(driver: str, data: bytes, inputs: Inputs) -> Answer:

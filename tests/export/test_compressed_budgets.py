@@ -1,0 +1,132 @@
+"""Which weights are in codes: what flash and RAM decide, what is refused."""
+
+import numpy as np
+import pytest
+from coded_files import chain
+
+from tfcompress.export.microcontroller import compressed_weights
+from tfcompress.export.microcontroller.compressed_weights import compress_weights
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.inspect import inspect
+from tfcompress.tools import runtimes
+from tfcompress.tools.environments import python_environment_is_ready
+
+TFLM = runtimes.TFLM_LIBRARY
+SIZES = {"dense0": 64 * 32, "dense1": 32 * 96, "dense2": 96 * 16}
+
+
+class Answers:
+    """Stands for TFLite Micro: 100 bytes of arena, and 1 more for each decoded byte at once."""
+
+    def __init__(self, monkeypatch, same=True):
+        self.same, self.asked = same, []
+        monkeypatch.setattr(compressed_weights, "measure_arena", self.arena)
+        monkeypatch.setattr(runtimes, "tflm_outputs", self.outputs)
+
+    def arena(self, data, where):
+        sizes = [layer.decoded_bytes for layer in inspect(data).layer_bytes]
+        return 100 + max(sizes), "by hand"
+
+    def outputs(self, data, inputs):
+        self.asked.append(inputs)
+        return [[np.zeros(3) if self.same else np.full(3, len(self.asked))] for _ in inputs]
+
+
+def compressed(data, **options):
+    def name_of(tensor):
+        return tensor.split("/")[1] if "/" in tensor else ""
+
+    return compress_weights(flatbuffer.read(data), name_of=name_of, **options)
+
+
+@pytest.mark.skipif(
+    not python_environment_is_ready(TFLM.name, TFLM.packages),
+    reason="TFLite Micro has no environment here yet",
+)
+def test_tflite_micro_gives_the_same_bits():
+    data = chain()
+    _, made, told = compressed(data)
+    given = [
+        [np.random.default_rng(i).integers(-128, 128, (1, 64)).astype(np.int8)] for i in (5, 6)
+    ]
+    ours, theirs = (runtimes.tflm_outputs(content, given) for content in (data, made))
+    assert np.array_equal(ours, theirs)
+    assert len(set(np.ravel(ours))) > 10
+    assert told.compared == 8
+    assert told.file_bytes == len(made) < told.plain_bytes == len(data)
+    # The largest weight is decoded into the arena.
+    assert told.arena >= told.plain_arena + SIZES["dense1"]
+
+
+def test_without_budgets_every_weight_that_helps_is_coded(monkeypatch):
+    answers = Answers(monkeypatch)
+    _, data, told = compressed(chain())
+    assert {w.layer: w.decoded for w in told.weights} == SIZES
+    assert all(w.bytes <= w.decoded * 3 / 8 + 16 + 5 for w in told.weights)
+    assert told.plain == {}
+    assert (told.arena, told.plain_arena) == (100 + SIZES["dense1"], 100)
+    assert len(answers.asked) == 2  # of the plain file, and of this one
+    assert len(answers.asked[0]) == told.compared == 8
+    assert sum(layer.decoded_bytes for layer in inspect(data).layer_bytes) == sum(SIZES.values())
+
+
+def test_ram_leaves_large_weights_plain(monkeypatch):
+    Answers(monkeypatch)
+    _, _, told = compressed(chain(), ram=99 + SIZES["dense1"])
+    assert {w.layer for w in told.weights} == {"dense0", "dense2"}
+    assert told.plain == {"dense1": "decoded it takes 3,072 bytes of RAM"}
+    assert told.arena == 100 + SIZES["dense0"]
+    with pytest.raises(ValueError, match=r"ram: received 99 bytes; the arena takes 100 .*ram=100"):
+        compressed(chain(), ram=99)
+
+
+def test_flash_codes_no_more_than_it_takes(monkeypatch):
+    Answers(monkeypatch)
+    _, least, _ = compressed(chain())
+    _, most, told = compressed(chain(), flash=len(chain()))
+    assert told.weights == ()
+    assert not any(layer.code for layer in inspect(most).layer_bytes)
+    assert len(most) < len(chain())
+    _, _, told = compressed(chain(), flash=len(most) - 1)
+    assert [w.layer for w in told.weights] == ["dense1"]
+    assert told.plain["dense0"] == "the file keeps within flash as it is"
+    message = f"flash: received 300 bytes; the nearest is {len(least):,}, with an arena of 3,172"
+    with pytest.raises(ValueError, match=message):
+        compressed(chain(), flash=300)
+
+
+def test_flash_that_ram_keeps_from_being_met_tells_both(monkeypatch):
+    Answers(monkeypatch)
+    _, least, _ = compressed(chain())
+    with pytest.raises(ValueError, match=r"leaves 'dense1' plain: with ram=3172") as error:
+        compressed(chain(), flash=len(least), ram=3000)
+    assert f"it would be {len(least):,} bytes." in str(error.value)
+    # Which is true.
+    _, data, _ = compressed(chain(), flash=len(least), ram=3172)
+    assert len(data) == len(least)
+
+
+def test_outputs_that_differ_are_refused(monkeypatch):
+    Answers(monkeypatch, same=False)
+    with pytest.raises(ValueError, match="gives another output 0 for input 0"):
+        compressed(chain())
+
+
+def test_too_many_values_are_told_by_layer(monkeypatch):
+    Answers(monkeypatch)
+    wrong = r"no weight has so few values .* 'dense1' \(254 values in 3,072 weights\), 'dense0' .*"
+    with pytest.raises(ValueError, match=wrong + r"\[Cluster\(16\), Quantize\(\)\]"):
+        compressed(chain(kinds=254))
+
+
+def test_a_code_that_makes_the_whole_file_larger_is_not_taken(monkeypatch):
+    Answers(monkeypatch)
+    monkeypatch.setattr("tfcompress.export.microcontroller.decoding.OVERHEAD", 0)
+    data = chain((8, 8, 8), kinds=4)
+    _, made, told = compressed(data, flash=10_000)
+    assert told.weights == ()
+    with pytest.raises(
+        ValueError, match="no weight has so few values that a code of it is smaller"
+    ):
+        compressed(data)
+    assert len(made) < len(data)

@@ -1,0 +1,306 @@
+"""A .tflite file for TFLite Micro whose weights stay in codes in flash, within budgets.
+
+What is written was run by TFLite Micro against the plain file, and gave the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfcompress.errors import check, is_whole
+from tfcompress.export.microcontroller.c_array import measure_arena
+from tfcompress.export.microcontroller.decoding import Weight, slim, weights_of, with_decoding
+from tfcompress.results import plain_fields
+from tfcompress.tflite import flatbuffer
+from tfcompress.tools import runtimes
+
+_RANDOM = 8  # inputs that are compared besides those that are given
+_NAMED = 8  # layers in an error
+_FEW = 16  # values, for which there are kernels and tables of 4 bits
+_SMALL = 100  # a weight that takes less than this part of the file is not told of
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredWeight:
+    """A weight as the file has it: its layer, its code, bytes stored and once it is decoded."""
+
+    layer: str
+    code: str
+    bytes: int
+    decoded: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressedWeights:
+    """What was stored in codes, and what it costs.
+
+    Attributes:
+        plain_bytes: of the file without codes, and with all that TFLite Micro does not read.
+        file_bytes: of the file.
+        plain_arena, arena: RAM of both as TFLite Micro measured it.
+        compared: inputs for which both gave the same bits.
+        weights: those in codes.
+        plain: layers whose weights are as they were, but for small ones, and why.
+    """
+
+    plain_bytes: int
+    file_bytes: int
+    plain_arena: int
+    arena: int
+    compared: int
+    weights: tuple[StoredWeight, ...]
+    plain: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return plain_fields(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What is printed of it: (what, value)."""
+        share = self.plain_bytes / self.file_bytes
+        same = f"equal bit for bit in TFLite Micro on {self.compared} inputs"
+        found = [
+            ("flash", f"{self.plain_bytes:,} bytes without codes, {share:.2f} times as much"),
+            ("arena (RAM)", f"{self.arena:,} bytes, {self.plain_arena:,} without codes"),
+            ("weights in codes", f"{len(self.weights)}; {same}"),
+        ]
+        for weight in self.weights:
+            sizes = f"{weight.bytes:,} bytes instead of {weight.decoded:,}"
+            found.append((f"  {weight.layer[:40]}", f"{weight.code}, {sizes}"))
+        return found + [(f"  {layer[:40]}", f"plain: {why}") for layer, why in self.plain.items()]
+
+
+def check_budgets(flash: Any, ram: Any) -> None:
+    """Raises a ValueError unless budgets are numbers of bytes or left out."""
+    for name, value in (("flash", flash), ("ram", ram)):
+        check(value is None or is_whole(value), name, "None or bytes, 1 or more", value)
+
+
+def compress_weights(
+    model: Any,
+    *,
+    flash: int | None = None,
+    ram: int | None = None,
+    inputs: Sequence[Sequence[np.ndarray]] = (),
+    name_of: Callable[[str], str],
+    pack: Callable[[Any], bytes] = flatbuffer.write,
+) -> tuple[Any, bytes, CompressedWeights]:
+    """Store weights of a file in codes, and run it.
+
+    Args:
+        model: the `ModelT` of a file that TFLite Micro runs.
+        flash: the most bytes of the file; of what keeps within them, weights whose codes save least
+            stay plain, as decoding takes time. None: the smallest file.
+        ram: the most bytes of the arena; weights that need more while they are decoded stay plain.
+        inputs: codes to run both files on, besides random ones, in the order of the file.
+        name_of: the layer that a tensor's name tells; '' if none.
+        pack: what makes bytes of the file, such as with metadata.
+
+    Returns:
+        (its `ModelT`, its bytes, what was done).
+
+    Raises:
+        ValueError: a budget cannot be met, no weight gets smaller, or the outputs differ.
+        Unavailable: TFLite Micro cannot be had here.
+    """
+    check_budgets(flash, ram)
+    plain = flatbuffer.write(model)
+    plain_arena, _ = measure_arena(plain, "the file")
+    choice = _Choice(slim(model, name_of), pack, ram)
+    chosen, arena = choice.within_ram()
+    if flash is None or len(choice.data(chosen)) > flash:
+        _require_codes(choice, flash)
+    if flash is not None:
+        chosen = choice.within_flash(chosen, flash, arena)
+    data = choice.data(chosen)
+    arena = choice.arena(chosen)
+    made = flatbuffer.read(data)
+    told = CompressedWeights(
+        plain_bytes=len(plain),
+        file_bytes=len(data),
+        plain_arena=plain_arena,
+        arena=arena,
+        compared=_require_equal(model, plain, data, inputs),
+        weights=tuple(_told(weight) for weight in chosen),
+        plain={
+            weight.layer: choice.reason(weight)
+            for weight in choice.weights
+            if weight not in chosen and weight.stored * _SMALL > len(data)
+        },
+    )
+    return made, data, told
+
+
+def _told(weight: Weight) -> StoredWeight:
+    assert weight.coded is not None
+    return StoredWeight(weight.layer, weight.coded.code, weight.coded.bytes, weight.values.nbytes)
+
+
+class _Choice:
+    """Which weights are coded: what the file and the arena are for each choice."""
+
+    def __init__(self, model: Any, pack: Callable[[Any], bytes], ram: int | None):
+        self.model, self.pack, self.ram = model, pack, ram
+        self.weights = weights_of(model)
+        self.worth = [weight for weight in self.weights if weight.saved > 0]
+        self.limit: int | None = None  # demands above it there is no RAM for
+        self._files: dict[frozenset[int], bytes] = {}
+        self._arenas: dict[frozenset[int], int] = {}
+        if len(self.data(self.worth)) >= len(self.data([])):  # what is saved is an estimate
+            self.worth = []
+
+    def data(self, chosen: Collection[Weight]) -> bytes:
+        """The bytes of the file."""
+        key = frozenset(weight.buffer for weight in chosen)
+        if key not in self._files:
+            self._files[key] = self.pack(with_decoding(self.model, chosen))
+        return self._files[key]
+
+    def arena(self, chosen: Collection[Weight]) -> int:
+        """RAM that TFLite Micro measures."""
+        key = frozenset(weight.buffer for weight in chosen)
+        if key not in self._arenas:
+            self._arenas[key], _ = measure_arena(self.data(chosen), "the file with coded weights")
+        return self._arenas[key]
+
+    def within_ram(self) -> tuple[list[Weight], int]:
+        """As many weights as there is RAM to decode, those that demand least first."""
+        chosen, arena = self.worth, self.arena(self.worth)
+        if self.ram is None or arena <= self.ram:
+            return chosen, arena
+        demands = [0, *sorted({weight.demand for weight in self.worth})]
+        low, high = 0, len(demands) - 1  # low keeps within, high does not
+        fewest = self.arena([])
+        if fewest > self.ram:
+            raise ValueError(
+                f"ram: received {self.ram:,} bytes; the arena takes {fewest:,} as measured by "
+                f"TFLite Micro, without a weight that is decoded. Give ram={fewest} or more, or "
+                "make activations smaller: smaller inputs, fewer channels, earlier pooling."
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            kept = self._up_to(demands[middle])
+            low, high = (middle, high) if self.arena(kept) <= self.ram else (low, middle)
+        self.limit = demands[low]
+        chosen = self._up_to(self.limit)
+        return chosen, self.arena(chosen)
+
+    def _up_to(self, demand: int) -> list[Weight]:
+        return [weight for weight in self.worth if weight.demand <= demand]
+
+    def within_flash(self, chosen: list[Weight], flash: int, arena: int) -> list[Weight]:
+        """Only as many of them as it takes, those that save most for each value."""
+        least = len(self.data(chosen))
+        if least > flash:
+            raise ValueError(self._too_large(chosen, flash, least, arena))
+        kept, size = list(chosen), least
+        for weight in sorted(chosen, key=lambda w: w.saved / w.values.size):
+            if size + weight.saved <= flash:
+                kept.remove(weight)
+                size += weight.saved
+        while len(self.data(kept)) > flash:  # `saved` is an estimate
+            missing = [weight for weight in chosen if weight not in kept]
+            kept.append(max(missing, key=lambda weight: weight.saved))
+        return [weight for weight in chosen if weight in kept]
+
+    def _too_large(self, chosen: list[Weight], flash: int, least: int, arena: int) -> str:
+        text = (
+            f"flash: received {flash:,} bytes; the nearest is {least:,}, with an arena of "
+            f"{arena:,} bytes."
+        )
+        left = [weight for weight in self.worth if weight not in chosen]
+        if left:
+            whole, needed = len(self.data(self.worth)), self.arena(self.worth)
+            text += (
+                f" ram={self.ram:,} leaves {_layers(left)} plain: with ram={needed} it would be "
+                f"{whole:,} bytes."
+            )
+            if whole <= flash:
+                return text
+        return f"{text} {_mend(self.weights)}"
+
+    def reason(self, weight: Weight) -> str:
+        """Why a weight stays plain."""
+        if weight.stored < weight.values.nbytes:
+            return "in so few bits that a code takes no less"
+        if weight.saved <= 0:
+            return _values(weight)
+        if self.limit is not None and weight.demand > self.limit:
+            return f"decoded it takes {weight.values.nbytes:,} bytes of RAM"
+        return "the file keeps within flash as it is"
+
+
+def _values(weight: Weight) -> str:
+    kind = "values" if weight.unique > 1 else "value"
+    return f"{weight.unique} {kind} in {weight.values.size:,} weights"
+
+
+def _layers(weights: Sequence[Weight], told: Callable[[Weight], str] | None = None) -> str:
+    largest = sorted(weights, key=lambda weight: -weight.stored)
+    named = [f"'{w.layer:.60}'" + (f" ({told(w)})" if told else "") for w in largest[:_NAMED]]
+    more = len(largest) - _NAMED
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def _mend(weights: Sequence[Weight]) -> str:
+    """What would make a file smaller, by its largest weights that are not few already."""
+    largest = sorted(weights, key=lambda weight: -weight.stored)
+    many = [w for w in largest if w.unique > _FEW and w.stored * _SMALL > largest[0].stored]
+    recipe = "[Cluster(16), Quantize()] or [Quantize(bits=4)]"
+    if not many:
+        many, recipe = largest, "[Prune(0.7), Cluster(16), Quantize()] or [Quantize(bits=3)]"
+    return f"Most is taken by {_layers(many, _values)}: train with fewer values, such as {recipe}."
+
+
+def _require_codes(choice: _Choice, flash: int | None) -> None:
+    """Raises unless some weight is few values, or is stored in fewer bits already."""
+    if choice.worth or any(weight.stored < weight.values.nbytes for weight in choice.weights):
+        return
+    if not choice.weights:
+        raise ValueError(
+            "compressed_weights: received a model without weights of layers that could be decoded; "
+            "expected kernels of convolutions or Dense. Leave compressed_weights out."
+        )
+    size = len(choice.data([]))
+    budget = "" if flash is None else f" flash={flash:,} is not met: the nearest is {size:,} bytes."
+    raise ValueError(
+        "compressed_weights: no weight has so few values that a code of it is smaller."
+        f"{budget} {_mend(choice.weights)}"
+    )
+
+
+def _require_equal(
+    model: Any, plain: bytes, data: bytes, inputs: Sequence[Sequence[np.ndarray]]
+) -> int:
+    """Run both files; returns how many inputs were compared."""
+    samples = [*inputs, *_random_inputs(model)]
+    wanted, given = (runtimes.tflm_outputs(content, samples) for content in (plain, data))
+    for number, (ours, theirs) in enumerate(zip(wanted, given, strict=True)):
+        for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            if one.tobytes() != other.tobytes():
+                raise ValueError(
+                    f"TFLite Micro gives another output {place} for input {number} once weights "
+                    "are in codes: expected the same bits. Nothing was written; leave "
+                    "compressed_weights out, and report the model."
+                )
+    return len(samples)
+
+
+def _random_inputs(model: Any) -> list[list[np.ndarray]]:
+    graph, random = model.subgraphs[0], np.random.default_rng(0)
+
+    def values(tensor: Any) -> np.ndarray:
+        dtype = flatbuffer.dtype_name(tensor)
+        if dtype == "float32":
+            return random.normal(size=tensor.shape).astype(np.float32)
+        if flatbuffer.scales_of(tensor)[0]:
+            limits = np.iinfo(dtype)
+            return random.integers(limits.min, limits.max + 1, tensor.shape).astype(dtype)
+        return np.zeros(tensor.shape, dtype)  # an index, of which 0 is always one
+
+    tensors = [graph.tensors[i] for i in graph.inputs]
+    return [[values(tensor) for tensor in tensors] for _ in range(_RANDOM)]
