@@ -117,7 +117,14 @@ def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):
         "signature": "serve",
         "target": "ethos_u55",
         "format": "tflite",
+        "compressed_weights": None,
+        "flash": None,
+        "ram": None,
     }
+    command += ["--target", "microcontroller", "--flash", "1.5k", "--ram", "64k", "-q"]
+    assert run(*command, "--compressed-weights") == 0
+    found = [received[name] for name in ("compressed_weights", "flash", "ram")]
+    assert found == [True, 1536, 65536]
 
 
 def test_compress_trains_and_reports(folder, tmp_path, capsys):

@@ -69,12 +69,10 @@ def test_wrong_arguments(options, message):
         settle(**options)
 
 
-def test_budgets_ask_for_codes_and_int4_is_decoded_as_int8():
+def test_budgets_ask_for_codes():
     found = settle(target="microcontroller", flash=10, precision="int4")
     assert (found.compressed_weights, found.precision, found.flash) == (True, "int4", 10)
     assert not settle(target="microcontroller").compressed_weights
-    with pytest.raises(ValueError, match="takes precision"):
-        settle(target="microcontroller", precision="int4")
 
 
 def test_without_tflite_micro_nothing_is_converted(monkeypatch, tmp_path):

@@ -110,10 +110,9 @@ def convert(
         compressed_weights: for target "microcontroller": weights stay in codes in flash (tables of
             up to 7 bits, masks of zeros, Huffman's), which TFLite Micro decodes before the layer
             that reads them, and what it does not read is left out. Each weight takes its smallest
-            code, if that is smaller: with few values or many zeros, from `Cluster`, `Prune` or few
-            bits, for which "int4" is a precision of this target, too. TFLite Micro runs the file
-            against the plain one, in an environment of its own: equal bit for bit, or an error.
-            LiteRT cannot run it. None: where flash or ram is given.
+            code, if that is smaller: with few values or many zeros, from `Cluster`, `Codebook`,
+            `Prune` or few bits. TFLite Micro runs the file against the plain one, in an environment
+            of its own: equal bit for bit, or an error. LiteRT cannot run it. None: where flash or ram is given.
         flash: the most bytes of the file; only as many weights are in codes as it takes.
             None: the smallest file.
         ram: the most bytes of the arena, as TFLite Micro measures it: a decoded weight lives there

@@ -148,10 +148,9 @@ def settle(
     if found is not None:
         for each in () if layers is None else layers.named:
             # Of weights of fewer bits a target knows int4 at most; `check` looks closer.
-            if each not in KERNELS or ("int4" not in found.precisions and not codes):
+            if each not in KERNELS or "int4" not in found.precisions:
                 _agree(found, "precision", each, found.precisions)
-        if not (codes and precision == "int4"):  # which is decoded as int8
-            _agree(found, "precision", precision, found.precisions)
+        _agree(found, "precision", precision, found.precisions)
         for dtype in pair or ():
             _agree(found, "io_dtype", dtype, found.io_dtypes)
         if found.shapes.batch_required:
