@@ -112,7 +112,8 @@ def convert(
             that reads them, and what it does not read is left out. Each weight takes its smallest
             code, if that is smaller: with few values or many zeros, from `Cluster`, `Codebook`,
             `Prune` or few bits. TFLite Micro runs the file against the plain one, in an environment
-            of its own: equal bit for bit, or an error. LiteRT cannot run it. None: where flash or ram is given.
+            of its own: equal bit for bit, or an error. LiteRT cannot run it. None: where flash or
+            ram is given.
         flash: the most bytes of the file; only as many weights are in codes as it takes.
             None: the smallest file.
         ram: the most bytes of the arena, as TFLite Micro measures it: a decoded weight lives there
