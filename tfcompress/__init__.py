@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tfcompress.graph.flatten import flatten
     from tfcompress.kinds import register_kernel
     from tfcompress.recipe.findings import Sensitivity
+    from tfcompress.recipe.flash import ExpectedFlash, expected_flash
     from tfcompress.recipe.recipe import Recipe
     from tfcompress.search.choice import PrecisionChoice
     from tfcompress.search.choose_precision import choose_precision
@@ -73,6 +74,7 @@ _HOMES = {
     "tfcompress.export.microcontroller.c_array": ["c_array"],
     "tfcompress.graph.flatten": ["flatten"],
     "tfcompress.kinds": ["register_kernel"],
+    "tfcompress.recipe.flash": ["ExpectedFlash", "expected_flash"],
     "tfcompress.recipe.recipe": ["Recipe"],
     "tfcompress.recipe.findings": ["Sensitivity"],
     "tfcompress.search.choice": ["PrecisionChoice"],
@@ -115,6 +117,7 @@ __all__ = [
     "Codebook",
     "CompressionLogger",
     "Distiller",
+    "ExpectedFlash",
     "GroupLasso",
     "Metadata",
     "MutualDistiller",
@@ -141,6 +144,7 @@ __all__ = [
     "compress",
     "convert",
     "distillation",
+    "expected_flash",
     "factorize",
     "finalize",
     "flatten",

@@ -142,6 +142,7 @@ def test_compress_trains_and_reports(folder, tmp_path, capsys):
     assert found["sparsity"] == pytest.approx(0.5)
     assert found["after"]["loss"] < found["before"]["loss"]
     assert found["bytes"] == (tmp_path / "a.tflite").stat().st_size
+    assert re.search(r"Weights in flash: [\d,]+ bytes as int8, about [\d,]+ under", shown.err)
     assert re.findall(r"epoch \d of 4", shown.err) == [f"epoch {i} of 4" for i in (1, 2, 3, 4)]
     assert run(*command, *settings, "--resume") == 2
     assert "no interrupted training to resume" in capsys.readouterr().err

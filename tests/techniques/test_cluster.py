@@ -110,6 +110,8 @@ def test_states_are_those_of_pure_functions():
         (lambda: Cluster(8, begin=1.5), "begin must be None or an optimizer step"),
         (lambda: Cluster(8, frequency=0), "frequency must be 1 or more steps"),
         (lambda: Cluster(8, frequency=2.5), "frequency must be 1 or more steps"),
+        (lambda: Cluster(129, target="microcontroller"), "128 or fewer with target='microc.*129"),
+        (lambda: Cluster(8, target="web"), "target must be None or 'microcontroller'"),
         (lambda: Cluster(8, gradient="avg"), "gradient must be 'mean' or 'sum'"),
     ],
 )
@@ -128,3 +130,13 @@ def test_config_round_trip():
     cluster = Cluster(8, init="density", per_channel=True, begin=3, gradient="sum", seed=2)
     load, serialize = keras.saving.deserialize_keras_object, keras.saving.serialize_keras_object
     assert load(serialize(cluster)) == cluster
+
+
+def test_tables_of_a_target_are_one_for_each_scale():
+    dense, conv = keras.layers.Dense(4), keras.layers.Conv2D(4, 3)
+    dense.build((None, 6))
+    conv.build((None, 8, 8, 2))
+    for target, of_dense in ((None, (1,)), ("microcontroller", ())):
+        cluster = Cluster(8, per_channel=True, target=target)
+        assert cluster.bind(dense, "kernel").channels == of_dense
+        assert cluster.bind(conv, "kernel").channels == (3,)

@@ -151,6 +151,10 @@ def test_weights_are_free_until_it_begins():
         (lambda: Codebook([0.0, 0.001, 1.0]), "1 of them would be the same code"),
         (lambda: Codebook("4", symmetric=False), "Only 'ternary' has two scales"),
         (lambda: Codebook("ternary", threshold=2.5), r"threshold must be \[0, 2\)"),
+        (
+            lambda: Codebook(range(-64, 65), target="microcontroller"),
+            "values, with 0, must be 128 or fewer with target='microcontroller'.*129",
+        ),
         (lambda: Codebook("4", begin=-1), "begin must be None or an optimizer step"),
         (lambda: Rule("*", [Cluster(4), Codebook("4")]), "weights few values once"),
         (lambda: Rule("*", [Codebook("8"), Quantize(bits=3)]), r"Write Quantize\(bits=4\)"),

@@ -28,7 +28,11 @@ from tfcompress.fine_tuning.surgery import Operated, operate
 from tfcompress.fine_tuning.teaching import told_of
 from tfcompress.fine_tuning.training import train
 from tfcompress.graph.flatten import flatten
+from tfcompress.recipe.flash import expected_flash
+from tfcompress.recipe.recipe import Recipe
+from tfcompress.results import say
 from tfcompress.surgery.shrink import Shrink
+from tfcompress.techniques import Cluster, Codebook, Prune
 from tfcompress.tflite.flatbuffer import zipped_size
 
 
@@ -44,6 +48,7 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     checkpoint = Checkpoint(options.folder)
     resume, overwrite = options.resume, options.overwrite
     done = checkpoint.check(given.fingerprint, resume=resume, overwrite=overwrite)
+    _tell_flash(given)
     keras.utils.set_random_seed(options.seed)
     begin, started, operated = _operated(given, checkpoint)
     small, trained = _wrapped(begin, given)
@@ -86,6 +91,20 @@ def _run(options: Options, progress: Progress) -> FineTuned:
         shrunk=shrunk,
         seconds=round(time.perf_counter() - start, 1),
     )
+
+
+def _tell_flash(given: Read) -> None:
+    """Tells what a recipe of few values, or of zeros, is worth in flash."""
+    recipe, options = given.recipe, given.options
+    if (
+        recipe is None
+        or options.shrink is not None
+        or os.path.splitext(options.output)[1] != ".tflite"
+    ):
+        return
+    if any(isinstance(t, Prune | Cluster | Codebook) for r in recipe.rules for t in r.techniques):
+        given.progress("measure the weights", 0, None)
+        say(expected_flash(given.original, Recipe(recipe.rules)).line)
 
 
 def _operated(

@@ -16,7 +16,7 @@ from keras import ops
 from tfcompress.errors import check
 from tfcompress.kinds import is_depthwise, weight_axes
 from tfcompress.techniques.prune import Prune
-from tfcompress.techniques.technique import Technique
+from tfcompress.techniques.technique import Technique, check_table, table_axes
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -39,6 +39,9 @@ class Cluster(Technique):
         keep_zeros: whether zeros stay zeros; None where `Prune` comes before.
         depthwise: also clusters depthwise kernels.
         seed: of random starts.
+        target: "microcontroller" has the values fit the tables from which TFLite Micro decodes
+            weights: at most 128, and one table for each channel in convolutions alone, as Dense has
+            one scale.
         channels: axes of output channels, filled in by `compress`, as is `follows`, whether `Prune`
             comes before.
 
@@ -60,6 +63,7 @@ class Cluster(Technique):
     seed: int = 0
     channels: tuple[int, ...] = ()
     follows: bool = False
+    target: str | None = None
 
     order: ClassVar[int] = 2
     trainable_states: ClassVar[tuple[str, ...]] = ("centroids",)
@@ -79,6 +83,7 @@ class Cluster(Technique):
         check(often, "frequency", "1 or more steps", self.frequency)
         check(self.gradient in ("mean", "sum"), "gradient", "'mean' or 'sum'", self.gradient)
         object.__setattr__(self, "channels", tuple(self.channels))
+        check_table(self.target, "clusters", self.clusters)
 
     @property
     def scheduled(self) -> bool:
@@ -95,12 +100,17 @@ class Cluster(Technique):
         if is_depthwise(layer, variable.name) and not self.depthwise:
             return "a depthwise kernel (pass depthwise=True to cluster it)"
         size = int(np.prod(variable.shape))
-        axes = weight_axes(layer, variable.name, len(variable.shape))[1] if self.per_channel else ()
+        axes = self._channels(layer, variable.name, len(variable.shape))
         size //= int(np.prod([variable.shape[axis] for axis in axes]))
         if size < self.clusters:
-            where = " in each channel" if self.per_channel else ""
+            where = " in each channel" if axes else ""
             return f"with {size} weights{where}, fewer than clusters={self.clusters}"
         return None
+
+    def _channels(self, layer, weight: str, rank: int | None = None) -> tuple[int, ...]:
+        """The axes of a weight along which centroids differ."""
+        axes = weight_axes(layer, weight, rank)[1] if self.per_channel else ()
+        return table_axes(self.target, layer, axes)
 
     def bind(self, layer, weight: str, before: Sequence[Technique] = ()) -> Cluster:
         pruning = [t for t in before if isinstance(t, Prune)]
@@ -112,7 +122,7 @@ class Cluster(Technique):
             begin=begin,
             keep_zeros=bool(pruning) if self.keep_zeros is None else self.keep_zeros,
             follows=bool(pruning),
-            channels=weight_axes(layer, weight)[1] if self.per_channel else (),
+            channels=self._channels(layer, weight),
             seed=zlib.crc32(f"{self.seed}/{layer.name}/{weight}".encode()),
         )
 

@@ -17,7 +17,7 @@ from tfcompress.errors import check
 from tfcompress.kinds import channel_axes, is_depthwise, is_of, weight_axes
 from tfcompress.techniques.cluster import by_channel
 from tfcompress.techniques.prune import Prune
-from tfcompress.techniques.technique import Technique
+from tfcompress.techniques.technique import Technique, check_table, table_axes
 
 # Codes of 8 bits hold whole multiples of a scale up to this one.
 _LARGEST = 127
@@ -115,6 +115,7 @@ class Codebook(Technique):
         begin: optimizer step at which weights take values; None begins when the pruning before it
             has ended, or at once.
         depthwise: also takes depthwise kernels.
+        target: see `Cluster`.
         channels: axes of output channels, filled in by `compress`, as is `follows`, whether `Prune`
             comes before.
 
@@ -137,6 +138,7 @@ class Codebook(Technique):
     depthwise: bool = False
     channels: tuple[int, ...] = ()
     follows: bool = False
+    target: str | None = None
 
     order: ClassVar[int] = 2
     trainable_states: ClassVar[tuple[str, ...]] = ("factor",)
@@ -154,6 +156,7 @@ class Codebook(Technique):
         check(low, "threshold", "[0, 2)", self.threshold, "0.7 is usual.")
         whole = type(self.begin) is int and self.begin >= 0
         check(self.begin is None or whole, "begin", "None or an optimizer step", self.begin)
+        check_table(self.target, "values, with 0,", len({0, *self.codes}))
 
     def _check_name(self) -> None:
         check(self.values in GRIDS, "values", f"one of {', '.join(GRIDS)}, or numbers", self.values)
@@ -238,7 +241,8 @@ class Codebook(Technique):
     def _channels(self, layer, weight: str) -> tuple[int, ...]:
         """The axes of a weight along which scales differ."""
         if self.per_channel is not None:
-            return weight_axes(layer, weight)[1] if self.per_channel else ()
+            axes = weight_axes(layer, weight)[1] if self.per_channel else ()
+            return table_axes(self.target, layer, axes)
         single = self.two_scales or is_of(layer, {"Dense", "EinsumDense"})
         return () if single or weight != "kernel" else channel_axes(layer)
 
@@ -296,8 +300,8 @@ def _middles(values: np.ndarray) -> np.ndarray:
     return (values[:-1] + values[1:]) / 2
 
 
-# Weights further out than so many times the largest value get no gradient: LSQ has 1, from which few
-# steps bring none back.
+# Weights further out than so many times the largest value get no gradient: LSQ has 1, beyond which
+# none come back.
 REACH = 1.5
 # The search for a scale needs no more weights than this.
 _SAMPLE = 2**16

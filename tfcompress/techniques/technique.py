@@ -6,6 +6,12 @@ from typing import Any, ClassVar
 
 import keras
 
+from tfcompress.errors import check
+from tfcompress.kinds import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, is_of
+
+# The bits of the widest table from which the runtime of a target decodes weights.
+TABLE_BITS = {"microcontroller": 7}
+
 
 class Technique:
     """Weight -> effective weight, while training. Subclasses are frozen dataclasses.
@@ -103,3 +109,17 @@ def is_due(technique: Technique, last: int, step: int) -> bool:
         return technique.scheduled
     following = technique.next_step(last)
     return following is not None and following <= step
+
+
+def check_table(target: str | None, name: str, values: int) -> None:
+    """Raises unless a target decodes weights from tables, which hold so many values."""
+    check(target is None or target in TABLE_BITS, "target", "None or 'microcontroller'", target)
+    most = 2 ** TABLE_BITS[target] if target else values
+    expected = f"{most} or fewer with target={target!r}, whose tables hold no more"
+    check(values <= most, name, expected, values, f"Take {most}, or leave target out.")
+
+
+def table_axes(target: str | None, layer, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes along which values may differ: where a target has tables, those of its scales."""
+    own = target is None or is_of(layer, CONVOLUTIONS | TRANSPOSED | DEPTHWISE)
+    return axes if own else ()
