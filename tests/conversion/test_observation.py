@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.post_training.observers import Histogram, activation_range, weight_scale
+from tfcompress.post_training.observers import Histogram, activation_range
+from tfcompress.techniques.scales import weight_scale
 from tfcompress.tflite import flatbuffer
 
 RNG = np.random.default_rng(0)

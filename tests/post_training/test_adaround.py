@@ -8,8 +8,8 @@ from keras import layers
 from tfcompress.graph.nodes import Graph
 from tfcompress.post_training import adaround
 from tfcompress.post_training.adaround_model import blocks_of
-from tfcompress.post_training.kernels import kernels_of, levels, on_grid
-from tfcompress.post_training.observers import weight_scale
+from tfcompress.post_training.kernels import kernels_of, on_grid
+from tfcompress.techniques.scales import levels, weight_scale
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from keras import layers
 from tfcompress.post_training import gptq
 from tfcompress.post_training.kernels import is_table, on_grid
 from tfcompress.post_training.layerwise import flat_copy
-from tfcompress.post_training.observers import weight_scale
+from tfcompress.techniques.scales import weight_scale
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,8 @@ import pytest
 from litert_quantizer.algorithms.uniform_quantize import octav
 
 from tfcompress.post_training.kernels import on_grid
-from tfcompress.post_training.observers import (
-    Histogram,
-    _divergence,
-    activation_range,
-    weight_scale,
-)
+from tfcompress.post_training.observers import Histogram, _divergence, activation_range
+from tfcompress.techniques.scales import weight_scale
 
 RNG = np.random.default_rng(0)
 

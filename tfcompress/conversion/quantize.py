@@ -39,8 +39,8 @@ from tfcompress.conversion.ranges import (
     require_ranges,
     type_unread_outputs,
 )
-from tfcompress.post_training.observers import weight_scale
 from tfcompress.targets.targets import io_pair
+from tfcompress.techniques.scales import weight_scale
 from tfcompress.tflite import flatbuffer, signature
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.run import quiet

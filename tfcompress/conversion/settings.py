@@ -26,9 +26,10 @@ from tfcompress.graph.flatten import as_flat
 from tfcompress.layers.compressed import Compressed, is_compressed
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.post_training.kernels import GRANULARITIES
-from tfcompress.post_training.observers import OBSERVERS, WEIGHT_OBSERVERS
+from tfcompress.post_training.observers import OBSERVERS
 from tfcompress.targets.targets import IO_DTYPES, Target, io_pair, load_target
 from tfcompress.techniques import Quantize
+from tfcompress.techniques.scales import WEIGHT_OBSERVERS
 from tfcompress.tflite.weight_codes import OPERATOR
 
 PRECISIONS = tuple(IO_DTYPES)
@@ -311,7 +312,7 @@ def require_started(model) -> None:
     """Raises if training ended before quantization set in."""
     for layer in model._flatten_layers():
         techniques = getattr(layer, "techniques", ())
-        delay = max((t.delay for t in techniques if isinstance(t, Quantize)), default=0)
+        delay = max((t.begins() for t in techniques if isinstance(t, Quantize)), default=0)
         if int(getattr(layer, "last_step", delay)) < delay:
             raise ValueError(
                 f"layer '{layer.name}' is quantized from step {delay} on; received a model trained "

@@ -26,10 +26,10 @@ from tfcompress.post_training.bias import correct_bias
 from tfcompress.post_training.equalization import equalize
 from tfcompress.post_training.gptq_model import round_kernels
 from tfcompress.post_training.kernels import Kernel, kernels_of, on_grid
-from tfcompress.post_training.observers import weight_scale
 from tfcompress.post_training.walk import batched, walk
 from tfcompress.quantization.opening import name_outputs, opened_by, output_names
 from tfcompress.techniques.rules import Rules
+from tfcompress.techniques.scales import weight_scale
 
 # In the order in which they are tried; of those that round the better one stays.
 STEPS = ("batch_norm", "equalize", "gptq", "adaround", "bias")

@@ -182,6 +182,11 @@ class Compressed(keras.layers.Layer):
         target = next(target for target in self._bound if target.variable is variable)
         return effective_weight(target, stop)
 
+    def step_of(self, target: Target):
+        """The step of the grid of a target weight whose last technique is `Quantize`."""
+        technique: Any = target.techniques[-1]
+        return technique.step_of(effective_weight(target), tensors(target.states[-1]))
+
     def advance(self, step: int) -> None:
         """Updates the states of its techniques to the optimizer step `step`.
 

@@ -11,6 +11,7 @@ from keras import ops, tree
 from tfcompress.backend import as_tensor
 from tfcompress.layers.extremes import cut, least_seen
 from tfcompress.layers.kernel_rounding import grid_step, kernel_codes, sum_of, values_of
+from tfcompress.techniques.learned import quantize_between, scaled
 from tfcompress.techniques.quantize import (
     ONLY_ZEROS,
     moving_range,
@@ -58,6 +59,7 @@ class FakeQuant(keras.layers.Layer):
         divides: whether something is divided by it. It stays float, as what is divided, if a value
             ever came so near to 0 that it may be rounded there.
         observes: whether it gives what it gets, as only operations that stay float read it.
+        learned: whether both limits are multiplied by factors that are trained.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class FakeQuant(keras.layers.Layer):
         symmetric=False,
         extremes=None,
         divides=False,
+        learned=False,
         **kwargs,
     ):
         kwargs.setdefault("dtype", "float32")
@@ -82,7 +85,7 @@ class FakeQuant(keras.layers.Layer):
         self.sources, self.delay, self.freeze = sources, delay, freeze
         self.fixed = tuple(fixed) if fixed is not None else None
         self.float_source, self.observes, self.symmetric = float_source, observes, symmetric
-        self.extremes, self.divides = extremes, divides
+        self.extremes, self.divides, self.learned = extremes, divides, learned
         self.supports_masking = True
 
     @property
@@ -111,6 +114,10 @@ class FakeQuant(keras.layers.Layer):
                     autocast=False,
                     aggregation="mean",
                 )
+        if self.learned:
+            self.factors = self.add_weight(
+                name="factors", shape=(2,), dtype="float32", initializer="ones", autocast=False
+            )
         if self.scheduled:
             # phase 0: observe only; 1: observe and quantize; 2: quantize by frozen ranges
             self.phase = _add_integer(self, "phase", 0 if self.delay else 1)
@@ -125,6 +132,8 @@ class FakeQuant(keras.layers.Layer):
         if not self.scheduled:
             return
         frozen = self.freeze is not None and step >= self.freeze
+        if frozen and self.learned and int(as_tensor(self.phase)) < 2:
+            self.range.assign(as_tensor(self.range) * self._factors())  # which count no more
         self.phase.assign(2 if frozen else int(step >= self.delay))
         self.last_step.assign(step)
 
@@ -155,6 +164,8 @@ class FakeQuant(keras.layers.Layer):
             y = ties_away(y, low, high, self.bits)
 
         def rounded():
+            if self.learned:
+                return quantize_between(y, low, high, self._factors(), self.bits)
             if self.extremes is None and not self.divides:
                 return quantize_activation(y, low, high, self.bits)
             # Not until its readers have ranges.
@@ -227,7 +238,17 @@ class FakeQuant(keras.layers.Layer):
         """The range in use: scalars (minimum, maximum), the union over all sources."""
         if self.fixed is not None:
             return self.fixed
-        return self._cut(*self.union())
+        low, high = self._cut(*self.union())
+        if self.learned:
+            low, high = scaled(low, high, self._factors())
+        return low, high
+
+    def _factors(self):
+        """What the limits are multiplied by, which is in the range once that is frozen."""
+        factors = as_tensor(self.factors)
+        if self.freeze is None:
+            return factors
+        return ops.where(as_tensor(self.phase) < 2, factors, ops.ones_like(factors))
 
     def is_far(self, low, high):
         """Whether a divisor never came so near to 0 that a range would round it there."""
@@ -264,7 +285,7 @@ class FakeQuant(keras.layers.Layer):
     def get_config(self):
         names = (
             "bits momentum activation sources fixed delay freeze float_source observes symmetric "
-            "extremes divides"
+            "extremes divides learned"
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
 

@@ -19,7 +19,7 @@ import numpy as np
 from keras import ops, tree
 
 from tfcompress.backend import as_tensor
-from tfcompress.kinds import FOLDING, KEEPING, channel_axes, is_of
+from tfcompress.kinds import FOLDING, KEEPING, is_of
 from tfcompress.techniques.quantize import Quantize
 
 _KEEPING = KEEPING | {"Cast", "UpSampling1D", "UpSampling2D"}
@@ -111,8 +111,7 @@ def table_step(layer):
     for target in layer.bound:
         bits = [t.bits for t in target.techniques if isinstance(t, Quantize)]
         if bits and bits[-1] <= 8 and not target.techniques[-1].axes:
-            levels = target.techniques[-1].held or 2.0 ** (bits[-1] - 1) - 1
-            return ops.max(ops.abs(layer.effective(target.variable))) / levels
+            return ops.max(layer.step_of(target))
     return None
 
 
@@ -220,21 +219,10 @@ def _convolved(operation, x, norm=None) -> Sum | None:
     bits = [t.bits for t in target.techniques if isinstance(t, Quantize)]
     if scale is None or not bits or keras.config.image_data_format() != "channels_last":
         return None
-    axes = channel_axes(layer)
-    levels = target.techniques[-1].held or 2.0 ** (bits[-1] - 1) - 1.0
 
     def unit():
-        kernel = ops.abs(operation.effective(target.variable))
-        others = [axis for axis in range(len(kernel.shape)) if axis not in axes]
         factor = 1.0 if norm is None else ops.abs(_affine(norm)[0])
-        if not target.techniques[-1].axes:
-            return _wide(scale()) * _wide(ops.max(kernel) / levels * factor)
-        if norm is not None:
-            kernel = kernel * ops.reshape(
-                factor,
-                [kernel.shape[axis] if axis in axes else 1 for axis in range(len(kernel.shape))],
-            )
-        return _wide(scale()) * _wide(ops.reshape(ops.max(kernel, axis=others), (-1,)) / levels)
+        return _wide(scale()) * _wide(ops.reshape(operation.step_of(target), (-1,)) * factor)
 
     def bias():
         own = as_tensor(layer.bias) if layer.use_bias else 0.0

@@ -15,11 +15,11 @@ from keras import KerasTensor, tree
 from tfcompress.errors import check, is_whole
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.layers.fake_quant import call_with
-from tfcompress.post_training.kernels import Kernel, kernels_of, levels
+from tfcompress.post_training.kernels import Kernel, kernels_of
 from tfcompress.post_training.layerwise import Progress, flat_copy
-from tfcompress.post_training.observers import weight_scale
 from tfcompress.post_training.rounded import Rounded, told, widths_of
 from tfcompress.post_training.walk import batched
+from tfcompress.techniques.scales import levels, weight_scale
 
 # Samples of a step, fewer where tensors are large: so many numbers suffice to tell a direction.
 _ROWS, _LEAST_ROWS, _NUMBERS = 32, 8, 2_000_000

@@ -18,9 +18,9 @@ from tfcompress.post_training.layerwise import (
     flat_copy,
 )
 from tfcompress.post_training.obc import Quadratic, choose_grid
-from tfcompress.post_training.observers import weight_scale
 from tfcompress.post_training.rounded import Rounded, told, widths_of
 from tfcompress.post_training.walk import batched
+from tfcompress.techniques.scales import weight_scale
 
 # From this share of zeros on a kernel counts as pruned.
 _PRUNED = 0.3

@@ -13,6 +13,7 @@ from keras import ops
 from tfcompress.errors import check
 from tfcompress.graph.nodes import Graph
 from tfcompress.kinds import LINEAR, SEPARABLE, channel_axes, has_plain_weights, is_of
+from tfcompress.techniques.scales import levels
 
 GRANULARITIES = ("per_channel", "per_tensor")
 
@@ -99,11 +100,6 @@ def is_table(kernel: np.ndarray, axes: tuple[int, ...]) -> bool:
 def _has_few(values: np.ndarray) -> bool:
     found = values[values != 0]
     return len(np.unique(found)) <= min(_FEW, len(found) // 2)
-
-
-def levels(bits: int) -> int:
-    """The greatest code of a symmetric grid."""
-    return 2 ** (bits - 1) - 1
 
 
 def on_grid(weight: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from tfcompress.post_training.kernels import levels
+from tfcompress.techniques.scales import levels
 
 # Rows that are chosen for until all others are told, so that what changes stays in a CPU's cache.
 _BLOCK = 32

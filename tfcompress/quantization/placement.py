@@ -407,7 +407,12 @@ class _Placer:
             self.placement.absorbed -= {id(self.sources[key][2]) for key in keys}
         floats = [row for row, key in enumerate(keys) if self._stays_float(*self.sources[key])]
         bits = technique.activation_bits or 8
-        fixed = {fixed_range(self.sources[key][2].operation, bits) for key in keys}
+        ranges = {fixed_range(self.sources[key][2].operation, bits) for key in keys}
+        fixed = ranges.pop() if len(ranges) == 1 and not (floats or symmetric) else None
+        # The file may take integers, but floats need not be rounded where floats go on.
+        observes = node.is_input and self._is_read_by_floats(node.outputs[0], self.placement.floats)
+        extremes, divides = self.extremes.of(keys), self._root(keys[0]) in self._divisors
+        plain = not (fixed or extremes or divides or symmetric or observes or bits > 8)
         return FakeQuant(
             bits=8 if symmetric else bits,
             symmetric=symmetric,
@@ -415,15 +420,14 @@ class _Placer:
             momentum=0.0 if self._is_weight(node) else technique.momentum,
             activation=activation if alone else None,
             sources=len(keys),
-            fixed=fixed.pop() if len(fixed) == 1 and not (floats or symmetric) else None,
+            fixed=fixed,
             delay=technique.delay,
             freeze=technique.freeze,
             float_source=floats or False,
-            # The file may take integers, but floats need not be rounded where floats go on.
-            observes=node.is_input
-            and self._is_read_by_floats(node.outputs[0], self.placement.floats),
-            extremes=self.extremes.of(keys),
-            divides=self._root(keys[0]) in self._divisors,
+            observes=observes,
+            extremes=extremes,
+            divides=divides,
+            learned=plain and technique.activation_step == "learned" and not self._is_weight(node),
             name=self._unique_name(f"{node.name}_range"),
         )
 

@@ -11,10 +11,10 @@ import numpy as np
 from keras import ops, tree
 
 from tfcompress.graph.nodes import Graph, Node
-from tfcompress.post_training.kernels import Kernel, levels, on_grid
-from tfcompress.post_training.observers import weight_scale
+from tfcompress.post_training.kernels import Kernel, on_grid
 from tfcompress.post_training.walk import Call, run, walk
 from tfcompress.surgery.pruning.judging import Batch, gradients_of
+from tfcompress.techniques.scales import levels, weight_scale
 
 # Bits of (weights, activations) as integers; None for floats.
 BITS: dict[str, tuple[int | None, int | None]] = {

@@ -15,11 +15,15 @@ from keras import ops
 from tfcompress.backend import as_tensor
 from tfcompress.errors import check
 from tfcompress.kinds import channel_axes
+from tfcompress.schedules import Schedule
 from tfcompress.techniques.cluster import Cluster
 from tfcompress.techniques.codebook import Codebook
-from tfcompress.techniques.technique import Technique
+from tfcompress.techniques.learned import quantize_learned, step_of
+from tfcompress.techniques.scales import weight_scale
+from tfcompress.techniques.technique import Technique, first_step
 
 Granularity = Literal["per_tensor", "per_channel"]
+Step = Literal["max", "learned"]
 
 
 def quantize_weight(weight, bits: int = 8, channel_axes: tuple[int, ...] = ()):
@@ -157,6 +161,10 @@ def moving_range(old, batch, momentum: float):
     return batch + keep * (old - batch)
 
 
+# Settings of weights that are on codes already.
+_HELD: dict[str, Any] = {"step": "max", "damping": 0.0, "bits_schedule": None}
+
+
 @keras.saving.register_keras_serializable("tfcompress")
 @dataclasses.dataclass(frozen=True)
 class Quantize(Technique):
@@ -176,12 +184,24 @@ class Quantize(Technique):
             are; None never freezes.
         axes: output channel axes of the kernel, filled in by `compress`, as is `held`, the
             greatest code of weights that `Codebook` put on codes already; else 0.
+        step: of the grid of weights. "max" spreads the codes up to the largest weight; "learned"
+            begins with the step of the least squared error and trains it (LSQ, Esser et al. 2020,
+            arXiv:1902.08153), which clips what is worth it: for 4 bits and fewer.
+        activation_step: "max" spreads the codes over the range that was seen; "learned" trains both
+            of its limits (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576) where activations have 8
+            bits and a range of their own.
+        damping: how strongly weights are drawn to their codes while they train, so that they do not
+            swing between two (Nagel et al. 2022, arXiv:2203.11086); with step="learned".
+        bits_schedule: widths on the way to `bits`, falling ones, as `schedules.points([(0, 8),
+            (200, 4), (400, 2)])`; None has `bits` from the start.
 
     Raises:
         ValueError: if an argument is out of its range.
 
     Example:
         >>> recipe = tfcompress.Recipe([tfcompress.Rule("*", [Quantize(bits=8)])])  # doctest: +SKIP
+        >>> falling = tfcompress.schedules.points([(0, 4), (900, 2)])  # doctest: +SKIP
+        >>> few = Quantize(bits=2, step="learned", bits_schedule=falling)  # doctest: +SKIP
     """
 
     bits: int = 8
@@ -193,6 +213,10 @@ class Quantize(Technique):
     freeze: int | None = None
     axes: tuple[int, ...] = ()
     held: int = 0
+    step: Step = "max"
+    activation_step: Step = "max"
+    damping: float = 0.0
+    bits_schedule: Schedule | None = None
 
     order: ClassVar[int] = 3
 
@@ -209,16 +233,43 @@ class Quantize(Technique):
         check(self.delay >= 0, "delay", "0 or more steps", self.delay)
         late = self.freeze is None or self.freeze > self.delay
         check(late, "freeze", f"None or more than delay={self.delay}", self.freeze)
+        for name in ("step", "activation_step"):
+            known = getattr(self, name) in ("max", "learned")
+            check(known, name, "'max' or 'learned'", getattr(self, name))
+        learned = self.step == "learned"
+        mend = "Leave step out, or train 8 bits or fewer."
+        check(not learned or self.bits <= 8, "bits with step='learned'", "2 to 8", self.bits, mend)
+        damps = self.damping == 0 or (learned and self.damping > 0)
+        mend = "Pass step='learned' with it." if self.damping > 0 else "0.001 is usual."
+        check(damps, "damping", "0 or, with step='learned', more", self.damping, mend)
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        schedule = self.bits_schedule
+        if schedule is None:
+            return
+        widths = [value for _, value in getattr(schedule, "points", ())]
+        falls = bool(widths) and widths == sorted(set(widths), reverse=True)
+        whole = falls and widths[-1] == self.bits and widths[0] <= 16
+        check(
+            whole and all(width == int(width) for width in widths),
+            "bits_schedule",
+            f"points of falling widths, the last of which is bits={self.bits}",
+            widths or schedule,
+            f"Such as schedules.points([(0, 8), (100, {self.bits})]).",
+        )
 
     @property
     def scheduled(self) -> bool:
-        return self.delay > 0 or self.freeze is not None
+        return self.delay > 0 or self.freeze is not None or self.bits_schedule is not None
 
     def next_step(self, step: int) -> int | None:
-        return self.delay if step < self.delay else None
+        falls = self.bits_schedule.next_update(step) if self.bits_schedule else None
+        return first_step([self.delay if step < self.delay else None, falls])
 
     def begins(self) -> int:
-        return self.delay
+        last = self.bits_schedule.end if self.bits_schedule else None
+        return max(self.delay, last or 0)
 
     def bind(self, layer, weight: str, before=()) -> "Quantize":
         dense = isinstance(layer, keras.layers.Dense)
@@ -228,18 +279,62 @@ class Quantize(Technique):
         axes = () if granularity == "per_tensor" else channel_axes(layer)
         if few and (held or axes):
             axes = channel_axes(layer) if all(t.channels for t in few) else ()
-        return dataclasses.replace(self, axes=axes, held=held)
+        if held:  # nothing is left to learn
+            return dataclasses.replace(self, axes=axes, held=held, **_HELD)
+        return dataclasses.replace(self, axes=axes)
+
+    @property
+    def trainable_states(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("factor",) if self.step == "learned" else ()
 
     def initial_state(self, weight) -> dict[str, Any]:
-        return {"enabled": ops.zeros(())} if self.delay else {}
+        state = {"enabled": ops.zeros(())} if self.delay else {}
+        if self.bits_schedule:
+            state["bits"] = ops.cast(self._bits_at(0), "float32")
+        return {**state, **self._first_step(weight, 0)}
+
+    def _bits_at(self, step: int) -> int:
+        schedule = self.bits_schedule
+        return self.bits if schedule is None else int(schedule.at(max(step, schedule.begin)))
+
+    def _first_step(self, weight, step: int) -> dict[str, Any]:
+        """The step of the least squared error, from which training goes on."""
+        if self.step == "max":
+            return {}
+        values = ops.convert_to_numpy(ops.cast(weight, "float32"))
+        shared = tuple(axis for axis in range(values.ndim) if axis not in self.axes)
+        base = ops.convert_to_tensor(weight_scale(values, shared, self._bits_at(step), "mse"))
+        base = ops.where(base > 0.0, base, 1.0)
+        return {"base": base, "factor": ops.ones_like(base)}
 
     def update(self, weight, state, step) -> dict[str, Any]:
-        return {"enabled": ops.cast(step >= self.delay, "float32")} if self.delay else state
+        new, begins = dict(state), False
+        if self.delay:
+            new["enabled"] = ops.cast(step >= self.delay, "float32")
+            begins = float(new["enabled"]) > float(state["enabled"])
+        if self.bits_schedule:
+            new["bits"] = ops.cast(self._bits_at(step), "float32")
+            begins = begins or float(new["bits"]) != float(state["bits"])
+        # Weights may have changed much until now.
+        return {**new, **self._first_step(weight, step)} if begins else new
 
     def apply(self, weight, state):
         if self.held:
             return weight
-        quantized = quantize_weight(weight, self.bits, self.axes)
+        bits = state.get("bits", self.bits)
+        if self.step == "max":
+            quantized = quantize_weight(weight, bits, self.axes)
+        else:
+            most = 2.0 ** (bits - 1) - 1.0
+            quantized = quantize_learned(weight, state["base"], state["factor"], most, self.damping)
         if not self.delay:
             return quantized
         return ops.where(state["enabled"] > 0, quantized, weight)
+
+    def step_of(self, quantized, state):
+        """The step of the grid of a quantized weight, of its rank; 0 for channels of zeros."""
+        axes = [axis for axis in range(len(quantized.shape)) if axis not in self.axes]
+        greatest = ops.max(ops.abs(quantized), axis=axes, keepdims=True)
+        if self.step == "max":
+            return greatest / (self.held or 2.0 ** (state.get("bits", self.bits) - 1) - 1.0)
+        return ops.where(greatest > 0.0, step_of(state["base"], state["factor"]), 0.0)

@@ -1,0 +1,108 @@
+"""Learned steps of quantization: LSQ for weights, LSQ+ for activations.
+
+A step is `base`, found from data, times `factor`, which is trained from 1 on: an optimizer that
+moves all it trains by equal amounts, as Adam does, moves steps of any size by equal shares.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from tfcompress.backend import as_tensor
+
+# A factor that training drove below it would turn the signs of weights.
+_LEAST = 0.01
+
+
+def step_of(base, factor):
+    """The step in use."""
+    return base * ops.maximum(factor, _LEAST)
+
+
+def quantize_learned(weight, base, factor, levels, damping: float = 0.0):
+    """The weight on a symmetric grid whose step is learned (Esser et al. 2020, arXiv:1902.08153).
+
+    Weights beyond the greatest code are clipped and get no gradient. That of the factor makes the
+    step move, relative to its size, as the paper's does with its gradient scale 1 / sqrt(n *
+    levels), where n weights have one step.
+
+    Args:
+        weight: float tensor of any shape.
+        base, factor: float tensors of the rank of `weight`, 1 along the axes that share a step.
+        levels: the greatest code, a number or a scalar tensor.
+        damping: share of a weight's distance to its code that is added to its gradient, twice
+            (Nagel et al. 2022, arXiv:2203.11086).
+
+    Returns a tensor of the shape and dtype of `weight`, on the grid.
+    """
+    shared = tuple(axis for axis, size in enumerate(base.shape) if size == 1)
+    count = math.prod(weight.shape) / math.prod(base.shape)
+
+    @ops.custom_gradient
+    def quantize(weight, factor):
+        step = step_of(base, factor)
+        position = ops.cast(weight, "float32") / step
+        clipped = ops.clip(position, -levels, levels)
+        codes = ops.round(clipped)
+
+        def gradient(*upstreams, upstream=None):
+            upstream = ops.cast(upstreams[0] if upstreams else upstream, "float32")
+            passed = ops.where(position == clipped, upstream, 0.0)
+            slopes = ops.sum(upstream * codes - passed * position, axis=shared, keepdims=True)
+            if damping:
+                away = ops.where(position == clipped, position - codes, 0.0)
+                passed = passed + (2.0 * damping) * step * away
+            return ops.cast(passed, weight.dtype), slopes / (base * ops.sqrt(count * levels))
+
+        return ops.cast(codes * step, weight.dtype), gradient
+
+    return quantize(as_tensor(weight), factor)
+
+
+def scaled(low, high, factors):
+    """The limits in use: those observed, times factors of the two."""
+    factors = ops.maximum(factors, _LEAST)
+    return low * factors[0], high * factors[1]
+
+
+def quantize_between(x, low, high, factors, bits: int = 8):
+    """The activation on a grid between learned limits (Bhalgat et al. 2020, arXiv:2004.09576).
+
+    Limits are what scale and offset of the paper are made of, and their gradients follow from its:
+    values beyond a limit move it, and those inside both by what rounding adds to them.
+
+    Args:
+        x: float tensor of any shape; its first axis is the batch.
+        low, high: scalars, 0 between them.
+        factors: float tensor (2,), which is trained.
+    """
+    low, high = (ops.stop_gradient(ops.cast(limit, "float32")) for limit in (low, high))
+    levels = 2.0**bits - 1.0
+
+    @ops.custom_gradient
+    def quantize(x, factors):
+        full = ops.cast(x, "float32")
+        least, most = scaled(low, high, factors)
+        y = keras.quantizers.fake_quant_with_min_max_vars(full, least, most, num_bits=bits)
+
+        def gradient(*upstreams, upstream=None):
+            upstream = ops.cast(upstreams[0] if upstreams else upstream, "float32")
+            below, above = full < least, full > most
+            passed = ops.where(ops.logical_or(below, above), 0.0, upstream)
+            width = ops.maximum(most - least, 1e-12)
+            rounding = ops.sum(passed * (y - full)) / width
+            slopes = ops.stack(
+                [
+                    ops.sum(ops.where(below, upstream, 0.0)) - rounding,
+                    ops.sum(ops.where(above, upstream, 0.0)) + rounding,
+                ]
+            )
+            count = ops.cast(ops.size(x) / ops.shape(x)[0], "float32")
+            share = levels**1.5 / (ops.maximum(high - low, 1e-12) * ops.sqrt(count))
+            moves = ops.stack([low < 0.0, high > 0.0])
+            return ops.cast(passed, x.dtype), ops.where(moves, slopes * share, 0.0)
+
+        return ops.cast(y, x.dtype), gradient
+
+    return quantize(as_tensor(x), factors)
