@@ -9,8 +9,6 @@ import tfcompress as tfc
 from tfcompress.conversion.grids import find_grid
 from tfcompress.tflite import flatbuffer
 
-RANDOM = np.random.default_rng(0)
-
 
 def model():
     keras.utils.set_random_seed(0)
@@ -22,7 +20,7 @@ def model():
     return keras.Model(x, layers.Dense(4)(y))
 
 
-def moved(bits, granularity, data):
+def moved(bits, granularity, data, random):
     """A model whose steps and limits are not where they began, as after training."""
     settings = {"dense": granularity, "convolution": granularity, "momentum": 0.5}
     qat = tfc.quantize_aware(
@@ -30,7 +28,7 @@ def moved(bits, granularity, data):
     )
     for variable in qat.trainable_variables:
         if "factor" in variable.name:
-            variable.assign(RANDOM.uniform(0.7, 1.4, variable.shape))
+            variable.assign(random.uniform(0.7, 1.4, variable.shape))
     for _ in range(2):
         qat(data, training=True)
     return qat
@@ -48,8 +46,9 @@ def moved(bits, granularity, data):
     ],
 )
 def test_the_file_gives_the_bits_of_the_simulation(bits, granularity, tmp_path):
-    data = RANDOM.normal(size=(48, 6, 6, 3)).astype("float32")
-    qat, file = moved(bits, granularity, data), tmp_path / "model.tflite"
+    random = np.random.default_rng(0)
+    data = random.normal(size=(48, 6, 6, 3)).astype("float32")
+    qat, file = moved(bits, granularity, data, random), tmp_path / "model.tflite"
     precision = "int4" if bits <= 4 else "int8"
     assert tfc.convert(qat, file, precision=precision).float_ops == []
     assert tfc.verify(qat, file, data).outputs[0].keras.max_lsb < 1e-3
@@ -65,7 +64,8 @@ def test_the_file_gives_the_bits_of_the_simulation(bits, granularity, tmp_path):
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_the_grid_of_one_scale_whose_top_code_is_not_used(bits):
-    codes = RANDOM.integers(-(2 ** (bits - 1) - 2), 2 ** (bits - 1) - 1, (6, 3, 3, 4))
+    random = np.random.default_rng(0)
+    codes = random.integers(-(2 ** (bits - 1) - 2), 2 ** (bits - 1) - 1, (6, 3, 3, 4))
     codes[0, 0, 0, :2] = 1, 2 ** (bits - 1) - 2
     weight = (codes * 0.037).astype("float32")
     grid = find_grid(weight, 0, [bits])

@@ -42,11 +42,13 @@ def find_grid(weight: np.ndarray, axis: int, widths: list[int]) -> Grid | None:
     """
     for bits in widths:
         levels = 2 ** (bits - 1) - 1
+        # Of few codes, scales by channel that are nearly one would be taken for one.
+        tolerance = 5e-3 * min(1.0, levels / 127)
         for kind in "tc":
             others = tuple(i for i in range(weight.ndim) if kind == "t" or i != axis)
             largest = np.abs(weight).max(axis=others, keepdims=True, initial=0.0)
             codes = weight / np.where(largest > 0, largest, 1.0) * levels
-            if np.abs(codes - np.rint(codes)).max(initial=0.0) < 5e-3:
+            if np.abs(codes - np.rint(codes)).max(initial=0.0) < tolerance:
                 return Grid(bits, kind, largest.astype(np.float64) / levels)
     few = np.unique(weight)[None]
     for bits in (width for width in widths if width <= 8):  # LiteRT stores no wider ones
@@ -94,7 +96,7 @@ def _agree(options: list[dict[int, frozenset]], order: list[int], first: int):
     known = set(options[order[0]][first])
     chosen = {order[0]: first}
     for index in order[1:]:
-        top = min(options[index], key=lambda t: (len(options[index][t] - known), -t))
+        top = min(options[index], key=lambda t: (len(options[index][t] - known), t))
         chosen[index] = top
         known |= options[index][top]
     return chosen, known

@@ -19,7 +19,7 @@ import numpy as np
 from keras import ops, tree
 
 from tfcompress.backend import as_tensor
-from tfcompress.kinds import FOLDING, KEEPING, is_of
+from tfcompress.kinds import FOLDING, KEEPING, channel_axes, is_of
 from tfcompress.techniques.quantize import Quantize
 
 _KEEPING = KEEPING | {"Cast", "UpSampling1D", "UpSampling2D"}
@@ -219,10 +219,16 @@ def _convolved(operation, x, norm=None) -> Sum | None:
     bits = [t.bits for t in target.techniques if isinstance(t, Quantize)]
     if scale is None or not bits or keras.config.image_data_format() != "channels_last":
         return None
+    axes = channel_axes(layer)
 
     def unit():
-        factor = 1.0 if norm is None else ops.abs(_affine(norm)[0])
-        return _wide(scale()) * _wide(ops.reshape(operation.step_of(target), (-1,)) * factor)
+        step = ops.reshape(operation.step_of(target), (-1,))
+        if norm is not None:  # channels of zeros have a scale of their own in the file
+            kernel = operation.effective(target.variable)
+            others = [axis for axis in range(len(kernel.shape)) if axis not in axes]
+            lives = ops.reshape(ops.any(kernel != 0.0, axis=others), (-1,))
+            step = ops.where(lives, step * ops.abs(_affine(norm)[0]), 0.0)
+        return _wide(scale()) * _wide(step)
 
     def bias():
         own = as_tensor(layer.bias) if layer.use_bias else 0.0
