@@ -61,6 +61,10 @@ def test_the_whole_format():
         ("- quantize", Quantize()),
         ("- quantize:", Quantize()),
         ("- quantize: {bits: 4, activation_bits: null, delay: 5}", Quantize(4, None, delay=5)),
+        (
+            "- quantize: {bits: 2, bits_schedule: {points: [[0, 8], [50%, 4], [80%, 2]]}}",
+            Quantize(2, bits_schedule=schedules.points([(0, 8), (500, 4), (800, 2)])),
+        ),
         ("- prune: {sparsity: 0.8}", Prune(0.8)),
         ("- prune: {sparsity: 0}", Prune(0.0)),
         # As plain YAML 1.1 this would be the number 124, and the one below a text.
@@ -260,6 +264,8 @@ def test_layers_are_text_whatever_yaml_makes_of_it(layer):
         Codebook("log", bits=4, per_channel=False),
         Codebook([-1, 0, 2.5]),
         Quantize(4, None, dense="per_channel", delay=3, freeze=8),
+        Quantize(2, step="learned", activation_step="learned", damping=0.5),
+        Quantize(2, bits_schedule=schedules.points([(0, 8), (9, 2)])),
     ],
 )
 def test_what_is_saved_is_loaded(technique, tmp_path):

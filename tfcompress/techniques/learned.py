@@ -39,8 +39,9 @@ def quantize_learned(weight, base, factor, levels, damping: float = 0.0):
     shared = tuple(axis for axis, size in enumerate(base.shape) if size == 1)
     count = math.prod(weight.shape) / math.prod(base.shape)
 
+    # JAX wants all that it traces as arguments.
     @ops.custom_gradient
-    def quantize(weight, factor):
+    def quantize(weight, factor, base, levels):
         step = step_of(base, factor)
         position = ops.cast(weight, "float32") / step
         clipped = ops.clip(position, -levels, levels)
@@ -53,11 +54,13 @@ def quantize_learned(weight, base, factor, levels, damping: float = 0.0):
             if damping:
                 away = ops.where(position == clipped, position - codes, 0.0)
                 passed = passed + (2.0 * damping) * step * away
-            return ops.cast(passed, weight.dtype), slopes / (base * ops.sqrt(count * levels))
+            slopes = slopes / (base * ops.sqrt(count * levels))
+            none = ops.zeros_like(base), ops.zeros_like(levels)
+            return ops.cast(passed, weight.dtype), slopes, *none
 
         return ops.cast(codes * step, weight.dtype), gradient
 
-    return quantize(as_tensor(weight), factor)
+    return quantize(as_tensor(weight), factor, base, ops.cast(levels, "float32"))
 
 
 def scaled(low, high, factors):
@@ -77,11 +80,10 @@ def quantize_between(x, low, high, factors, bits: int = 8):
         low, high: scalars, 0 between them.
         factors: float tensor (2,), which is trained.
     """
-    low, high = (ops.stop_gradient(ops.cast(limit, "float32")) for limit in (low, high))
     levels = 2.0**bits - 1.0
 
     @ops.custom_gradient
-    def quantize(x, factors):
+    def quantize(x, factors, low, high):
         full = ops.cast(x, "float32")
         least, most = scaled(low, high, factors)
         y = keras.quantizers.fake_quant_with_min_max_vars(full, least, most, num_bits=bits)
@@ -101,8 +103,10 @@ def quantize_between(x, low, high, factors, bits: int = 8):
             count = ops.cast(ops.size(x) / ops.shape(x)[0], "float32")
             share = levels**1.5 / (ops.maximum(high - low, 1e-12) * ops.sqrt(count))
             moves = ops.stack([low < 0.0, high > 0.0])
-            return ops.cast(passed, x.dtype), ops.where(moves, slopes * share, 0.0)
+            slopes, none = ops.where(moves, slopes * share, 0.0), ops.zeros_like(low)
+            return ops.cast(passed, x.dtype), slopes, none, none
 
         return ops.cast(y, x.dtype), gradient
 
-    return quantize(as_tensor(x), factors)
+    limits = (ops.cast(limit, "float32") for limit in (low, high))
+    return quantize(as_tensor(x), factors, *limits)
