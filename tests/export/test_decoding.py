@@ -7,6 +7,7 @@ from tflite_by_hand import TYPES
 
 from tfcompress.export.microcontroller.c_array import examine
 from tfcompress.export.microcontroller.decoding import weights_of
+from tfcompress.export.microcontroller.parting import with_parts
 from tfcompress.targets.check import check
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.benchmark import benchmark
@@ -122,3 +123,27 @@ def test_damaged_codes_are_told():
         other.shape = [17] if other.buffer == header.buffer else other.shape
     with pytest.raises(ValueError, match="in codes cannot be decoded: an index lies outside"):
         inspect(flatbuffer.write(model))
+
+
+@pytest.mark.parametrize(("scales", "kind"), [(1, TYPES.INT8), (64, TYPES.INT8), (64, TYPES.INT4)])
+def test_parts_of_dense_layers_give_the_same_bits(scales, kind):
+    data = file_of(weights((64, 64), 0), weights((64, 64), 1), scales=scales)
+    model = flatbuffer.read(data)
+    last = model.subgraphs[0].tensors[2]
+    if kind == TYPES.INT4:
+        codes = flatbuffer.packed(weights((64, 64), 1), 4)
+        last.type, last.buffer = kind, flatbuffer.add_buffer(model, codes)
+        model = flatbuffer.read(flatbuffer.write(model))
+        last = model.subgraphs[0].tensors[2]
+    parted = with_parts(model, 1500, {last.buffer, model.subgraphs[0].tensors[1].buffer})
+    names = [op_name(parted, op) for op in parted.subgraphs[0].operators]
+    # The first weight is read twice, so that parts of it would be decoded twice as often.
+    assert names == ["FULLY_CONNECTED"] * 5 + ["CONCATENATION"]
+    runs = [
+        Runner(found, flatbuffer.write(found), "the file", reference=True)
+        for found in (model, parted)
+    ]
+    image = {"x": np.linspace(-20, 20, 64, dtype=np.float32).reshape(1, 64)}
+    ours, theirs = (runner.run(image)[0] for runner in runs)
+    assert np.any(ours)
+    assert np.array_equal(ours, theirs)

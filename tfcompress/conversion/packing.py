@@ -11,7 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.conversion.ranges import constant, is_constant
-from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code
+from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code, packed
 
 _TYPES = {4: schema.TensorType.INT4, 2: schema.TensorType.INT2}
 _INT8, _FLOAT32, _FLOAT16 = (
@@ -20,15 +20,6 @@ _INT8, _FLOAT32, _FLOAT16 = (
     schema.TensorType.FLOAT16,
 )
 _GREATEST_HALF = 65504.0
-
-
-def packed(codes: np.ndarray, bits: int) -> bytes:
-    """Codes in as few bytes as they take, the first in the lowest bits."""
-    per_byte = 8 // bits
-    flat = codes.ravel().astype(np.uint8) & (2**bits - 1)
-    rows = np.pad(flat, (0, -flat.size % per_byte)).reshape(-1, per_byte)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(rows << shifts, axis=1).astype(np.uint8).tobytes()
 
 
 def pack(model: Any, bits_of: dict[int, int]) -> None:

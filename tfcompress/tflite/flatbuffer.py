@@ -311,6 +311,15 @@ def decode(data: bytes, dtype: str) -> np.ndarray:
     return np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
 
 
+def packed(codes: np.ndarray, bits: int) -> bytes:
+    """Codes in as few bytes as they take, the first in the lowest bits."""
+    per_byte = 8 // bits
+    flat = codes.ravel().astype(np.uint8) & (2**bits - 1)
+    rows = np.pad(flat, (0, -flat.size % per_byte)).reshape(-1, per_byte)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return np.bitwise_or.reduce(rows << shifts, axis=1).astype(np.uint8).tobytes()
+
+
 # What each slot of a table refers to: str, an element size in bytes (a vector of scalars), the
 # name of a table, or [name] (a vector of tables). Slots that are not listed hold scalars.
 # "Options" stands for every table of a union: its header is checked, its slots are not.

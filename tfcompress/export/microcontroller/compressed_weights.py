@@ -14,12 +14,14 @@ import numpy as np
 from tfcompress.errors import check, is_whole
 from tfcompress.export.microcontroller.c_array import measure_arena
 from tfcompress.export.microcontroller.decoding import Weight, slim, weights_of, with_decoding
+from tfcompress.export.microcontroller.parting import with_parts
 from tfcompress.results import plain_fields
 from tfcompress.tflite import flatbuffer
 from tfcompress.tools import runtimes
 
 _RANDOM = 8  # inputs that are compared besides those that are given
 _NAMED = 8  # layers in an error
+_PARTS = (2, 4, 8)  # of the largest weight, where there is too little RAM to decode it
 _FEW = 16  # values, for which there are kernels and tables of 4 bits
 _SMALL = 100  # a weight that takes less than this part of the file is not told of
 
@@ -95,7 +97,8 @@ def compress_weights(
         model: the `ModelT` of a file that TFLite Micro runs.
         flash: the most bytes of the file; of what keeps within them, weights whose codes save least
             stay plain, as decoding takes time. None: the smallest file.
-        ram: the most bytes of the arena; weights that need more while they are decoded stay plain.
+        ram: the most bytes of the arena; Dense layers whose weights need more while they are
+            decoded are computed in parts, others stay plain.
         inputs: codes to run both files on, besides random ones, in the order of the file.
         name_of: the layer that a tensor's name tells; '' if none.
         pack: what makes bytes of the file, such as with metadata.
@@ -110,12 +113,14 @@ def compress_weights(
     check_budgets(flash, ram)
     plain = flatbuffer.write(model)
     plain_arena, _ = measure_arena(plain, "the file")
-    choice = _Choice(slim(model, name_of), pack, ram)
-    chosen, arena = choice.within_ram()
+    slimmed = slim(model, name_of)
+    choice, chosen = _smallest(slimmed, pack, ram)
     if flash is None or len(choice.data(chosen)) > flash:
         _require_codes(choice, flash)
     if flash is not None:
-        chosen = choice.within_flash(chosen, flash, arena)
+        if len(choice.data(chosen)) > flash:
+            raise ValueError(_too_large(choice, chosen, flash, _Choice(slimmed, pack, None)))
+        chosen = choice.within_flash(chosen, flash)
     data = choice.data(chosen)
     arena = choice.arena(chosen)
     made = flatbuffer.read(data)
@@ -138,6 +143,29 @@ def compress_weights(
 def _told(weight: Weight) -> StoredWeight:
     assert weight.coded is not None
     return StoredWeight(weight.layer, weight.coded.code, weight.coded.bytes, weight.values.nbytes)
+
+
+def _smallest(
+    model: Any, pack: Callable[[Any], bytes], ram: int | None
+) -> tuple[_Choice, list[Weight]]:
+    """The choice of the smallest file within RAM, with Dense layers in parts if that helps."""
+    whole = _Choice(model, pack, ram)
+    if ram is None or whole.arena(whole.worth) <= ram:
+        return whole, whole.worth
+    whole.require_ram()
+    choices, largest = [whole], max(weight.values.nbytes for weight in whole.worth)
+    for parts in _PARTS:
+        parted = with_parts(model, -(-largest // parts), {w.buffer for w in whole.worth})
+        if _operators(parted) > _operators(choices[-1].model):
+            choices = [whole, _Choice(parted, pack, ram)]
+            if choices[1].arena(choices[1].worth) <= ram:
+                break
+    pairs = [(choice, choice.within_ram()) for choice in choices]
+    return min(pairs, key=lambda pair: len(pair[0].data(pair[1])))
+
+
+def _operators(model: Any) -> int:
+    return sum(len(graph.operators) for graph in model.subgraphs)
 
 
 class _Choice:
@@ -167,37 +195,35 @@ class _Choice:
             self._arenas[key], _ = measure_arena(self.data(chosen), "the file with coded weights")
         return self._arenas[key]
 
-    def within_ram(self) -> tuple[list[Weight], int]:
-        """As many weights as there is RAM to decode, those that demand least first."""
-        chosen, arena = self.worth, self.arena(self.worth)
-        if self.ram is None or arena <= self.ram:
-            return chosen, arena
-        demands = [0, *sorted({weight.demand for weight in self.worth})]
-        low, high = 0, len(demands) - 1  # low keeps within, high does not
+    def require_ram(self) -> None:
+        """Raises unless there is RAM for the activations alone."""
         fewest = self.arena([])
-        if fewest > self.ram:
+        if self.ram is not None and fewest > self.ram:
             raise ValueError(
                 f"ram: received {self.ram:,} bytes; the arena takes {fewest:,} as measured by "
                 f"TFLite Micro, without a weight that is decoded. Give ram={fewest} or more, or "
                 "make activations smaller: smaller inputs, fewer channels, earlier pooling."
             )
+
+    def within_ram(self) -> list[Weight]:
+        """As many weights as there is RAM to decode, those that demand least first."""
+        if self.ram is None or self.arena(self.worth) <= self.ram:
+            return self.worth
+        demands = [0, *sorted({weight.demand for weight in self.worth})]
+        low, high = 0, len(demands) - 1  # low keeps within, high does not
         while high - low > 1:
             middle = (low + high) // 2
             kept = self._up_to(demands[middle])
             low, high = (middle, high) if self.arena(kept) <= self.ram else (low, middle)
         self.limit = demands[low]
-        chosen = self._up_to(self.limit)
-        return chosen, self.arena(chosen)
+        return self._up_to(self.limit)
 
     def _up_to(self, demand: int) -> list[Weight]:
         return [weight for weight in self.worth if weight.demand <= demand]
 
-    def within_flash(self, chosen: list[Weight], flash: int, arena: int) -> list[Weight]:
+    def within_flash(self, chosen: list[Weight], flash: int) -> list[Weight]:
         """Only as many of them as it takes, those that save most for each value."""
-        least = len(self.data(chosen))
-        if least > flash:
-            raise ValueError(self._too_large(chosen, flash, least, arena))
-        kept, size = list(chosen), least
+        kept, size = list(chosen), len(self.data(chosen))
         for weight in sorted(chosen, key=lambda w: w.saved / w.values.size):
             if size + weight.saved <= flash:
                 kept.remove(weight)
@@ -206,22 +232,6 @@ class _Choice:
             missing = [weight for weight in chosen if weight not in kept]
             kept.append(max(missing, key=lambda weight: weight.saved))
         return [weight for weight in chosen if weight in kept]
-
-    def _too_large(self, chosen: list[Weight], flash: int, least: int, arena: int) -> str:
-        text = (
-            f"flash: received {flash:,} bytes; the nearest is {least:,}, with an arena of "
-            f"{arena:,} bytes."
-        )
-        left = [weight for weight in self.worth if weight not in chosen]
-        if left:
-            whole, needed = len(self.data(self.worth)), self.arena(self.worth)
-            text += (
-                f" ram={self.ram:,} leaves {_layers(left)} plain: with ram={needed} it would be "
-                f"{whole:,} bytes."
-            )
-            if whole <= flash:
-                return text
-        return f"{text} {_mend(self.weights)}"
 
     def reason(self, weight: Weight) -> str:
         """Why a weight stays plain."""
@@ -232,6 +242,19 @@ class _Choice:
         if self.limit is not None and weight.demand > self.limit:
             return f"decoded it takes {weight.values.nbytes:,} bytes of RAM"
         return "the file keeps within flash as it is"
+
+
+def _too_large(choice: _Choice, chosen: list[Weight], flash: int, whole: _Choice) -> str:
+    """The error of a budget of flash, with the nearest that there is."""
+    text = (
+        f"flash: received {flash:,} bytes; the nearest is {len(choice.data(chosen)):,}, with an "
+        f"arena of {choice.arena(chosen):,} bytes."
+    )
+    least = len(whole.data(whole.worth))
+    if choice.ram is not None and whole.arena(whole.worth) > choice.ram:
+        ram = whole.arena(whole.worth)
+        text += f" It is the RAM to decode weights that is short: ram={ram} gives {least:,} bytes."
+    return text if least <= flash else f"{text} {_mend(whole.weights)}"
 
 
 def _values(weight: Weight) -> str:
