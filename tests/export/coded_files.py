@@ -59,7 +59,8 @@ def chain(widths=(64, 32, 96, 16), kinds=5):
     random, tensors, operators, buffers = np.random.default_rng(0), [], [], []
     tensors.append(tensor("x", [1, widths[0]], TYPES.INT8, 0, **GRID))
     for number, (taken, given) in enumerate(itertools.pairwise(widths)):
-        grid = random.choice(np.arange(-127, 128), kinds, replace=False)
+        half = random.choice(np.arange(1, 128), kinds // 2, replace=False)
+        grid = [*half, *-half, *[0] * (kinds % 2)]
         buffers.append(random.choice(grid, (given, taken)).astype(np.int8).tobytes())
         told = {"scale": [0.0015], "zero_point": [0]}
         tensors.append(tensor("w", [given, taken], TYPES.INT8, len(buffers), **told))
