@@ -17,6 +17,7 @@ MEASUREMENTS = {
     "distillation_quality": "training_quality",
     "surgery_quality": "surgery_quality",
     "channel_groups": "channel_groups",
+    "few_bits": "few_bits",
     "zoo": "zoo",
 }
 # Needs packages that `make zoo` installs.
