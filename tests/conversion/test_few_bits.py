@@ -39,16 +39,16 @@ def trained(data, rules):
     x = layers.Dense(32, activation="relu", name="wide")(x)
     x = layers.Dense(16, activation="relu", name="middle")(x)
     model = keras.Model(image, layers.Dense(3, name="head")(x))
-    qat = tfc.compress(model, [tfc.Rule(name, [found]) for name, found in rules.items()])
+    qat = tfc.compress(model, [tfc.Rule(name, found) for name, found in rules.items()])
     qat(data, training=True)
     return qat
 
 
 @pytest.fixture(scope="module")
 def mixed(data):
-    rules = {name: Quantize(bits=bits) for name, bits in BITS.items()}
-    rules["middle"] = Quantize(bits=2, dense="per_channel")
-    return trained(data, {"*": Quantize(), **rules})
+    rules = {name: [Quantize(bits=bits)] for name, bits in BITS.items()}
+    rules["middle"] = [Quantize(bits=2, dense="per_channel")]
+    return trained(data, {"*": [Quantize()], **rules})
 
 
 def outputs(path, data, reference=True):
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(mixed, tmp_path, precision, says):
 
 
 def test_a_model_of_eight_bits_keeps_them_beside_a_rule(data, tmp_path):
-    model = trained(data, {"*": Quantize()})
+    model = trained(data, {"*": [Quantize()]})
     path = tmp_path / "x.tflite"
     assert tfc.convert(model, path, precision={"head": "int8"}).layers == {}
     np.testing.assert_allclose(outputs(path, data), model.predict(data, verbose=0), atol=1e-5)
@@ -145,7 +145,7 @@ def test_tflite_micro_runs_what_its_target_gets(mixed, tmp_path):
 
 
 def test_scales_that_were_learned(data, tmp_path):
-    model = trained(data, {"*": Learned(bits=4), "head": Quantize()})
+    model = trained(data, {"*": [Learned(bits=4)], "head": [Quantize()]})
     path, wide = tmp_path / "x.tflite", tmp_path / "wide.tflite"
     report = tfc.convert(model, path, precision={"point": "int8"}, strict=True)
     assert report.layers["wide"] == report.layers["stem"] == "int4"
@@ -169,6 +169,18 @@ def test_learned_scales_without_activations(data, tmp_path):
     path, flat = tmp_path / "x.tflite", data.reshape(-1, 144)
     assert tfc.convert(few, path, precision="int4").layers == {"d": "int4"}
     np.testing.assert_allclose(outputs(path, flat), few.predict(flat, verbose=0), atol=1e-4)
+
+
+def test_values_are_stored_in_the_bits_that_hold_them(data, tmp_path):
+    """Whatever bits `Quantize` has behind a `Codebook`."""
+    books = {"*": "8", "dw": "4", "wide": "binary", "middle": [-2.0, 0.0, 1.0, 5.0]}
+    rules = {name: [tfc.Codebook(values), Quantize()] for name, values in books.items()}
+    model = trained(data, {**rules, "dw": [tfc.Codebook("4", depthwise=True), Quantize()]})
+    path = tmp_path / "x.tflite"
+    report = tfc.convert(model, path, precision={"point": "int8"})
+    four = dict.fromkeys(("stem", "dw", "middle", "head"), "int4")
+    assert report.layers == {**four, "point": "int8", "up": "int8", "wide": "int2"}
+    np.testing.assert_allclose(outputs(path, data), model.predict(data, verbose=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("values", [(-3, -1, 1, 3), (-1, 0, 1), range(-5, 6), (-4, -2, 0, 1, 2, 4)])

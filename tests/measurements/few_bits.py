@@ -33,7 +33,8 @@ COSTS = "weights,quality,bytes,zipped,flash KiB,cycles,SRAM KiB"
 
 def few_bits(arguments: list[str] | None = None) -> int:
     """What few bits cost on each runtime, and what zeros and few values are worth on an Ethos-U."""
-    parser = parser_of(few_bits, {"steps": (0, "of the trainings; 0 takes those of the benchmark")})
+    parser = parser_of(few_bits, {})
+    parser.add_argument("--steps", type=int, help="of the trainings; else those of the benchmark")
     parser.add_argument("--tasks", nargs="+", default=["keywords", "anomaly"])
     parser.add_argument("--write", action="store_true", help="write docs/few_bits.md anew")
     options = parser.parse_args(arguments)
@@ -135,23 +136,26 @@ def _techniques(steps: int) -> dict[str, list[Any]]:
         "16 values (clusters)": of(tfc.Cluster(16)),
         "4 values (clusters)": of(tfc.Cluster(4)),
         "80% zeros, 16 values": of(zeros(0.8), tfc.Cluster(16)),
+        "-7, -5, ..., 7": of(tfc.Codebook("8")),
+        "-3, -1, 1, 3": of(tfc.Codebook("4")),
+        "-1, 0, 1": of(tfc.Codebook("ternary", symmetric=True)),
+        "-1, 1": of(tfc.Codebook("binary")),
         "4 bits": of(bits=4),
         "3 bits": of(bits=3),
         "2 bits": of(bits=2),
     }
 
 
-def _value_rows(name: str, steps: int) -> Iterator[list[Any]]:
+def _value_rows(name: str, steps: int | None) -> Iterator[list[Any]]:
     """What Vela makes of a net of the benchmark whose weights are trained to be cheap."""
-    from tfcompress.bench.methods.run import train_float
     from tfcompress.bench.models import compile_for
-    from tfcompress.bench.running.child import file_quality
+    from tfcompress.bench.running.child import file_quality, train
     from tfcompress.bench.tasks import TASKS
 
     task = TASKS[name]
     data, tuning = task.generate(), task.tuning
     steps = steps or tuning.steps
-    model = train_float(task, data, task.training, 0)
+    model = keras.saving.load_model(train(name, 0, False, None))
     with tempfile.TemporaryDirectory() as folder:
         for number, (label, techniques) in enumerate(_techniques(steps).items()):
             keras.utils.set_random_seed(0)

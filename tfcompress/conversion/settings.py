@@ -260,10 +260,18 @@ def quantize_techniques(model) -> list[Quantize]:
         technique
         for layer in model._flatten_layers()
         if isinstance(layer, Compressed)
-        for technique in layer.techniques
+        for target in layer.bound
+        for technique in target.techniques
         if isinstance(technique, Quantize)
     ]
     return found + [Quantize()] * bool(quantizers(model) and not found)
+
+
+def _stored_bits(technique: Quantize) -> int:
+    """The bits that hold the codes of weights, fewer than they have where `Codebook` chose them."""
+    return (
+        min(technique.bits, technique.held.bit_length() + 1) if technique.held else technique.bits
+    )
 
 
 def natural_precision(model) -> str:
@@ -274,7 +282,7 @@ def natural_precision(model) -> str:
     activations = [t.activation_bits for t in found]
     if 16 in activations:
         return "int16x8"
-    if min(t.bits for t in found) <= 4:
+    if min(map(_stored_bits, found)) <= 4:
         return "int4"
     return "int8" if 8 in activations else "dynamic_int8"
 
@@ -365,8 +373,8 @@ def _require_finite(model) -> None:
 
 
 def weight_bits_of(model) -> set[int]:
-    """The widths that the weights were trained for, 8 if nothing has weights."""
-    return {technique.bits for technique in quantize_techniques(model)} or {8}
+    """The widths that hold trained weights, 8 if nothing has weights."""
+    return set(map(_stored_bits, quantize_techniques(model))) or {8}
 
 
 def require_layers(precisions: Precisions | None, model: Any, calibrated: bool) -> None:
