@@ -76,6 +76,7 @@ def test_each_layer_has_the_narrowest_kernel_there_is(mixed, data, tmp_path):
     assert judged.keras.max_lsb <= 1.01
 
 
+@pytest.mark.slow
 def test_codes_alone_change(mixed, data, tmp_path):
     """But for pointwise convolutions, which become FULLY_CONNECTED."""
     path, wide = tmp_path / "few.tflite", tmp_path / "wide.tflite"
@@ -88,6 +89,7 @@ def test_codes_alone_change(mixed, data, tmp_path):
     np.testing.assert_allclose(expected, mixed.predict(data, verbose=0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_may_have_more_bits_than_they_need(mixed, tmp_path):
     rules = {"wide": "int4", "middle": "int8", "dw": "int8"}
     report = tfc.convert(mixed, tmp_path / "x.tflite", precision=rules)
@@ -116,6 +118,7 @@ def test_what_does_not_fit_is_refused(mixed, tmp_path, precision, says):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_of_eight_bits_keeps_them_beside_a_rule(data, tmp_path):
     model = trained(data, {"*": [Quantize()]})
     path = tmp_path / "x.tflite"
@@ -144,6 +147,7 @@ def test_tflite_micro_runs_what_its_target_gets(mixed, tmp_path):
     assert tfc.accept(path, "tflm").passed
 
 
+@pytest.mark.slow
 def test_scales_that_were_learned(data, tmp_path):
     model = trained(data, {"*": [Learned(bits=4)], "head": [Quantize()]})
     path, wide = tmp_path / "x.tflite", tmp_path / "wide.tflite"
@@ -171,6 +175,7 @@ def test_learned_scales_without_activations(data, tmp_path):
     np.testing.assert_allclose(outputs(path, flat), few.predict(flat, verbose=0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_values_are_stored_in_the_bits_that_hold_them(data, tmp_path):
     """Whatever bits `Quantize` has behind a `Codebook`."""
     books = {"*": "8", "dw": "4", "wide": "binary", "middle": [-2.0, 0.0, 1.0, 5.0]}

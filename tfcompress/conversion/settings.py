@@ -269,9 +269,8 @@ def quantize_techniques(model) -> list[Quantize]:
 
 def _stored_bits(technique: Quantize) -> int:
     """The bits that hold the codes of weights, fewer than they have where `Codebook` chose them."""
-    return (
-        min(technique.bits, technique.held.bit_length() + 1) if technique.held else technique.bits
-    )
+    held = technique.held.bit_length() + 1 if technique.held else technique.bits
+    return min(technique.bits, held)
 
 
 def natural_precision(model) -> str:
