@@ -105,7 +105,7 @@ def _files(folder: Path, shape, make, bits: int, dense: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for target in ("litert", "microcontroller", "ethos_u55"):
         path = folder / f"{target}{bits}.tflite"
-        known = {"io_dtype": "int8"} if target == "litert" else {"target": target}
+        known: dict[str, Any] = {"io_dtype": "int8"} if target == "litert" else {"target": target}
         tfc.convert(model, path, **known)
         found[target] = path
     (output,) = tfc.verify(model, found["litert"], data[:8]).outputs
