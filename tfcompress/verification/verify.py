@@ -15,12 +15,12 @@ from keras import tree
 
 from tfcompress.conversion import lower
 from tfcompress.conversion.calibration import filled
+from tfcompress.conversion.settings import weight_bits_of
 from tfcompress.files import models
 from tfcompress.files import samples as samples_of
-from tfcompress.layers.compressed import Compressed, is_compressed, require_advanced
+from tfcompress.layers.compressed import is_compressed, require_advanced
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.results import Result, plain_fields, print_line, print_table
-from tfcompress.techniques import Quantize
 from tfcompress.tflite import flatbuffer, signature
 from tfcompress.tflite.run import Port, Runner, port
 from tfcompress.verification.criteria import (
@@ -338,9 +338,7 @@ def is_simulated(model: keras.Model | None, file: Any) -> bool:
     bits = {layer.bits for layer in layers if isinstance(layer, FakeQuant)}
     if not bits:
         return not activations and not constants
-    techniques = [t for layer in layers if isinstance(layer, Compressed) for t in layer.techniques]
-    widths = [t.bits for t in techniques if isinstance(t, Quantize)]
-    if "int4" in constants and min(widths, default=8) > 4:
+    if "int4" in constants and min(weight_bits_of(model)) > 4:
         return False
     # 16-bit steps are too fine for the float32 that simulates them.
     return bits == {8} and bool(activations) and "int16" not in activations
