@@ -12,6 +12,7 @@ import tfcompress as tfc
 from tfcompress.bench.methods import METHODS, ours, peers
 from tfcompress.bench.methods.run import OURS, train_float
 from tfcompress.bench.tasks.task import Data, Training
+from tfcompress.tflite import flatbuffer
 
 # Training is not what these methods are about, or takes ours only a moment.
 QUICK = [
@@ -191,6 +192,18 @@ def test_a_reconstruction_is_distilled_as_numbers(tmp_path):
     ours.distill_int8(run)
     assert tfc.inspect(run.path).outputs[0].dtype == "int8"
     assert run.cost["steps"] == 12
+
+
+@pytest.mark.slow
+def test_given_values_are_in_the_file_but_at_its_ends(digits, checkpoint, tmp_path):
+    run = run_of(DIGITS, digits, tmp_path, checkpoint)
+    ours.codebook_int8("4")(run)
+    model = flatbuffer.read(run.path)
+    codes = [flatbuffer.tensor_values(model, t) for t in model.subgraphs[0].tensors]
+    counts = {c.size: len(np.unique(c)) for c in codes if c is not None and c.ndim == 4}
+    assert counts[24 * 24] <= 4  # pointwise
+    assert counts[9 * 24 * 48] <= 4  # wide
+    assert counts[9 * 24] > 4  # stem, or depthwise
 
 
 @pytest.mark.slow

@@ -73,6 +73,17 @@ _ALL = (
         ours.pcqat_int8(0.8, 16),
         tfmot=peers.pcqat_int8(0.8, 16),
     ),
+    *_family("codebook4_int8", "4 given values, distilled, int8", ours.codebook_int8("4")),
+    *_family(
+        "ternary_int8",
+        "-1, 0 and 1, distilled, int8",
+        ours.codebook_int8("ternary", symmetric=True),
+    ),
+    *_family(
+        "apot4_int8",
+        "sums of two powers of two of 4 bits, distilled, int8",
+        ours.codebook_int8("additive_power_of_two", bits=4),
+    ),
     *_family("distill_int8", "distilled QAT int8", ours.distill_int8),
     *_family("channels50_int8", "half of the MACs, int8", ours.channels_int8(0.5), short=True),
     *_family(

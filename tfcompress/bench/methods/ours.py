@@ -97,6 +97,11 @@ def distill_int8(run: Run) -> None:
     _quantize_aware(run, run.model, distilled=True)
 
 
+def codebook_int8(values: str, **settings: Any) -> Make:
+    """Weights of few given values, but of the first and last layer, taught by the float model."""
+    return lambda run: _coded(run, values, settings)
+
+
 def channels_int8(macs: float, distilled: bool = False) -> Make:
     """Channels removed, then quantization-aware training."""
 
@@ -143,15 +148,35 @@ def _compressed(run: Run, sparsity: float | None = None, clusters: int | None = 
     run.convert(finalize(small), **INT8)
 
 
-def _quantize_aware(run: Run, model: Any, distilled: bool = False) -> None:
-    from tfcompress.compression.compress import quantize_aware
+def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
+    from tfcompress.compression.compress import compress
+    from tfcompress.compression.finalize import finalize
+    from tfcompress.layers.compressed import target_variables
+    from tfcompress.post_training import reestimate_batch_norm
+    from tfcompress.techniques import Codebook, Quantize
+    from tfcompress.techniques.rules import Rule
+
+    model, quantize = run.model, Quantize(momentum=MOMENTUM)
+    kernels = [layer.name for layer in model.layers if target_variables(layer)]
+    ends = [Rule(name, [quantize]) for name in (kernels[0], kernels[-1])]
+    small = compress(model, [Rule("*", [Codebook(values, **settings), quantize]), *ends])
+    run.fit(_taught(run, small))
+    # Moving averages of so few steps still tell of the float weights.
+    run.convert(finalize(reestimate_batch_norm(small, run.data.calibration(1000))), **INT8)
+
+
+def _taught(run: Run, student: Any) -> Any:
+    """What trains a student with the float model as its teacher."""
     from tfcompress.distillation import Distiller
 
+    # Reconstructions are numbers, for which soft labels are none.
+    losses = "mse" if run.task.loss == "mse" else None
+    return Distiller(student, run.model, losses, cache="memory")
+
+
+def _quantize_aware(run: Run, model: Any, distilled: bool = False) -> None:
+    from tfcompress.compression.compress import quantize_aware
+
     qat = quantize_aware(model, momentum=MOMENTUM)
-    if distilled:
-        # Reconstructions are numbers, for which soft labels are none.
-        losses = "mse" if run.task.loss == "mse" else None
-        run.fit(Distiller(qat, run.model, losses, cache="memory"))
-    else:
-        run.fit(qat)
+    run.fit(_taught(run, qat) if distilled else qat)
     run.convert(qat, **INT8)
