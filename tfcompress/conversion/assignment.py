@@ -218,6 +218,9 @@ def _stored_weights(file: Any) -> Iterator[tuple[Any, int | None]]:
             yield op, real.get(op.inputs[operand], weight_of(file, op))
 
 
+FEW_VALUES = "few values in int8 codes"
+
+
 def _few_values(told: dict[str, int], most: int) -> Iterator[str]:
     if most:
         yield (
@@ -227,7 +230,7 @@ def _few_values(told: dict[str, int], most: int) -> Iterator[str]:
     if told:
         named = ", ".join(f"{name} ({count})" for name, count in [*told.items()][:8])
         more = f" and {len(told) - 8} more" if len(told) > 8 else ""
-        yield f"few values in int8 codes, which make the file smaller zipped alone: {named}{more}"
+        yield f"{FEW_VALUES}, which make the file smaller zipped alone: {named}{more}"
 
 
 def _notes(layers: dict[str, str], asked: dict[str, str], names: LayerNames) -> Iterator[str]:

@@ -409,6 +409,7 @@ class Job:
             ops=[(c.name, c.dtype, c.count) for c in found.op_counts],
             check=check_parsed(made, data, settings.target, report.path),
             seconds=self.rounded_seconds(),
+            notes=[note for note in report.notes if not note.startswith(assignment.FEW_VALUES)],
             compressed=told,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from tfcompress.kinds import FIXED_RANGES
 from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code, op_name
+from tfcompress.tflite.unused import drop_tensors
 
 # Ops whose outputs have the scale of their (first) input, and which tensors of them take part.
 SAME_SCALE = set(
@@ -358,23 +359,7 @@ def drop_unused(model, *known: dict[int, Any] | set[int]) -> None:
     """Takes out tensors and constants that nothing refers to. Changes `model`, and what is `known`
     of tensors by their indices.
     """
-    graph = model.subgraphs[0]
-    used = {i for op in graph.operators for i in _tensors_of(op) if i >= 0}
-    used |= {*graph.inputs, *graph.outputs}
-    blocks = [graph.tensors[i].quantization.details for i in sorted(used) if _in_blocks(graph, i)]
-    used |= {details.scales for details in blocks}
-    new = {old: position for position, old in enumerate(sorted(used))}
-    new[-1] = -1
-    graph.tensors = [graph.tensors[i] for i in sorted(used)]
-    for op in graph.operators:
-        op.inputs, op.outputs = [new[i] for i in op.inputs], [new[i] for i in op.outputs]
-        op.intermediates = [new[i] for i in _some(op.intermediates)]
-    for details in blocks:
-        details.scales = new[details.scales]
-    graph.inputs, graph.outputs = [new[i] for i in graph.inputs], [new[i] for i in graph.outputs]
-    for signature in model.signatureDefs:
-        for entry in (*signature.inputs, *signature.outputs):
-            entry.tensorIndex = new[entry.tensorIndex]
+    new = drop_tensors(model)
     held = {t.buffer for g in model.subgraphs for t in g.tensors}
     held |= {entry.buffer for entry in model.metadata or ()}
     for number, buffer in enumerate(model.buffers):
@@ -389,22 +374,6 @@ def drop_unused(model, *known: dict[int, Any] | set[int]) -> None:
             moved = {new[i] for i in told if i in new}
             told.clear()
             told |= moved
-
-
-def _in_blocks(graph, index: int) -> bool:
-    """Whether the scales of a tensor are another tensor."""
-    quantization = graph.tensors[index].quantization
-    return hasattr(getattr(quantization, "details", None), "blockSize")
-
-
-def _tensors_of(op) -> Iterator[int]:
-    """The tensors that an operator reads, gives or keeps; -1 for those that it may do without."""
-    for indices in (op.inputs, op.outputs, op.intermediates):
-        yield from _some(indices)
-
-
-def _some(indices) -> list[int]:
-    return [] if indices is None else [int(i) for i in indices]
 
 
 def part_outputs(model, *known: dict[int, Any] | set[int]) -> None:

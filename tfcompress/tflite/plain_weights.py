@@ -9,6 +9,7 @@ import numpy as np
 
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import add_buffer, changed, dtype_name, op_name
+from tfcompress.tflite.unused import drop_buffers, drop_tensors
 from tfcompress.tflite.weight_codes import OPERATOR, code_of, restored
 
 # Their kernels take a bias whose scale follows from others.
@@ -45,7 +46,9 @@ def with_plain_weights(model: Any) -> tuple[Any, dict[tuple[int, int], str]]:
 def plain_twin(model: Any) -> Any:
     """A copy of a file that computes the same without codes, in LiteRT, too."""
     twin, _ = with_plain_weights(model)
-    drop_unused(twin)
+    for number in range(len(twin.subgraphs)):
+        drop_tensors(twin, number)
+    drop_buffers(twin)
     return twin
 
 
@@ -97,47 +100,10 @@ def copied(model: Any) -> Any:
         changed(
             graph,
             tensors=[copy.copy(tensor) for tensor in graph.tensors],
-            operators=[changed(op, intermediates=_intermediates(op)) for op in graph.operators],
+            operators=[copy.copy(op) for op in graph.operators],
         )
         for graph in model.subgraphs
     ]
     lists = {"operatorCodes": list(model.operatorCodes), "buffers": list(model.buffers)}
-    return changed(model, subgraphs=graphs, **lists)
-
-
-def _intermediates(op: Any) -> list[int] | None:
-    given = op.intermediates
-    return None if given is None or not len(given) else [int(i) for i in given]
-
-
-def drop_unused(model: Any) -> None:
-    """Leaves out tensors and buffers that nothing refers to. Changes `model`."""
-    for graph in model.subgraphs:
-        _drop_tensors(graph)
-    users = [*model.metadata, *(t for graph in model.subgraphs for t in graph.tensors)]
-    kept, known = [model.buffers[0]], dict[bytes, int]()
-    for user in users:
-        data = model.buffers[user.buffer].data
-        content = b"" if data is None else np.asarray(data, np.uint8).tobytes()
-        if not content:
-            user.buffer = 0
-            continue
-        if content not in known:  # equal ones are kept once
-            known[content] = len(kept)
-            kept.append(model.buffers[user.buffer])
-        user.buffer = known[content]
-    model.buffers = kept
-
-
-def _drop_tensors(graph: Any) -> None:
-    used = {*graph.inputs, *graph.outputs}
-    used |= {i for op in graph.operators for i in (*op.inputs, *op.outputs)}
-    used |= {i for op in graph.operators for i in op.intermediates or ()}
-    used |= {i for i, tensor in enumerate(graph.tensors) if tensor.isVariable}
-    new = {old: number for number, old in enumerate(sorted(used - {-1}))} | {-1: -1}
-    graph.tensors = [graph.tensors[old] for old in sorted(used - {-1})]
-    graph.inputs, graph.outputs = ([new[i] for i in side] for side in (graph.inputs, graph.outputs))
-    for op in graph.operators:
-        op.inputs, op.outputs = ([new[i] for i in side] for side in (op.inputs, op.outputs))
-        if op.intermediates is not None:
-            op.intermediates = [new[i] for i in op.intermediates]
+    tables = {name: copy.deepcopy(getattr(model, name)) for name in ("metadata", "signatureDefs")}
+    return changed(model, subgraphs=graphs, **lists, **tables)

@@ -14,8 +14,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite import arena, flatbuffer
 from tfcompress.tflite.flatbuffer import add_buffer, changed, dtype_name, op_name
-from tfcompress.tflite.plain_weights import copied, drop_unused
+from tfcompress.tflite.plain_weights import copied
 from tfcompress.tflite.signature import io_names
+from tfcompress.tflite.unused import drop_buffers, drop_tensors
 from tfcompress.tflite.weight_codes import OPERATOR, Coded, smallest
 
 # Where the operators take weights that need not be constants.
@@ -124,7 +125,9 @@ def with_decoding(model: Any, weights: Collection[Weight]) -> Any:
         model.operatorCodes.append(code)
     for graph in model.subgraphs:
         _Decoding(model, graph, chosen).run()
-    drop_unused(model)
+    for number in range(len(model.subgraphs)):
+        drop_tensors(model, number)
+    drop_buffers(model)
     return model
 
 
