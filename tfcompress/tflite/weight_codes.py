@@ -18,6 +18,7 @@ import numpy as np
 OPERATOR = "TFLM_DECODE"
 MOST_BITS = 7  # of an index into a table
 _HEADER = 16
+_SLOWNESS = {"mask": 10.0, "Huffman": 30.0}
 _TABLE, _HUFFMAN, _MASK = 0, 1, 2
 _VERSION = 1
 
@@ -35,6 +36,11 @@ class Coded:
     code: str
     stored: bytes
     ancillary: bytes
+
+    @property
+    def slowness(self) -> float:
+        """How long TFLite Micro takes to decode a value, by that of a table (measured on a PC)."""
+        return _SLOWNESS.get(self.code, 1.0)
 
     @property
     def bytes(self) -> int:
@@ -65,14 +71,25 @@ def smallest(values: np.ndarray, axis: int | None = None) -> Coded | None:
         values: an array of any shape, of int8, or of another type that tables can hold.
         axis: of the channels, 0 or the last, if the weight has a scale for each; else None.
     """
+    return next((_coded(values, code, axis) for code in _smaller(values, axis)), None)
+
+
+def codings(values: np.ndarray, axis: int | None = None) -> list[Coded]:
+    """A weight in each code that takes less than its values, the smallest first; see `smallest`."""
+    return [_coded(values, code, axis) for code in _smaller(values, axis)]
+
+
+def _smaller(values: np.ndarray, axis: int | None) -> list[str]:
     kinds, counts = np.unique(_patterns(values), return_counts=True)
     size = values.dtype.itemsize
     found = list(_sizes(dict(zip(kinds.tolist(), counts.tolist(), strict=True)), size))
     if axis is not None:
         found += _size_by_channel(values, axis)
-    code, least = min(found, key=lambda entry: entry[1], default=("", values.nbytes))
-    if least >= values.nbytes:
-        return None
+    found.sort(key=lambda entry: entry[1])
+    return [code for code, taken in found if taken < values.nbytes]
+
+
+def _coded(values: np.ndarray, code: str, axis: int | None) -> Coded:
     if code == "Huffman":
         return huffman(values)
     if code == "mask":

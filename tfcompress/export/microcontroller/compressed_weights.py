@@ -6,7 +6,7 @@ What is written was run by TFLite Micro against the plain file, and gave the sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,8 +95,8 @@ def compress_weights(
 
     Args:
         model: the `ModelT` of a file that TFLite Micro runs.
-        flash: the most bytes of the file; of what keeps within them, weights whose codes save least
-            stay plain, as decoding takes time. None: the smallest file.
+        flash: the most bytes of the file; as decoding takes time, weights get the fastest codes
+            with which it keeps within them, or none. None: the smallest file.
         ram: the most bytes of the arena; Dense layers whose weights need more while they are
             decoded are computed in parts, others stay plain.
         inputs: codes to run both files on, besides random ones, in the order of the file.
@@ -134,7 +134,8 @@ def compress_weights(
         plain={
             weight.layer: choice.reason(weight)
             for weight in choice.weights
-            if weight not in chosen and weight.stored * _SMALL > len(data)
+            if weight.buffer not in {w.buffer for w in chosen}
+            and weight.stored * _SMALL > len(data)
         },
     )
     return made, data, told
@@ -168,6 +169,9 @@ def _operators(model: Any) -> int:
     return sum(len(graph.operators) for graph in model.subgraphs)
 
 
+_Key = frozenset[tuple[int, str]]  # buffers and their codes
+
+
 class _Choice:
     """Which weights are coded: what the file and the arena are for each choice."""
 
@@ -176,21 +180,21 @@ class _Choice:
         self.weights = weights_of(model)
         self.worth = [weight for weight in self.weights if weight.saved > 0]
         self.limit: int | None = None  # demands above it there is no RAM for
-        self._files: dict[frozenset[int], bytes] = {}
-        self._arenas: dict[frozenset[int], int] = {}
+        self._files: dict[_Key, bytes] = {}
+        self._arenas: dict[_Key, int] = {}
         if len(self.data(self.worth)) >= len(self.data([])):  # what is saved is an estimate
             self.worth = []
 
     def data(self, chosen: Collection[Weight]) -> bytes:
         """The bytes of the file."""
-        key = frozenset(weight.buffer for weight in chosen)
+        key = frozenset((w.buffer, w.code) for w in chosen)
         if key not in self._files:
             self._files[key] = self.pack(with_decoding(self.model, chosen))
         return self._files[key]
 
     def arena(self, chosen: Collection[Weight]) -> int:
         """RAM that TFLite Micro measures."""
-        key = frozenset(weight.buffer for weight in chosen)
+        key = frozenset((w.buffer, w.code) for w in chosen)
         if key not in self._arenas:
             self._arenas[key], _ = measure_arena(self.data(chosen), "the file with coded weights")
         return self._arenas[key]
@@ -222,16 +226,22 @@ class _Choice:
         return [weight for weight in self.worth if weight.demand <= demand]
 
     def within_flash(self, chosen: list[Weight], flash: int) -> list[Weight]:
-        """Only as many of them as it takes, those that save most for each value."""
-        kept, size = list(chosen), len(self.data(chosen))
-        for weight in sorted(chosen, key=lambda w: w.saved / w.values.size):
-            if size + weight.saved <= flash:
-                kept.remove(weight)
-                size += weight.saved
-        while len(self.data(kept)) > flash:  # `saved` is an estimate
-            missing = [weight for weight in chosen if weight not in kept]
-            kept.append(max(missing, key=lambda weight: weight.saved))
-        return [weight for weight in chosen if weight in kept]
+        """The same weights in faster codes, or plain, as far as the file keeps within flash.
+
+        Those come first that save most time for the bytes that they cost.
+        """
+        kept = {weight.buffer: weight for weight in chosen}
+        size, taken = len(self.data(chosen)), list[Weight]()
+        while steps := [s for w in kept.values() if (s := _faster(w)) and size + s[1] <= flash]:
+            _, added, weight, then = max(steps, key=lambda step: step[0] / max(step[1], 1))
+            kept[weight.buffer], size = then, size + added
+            taken.append(weight)
+        made = _coded(kept.values())
+        while len(self.data(made)) > flash:  # what codes save is an estimate
+            weight = taken.pop()
+            kept[weight.buffer] = weight
+            made = _coded(kept.values())
+        return made
 
     def reason(self, weight: Weight) -> str:
         """Why a weight stays plain."""
@@ -242,6 +252,23 @@ class _Choice:
         if self.limit is not None and weight.demand > self.limit:
             return f"decoded it takes {weight.values.nbytes:,} bytes of RAM"
         return "the file keeps within flash as it is"
+
+
+def _coded(weights: Iterable[Weight]) -> list[Weight]:
+    return [weight for weight in weights if weight.coded is not None]
+
+
+def _faster(weight: Weight) -> tuple[float, int, Weight, Weight] | None:
+    """What the next faster code of a weight, or none, spares: time, the bytes it costs, both."""
+    if weight.coded is None:
+        return None
+    faster = [c for c in weight.codings if c.slowness < weight.coded.slowness]
+    ways = [dataclasses.replace(weight, coded=coded) for coded in faster]
+    plain = dataclasses.replace(weight, coded=None)
+    then = next((way for way in ways if way.saved > 0), plain)
+    slowness = then.coded.slowness if then.coded else 0.0
+    time = (weight.coded.slowness - slowness) * weight.values.size
+    return time, weight.saved - then.saved, weight, then
 
 
 def _too_large(choice: _Choice, chosen: list[Weight], flash: int, whole: _Choice) -> str:

@@ -17,7 +17,7 @@ from tfcompress.tflite.flatbuffer import add_buffer, changed, dtype_name, op_nam
 from tfcompress.tflite.plain_weights import copied
 from tfcompress.tflite.signature import io_names
 from tfcompress.tflite.unused import drop_buffers, drop_tensors
-from tfcompress.tflite.weight_codes import OPERATOR, Coded, smallest
+from tfcompress.tflite.weight_codes import OPERATOR, Coded, codings
 
 # Where the operators take weights that need not be constants.
 _WEIGHTS = {
@@ -41,7 +41,8 @@ class Weight:
         layer: the name of what the first operator that reads it gives.
         values: of it, int4 as int8.
         stored: the bytes that it takes without a code.
-        coded: it in its smallest code; None if there is none.
+        coded: it in the code that it is to have; None if there is none that is smaller.
+        codings: it in each code that is smaller, the smallest first.
         demand: the most bytes that are live in the arena while it is decoded.
     """
 
@@ -50,12 +51,18 @@ class Weight:
     values: np.ndarray
     stored: int
     coded: Coded | None
+    codings: tuple[Coded, ...]
     demand: int
 
     @property
     def saved(self) -> int:
         """What the file is smaller by, about, if it is coded."""
         return 0 if self.coded is None else self.stored - self.coded.bytes - OVERHEAD
+
+    @property
+    def code(self) -> str:
+        """The name of its code; '' without one."""
+        return "" if self.coded is None else self.coded.code
 
     @property
     def unique(self) -> int:
@@ -93,14 +100,15 @@ def _weight(model: Any, buffer: int, uses: list[tuple[int, int, int]], live: Any
         return None
     if axis not in (None, 0, len(shape) - 1):  # which TFLM_DECODE refuses
         return None
-    number, step, _ = uses[0]
+    (number, step, _), coded = uses[0], codings(values, axis)
     first = model.subgraphs[number].operators[step].outputs[0]
     return Weight(
         buffer=buffer,
         layer=flatbuffer.text(model.subgraphs[number].tensors[first].name),
         values=values,
         stored=len(model.buffers[buffer].data),
-        coded=smallest(values, axis),
+        coded=coded[0] if coded else None,
+        codings=tuple(coded),
         demand=max(live[number][step] for number, step, _ in uses) + values.nbytes,
     )
 
