@@ -122,7 +122,7 @@ def test_flash_codes_no_more_than_it_takes(monkeypatch):
     assert told.plain["dense0"] == "the file keeps within flash as it is"
     _, data, told = compressed(chain(), flash=len(least) + 300)
     codes = {w.layer: w.code for w in told.weights}
-    assert codes == {"dense0": "Huffman", "dense1": "table of 3 bits", "dense2": "Huffman"}
+    assert codes == {"dense1": "Huffman", **dict.fromkeys(["dense0", "dense2"], "table of 3 bits")}
     assert len(least) < len(data) <= len(least) + 300
     message = f"flash: received 300 bytes; the nearest is {len(least):,}, with an arena of 3,172"
     with pytest.raises(ValueError, match=message):
