@@ -188,3 +188,22 @@ def test_wrong_arguments():
         tfc.quantize_aware(small_model(), bits=1)
     with pytest.raises(ValueError, match="at least one Rule"):
         tfc.compress(small_model(), Recipe([]))
+
+
+def test_the_first_and_the_last_layers_by_rule():
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(4, 3, padding="same", name="stem")(layers.Rescaling(2.0)(x))
+    z = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same", name="inner")(y))
+    y = layers.Flatten()(layers.Add()([y, z]))
+    heads = [layers.Dense(2, name="a")(y), layers.Softmax()(layers.Dense(3, name="b")(y))]
+    rules = [Rule("*", [Quantize(bits=4)]), Rule("first_and_last", [Quantize(bits=8)])]
+    small = tfc.compress(keras.Model(x, heads), rules)
+    found = {name.partition("__")[0]: bits for name, bits in bits_of(small).items()}
+    assert found == {"stem": 8, "inner": 4, "a": 8, "b": 8}
+
+
+def test_a_rule_by_the_name_of_one_of_several_outputs():
+    x = keras.Input((4,))
+    heads = [layers.Dense(2, name="a")(x), layers.Dense(2, name="b")(x)]
+    rules = [Rule("*", [Quantize(bits=4)]), Rule("b", [Quantize(bits=8)])]
+    assert list(bits_of(tfc.compress(keras.Model(x, heads), rules)).values()) == [4, 8]

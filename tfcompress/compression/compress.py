@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers, tree
 
-from tfcompress.compression.rules import check_rules
+from tfcompress.compression.rules import check_rules, resolved
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import Node
@@ -60,11 +60,15 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
             "model that it was made from, with all techniques in one recipe."
         )
     flat = flatten(model, inputs=inputs)
+    recipe = resolved(recipe, flat)
     check_rules(recipe, flat)
     _, graph, origin = open_with(flat, recipe)
 
+    # Before layers give their names to what is put behind them.
+    asked = {id(node): recipe.techniques_of(origin(node)) for node in graph.nodes}
+
     def technique_of(node: Node) -> Quantize | None:
-        return quantize_of(recipe.techniques_of(origin(node)))
+        return quantize_of(asked[id(node)])
 
     placement = place(graph, technique_of)
     name_outputs(flat, graph, placement)
@@ -73,7 +77,7 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
     calls = Counter(id(node.operation) for node in graph.nodes)
     for node in graph.nodes:
         if not node.is_input:
-            _check_calls(node.operation, recipe.techniques_of(origin(node)), calls)
+            _check_calls(node.operation, asked[id(node)], calls)
             detach(node.operation)
 
     exact: dict[int, tuple[Any, Any]] = {}  # id of a rounded tensor -> it, and what it was
@@ -88,7 +92,7 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
         if node.is_input or id(node) in placement.absorbed:
             y = args[0]
         else:
-            techniques = recipe.techniques_of(origin(node))
+            techniques = asked[id(node)]
             y = _wrap(node, techniques, placement, wrapped)(*args, **kwargs)
         return _quantize_outputs(node, y, placement, exact)
 

@@ -1,12 +1,15 @@
 """Whether the rules of a recipe have an effect on a model."""
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
+from tfcompress.graph.nodes import Graph, Node
 from tfcompress.layers.compressed import target_variables, undeclared_weights, warn_undeclared
 from tfcompress.techniques import Quantize, Technique
-from tfcompress.techniques.rules import Rule, Rules, require_match
+from tfcompress.techniques.rules import FIRST_AND_LAST, Rule, Rules, require_match
 
 
 def refuse_shrink(recipe: Rules) -> None:
@@ -19,6 +22,38 @@ def refuse_shrink(recipe: Rules) -> None:
             "recipe.shrink.apply(model), train it, then compress(small, recipe.rules); or use the "
             "command tfcompress compress, which does it all."
         )
+
+
+def resolved(recipe: Rules, model: keras.Model) -> Rules:
+    """A recipe whose rules for the first and the last layers are for those of a flat model."""
+    if all(rule.layers != FIRST_AND_LAST for rule in recipe.rules):
+        return recipe
+    graph = Graph.of(model)
+    found = _outermost(graph.nodes, "inputs", "outputs")
+    found += _outermost(reversed(graph.nodes), "outputs", "inputs")
+    rules = [
+        # Not by their names, which `compress` takes from layers for what it puts behind them.
+        dataclasses.replace(rule, layers=lambda layer: any(layer is each for each in found))
+        if rule.layers == FIRST_AND_LAST
+        else rule
+        for rule in recipe.rules
+    ]
+    return dataclasses.replace(recipe, rules=rules)
+
+
+def _outermost(nodes: Iterable[Node], taken: str, given: str) -> list[Any]:
+    """The layers with kernels that no other such layer comes before."""
+    found: list[Any] = []
+    behind: set[int] = set()  # tensors on the other side of a kernel
+    for node in nodes:
+        layer = node.operation
+        weighs = isinstance(layer, keras.Layer) and bool(target_variables(layer))
+        beyond = any(id(tensor) in behind for tensor in getattr(node, taken))
+        if weighs and not beyond:
+            found.append(layer)
+        if weighs or beyond:
+            behind.update(id(tensor) for tensor in getattr(node, given))
+    return found
 
 
 def check_rules(recipe: Rules, model: keras.Model) -> None:

@@ -90,16 +90,10 @@ def quantize_between(x, low, high, factors, bits: int = 8):
 
         def gradient(*upstreams, upstream=None):
             upstream = ops.cast(upstreams[0] if upstreams else upstream, "float32")
-            below, above = full < least, full > most
-            passed = ops.where(ops.logical_or(below, above), 0.0, upstream)
+            passed, below, above = _parted(upstream, full, least, most, bits)
             width = ops.maximum(most - least, 1e-12)
-            rounding = ops.sum(passed * (y - full)) / width
-            slopes = ops.stack(
-                [
-                    ops.sum(ops.where(below, upstream, 0.0)) - rounding,
-                    ops.sum(ops.where(above, upstream, 0.0)) + rounding,
-                ]
-            )
+            rounding = _product(passed, y - full) / width
+            slopes = ops.stack([below - rounding, above + rounding])
             count = ops.cast(ops.size(x) / ops.shape(x)[0], "float32")
             share = levels**1.5 / (ops.maximum(high - low, 1e-12) * ops.sqrt(count))
             moves = ops.stack([low < 0.0, high > 0.0])
@@ -110,3 +104,21 @@ def quantize_between(x, low, high, factors, bits: int = 8):
 
     limits = (ops.cast(limit, "float32") for limit in (low, high))
     return quantize(as_tensor(x), factors, *limits)
+
+
+def _parted(upstream, x, least, most, bits: int):
+    """The gradients of values between two limits, and the sums of those below and above."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        kernel = tf.quantization.fake_quant_with_min_max_vars_gradient
+        return kernel(upstream, x, least, most, num_bits=bits)
+    below, above = x < least, x > most
+    passed = ops.where(ops.logical_or(below, above), 0.0, upstream)
+    sums = (ops.sum(ops.where(beyond, upstream, 0.0)) for beyond in (below, above))
+    return passed, *sums
+
+
+def _product(a, b):
+    """The sum of products of two tensors, in one pass."""
+    return ops.dot(ops.reshape(a, (-1,)), ops.reshape(b, (-1,)))

@@ -10,6 +10,9 @@ import keras
 
 from tfcompress.techniques import TECHNIQUES, Cluster, Codebook, Quantize, Technique
 
+# For layers that `compress` finds in the model.
+FIRST_AND_LAST = "first_and_last"
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -17,8 +20,9 @@ class Rule:
 
     Args:
         layers: a shell pattern matched against the name and the class of a layer ("*", "block_1*",
-            "Dense"), a type such as `keras.layers.Dense`, which takes in its subclasses, or a
-            predicate `f(layer) -> bool`.
+            "Dense"), a type such as `keras.layers.Dense`, which takes in its subclasses, a
+            predicate `f(layer) -> bool`, or "first_and_last": the layers with kernels before or
+            after which there are no others, which lose most by few bits.
         techniques: applied in this order; an empty list leaves the layers as they are.
 
     Raises:

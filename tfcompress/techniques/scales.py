@@ -68,7 +68,10 @@ def _least_squares(rows: np.ndarray, largest: np.ndarray, bits: int) -> np.ndarr
     """The scales of the least squared error of rows, from those of their greatest values."""
     best = largest
     least = _error(rows, _codes(rows, best, bits), best)
-    for part in _PARTS[1:]:
+    most = levels(bits)
+    # Of rows that are on a grid already the greatest value may have any code.
+    known = [most / top for top in range(1, most)] if bits <= 4 else []
+    for part in (*_PARTS[1:], *known):
         scale = (largest * part).astype(np.float32)
         error = _error(rows, _codes(rows, scale, bits), scale)
         best = np.where(error < least, scale, best)
