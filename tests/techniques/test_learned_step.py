@@ -43,7 +43,7 @@ def test_weights_are_those_of_lsq(bits, axes):
     of_weight, of_factor = tape.gradient(loss, [weight, factor])
     value, expected, of_step = lsq(w, base * factor.numpy(), levels, upstream, shared)
     np.testing.assert_allclose(y, value, rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(of_weight, expected)
+    np.testing.assert_allclose(of_weight, expected)
     # The step is base * factor, and moves by as much as LSQ's would, relative to its size.
     np.testing.assert_allclose(of_factor, of_step / base, rtol=1e-4, atol=1e-5)
 
@@ -114,7 +114,7 @@ def test_activations_are_those_of_lsq_plus():
     of_x, of_factors = tape.gradient(loss, [inputs, trained])
     expected, *of_limits = lsq_plus(x, -1.0, 4.0, upstream)
     np.testing.assert_allclose(y, np.clip(np.round(x / (5 / 255)), -51, 204) * (5 / 255), atol=1e-5)
-    np.testing.assert_array_equal(of_x, expected)
+    np.testing.assert_allclose(of_x, expected)
     # LSQ+ scales the gradient of its step by 1 / sqrt(n * levels), n values a sample.
     step, scaling = (high - low) / 255, 1 / np.sqrt(30 * 255)
     np.testing.assert_allclose(of_factors, np.array(of_limits) * 255 * scaling / step, rtol=1e-3)

@@ -43,18 +43,19 @@ def quantize_learned(weight, base, factor, levels, damping: float = 0.0):
     @ops.custom_gradient
     def quantize(weight, factor, base, levels):
         step = step_of(base, factor)
-        position = ops.cast(weight, "float32") / step
+        position = ops.cast(weight, "float32") * (1.0 / step)
         clipped = ops.clip(position, -levels, levels)
         codes = ops.round(clipped)
+        away = codes - clipped  # 0 for clipped ones
 
         def gradient(*upstreams, upstream=None):
             upstream = ops.cast(upstreams[0] if upstreams else upstream, "float32")
-            passed = ops.where(position == clipped, upstream, 0.0)
-            slopes = ops.sum(upstream * codes - passed * position, axis=shared, keepdims=True)
-            if damping:
-                away = ops.where(position == clipped, position - codes, 0.0)
-                passed = passed + (2.0 * damping) * step * away
+            passed = _inside(upstream, position, -levels, levels)
+            products = upstream * away + (upstream - passed) * clipped
+            slopes = ops.sum(products, axis=shared, keepdims=True)
             slopes = slopes / (base * ops.sqrt(count * levels))
+            if damping:
+                passed = passed - (2.0 * damping) * step * away
             none = ops.zeros_like(base), ops.zeros_like(levels)
             return ops.cast(passed, weight.dtype), slopes, *none
 
@@ -90,10 +91,11 @@ def quantize_between(x, low, high, factors, bits: int = 8):
 
         def gradient(*upstreams, upstream=None):
             upstream = ops.cast(upstreams[0] if upstreams else upstream, "float32")
-            passed, below, above = _parted(upstream, full, least, most, bits)
+            passed = _inside(upstream, full, least, most)
+            # Of values inside times what rounding adds to them, and of those above.
             width = ops.maximum(most - least, 1e-12)
-            rounding = _product(passed, y - full) / width
-            slopes = ops.stack([below - rounding, above + rounding])
+            of_high = ops.sum(upstream * (y - least) - passed * (full - least)) / width
+            slopes = ops.stack([ops.sum(upstream - passed) - of_high, of_high])
             count = ops.cast(ops.size(x) / ops.shape(x)[0], "float32")
             share = levels**1.5 / (ops.maximum(high - low, 1e-12) * ops.sqrt(count))
             moves = ops.stack([low < 0.0, high > 0.0])
@@ -106,19 +108,14 @@ def quantize_between(x, low, high, factors, bits: int = 8):
     return quantize(as_tensor(x), factors, *limits)
 
 
-def _parted(upstream, x, least, most, bits: int):
-    """The gradients of values between two limits, and the sums of those below and above."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
+def _inside(upstream, x, low, high):
+    """The gradients of values between two limits, 0 for others."""
+    if keras.backend.backend() != "tensorflow":
+        return ops.where(ops.logical_or(x < low, x > high), 0.0, upstream)
+    import tensorflow as tf
 
-        kernel = tf.quantization.fake_quant_with_min_max_vars_gradient
-        return kernel(upstream, x, least, most, num_bits=bits)
-    below, above = x < least, x > most
-    passed = ops.where(ops.logical_or(below, above), 0.0, upstream)
-    sums = (ops.sum(ops.where(beyond, upstream, 0.0)) for beyond in (below, above))
-    return passed, *sums
-
-
-def _product(a, b):
-    """The sum of products of two tensors, in one pass."""
-    return ops.dot(ops.reshape(a, (-1,)), ops.reshape(b, (-1,)))
+    # A select fused with its comparisons, see `quantize_activation`.
+    width = tf.maximum(high - low, 1e-12)
+    margin = 1e-6 * width
+    features = (x - (low - margin)) * (6.0 / (width + 2.0 * margin))
+    return tf.raw_ops.Relu6Grad(gradients=upstream, features=features)

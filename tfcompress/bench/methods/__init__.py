@@ -109,6 +109,12 @@ _ALL = (
     *_family("ptq_best_int4", "PTQ, int4 weights, tuned", ours.ptq("int4", tune="best")),
     *_family("mixed", "precision by layer, a quarter smaller than int8", ours.mixed),
     *_family("qat_int4", "QAT, int4 weights", ours.qat_int4),
+    *_family("qat_learned_int4", "QAT, int4 weights, learned steps", ours.qat_learned_int4),
+    *_family(
+        "qat_learned_int2_dense",
+        "QAT, int2 weights of Dense, else int4, learned steps",
+        ours.qat_learned_int2_dense,
+    ),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

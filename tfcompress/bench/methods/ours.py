@@ -5,6 +5,7 @@ Like those of TFMOT they are set for a training of some hundred steps: see the c
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,38 @@ def qat_int4(run: Run) -> None:
 
     qat = quantize_aware(run.model, bits=4, momentum=MOMENTUM)
     run.fit(qat)
+    run.convert(qat, precision="int4", io_dtype="int8")
+
+
+def qat_learned_int4(run: Run) -> None:
+    """Learned steps of 4-bit weights, from those of GPTQ, with the float model as the teacher."""
+    # Weights on a grid that gives what the float model gives move but little.
+    _learn_steps(run, rate=0.1)
+
+
+def qat_learned_int2_dense(run: Run) -> None:
+    """The same with 2-bit weights of Dense."""
+    _learn_steps(run, rate=0.3, dense_bits=2)
+
+
+def _learn_steps(run: Run, rate: float, dense_bits: int = 4) -> None:
+    from tfcompress.compression.compress import compress
+    from tfcompress.distillation import Distiller
+    from tfcompress.post_training.gptq_model import gptq
+    from tfcompress.techniques import Quantize
+    from tfcompress.techniques.rules import Rule
+
+    start = gptq(run.model, run.calibration, bits=4).model
+    for layer in start.layers:
+        if hasattr(layer, "rate"):  # what a teacher says is to be met whole
+            layer.rate = 0.0
+    learned = Quantize(bits=4, step="learned", dense="per_channel", momentum=MOMENTUM)
+    rules = [Rule("*", [learned])]
+    if dense_bits != 4:
+        rules.append(Rule("Dense", [dataclasses.replace(learned, bits=dense_bits)]))
+    qat = compress(start, rules)
+    losses = "mse" if run.task.loss == "mse" else None
+    run.fit(Distiller(qat, run.model, losses, alpha=0.0, cache="memory"), rate=rate)
     run.convert(qat, precision="int4", io_dtype="int8")
 
 

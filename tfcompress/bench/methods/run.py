@@ -119,12 +119,24 @@ class Run:
         found = [each for each in self._costs if each is not None]
         return together(found) if len(found) == len(self._costs) else None
 
-    def fit(self, model: Any, callbacks: Iterable[Any] = (), steps: int | None = None) -> None:
-        """Compiles and trains a model as the task says, and measures what a step costs."""
+    def fit(
+        self,
+        model: Any,
+        callbacks: Iterable[Any] = (),
+        steps: int | None = None,
+        rate: float = 1.0,
+    ) -> None:
+        """Compiles and trains a model as the task says, and measures what a step costs.
+
+        Args:
+            rate: share of the task's learning rate.
+        """
         steps = self.tuning.steps if steps is None else steps
         if steps < 1:
             raise ValueError(f"a training takes 1 step or more; received {steps}.")
-        training, kit = dataclasses.replace(self.tuning, steps=steps), kit_of(model)
+        rate *= self.tuning.rate
+        training = dataclasses.replace(self.tuning, steps=steps, rate=rate)
+        kit = kit_of(model)
         # Stages see the data in orders of their own, the first one in that of all methods.
         seed = self.seed + 1000 * len(self._costs)
         # Before the plain model is traced, as new seeds have TensorFlow prepare functions anew.
