@@ -9,6 +9,7 @@ from tfcompress.export.microcontroller.compressed_weights import compress_weight
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tools import runtimes
+from tfcompress.tools.accept import accept
 from tfcompress.tools.environments import python_environment_is_ready
 
 TFLM = runtimes.TFLM_LIBRARY
@@ -75,6 +76,17 @@ def test_tflite_micro_gives_the_same_bits_in_parts():
         "dense0/1": 12_288,
     }
     assert told.plain_arena + 12_288 <= told.arena <= 20_000
+
+
+@needs_tflm
+@pytest.mark.slow
+def test_tflite_micro_gives_what_litert_gives_with_plain_weights(tmp_path):
+    _, made, told = compressed(chain())
+    path = tmp_path / "coded.tflite"
+    path.write_bytes(made)
+    (found,) = accept(path, ["tflm"]).results
+    assert found.status == "passed"
+    assert found.figures["arena bytes"] == told.arena
 
 
 def test_without_budgets_every_weight_that_helps_is_coded(monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 from tfcompress.files.samples import batches
 from tfcompress.tflite import flatbuffer, run
 from tfcompress.tflite.inspect import inspect
+from tfcompress.tflite.plain_weights import has_codes, with_plain_weights
 from tfcompress.tflite.signature import Input, io_names
 
 RANDOM_SAMPLES = 8
@@ -107,7 +108,7 @@ def _by_reference(
     """What the reference kernels give, and a note if other ones had to be taken."""
     indices = _outputs(data)
     try:
-        loaded = run.Loaded(data, run.REFERENCE, keep=True)
+        loaded = run.Loaded(_decoded(data), run.REFERENCE, keep=True)
         found = _run(loaded, inputs, indices)
     except Exception as error:  # Damaged files fail in many ways.
         raise run.cannot_run(name, error) from error
@@ -143,7 +144,13 @@ def tensors_of(
     data: bytes, inputs: list[Arrays], indices: Sequence[int], kind: str = run.REFERENCE
 ) -> list[dict[int, np.ndarray]]:
     """Run LiteRT and return tensors."""
-    return _run(run.Loaded(data, kind, keep=kind == run.REFERENCE), inputs, indices)
+    return _run(run.Loaded(_decoded(data), kind, keep=kind == run.REFERENCE), inputs, indices)
+
+
+def _decoded(data: bytes) -> bytes:
+    """A file as LiteRT runs it: codes of weights are TFLite Micro's alone. Indices are the same."""
+    model = flatbuffer.read(data)
+    return flatbuffer.write(with_plain_weights(model)[0]) if has_codes(model) else data
 
 
 def _run(

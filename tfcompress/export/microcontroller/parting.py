@@ -18,13 +18,14 @@ from tfcompress.tflite.plain_weights import copied
 
 # CONCATENATION of TFLite Micro takes no more.
 MOST_PARTS = 10
+_WIDTHS = {"int8": 1, "int4": 1, "float32": 4}  # bytes of a value, once it is decoded
 
 
 def with_parts(model: Any, most: int, buffers: Collection[int]) -> Any:
     """A copy of a file in which FULLY_CONNECTED with larger weights are in parts.
 
     Args:
-        most: bytes of a weight, one for each value, at which there are parts of about that many.
+        most: bytes of a decoded weight, above which there are parts of about that many.
         buffers: of the weights that may be parted.
     """
     model = copied(model)
@@ -47,12 +48,12 @@ def _parts(
     weight, output = graph.tensors[op.inputs[1]], graph.tensors[op.outputs[0]]
     read = sum(other.inputs.count(op.inputs[1]) for other in graph.operators)
     alone = weight.buffer in buffers and users.count(weight.buffer) == read == 1
-    if not alone or dtype_name(weight) not in ("int8", "int4") or len(weight.shape) != 2:
+    if not alone or dtype_name(weight) not in _WIDTHS or len(weight.shape) != 2:
         return 1
     rows, columns = weight.shape
     if list(output.shape)[-1:] != [rows] or columns % 2:  # int4 has two in a byte
         return 1
-    return min(-(-rows * columns // most), MOST_PARTS, rows)
+    return min(-(-rows * columns * _WIDTHS[dtype_name(weight)] // most), MOST_PARTS, rows)
 
 
 def _parted(model: Any, graph: Any, op: Any, parts: int) -> list[Any]:
