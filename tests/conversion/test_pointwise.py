@@ -66,3 +66,18 @@ def test_files_for_one_scale_keep_convolutions(model, tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
     _, _, (new, old) = files(model, path, monkeypatch, dense="per_tensor")
     assert new == old
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_trained_ones_round_as_the_file_does(model, bits, tmp_path):
+    """Once as FULLY_CONNECTED, which is the simulation's own way, and twice as CONV_2D."""
+    x = np.random.default_rng(0).normal(size=(64, 6, 6, 8)).astype("float32")
+    qat, path = tfc.quantize_aware(model, bits=bits), tmp_path / "model.tflite"
+    qat(x, training=True)
+    for settings in ({}, {"precision": "int8"}, {"target": "microcontroller"}):
+        report = tfc.convert(qat, path, **settings)
+        assert any(op == "FULLY_CONNECTED" for op, _, _ in report.ops) is (settings == {})
+        (found,) = tfc.verify(qat, path, x).outputs
+        assert found.keras.max_lsb < 0.01
+        if not settings:
+            np.testing.assert_allclose(run_tflite(path, x), qat.predict(x, verbose=0), atol=1e-5)

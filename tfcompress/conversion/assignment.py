@@ -207,6 +207,13 @@ def stored(file: Any, model: keras.Model) -> tuple[dict[str, str], list[str]]:
     return layers if narrow else {}, list(_few_values(told, most))
 
 
+def operators_by_layer(file: Any, model: keras.Model) -> dict[str, str]:
+    """The names of the operators of a file that have the weights of layers."""
+    layer_of = _layers(file, LayerNames(model))
+    weighted = [op for op, weight in _stored_weights(file) if weight is not None]
+    return {layer_of.get(ends(op)[1], ""): op_name(file, op) for op in weighted}
+
+
 def _stored_weights(file: Any) -> Iterator[tuple[Any, int | None]]:
     """The operators of a file and their weights, which may be made real in front of them."""
     real = dict[int, int]()

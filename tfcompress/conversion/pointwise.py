@@ -6,13 +6,18 @@ each run, which makes it two to four times slower than with 8 bits.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.conversion.packing import packed
 from tfcompress.conversion.ranges import constant
+from tfcompress.graph.nodes import scope_name
+from tfcompress.layers.kernel_rounding import is_few_pointwise
 from tfcompress.tflite.flatbuffer import add_buffer, changed, is_constant, op_code, op_name
 
 _FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
@@ -46,6 +51,24 @@ def as_dense(file: Any) -> Any | None:
     operators = [new.get(id(op), op) for op in graph.operators]
     made.subgraphs = [changed(graph, tensors=tensors, operators=operators), *file.subgraphs[1:]]
     return made
+
+
+@contextlib.contextmanager
+def as_in(file: Any, model: Any) -> Iterator[None]:
+    """Lets pointwise convolutions of a trained model round as the operators of a file do."""
+    layers = model._flatten_layers() if isinstance(model, keras.Model) else ()
+    few = {scope_name(layer.name): layer for layer in layers if is_few_pointwise(layer)}
+    if few:
+        from tfcompress.conversion.assignment import operators_by_layer
+
+        found = operators_by_layer(file, model)
+        for name, layer in few.items():
+            layer.as_dense = found.get(name) != "CONV_2D"
+    try:
+        yield
+    finally:
+        for layer in few.values():
+            del layer.as_dense
 
 
 def _is_pointwise(file: Any, op: Any) -> bool:

@@ -267,12 +267,6 @@ def quantize_techniques(model) -> list[Quantize]:
     return found + [Quantize()] * bool(quantizers(model) and not found)
 
 
-def _stored_bits(technique: Quantize) -> int:
-    """The bits that hold the codes of weights, fewer than they have where `Codebook` chose them."""
-    held = technique.held.bit_length() + 1 if technique.held else technique.bits
-    return min(technique.bits, held)
-
-
 def natural_precision(model) -> str:
     """The precision that a model was trained for."""
     found = quantize_techniques(model)
@@ -281,7 +275,7 @@ def natural_precision(model) -> str:
     activations = [t.activation_bits for t in found]
     if 16 in activations:
         return "int16x8"
-    if min(map(_stored_bits, found)) <= 4:
+    if min(t.code_bits for t in found) <= 4:
         return "int4"
     return "int8" if 8 in activations else "dynamic_int8"
 
@@ -373,7 +367,7 @@ def _require_finite(model) -> None:
 
 def weight_bits_of(model) -> set[int]:
     """The widths that hold trained weights, 8 if nothing has weights."""
-    return set(map(_stored_bits, quantize_techniques(model))) or {8}
+    return {technique.code_bits for technique in quantize_techniques(model)} or {8}
 
 
 def require_layers(precisions: Precisions | None, model: Any, calibrated: bool) -> None:

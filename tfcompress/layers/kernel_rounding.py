@@ -19,7 +19,7 @@ import numpy as np
 from keras import ops, tree
 
 from tfcompress.backend import as_tensor
-from tfcompress.kinds import FOLDING, KEEPING, channel_axes, is_of
+from tfcompress.kinds import FOLDING, KEEPING, channel_axes, is_exactly, is_of
 from tfcompress.techniques.quantize import Quantize
 
 _KEEPING = KEEPING | {"Cast", "UpSampling1D", "UpSampling2D"}
@@ -238,7 +238,27 @@ def _convolved(operation, x, norm=None) -> Sum | None:
         return own * factor + offset
 
     added = bias if layer.use_bias or norm is not None else None
-    return Sum(unit, added, once=is_of(layer, ("Dense",)))
+    return Sum(unit, added, once=is_of(layer, ("Dense",)) or as_dense(operation))
+
+
+def as_dense(operation) -> bool:
+    """Whether a layer under techniques is a pointwise convolution that is FULLY_CONNECTED in files.
+
+    As those with weights of few bits are, unless a target or the user asks for something else: a
+    layer has an attribute `as_dense` then.
+    """
+    return is_few_pointwise(operation) and getattr(operation, "as_dense", True)
+
+
+def is_few_pointwise(operation) -> bool:
+    """Whether a layer is a convolution of 1 x 1 with weights of 4 bits or fewer."""
+    layer: Any = getattr(operation, "layer", None)
+    bound = getattr(operation, "bound", ())
+    if not is_exactly(layer, ("Conv1D", "Conv2D")) or layer.groups != 1:
+        return False
+    steps = {*layer.kernel_size, *layer.strides}
+    few = [t.code_bits <= 4 for target in bound for t in target.techniques if hasattr(t, "held")]
+    return steps == {1} and any(few)
 
 
 def _normalized(operation, x) -> Sum | None:

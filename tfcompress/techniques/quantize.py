@@ -260,6 +260,11 @@ class Quantize(Technique):
         )
 
     @property
+    def code_bits(self) -> int:
+        """The bits that hold the codes: fewer than there are where `Codebook` chose them."""
+        return min(self.bits, self.held.bit_length() + 1) if self.held else self.bits
+
+    @property
     def scheduled(self) -> bool:
         return self.delay > 0 or self.freeze is not None or self.bits_schedule is not None
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tfcompress.conversion import lower
+from tfcompress.conversion import lower, pointwise
 from tfcompress.conversion.calibration import filled
 from tfcompress.conversion.settings import weight_bits_of
 from tfcompress.files import models
@@ -111,19 +111,20 @@ def verify(
     # All of one size, so that the Keras model is traced once.
     size = math.lcm(match.batch_size, reference.batch_size or 1)
     size *= max(1, _CHUNK // size)
-    for count, chunk in filled(batches, size):
-        parts = match.split(chunk, count)
-        first += parts[: max(0, math.ceil(LAYER_SAMPLES / match.batch_size) - len(first))]
-        _compare(reference(chunk), runners, match, parts, count, tallies)
-        done += count
-        if progress is not None:
-            progress("verify", done, samples)
+    with pointwise.as_in(file, reference.model):
+        for count, chunk in filled(batches, size):
+            parts = match.split(chunk, count)
+            first += parts[: max(0, math.ceil(LAYER_SAMPLES / match.batch_size) - len(first))]
+            _compare(reference(chunk), runners, match, parts, count, tallies)
+            done += count
+            if progress is not None:
+                progress("verify", done, samples)
+        errors = layer_errors(reference.model, file, content, first) if layers else ()
     strict = tolerance is not None
     if not strict and is_simulated(reference.model, file):
         tolerance = DEFAULT_TOLERANCE
     rows = zip(match.outputs, kinds, tallies, strict=True)
     checks = tuple(_check(file, *row, tolerance, strict) for row in rows)
-    errors = layer_errors(reference.model, file, content, first) if layers else ()
     name = os.fspath(path) if isinstance(path, str | os.PathLike) else where
     notes = tuple(runner.note for runner in runners if runner.note)
     return Verification(name, done, tolerance, strict, checks, errors, notes)
