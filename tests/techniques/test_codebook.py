@@ -175,6 +175,12 @@ def test_mends_work():
     Rule("*", [Codebook("ternary", symmetric=True), Quantize(bits=2)])
 
 
+def test_numbers_of_numpy():
+    given = Codebook(np.array([-1, 0, 2]), begin=np.int64(3))
+    assert given == Codebook([-1.0, 0.0, 2.0], begin=3)
+    assert Codebook("log", bits=np.int32(3)).bits == 3
+
+
 def test_config_round_trip():
     load, serialize = keras.saving.deserialize_keras_object, keras.saving.serialize_keras_object
     for book in (Codebook([1, -1, 3], begin=4), Codebook("ternary", symmetric=True)):

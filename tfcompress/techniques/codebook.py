@@ -145,6 +145,10 @@ class Codebook(Technique):
 
     def __post_init__(self):
         object.__setattr__(self, "channels", tuple(self.channels))
+        for name in ("bits", "begin"):
+            value = getattr(self, name)
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))  # also NumPy's
         if isinstance(self.values, str):
             self._check_name()
         else:
