@@ -91,7 +91,6 @@ def qat_learned_int2_dense(run: Run) -> None:
 
 def _learn_steps(run: Run, rate: float, dense_bits: int = 4) -> None:
     from tfcompress.compression.compress import compress
-    from tfcompress.distillation import Distiller
     from tfcompress.post_training.gptq_model import gptq
     from tfcompress.techniques import Quantize
     from tfcompress.techniques.rules import Rule
@@ -105,8 +104,7 @@ def _learn_steps(run: Run, rate: float, dense_bits: int = 4) -> None:
     if dense_bits != 4:
         rules.append(Rule("Dense", [dataclasses.replace(learned, bits=dense_bits)]))
     qat = compress(start, rules)
-    losses = "mse" if run.task.loss == "mse" else None
-    run.fit(Distiller(qat, run.model, losses, alpha=0.0, cache="memory"), rate=rate)
+    run.fit(_taught(run, qat, alpha=0.0), rate=rate)
     run.convert(qat, precision="int4", io_dtype="int8")
 
 
@@ -184,27 +182,25 @@ def _compressed(run: Run, sparsity: float | None = None, clusters: int | None = 
 def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
     from tfcompress.compression.compress import compress
     from tfcompress.compression.finalize import finalize
-    from tfcompress.layers.compressed import target_variables
     from tfcompress.post_training import reestimate_batch_norm
     from tfcompress.techniques import Codebook, Quantize
     from tfcompress.techniques.rules import Rule
 
-    model, quantize = run.model, Quantize(momentum=MOMENTUM)
-    kernels = [layer.name for layer in model.layers if target_variables(layer)]
-    ends = [Rule(name, [quantize]) for name in (kernels[0], kernels[-1])]
-    small = compress(model, [Rule("*", [Codebook(values, **settings), quantize]), *ends])
+    quantize = Quantize(momentum=MOMENTUM)
+    rules = [Rule("*", [Codebook(values, **settings), quantize])]
+    small = compress(run.model, [*rules, Rule("first_and_last", [quantize])])
     run.fit(_taught(run, small))
     # Moving averages of so few steps still tell of the float weights.
     run.convert(finalize(reestimate_batch_norm(small, run.data.calibration(1000))), **INT8)
 
 
-def _taught(run: Run, student: Any) -> Any:
+def _taught(run: Run, student: Any, alpha: float = 0.1) -> Any:
     """What trains a student with the float model as its teacher."""
     from tfcompress.distillation import Distiller
 
     # Reconstructions are numbers, for which soft labels are none.
     losses = "mse" if run.task.loss == "mse" else None
-    return Distiller(student, run.model, losses, cache="memory")
+    return Distiller(student, run.model, losses, alpha=alpha, cache="memory")
 
 
 def _quantize_aware(run: Run, model: Any, distilled: bool = False) -> None:
