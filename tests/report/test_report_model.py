@@ -14,7 +14,10 @@ from report_browser import NARROW, WIDE, Browser, check_page, check_plots
 from report_pages import cells_of, data_of, run, without_scripts
 
 import tfcompress as tfc
+from tfcompress.conversion.layer_names import namer
+from tfcompress.export.microcontroller.decoding import slim, weights_of, with_decoding
 from tfcompress.report import model as report
+from tfcompress.report.layers import layer_figures
 from tfcompress.report.model import write_model_report
 from tfcompress.report.page import significant
 from tfcompress.targets.result import verdict_on
@@ -267,3 +270,28 @@ def test_the_page_is_whole_at_any_width(folder, text, width):
         assert len(outlines) == len(weighted)
     finally:
         browser.close()
+
+
+@pytest.mark.slow
+def test_weights_in_codes_are_shown_by_the_flash_that_they_take(
+    quick, float_cnn, images, converted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tfcompress.export.microcontroller.decoding.OVERHEAD", 0)
+    source, _ = converted("float")
+    model = slim(flatbuffer.read(source), namer(float_cnn))
+    kernel = next(w for w in weights_of(model) if w.layer == "pointwise")
+    codes = np.where(np.arange(kernel.values.size) % 5, 0, 90).astype(np.int8)
+    model.buffers[kernel.buffer].data = codes.view(np.uint8)
+    chosen = [w for w in weights_of(model) if w.buffer == kernel.buffer]
+    file, path = tmp_path / "coded.tflite", tmp_path / "report.html"
+    file.write_bytes(flatbuffer.write(with_decoding(model, chosen)))
+    write_model_report(float_cnn, file, path, images[0][:8], "microcontroller")
+    text = path.read_text()
+    (row,) = cells_of(text, "Constants of layers whose weights are in codes")[1:]
+    layer = next(x for x in tfc.inspect(file).layer_bytes if x.code)
+    numbers = (64, 2, layer.bytes, 64)
+    assert row == ["pointwise", "table of 1 bit", *map(str, numbers)]
+    figures = {each["name"]: each for each in layer_figures(file, float_cnn)}
+    assert (figures["pointwise"]["bytes"], figures["pointwise"]["unique"]) == (layer.bytes, 2)
+    assert figures["pointwise"]["sparsity"] == 0.796875
+    assert "LiteRT cannot run this file" in text
