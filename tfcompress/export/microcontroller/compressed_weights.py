@@ -153,16 +153,25 @@ def _smallest(
     whole = _Choice(model, pack, ram)
     if ram is None or whole.arena(whole.worth) <= ram:
         return whole, whole.worth
-    whole.require_ram()
-    choices, largest = [whole], max(weight.values.nbytes for weight in whole.worth)
+    # The kernels of few bits widen their weights in the arena, too.
+    large = [w for w in whole.weights if w in whole.worth or w.stored < w.values.nbytes]
+    choices, largest = [whole], max((weight.values.nbytes for weight in large), default=0)
     for parts in _PARTS:
-        parted = with_parts(model, -(-largest // parts), {w.buffer for w in whole.worth})
+        parted = with_parts(model, -(-largest // parts), {weight.buffer for weight in large})
         if _operators(parted) > _operators(choices[-1].model):
             choices = [whole, _Choice(parted, pack, ram)]
             if choices[1].arena(choices[1].worth) <= ram:
                 break
     pairs = [(choice, choice.within_ram()) for choice in choices]
-    return min(pairs, key=lambda pair: len(pair[0].data(pair[1])))
+    fitting = [pair for pair in pairs if pair[0].arena(pair[1]) <= ram]
+    if not fitting:
+        least = min(choice.arena(chosen) for choice, chosen in pairs)
+        raise ValueError(
+            f"ram: received {ram:,} bytes; the arena takes {least:,} as measured by TFLite Micro, "
+            f"whichever weights are decoded. Give ram={least} or more, or make activations "
+            "smaller: smaller inputs, fewer channels, earlier pooling."
+        )
+    return min(fitting, key=lambda pair: len(pair[0].data(pair[1])))
 
 
 def _operators(model: Any) -> int:
@@ -199,18 +208,8 @@ class _Choice:
             self._arenas[key], _ = measure_arena(self.data(chosen), "the file with coded weights")
         return self._arenas[key]
 
-    def require_ram(self) -> None:
-        """Raises unless there is RAM for the activations alone."""
-        fewest = self.arena([])
-        if self.ram is not None and fewest > self.ram:
-            raise ValueError(
-                f"ram: received {self.ram:,} bytes; the arena takes {fewest:,} as measured by "
-                f"TFLite Micro, without a weight that is decoded. Give ram={fewest} or more, or "
-                "make activations smaller: smaller inputs, fewer channels, earlier pooling."
-            )
-
     def within_ram(self) -> list[Weight]:
-        """As many weights as there is RAM to decode, those that demand least first."""
+        """As many weights as there is RAM to decode, those that demand least first, or none."""
         if self.ram is None or self.arena(self.worth) <= self.ram:
             return self.worth
         demands = [0, *sorted({weight.demand for weight in self.worth})]
