@@ -82,6 +82,7 @@ def quantize_between(x, low, high, factors, bits: int = 8):
         factors: float tensor (2,), which is trained.
     """
     levels = 2.0**bits - 1.0
+    from_zero = isinstance(low, float) and low == 0.0  # known while tracing: half of the passes
 
     @ops.custom_gradient
     def quantize(x, factors, low, high):
@@ -91,11 +92,16 @@ def quantize_between(x, low, high, factors, bits: int = 8):
 
         def gradient(*upstreams, upstream=None):
             upstream = ops.cast(upstreams[0] if upstreams else upstream, "float32")
-            passed = _inside(upstream, full, least, most)
-            # Of values inside times what rounding adds to them, and of those above.
+            passed = _inside(upstream, full, 0.0 if from_zero else least, most)
             width = ops.maximum(most - least, 1e-12)
-            of_high = ops.sum(upstream * (y - least) - passed * (full - least)) / width
-            slopes = ops.stack([ops.sum(upstream - passed) - of_high, of_high])
+            # Of values inside times what rounding adds to them, and of those above.
+            if from_zero:
+                of_high = ops.sum(upstream * y - passed * full) / width
+                of_low = ops.zeros_like(of_high)
+            else:
+                of_high = ops.sum(upstream * (y - least) - passed * (full - least)) / width
+                of_low = ops.sum(upstream - passed) - of_high
+            slopes = ops.stack([of_low, of_high])
             count = ops.cast(ops.size(x) / ops.shape(x)[0], "float32")
             share = levels**1.5 / (ops.maximum(high - low, 1e-12) * ops.sqrt(count))
             moves = ops.stack([low < 0.0, high > 0.0])
@@ -117,5 +123,6 @@ def _inside(upstream, x, low, high):
     # A select fused with its comparisons, see `quantize_activation`.
     width = tf.maximum(high - low, 1e-12)
     margin = 1e-6 * width
-    features = (x - (low - margin)) * (6.0 / (width + 2.0 * margin))
+    moved = x if isinstance(low, float) and low == 0.0 else x - (low - margin)
+    features = moved * (6.0 / (width + 2.0 * margin))
     return tf.raw_ops.Relu6Grad(gradients=upstream, features=features)
