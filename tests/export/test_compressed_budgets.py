@@ -144,7 +144,7 @@ def test_flash_codes_no_more_than_it_takes(monkeypatch):
 def test_flash_that_ram_keeps_from_being_met_tells_both(monkeypatch):
     Answers(monkeypatch)
     _, least, _ = compressed(chain())
-    with pytest.raises(ValueError, match="RAM to decode weights that is short: ram=3172") as error:
+    with pytest.raises(ValueError, match="RAM to decode that is short: ram=3172") as error:
         compressed(chain(), flash=len(least), ram=3000)
     assert str(error.value).endswith(f"ram=3172 gives {len(least):,} bytes.")
     # Which is true.

@@ -244,10 +244,9 @@ class _Choice:
 
     def reason(self, weight: Weight) -> str:
         """Why a weight stays plain."""
-        if weight.stored < weight.values.nbytes:
-            return "in so few bits that a code takes no less"
         if weight.saved <= 0:
-            return _values(weight)
+            few = weight.stored < weight.values.nbytes
+            return "in so few bits that a code takes no less" if few else _values(weight)
         if self.limit is not None and weight.demand > self.limit:
             return f"decoded it takes {weight.values.nbytes:,} bytes of RAM"
         return "the file keeps within flash as it is"
@@ -277,10 +276,10 @@ def _too_large(choice: _Choice, chosen: list[Weight], flash: int, whole: _Choice
         f"arena of {choice.arena(chosen):,} bytes."
     )
     least = len(whole.data(whole.worth))
-    if choice.ram is not None and whole.arena(whole.worth) > choice.ram:
+    if least <= flash:
         ram = whole.arena(whole.worth)
-        text += f" It is the RAM to decode weights that is short: ram={ram} gives {least:,} bytes."
-    return text if least <= flash else f"{text} {_mend(whole.weights)}"
+        return f"{text} It is the RAM to decode that is short: ram={ram} gives {least:,} bytes."
+    return f"{text} {_mend(whole.weights)}"
 
 
 def _values(weight: Weight) -> str:
