@@ -26,7 +26,7 @@ def files(model, path, monkeypatch, **options):
     x = np.random.default_rng(0).normal(size=(20, 6, 6, 8)).astype("float32")
     report = tfc.convert(model, path, precision="int4", calibration=x, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(pointwise, "as_dense", lambda file: None)
+        patch.setattr(pointwise, "as_dense", lambda file, wide: None)
         tfc.convert(model, f"{path}.conv", precision="int4", calibration=x, **options)
     names = [[op.name for op in tfc.inspect(p).operators if op.dtype == "int8"]
              for p in (path, f"{path}.conv")]  # fmt: skip

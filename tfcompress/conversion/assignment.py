@@ -207,6 +207,15 @@ def stored(file: Any, model: keras.Model) -> tuple[dict[str, str], list[str]]:
     return layers if narrow else {}, list(_few_values(told, most))
 
 
+def asked(file: Any, model: keras.Model, precisions: Precisions | None, precision: str) -> set[int]:
+    """The tensors that operators give of layers which rules give a precision."""
+    if precisions is None or precision not in precisions.named:
+        return set()
+    layer_of = _layers(file, names := LayerNames(model))
+    known = {index: names.known[layer] for index, layer in layer_of.items() if layer}
+    return {i for i, layer in known.items() if precisions.of_layer(layer) == precision}
+
+
 def operators_by_layer(file: Any, model: keras.Model) -> dict[str, str]:
     """The names of the operators of a file that have the weights of layers."""
     layer_of = _layers(file, LayerNames(model))

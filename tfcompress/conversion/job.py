@@ -343,7 +343,8 @@ class Job:
 
     def with_narrow_kernels(self, file) -> Any:
         """The file as kernels of 4 bits take it, where the target has these."""
-        found, target = pointwise.as_dense(file), self.settings.target
+        wide = assignment.asked(file, self.model, self.settings.layers, "int4")
+        found, target = pointwise.as_dense(file, wide), self.settings.target
         fits = found is not None and self.settings.dense != "per_tensor"
         if fits and (target is None or mapped(found, target) > mapped(file, target)):
             self.notes.append(
@@ -354,6 +355,7 @@ class Job:
         # Where the rest runs elsewhere, few bits save flash there.
         if target is not None and self.is_trained and target.partition != "each":
             self._widen(file, target)
+        packing.repeat_scales(file)
         ranges.drop_unused(file)
         return file
 

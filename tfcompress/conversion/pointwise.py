@@ -7,7 +7,7 @@ each run, which makes it two to four times slower than with 8 bits.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
@@ -25,8 +25,12 @@ _FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
 _VERSION = 12
 
 
-def as_dense(file: Any) -> Any | None:
-    """A copy of a file in whose first graph they are rewritten; None if there is none."""
+def as_dense(file: Any, wide: Collection[int] = ()) -> Any | None:
+    """A copy of a file in whose first graph they are rewritten; None if there is none.
+
+    Args:
+        wide: outputs of those that are to keep 4 bits where 2 hold their weights.
+    """
     graph = file.subgraphs[0]
     pointwise = [op for op in graph.operators if _is_pointwise(file, op)]
     if not pointwise:
@@ -40,7 +44,8 @@ def as_dense(file: Any) -> Any | None:
         weight, options = tensors[op.inputs[1]], schema.FullyConnectedOptionsT()
         shape = [int(weight.shape[0]), int(weight.shape[3])]
         tensors[op.inputs[1]] = changed(weight, shape=shape)
-        if np.abs(codes := constant(file, op.inputs[1])).max(initial=0) <= 1:
+        codes = constant(file, op.inputs[1])
+        if np.abs(codes).max(initial=0) <= 1 and op.outputs[0] not in wide:
             kind, buffer = schema.TensorType.INT2, add_buffer(made, packed(codes, 2))
             tensors[op.inputs[1]] = changed(weight, shape=shape, type=kind, buffer=buffer)
         options.fusedActivationFunction = op.builtinOptions.fusedActivationFunction
