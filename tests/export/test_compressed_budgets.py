@@ -65,7 +65,6 @@ def test_tflite_micro_gives_the_same_bits():
     assert told.arena >= told.plain_arena + SIZES["dense1"]
 
 
-@needs_tflm
 @pytest.mark.slow
 def test_tflite_micro_gives_the_same_bits_in_parts():
     data = chain((256, 96, 96, 16))
@@ -78,7 +77,6 @@ def test_tflite_micro_gives_the_same_bits_in_parts():
     assert told.plain_arena + 12_288 <= told.arena <= 20_000
 
 
-@needs_tflm
 @pytest.mark.slow
 def test_tflite_micro_gives_what_litert_gives_with_plain_weights(tmp_path):
     _, made, told = compressed(chain())

@@ -23,7 +23,7 @@ from tfcompress.tflite.weight_codes import OPERATOR, Coded, codings
 _WEIGHTS = {
     **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"), (1,)),
     **dict.fromkeys(("BATCH_MATMUL", "ADD", "SUB", "MUL", "CONCATENATION"), None),
-    **{"GATHER": (0,), "EMBEDDING_LOOKUP": (1,)},
+    "GATHER": (0,),
 }
 # Their kernels have integers as biases and read no scale of them.
 _UNSCALED = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
