@@ -170,4 +170,6 @@ def _value_rows(name: str, steps: int | None) -> Iterator[list[Any]]:
             figures = found.results[0].figures
             quality = f"{100 * file_quality(task, data, path):.2f}"
             costs = [figures[key] for key in ("flash KiB", "cycles", "SRAM KiB")]
-            yield [label, quality, found.file_bytes, found.zipped_bytes, *costs]
+            row = [label, quality, found.file_bytes, found.zipped_bytes, *costs]
+            tell(str(row))
+            yield row

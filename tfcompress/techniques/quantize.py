@@ -171,7 +171,8 @@ class Quantize(Technique):
     """Quantization-aware training of a layer: its weights, and the activations it gives.
 
     Args:
-        bits: width of the weights, 2 to 16. LiteRT runs 8 and, in Conv2D and Dense, 4.
+        bits: width of the weights, 2 to 16. LiteRT runs 8; 4 in Dense and convolutions, also
+            depthwise ones; 2 in Dense and pointwise convolutions.
         activation_bits: width of the activations, 8 or 16; None quantizes weights only.
         dense: "per_tensor" (what every accelerator takes) or "per_channel" scales of Dense.
         convolution: "per_channel" or "per_tensor" scales of convolutions. Weights that `Cluster`
