@@ -9,6 +9,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfcompress.bench.methods.run import Make
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 # Of a training of some hundred steps; the default of 0.99 is for longer ones.
 MOMENTUM = 0.95
 
+# About so many training inputs tell means and variances.
+_SAMPLES = 1000
 # The share of the steps in which weights go.
 PRUNING = 0.3
 INT8 = {"precision": "int8", "io_dtype": "int8"}
@@ -190,8 +194,11 @@ def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
     rules = [Rule("*", [Codebook(values, **settings), quantize])]
     small = compress(run.model, [*rules, Rule("first_and_last", [quantize])])
     run.fit(_taught(run, small))
-    # Moving averages of so few steps still tell of the float weights.
-    run.convert(finalize(reestimate_batch_norm(small, run.data.calibration(1000))), **INT8)
+    # Moving averages of so few steps still tell of the float weights. The first inputs alone may be
+    # of one kind.
+    x = run.data.x_train[:: max(1, len(run.data.x_train) // _SAMPLES)]
+    x = x.astype("float32") * np.float32(run.data.scale)
+    run.convert(finalize(reestimate_batch_norm(small, x, samples=None)), **INT8)
 
 
 def _taught(run: Run, student: Any, alpha: float = 0.1) -> Any:
