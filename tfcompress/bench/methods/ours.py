@@ -90,7 +90,7 @@ def qat_learned_int4(run: Run) -> None:
 
 def qat_learned_int2_dense(run: Run) -> None:
     """The same with 2-bit weights of Dense."""
-    _learn_steps(run, rate=0.3, dense_bits=2)
+    _learn_steps(run, rate=1.0, dense_bits=2)
 
 
 def _learn_steps(run: Run, rate: float, dense_bits: int = 4) -> None:
