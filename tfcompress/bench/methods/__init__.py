@@ -111,6 +111,11 @@ _ALL = (
     *_family("qat_int4", "QAT, int4 weights", ours.qat_int4),
     *_family("qat_learned_int4", "QAT, int4 weights, learned steps", ours.qat_learned_int4),
     *_family(
+        "qat_learned_int3",
+        "QAT, 3-bit weights, learned steps",
+        ours.qat_learned_int3,
+    ),
+    *_family(
         "qat_learned_int2_dense",
         "QAT, int2 weights of Dense, else int4, learned steps",
         ours.qat_learned_int2_dense,

@@ -6,6 +6,7 @@ Like those of TFMOT they are set for a training of some hundred steps: see the c
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tfcompress.bench.methods.run import Make
 
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
+    from tfcompress.techniques.quantize import Granularity
 
 # Of a training of some hundred steps; the default of 0.99 is for longer ones.
 MOMENTUM = 0.95
@@ -85,31 +87,50 @@ def qat_int4(run: Run) -> None:
 def qat_learned_int4(run: Run) -> None:
     """Learned steps of 4-bit weights, from those of GPTQ, with the float model as the teacher."""
     # Weights on a grid that gives what the float model gives move but little.
-    _learn_steps(run, rate=0.1)
+    _learn_steps(run, {"*": 4}, rate=0.1)
 
 
 def qat_learned_int2_dense(run: Run) -> None:
     """The same with 2-bit weights of Dense."""
-    _learn_steps(run, rate=1.0, dense_bits=2)
+    _learn_steps(run, {"*": 4, "Dense": 2}, rate=1.0)
 
 
-def _learn_steps(run: Run, rate: float, dense_bits: int = 4) -> None:
+def qat_learned_int3(run: Run) -> None:
+    """The same with 3 bits where the weights are, for codes that TFLite Micro decodes."""
+    from tfcompress.kinds import DEPTHWISE, is_of
+
+    layers, few = run.model.layers, run.model.count_params() / 200
+    bits = {layer.name: 4 for layer in layers if is_of(layer, DEPTHWISE)}
+    bits |= {layer.name: 8 for layer in layers if 0 < _weights(layer) < few}
+    _learn_steps(run, {"*": 3, **bits}, rate=1.0, dense="per_tensor")
+
+
+def _weights(layer: Any) -> int:
+    return math.prod(layer.kernel.shape) if hasattr(layer, "kernel") else 0
+
+
+def _learn_steps(
+    run: Run, bits: dict[str, int], rate: float, dense: Granularity = "per_channel"
+) -> None:
     from tfcompress.compression.compress import compress
     from tfcompress.post_training.gptq_model import gptq
     from tfcompress.techniques import Quantize
-    from tfcompress.techniques.rules import Rule
+    from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
-    start = gptq(run.model, run.calibration, bits=4).model
+    learned, model = Quantize(step="learned", dense=dense, momentum=MOMENTUM), run.model
+    rules = [Rule(name, [dataclasses.replace(learned, bits=n)]) for name, n in bits.items()]
+    first = {}
+    for layer in filter(_weights, model.layers):
+        given = quantize_of(Rules(rules).techniques_of(layer))
+        # From 4 bits training finds better weights of 2 than GPTQ does.
+        first[layer.name] = 4 if given is None or given.bits == 2 else given.bits
+    start = gptq(model, run.calibration, bits=first, dense=dense).model
     for layer in start.layers:
         if hasattr(layer, "rate"):  # what a teacher says is to be met whole
             layer.rate = 0.0
-    learned = Quantize(bits=4, step="learned", dense="per_channel", momentum=MOMENTUM)
-    rules = [Rule("*", [learned])]
-    if dense_bits != 4:
-        rules.append(Rule("Dense", [dataclasses.replace(learned, bits=dense_bits)]))
     qat = compress(start, rules)
     run.fit(_taught(run, qat, alpha=0.0), rate=rate)
-    run.convert(qat, precision="int4", io_dtype="int8")
+    run.convert_coded(qat)
 
 
 def prune_int8(sparsity: float) -> Make:
@@ -198,7 +219,7 @@ def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
     # of one kind.
     x = run.data.x_train[:: max(1, len(run.data.x_train) // _SAMPLES)]
     x = x.astype("float32") * np.float32(run.data.scale)
-    run.convert(finalize(reestimate_batch_norm(small, x, samples=None)), **INT8)
+    run.convert_coded(finalize(reestimate_batch_norm(small, x, samples=None)))
 
 
 def _taught(run: Run, student: Any, alpha: float = 0.1) -> Any:

@@ -177,6 +177,15 @@ class Run:
         self.convert_seconds = time.perf_counter() - start
         self.kept = model
 
+    def convert_coded(self, model: Any) -> None:
+        """Writes the file of a model of few bits, and measures it with weights in codes."""
+        from tfcompress.conversion.convert import convert
+
+        micro = self.folder / "micro.tflite"
+        convert(model, micro, io_dtype="int8", target="microcontroller", compressed_weights=True)
+        self.flash = micro.stat().st_size
+        self.convert(model, io_dtype="int8")
+
     def write(self, make: Callable[[], bytes], kept: Any) -> None:
         """Writes the file with what a peer makes."""
         start = time.perf_counter()
