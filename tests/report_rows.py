@@ -44,6 +44,9 @@ _FAMILIES = {
     "ptq_best_int4": (0.19, 0.88, 0.52, 0.6),
     "mixed": (0.22, 0.88, 0.5, 0.5),
     "qat_int4": (0.19, 0.86, 0.52, 0.8),
+    "qat_learned_int4": (0.19, 0.86, 0.2, 0.8),
+    "qat_learned_int3": (0.16, 0.86, 0.5, 0.8),
+    "qat_learned_int2_dense": (0.18, 0.86, 0.6, 0.8),
 }
 MACHINE = {
     "kind": "machine",
