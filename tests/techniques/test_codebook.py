@@ -146,6 +146,7 @@ def test_weights_are_free_until_it_begins():
         (lambda: Codebook("power_of_two"), "bits of 'power_of_two' must be 2 to 4; received None"),
         (lambda: Codebook("log", bits=8), "bits of 'log' must be 2 to 4; received 8"),
         (lambda: Codebook("4", bits=2), "bits of '4' must be None; received 2"),
+        (lambda: Codebook(4), "received 4. Did you mean '4'?"),
         (lambda: Codebook([1.0]), "or 2 numbers or more"),
         (lambda: Codebook([1.0, float("nan")]), "or 2 numbers or more"),
         (lambda: Codebook([0.0, 0.001, 1.0]), "1 of them would be the same code"),
@@ -179,6 +180,13 @@ def test_numbers_of_numpy():
     given = Codebook(np.array([-1, 0, 2]), begin=np.int64(3))
     assert given == Codebook([-1.0, 0.0, 2.0], begin=3)
     assert Codebook("log", bits=np.int32(3)).bits == 3
+
+
+def test_numbers_without_0_get_it_behind_pruning():
+    kernel = keras.layers.Dense(4)
+    kernel.build((None, 8))
+    bound = Codebook([-0.5, 0.25, 1.0]).bind(kernel, "kernel", [Prune(0.5)])
+    assert bound.codes == (-2, 0, 1, 4)
 
 
 def test_config_round_trip():

@@ -257,6 +257,7 @@ class Job:
         known = ranges.spread(parsed, known, assigned.wide)
         known = ranges.with_bits(parsed, known, assigned.wide)
         ranges.widen_softmax_inputs(parsed, known)
+        ranges.widen_products(parsed, known)
         ranges.widen_sums(parsed, known)
         ranges.make_kernels_symmetric(parsed, known)
         ranges.drop_clipped_relus(parsed, known)

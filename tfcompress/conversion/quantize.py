@@ -37,6 +37,7 @@ from tfcompress.conversion.ranges import (
     is_constant,
     part_outputs,
     require_ranges,
+    step_of,
     type_unread_outputs,
 )
 from tfcompress.targets.targets import io_pair
@@ -52,6 +53,9 @@ WEIGHTS = {
     "DEPTHWISE_CONV_2D": (1, 3),
     "TRANSPOSE_CONV": (1, 0),
 }
+
+# The greatest number of int32 is the inverse of somewhat less.
+_OF_INT32 = 1.001 * 2.0**-31
 
 # What `precision="int4"` of a whole model stores in 4 bits.
 INT4_OPS = ("FULLY_CONNECTED", "CONV_2D")
@@ -233,8 +237,7 @@ class Weights(NamedTuple):
 def _tag(model, op, ranges, precision: str, weights: Weights, qsv_of_weight) -> str:
     """How an op is to be quantized: 'a8w4c' (activations, weights, granularity), or 'keep'.
 
-    Weights whose grid is not litert-quantizer's own get their scales by `qsv_of_weight`, and a bias
-    centred for their kernel.
+    Weights whose grid is not litert-quantizer's own get their scales by `qsv_of_weight`.
     """
     if precision in _AS_FLOATS:
         return _AS_FLOATS[precision]
@@ -255,9 +258,29 @@ def _tag(model, op, ranges, precision: str, weights: Weights, qsv_of_weight) -> 
         grid = weights.grid(constant(model, index), axis, stored)
     if grid is None:
         return UNTOUCHED
-    if grid.bits < 8 or not grid.widest or not weights.is_own:  # the same values: the scale stays
-        qsv_of_weight[index] = stored_range(grid, 8)
+    held = _holding_bias(model, op, grid, ranges)
+    changed = not np.array_equal(held.scale, grid.scale)
+    # The same values: the scale stays.
+    if grid.bits < 8 or not grid.widest or not weights.is_own or changed:
+        qsv_of_weight[index] = stored_range(held, 8)
     return f"a{bits}w{stored}{grid.kind}"
+
+
+def _holding_bias(model, op, grid: Grid, ranges: dict[int, Range]) -> Grid:
+    """A grid whose scales are no smaller than the bias, in whole steps of products, has room for.
+
+    Zeros lie on any grid: theirs counts products in steps of the output, as training does.
+    """
+    operand, axis = WEIGHTS[op_name(model, op)]
+    source = next(i for i in op.inputs if i in ranges and i != op.inputs[operand])
+    step, made = step_of(ranges[source]), step_of(ranges[op.outputs[0]])
+    scale = np.where(grid.scale > 0, grid.scale, made / step)
+    bias = op.inputs[-1]
+    if ranges[source].bits == 8 and bias not in (-1, source, op.inputs[operand]):
+        sizes = np.abs(constant(model, bias)) * (_OF_INT32 / step)
+        shape = [-1 if i == axis else 1 for i in range(grid.scale.ndim)]
+        scale = np.maximum(scale, sizes.max() if grid.kind == "t" else sizes.reshape(shape))
+    return grid._replace(scale=scale)
 
 
 def observed(values: np.ndarray, axis: int, kind: str, bits: int, method: str) -> Grid:

@@ -32,6 +32,16 @@ LEAST = 1e-6
 # What reads a kernel as its second operand.
 _WITH_KERNEL = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
 
+# The operands whose products an operator gives, or sums of them.
+_FACTORS = {
+    "FULLY_CONNECTED": (0, 1),
+    "CONV_2D": (0, 1),
+    "DEPTHWISE_CONV_2D": (0, 1),
+    "TRANSPOSE_CONV": (2, 1),
+    "BATCH_MATMUL": (0, 1),
+    "MUL": (0, 1),
+}
+
 # How many steps of 8 bits a divisor must have at least.
 _DIVISOR_STEPS = 8.0
 
@@ -65,9 +75,12 @@ _TRUTH = Range(-128.0, 127.0)
 
 
 def with_zero(low: float, high: float) -> Range:
-    """The range of values from `low` to `high`: it holds zero, and is not empty."""
+    """The range of values from `low` to `high`: it holds zero, and is not empty.
+
+    What was 0 all along gets the range that it has in trained models.
+    """
     low, high = min(low, 0.0), max(high, 0.0)
-    return Range(low, max(high, low + LEAST))
+    return Range(low, max(high, low + LEAST) if high > low else 1.0)
 
 
 def ends(op) -> tuple[int, int]:
@@ -160,6 +173,30 @@ def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:
             ranges[index] = Range(found.minimum, least)
 
 
+def widen_products(model, ranges: dict[int, Range]) -> None:
+    """Widens ranges of products that are too narrow for XNNPACK. Changes `ranges`.
+
+    It runs no file where the product of the operands' steps is 256 steps of what comes out.
+    """
+    least: dict[int, float] = {}
+    for op in model.subgraphs[0].operators:
+        (source, made), name = ends(op), op_name(model, op)
+        if name in _FACTORS:
+            least[made] = math.prod(_coarsest(model, op.inputs[i], ranges) for i in _FACTORS[name])
+        elif source in least and (name in ("RELU", "RELU6") or made in _same_scale(model, op)):
+            least[made] = least[source]
+        known = ranges.get(made)
+        if known is not None and known.bits == 8 and width(known) < least.get(made, 0.0):
+            ranges[made] = Range(known.minimum, known.minimum + least[made])
+
+
+def _coarsest(model, index: int, ranges: dict[int, Range]) -> float:
+    """The step of an activation, the greatest that it may have of a constant, 0 if not known."""
+    if index in ranges:
+        return step_of(ranges[index])
+    return float(np.abs(constant(model, index)).max()) if is_constant(model, index) else 0.0
+
+
 def widen_sums(model, ranges: dict[int, Range]) -> None:
     """Widens ranges of sums and differences that are too narrow for LiteRT. Changes `ranges`.
 
@@ -189,6 +226,11 @@ def widen_sums(model, ranges: dict[int, Range]) -> None:
             widened[made] = widened[source]
         if made in widened:
             ranges[made] = widened[made]
+
+
+def step_of(known: Range) -> float:
+    """Between two codes of a range."""
+    return _wide_step(known) if known.bits == 16 else width(known) / 255
 
 
 def _wide_step(known: Range) -> float:

@@ -168,7 +168,8 @@ class Codebook(Technique):
         name = f"bits of {self.values!r}"
         if widths:
             known = type(self.bits) is int and self.bits in widths
-            check(known, name, f"{widths[0]} to {widths[-1]}", self.bits)
+            mend = f"Write Codebook({self.values!r}, bits={widths[-1]})."
+            check(known, name, f"{widths[0]} to {widths[-1]}", self.bits, mend)
         else:
             check(self.bits is None, name, "None", self.bits, "It has as many values as it says.")
 
@@ -178,12 +179,12 @@ class Codebook(Technique):
             isinstance(x, numbers.Real) and math.isfinite(x) for x in given
         )
         different = sorted({float(x) for x in given}) if numbered else []
-        check(
-            len(different) > 1, "values", f"one of {', '.join(GRIDS)}, or 2 numbers or more", given
-        )
+        known = f"one of {', '.join(GRIDS)}, or 2 numbers or more"
+        mend = f"Did you mean '{given}'?" if str(given) in GRIDS else ""
+        check(len(different) > 1, "values", known, given, mend)
         check(self.bits is None, "bits of numbers", "None", self.bits, "There are as many as given")
         object.__setattr__(self, "values", tuple(different))
-        lost = len(different) - len(self.codes)
+        lost = len(different) - len(set(codes_of(np.array(different)).tolist()))
         check(
             lost == 0,
             "values",

@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from tfcompress.backend import as_tensor
-from tfcompress.errors import check
+from tfcompress.errors import check, is_whole
 from tfcompress.kinds import channel_axes
 from tfcompress.schedules import Schedule
 from tfcompress.techniques.cluster import Cluster
@@ -223,7 +223,8 @@ class Quantize(Technique):
 
     def __post_init__(self):
         object.__setattr__(self, "axes", tuple(self.axes))
-        check(2 <= self.bits <= 16, "bits", "2 to 16", self.bits, "LiteRT runs 8 and 4.")
+        known = is_whole(self.bits, 2) and self.bits <= 16
+        check(known, "bits", "2 to 16", self.bits, "LiteRT runs 8, 4 and 2.")
         known = self.activation_bits in (8, 16, None)
         check(known, "activation_bits", "8, 16 or None", self.activation_bits, "8 is usual.")
         known = self.dense in ("per_tensor", "per_channel")
