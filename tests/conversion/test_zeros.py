@@ -1,4 +1,4 @@
-"""Activations and channels that are 0 all along, and numbers too small for the steps before them."""
+"""Activations and channels that are 0 all along, and numbers far smaller than those before them."""
 
 import keras
 import numpy as np

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from coded_files import chain
+from coded_files import chain, coded
 
 from tfcompress.export.microcontroller import compressed_weights
 from tfcompress.export.microcontroller.compressed_weights import compress_weights
@@ -85,6 +85,14 @@ def test_tflite_micro_gives_what_litert_gives_with_plain_weights(tmp_path):
     (found,) = accept(path, ["tflm"]).results
     assert found.status == "passed"
     assert found.figures["arena bytes"] == told.arena
+
+
+def test_other_tools_are_told_to_be_given_plain_weights(tmp_path):
+    path = tmp_path / "coded.tflite"
+    path.write_bytes(coded(chain()))
+    (found,) = accept(path, ["vela"]).results
+    assert (found.status, found.figures) == ("failed", {})
+    assert "TFLite Micro alone decodes. Convert again without compressed_weights" in found.reason
 
 
 def test_without_budgets_every_weight_that_helps_is_coded(monkeypatch):

@@ -14,8 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tflite_by_hand import build, graph
 
-from tfcompress.tflite import flatbuffer
-from tfcompress.tflite import inspect as inspection
+from tfcompress.tflite import flatbuffer, inspection
 from tfcompress.tflite.inspect import inspect
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from tfcompress.techniques.technique import TABLE_BITS
 from tfcompress.tflite.weight_codes import (
+    MOST_BITS,
     code_of,
     codings,
     huffman,
@@ -136,3 +138,7 @@ def test_damaged_codes_are_errors():
                 except ValueError:
                     continue
                 assert found.shape == (30, 20)
+
+
+def test_techniques_know_the_widest_table():
+    assert TABLE_BITS["microcontroller"] == MOST_BITS

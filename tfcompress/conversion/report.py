@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tfcompress.conversion.tuning import Step
     from tfcompress.export.microcontroller.compressed_weights import CompressedWeights
     from tfcompress.targets.result import Check
-    from tfcompress.tflite.inspect import Inspection, OperatorInfo
+    from tfcompress.tflite.inspection import Inspection, OperatorInfo
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,14 +26,8 @@ from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed, is_compressed
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.tflite import flatbuffer
-from tfcompress.tflite.inspect import (
-    FLOATS,
-    QUANTIZED,
-    OperatorInfo,
-    TensorInfo,
-    constants_by_operator,
-    inspect,
-)
+from tfcompress.tflite.inspect import constants_by_operator, inspect
+from tfcompress.tflite.inspection import FLOATS, QUANTIZED, OperatorInfo, TensorInfo
 from tfcompress.tflite.plain_weights import has_codes, plain_twin
 from tfcompress.tflite.run import Port, ports, quiet
 from tfcompress.verification.layer_errors import float_twin, tensor_errors

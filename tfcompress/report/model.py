@@ -23,7 +23,8 @@ from tfcompress.targets.check import check
 from tfcompress.targets.result import Check, OperatorCheck, caution, verdict_on
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.benchmark import FileBenchmark, benchmark
-from tfcompress.tflite.inspect import Inspection, inspect
+from tfcompress.tflite.inspect import inspect
+from tfcompress.tflite.inspection import Inspection
 from tfcompress.tflite.machine import describe
 from tfcompress.tflite.plain_weights import has_codes, plain_twin
 from tfcompress.verification.differences import Difference

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfcompress.targets.operators import Op, is_real
 from tfcompress.targets.targets import COMPARISONS
-from tfcompress.tflite.inspect import FLOATS, QUANTIZED, TensorInfo
+from tfcompress.tflite.inspection import FLOATS, QUANTIZED, TensorInfo
 
 Value = bool | int | float | str | tuple[Any, ...]
 UNMEASURABLE = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError)

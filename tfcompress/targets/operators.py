@@ -9,14 +9,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.tflite import flatbuffer
-from tfcompress.tflite.inspect import (
-    FLOATS,
-    QUANTIZED,
-    OperatorInfo,
-    TensorInfo,
-    operators_of,
-    tensor_of,
-)
+from tfcompress.tflite.inspect import operators_of, tensor_of
+from tfcompress.tflite.inspection import FLOATS, QUANTIZED, OperatorInfo, TensorInfo
 from tfcompress.tflite.weight_codes import OPERATOR
 
 _WIDENING = ("DEQUANTIZE", "DENSIFY", OPERATOR)

@@ -10,7 +10,7 @@ from tfcompress.targets.operators import Op, tensors
 from tfcompress.targets.result import Finding
 from tfcompress.targets.targets import IO_DTYPES, Target, source_of
 from tfcompress.tflite import arena
-from tfcompress.tflite.inspect import TensorInfo
+from tfcompress.tflite.inspection import TensorInfo
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, metadata_of
 
 _PRECISIONS = {"int16": "int16x8", "dynamic_int8": "dynamic_int8", "int8": "int8"}

@@ -279,7 +279,7 @@ def _interpreter(content: bytes, kernels: str, keep: bool) -> Any:
 
 ONLY_MICRO = (
     f"its weights are in codes ({OPERATOR}), which TFLite Micro alone decodes. Convert again "
-    "without compressed_weights for LiteRT; `tfcompress c-array` makes what runs this one"
+    "without compressed_weights for all others; `tfcompress c-array` makes what runs this one"
 )
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tfcompress.errors import expected_one_of
 from tfcompress.results import Result, plain, print_line, print_table
-from tfcompress.tflite.flatbuffer import zipped_size
+from tfcompress.tflite import flatbuffer
+from tfcompress.tflite.plain_weights import has_codes
+from tfcompress.tflite.run import ONLY_MICRO
 from tfcompress.tools.driving import Figure, NotApplicable, Outcome, Refused, Status, Tool
 from tfcompress.tools.environments import Unavailable
 from tfcompress.tools.subject import Subject, read_subject
@@ -279,7 +281,7 @@ def _answers(asked: dict[str, Tool], file: Subject, progress: Progress | None) -
             ToolResult(name, tool.title, said.status, said.reason, said.figures, seconds)
         )
     notes = (file.note,) if file.note else ()
-    sizes = len(file.data), zipped_size(file.data)
+    sizes = len(file.data), flatbuffer.zipped_size(file.data)
     return Acceptance(str(file.path), tuple(results), notes, *sizes)
 
 
@@ -316,6 +318,8 @@ def check_tools(tools: Iterable[str] | str | None) -> list[str]:
 
 def ask(tool: Tool, file: Subject) -> Outcome:
     """Run one tool."""
+    if not tool.decodes and has_codes(flatbuffer.read(file.data)):
+        return Outcome("failed", f"{tool.title} cannot run the file: {ONLY_MICRO}.")
     try:
         return tool.run(file)
     except Refused as refusal:

@@ -55,12 +55,14 @@ class Tool:
             `NotApplicable` or `Unavailable`.
         options: what it can be told, by name, and what raises a ValueError of a wrong value.
         costs: the figures of which less is better, by which files are compared.
+        decodes: whether it takes files with weights in codes.
     """
 
     title: str
     run: Callable[[Any], Outcome]
     options: Mapping[str, Callable[[Any], None]] = dataclasses.field(default_factory=dict)
     costs: tuple[str, ...] = ()
+    decodes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -102,4 +102,4 @@ def _run_tflm(file: Subject) -> Outcome:
     )
 
 
-TFLM = Tool("TFLite Micro (2026-10-23)", _run_tflm, costs=("arena bytes",))
+TFLM = Tool("TFLite Micro (2026-10-23)", _run_tflm, costs=("arena bytes",), decodes=True)

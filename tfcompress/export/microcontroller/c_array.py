@@ -17,7 +17,8 @@ from tfcompress.export.microcontroller.result import CArray, Port
 from tfcompress.files.writing import check_new, write_all
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
-from tfcompress.tflite.inspect import TensorInfo, inspect
+from tfcompress.tflite.inspect import inspect
+from tfcompress.tflite.inspection import TensorInfo
 from tfcompress.tflite.signature import io_names
 from tfcompress.tools import runtimes
 from tfcompress.tools.driving import Refused

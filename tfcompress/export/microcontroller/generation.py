@@ -12,7 +12,7 @@ import numpy as np
 
 from tfcompress.export.filling import Values, fill
 from tfcompress.export.microcontroller.result import CArray, Port
-from tfcompress.tflite.inspect import Inspection
+from tfcompress.tflite.inspection import Inspection
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
