@@ -1,11 +1,14 @@
 """Which weights are in codes: what flash and RAM decide, what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from coded_files import chain, coded
 
 from tfcompress.export.microcontroller import compressed_weights
 from tfcompress.export.microcontroller.compressed_weights import compress_weights
+from tfcompress.export.microcontroller.decoding import weights_of
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tools import runtimes
@@ -145,6 +148,17 @@ def test_flash_codes_no_more_than_it_takes(monkeypatch):
     message = f"flash: received 300 bytes; the nearest is {len(least):,}, with an arena of 3,172"
     with pytest.raises(ValueError, match=message):
         compressed(chain(), flash=300)
+
+
+def test_models_that_were_pruned_are_given_another_mend():
+    found = weights_of(flatbuffer.read(chain()))
+    assert "such as [Prune(0.7), Cluster(16)" in compressed_weights._mend(found)
+    kept = np.random.default_rng(0).random(64 * 96) < 0.3
+    found = [
+        dataclasses.replace(w, values=w.values * kept[: w.values.size].reshape(w.values.shape))
+        for w in found
+    ]
+    assert "such as [Prune(0.9), Cluster(4)" in compressed_weights._mend(found)
 
 
 def test_flash_that_ram_keeps_from_being_met_tells_both(monkeypatch):

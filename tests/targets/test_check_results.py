@@ -13,7 +13,7 @@ import typer
 from op_files import File, op_file, options, real, weight
 
 from tfcompress.cli import terminal
-from tfcompress.cli.files import check as command
+from tfcompress.cli.devices import check as command
 from tfcompress.targets.check import check
 from tfcompress.targets.targets import list_targets, load_target
 from tfcompress.tflite import flatbuffer

@@ -91,7 +91,7 @@ def test_accept_takes_the_options_of_a_target():
 
 
 def test_targets_command_groups_what_it_shows(capsys):
-    from tfcompress.cli.files import targets
+    from tfcompress.cli.devices import targets
 
     targets("ethos_u65")
     lines = capsys.readouterr().out.splitlines()

@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from tfcompress.cli import benchmarking, files, reports, searching, shipping, terminal, training
+from tfcompress.cli import (
+    benchmarking,
+    devices,
+    files,
+    reports,
+    searching,
+    shipping,
+    terminal,
+    training,
+)
 from tfcompress.cli.command import command
 from tfcompress.cli.terminal import Progress
 from tfcompress.version import VERSION
@@ -105,8 +114,8 @@ COMMANDS = (
     files.verify,
     files.benchmark,
     files.profile,
-    files.check,
-    files.targets,
+    devices.check,
+    devices.targets,
     shipping.accept,
     shipping.android,
     shipping.c_array,

@@ -111,8 +111,9 @@ def _refusal(model: Any, error: ValueError, refused: re.Match[str] | None) -> st
     if number < len(graph.operators) and op_name(model, graph.operators[number]) == refused[2]:
         tensor = graph.tensors[graph.operators[number].outputs[0]]
         named += f", which gives '{flatbuffer.text(tensor.name)}'"
+    why = said.split(": ", 1)[-1][:200].rstrip(".")
     return (
-        f"LiteRT refuses the file that was made at {named}: {said.split(': ', 1)[-1][:200]}. "
+        f"LiteRT refuses the file that was made at {named}: {why}. "
         "Replace the layer that it comes from, leave it float (skip= of quantize_aware), or "
         "convert with another precision. Nothing was written."
     )

@@ -301,6 +301,8 @@ def _mend(weights: Sequence[Weight]) -> str:
     recipe = "[Cluster(16), Quantize()] or [Quantize(bits=4)]"
     if not many:
         many, recipe = largest, "[Prune(0.7), Cluster(16), Quantize()] or [Quantize(bits=3)]"
+        if np.mean(largest[0].values == 0) > 0.5:
+            recipe = "[Prune(0.9), Cluster(4), Quantize()], or fewer channels"
     return f"Most is taken by {_layers(many, _values)}: train with fewer values, such as {recipe}."
 
 
