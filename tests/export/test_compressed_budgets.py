@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from coded_files import chain, coded
 
+from tfcompress.cli.app import main
 from tfcompress.export.microcontroller import compressed_weights
 from tfcompress.export.microcontroller.compressed_weights import compress_weights
 from tfcompress.export.microcontroller.decoding import weights_of
@@ -96,6 +97,15 @@ def test_other_tools_are_told_to_be_given_plain_weights(tmp_path):
     (found,) = accept(path, ["vela"]).results
     assert (found.status, found.figures) == ("failed", {})
     assert "TFLite Micro alone decodes. Convert again without compressed_weights" in found.reason
+
+
+def test_verify_refuses_weights_in_codes_before_the_model_is_read(tmp_path, capsys):
+    path, model, data = (tmp_path / name for name in ("coded.tflite", "m.keras", "x.npy"))
+    path.write_bytes(coded(chain()))
+    model.write_bytes(b"no model")
+    np.save(data, np.zeros((1, 64), np.float32))
+    assert main(["verify", str(model), str(path), "--data", str(data)]) == 2
+    assert "TFLite Micro alone decodes" in capsys.readouterr().err
 
 
 def test_without_budgets_every_weight_that_helps_is_coded(monkeypatch):

@@ -299,8 +299,12 @@ def verify(
     Exit status: 0 if the file passes, 1 if it does not.
     """
     from tfcompress.tflite import flatbuffer
+    from tfcompress.tflite.plain_weights import has_codes
+    from tfcompress.tflite.run import ONLY_MICRO, cannot_run
 
-    flatbuffer.read(file)  # Before the seconds that TensorFlow takes.
+    # Before the seconds that TensorFlow takes.
+    if has_codes(flatbuffer.read(file)):
+        raise cannot_run(f"'{file}'", RuntimeError(ONLY_MICRO))
     loaded, arrays = reading.load(model, data, progress, file=file)
     from tfcompress.verification.verify import verify as run
 
