@@ -272,11 +272,14 @@ def _holding_bias(model, op, grid: Grid, ranges: dict[int, Range]) -> Grid:
     Zeros lie on any grid: theirs counts products in steps of the output, as training does.
     """
     operand, axis = WEIGHTS[op_name(model, op)]
-    source = next(i for i in op.inputs if i in ranges and i != op.inputs[operand])
+    source = next((i for i in op.inputs if i in ranges and i != op.inputs[operand]), None)
+    if source is None:  # a constant
+        return grid
     step, made = step_of(ranges[source]), step_of(ranges[op.outputs[0]])
     scale = np.where(grid.scale > 0, grid.scale, made / step)
     bias = op.inputs[-1]
-    if ranges[source].bits == 8 and bias not in (-1, source, op.inputs[operand]):
+    given = bias not in (-1, source, op.inputs[operand]) and is_constant(model, bias)
+    if given and ranges[source].bits == 8:
         sizes = np.abs(constant(model, bias)) * (_OF_INT32 / step)
         shape = [-1 if i == axis else 1 for i in range(grid.scale.ndim)]
         scale = np.maximum(scale, sizes.max() if grid.kind == "t" else sizes.reshape(shape))
