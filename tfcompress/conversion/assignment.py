@@ -204,7 +204,7 @@ def stored(file: Any, model: keras.Model) -> tuple[dict[str, str], list[str]]:
             told.update({layer: few[weight]} if weight in few else {})
     fours = [i for i, kind in kinds.items() if kind == "int4"]
     most = max((math.prod(tensors[i].shape) for i in fours), default=0)
-    return layers if narrow else {}, list(_few_values(told, most))
+    return layers if narrow else {}, list(_storage_notes(told, most))
 
 
 def asked(file: Any, model: keras.Model, precisions: Precisions | None, precision: str) -> set[int]:
@@ -237,7 +237,7 @@ def _stored_weights(file: Any) -> Iterator[tuple[Any, int | None]]:
 FEW_VALUES = "few values in int8 codes"
 
 
-def _few_values(told: dict[str, int], most: int) -> Iterator[str]:
+def _storage_notes(told: dict[str, int], most: int) -> Iterator[str]:
     if most:
         yield (
             "int4 weights save flash, not time: but for FULLY_CONNECTED in XNNPACK they are "
