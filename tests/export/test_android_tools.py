@@ -174,10 +174,10 @@ def test_apps_without_labels_compile(tmp_path):
     add = operator(0, [0, 1], [2], schema.BuiltinOptions.AddOptions, options)
     pair = build([code(OPS.ADD)], [graph(tensors, [add], [0, 1], [2])], [])
     files = []
-    for number, data in enumerate((classifier(), pair)):
+    for number, (data, scaling) in enumerate(((classifier(), None), (pair, "0_1"))):
         (tmp_path / "model.tflite").write_bytes(data)
         package, app = f"com.example.app{number}", tmp_path / f"app{number}"
-        android_project(tmp_path / "model.tflite", app, package=package)
+        android_project(tmp_path / "model.tflite", app, package=package, scaling=scaling)
         made = checking.package_resources(app / "app", package, tmp_path / package)
         files += [*app.rglob("*.kt"), made.with_name("R.java")]
     texts = [path.read_text() for path in files if path.name == "TfliteModel.kt"]

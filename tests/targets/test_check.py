@@ -434,3 +434,13 @@ def test_what_litert_does_not_load_is_said():
     found = check(own, "mobile_cpu")
     assert (found.is_refused, found.runs_in_parts) == (False, False)
     assert "only where an app brings operators of its own: " in found.findings[0].text
+
+
+def test_memory_that_a_file_asks_for_in_vain_is_a_finding(monkeypatch):
+    def refuse(*_):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr("tfcompress.targets.check.run.Loaded", refuse)
+    found = check(op_file("RELU", "float32", [real(1, 4)], [real(1, 4)]), "mobile_cpu")
+    assert "LiteRT does not load the file: std::bad_alloc" in found.findings[0].text
+    assert not found.passed

@@ -60,7 +60,7 @@ def _unloadable(data: bytes, target: Target) -> list[Finding]:
         return []
     try:
         run.Loaded(data, run.DEFAULT)
-    except (ValueError, RuntimeError) as error:
+    except (MemoryError, ValueError, RuntimeError) as error:
         said = run.line(error)
         if OPERATOR in said:
             text = f"LiteRT does not load the file: {run.ONLY_MICRO}"
