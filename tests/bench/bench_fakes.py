@@ -27,7 +27,7 @@ def prepare(task, data_dir, digests=(), missing=(), real=(), broken=()):
     return {"source": "generated", "digest": dict(digests).get(task, "0")}
 
 
-def train(task, seed, short, data_dir, fails=False):
+def train(task, seed, form, data_dir, fails=False):
     """A float model, or none."""
     if fails:
         raise ValueError("no loss")

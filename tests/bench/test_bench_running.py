@@ -292,7 +292,7 @@ def test_the_report_is_drawn_anew(log, capsys):
 def test_plans():
     named = make_plan(["digits"], ["qat_int8"])
     assert (list(named.methods), named.seeds, named.form) == (["float32", "qat_int8"], 1, "full")
-    short = make_plan(short=True)
+    short = make_plan(form="short")
     assert (list(short.tasks), short.seeds, short.form) == (["digits"], 1, "short")
     assert {"float32", "qat_int8", "qat_int8_tfmot"} <= set(short.methods)
     assert len(make_plan().methods) > len(short.methods)

@@ -39,6 +39,14 @@ def bench(
     short: Annotated[
         bool, typer.Option("--short", help="A few methods and few steps, on the digits.")
     ] = False,
+    long: Annotated[
+        bool,
+        typer.Option(
+            "--long",
+            help="Fine-tune for half of the steps of the float model's training; what steps cost "
+            "is not measured.",
+        ),
+    ] = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -80,18 +88,23 @@ def bench(
       tfcompress bench --list
       tfcompress bench --task keywords --task digits --results keywords.jsonl
       tfcompress bench --method qat_int8 --method qat_int8_tfmot --seeds 5
+      tfcompress bench --long --task keywords --method prune80_distill_int8
       tfcompress bench --report-only --report bench.html
 
     Each method starts from the same float model and trains for the same number of steps. What the
     results file has already is not run again, so that an interrupted benchmark goes on where it
     was, and more seeds may be added later. One task with all methods takes 4 to 20 minutes for each
-    seed on 2 cores with AVX-512, up to 40 without; the short form takes one or two.
+    seed on 2 cores with AVX-512, up to 40 without; the short form takes one or two. The long form
+    starts from the same float models.
 
     Exit status: 1 if a method failed, which its line in the results tells.
     """
     if list_:
         _print_list(json)
         return
+    if short and long:
+        raise ValueError("received --short and --long; expected one form. Leave one of them out.")
+    form = "short" if short else "long" if long else None
     if report_only and (task or method or seeds or data_dir or vela):
         raise ValueError(
             "--report-only draws what the results hold; expected no --task, --method, --seeds, "
@@ -101,14 +114,14 @@ def bench(
         from tfcompress.bench.running import bench as running
 
         if report_only:
-            found = running.report_only(results, report, "short" if short else None)
+            found = running.report_only(results, report, form)
         else:
             with _told_when_interrupted(results):
                 found = running.bench(
                     task,
                     method,
                     seeds=seeds or 1,
-                    short=short,
+                    form=form or "full",
                     data_dir=data_dir,
                     results=results,
                     report=report,

@@ -62,6 +62,9 @@ _ALL = (
         tfmot=peers.prune_int8(0.8),
     ),
     *_family(
+        "prune80_distill_int8", "80% zeros, distilled, int8", ours.prune_int8(0.8, distilled=True)
+    ),
+    *_family(
         "cluster16_int8", "16 values, int8", ours.cluster_int8(16), tfmot=peers.cluster_int8(16)
     ),
     *_family(
@@ -72,6 +75,11 @@ _ALL = (
         "80% zeros, 16 values, int8",
         ours.pcqat_int8(0.8, 16),
         tfmot=peers.pcqat_int8(0.8, 16),
+    ),
+    *_family(
+        "pcqat_distill_int8",
+        "80% zeros, 16 values, distilled, int8",
+        ours.pcqat_int8(0.8, 16, distilled=True),
     ),
     *_family("codebook4_int8", "4 given values, distilled, int8", ours.codebook_int8("4")),
     *_family(
@@ -92,6 +100,7 @@ _ALL = (
         ours.channels_int8(0.5, distilled=True),
     ),
     *_family("svd_int8", "low rank, int8", ours.svd_int8(0.5)),
+    *_family("svd_distill_int8", "low rank, distilled, int8", ours.svd_int8(0.5, distilled=True)),
     *_family(
         "ptq_nearest_int4",
         "PTQ, int4 weights rounded to nearest",

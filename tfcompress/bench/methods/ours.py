@@ -25,6 +25,10 @@ MOMENTUM = 0.95
 _SAMPLES = 1000
 # The share of the steps in which weights go.
 PRUNING = 0.3
+# How the float model teaches what is made of it.
+TAUGHT: dict[str, Any] = {"alpha": 0.0, "temperature": 1.0, "dropout": False}
+# Weights of few given values lie far from the float model's, so that labels count as well.
+_TAUGHT_FAR = {"alpha": 0.1, "temperature": 4.0, "dropout": True}
 INT8 = {"precision": "int8", "io_dtype": "int8"}
 # One scale for all weights of a tensor, as older NPUs ask for.
 TENSOR = {"convolution": "per_tensor", "dense": "per_tensor"}
@@ -125,17 +129,14 @@ def _learn_steps(
         # From 4 bits training finds better weights of 2 than GPTQ does.
         first[layer.name] = 4 if given is None or given.bits == 2 else given.bits
     start = gptq(model, run.calibration, bits=first, dense=dense).model
-    for layer in start.layers:
-        if hasattr(layer, "rate"):  # what a teacher says is to be met whole
-            layer.rate = 0.0
     qat = compress(start, rules)
-    run.fit(_taught(run, qat, alpha=0.0), rate=rate)
+    run.fit(_taught(run, qat, temperature=4.0), rate=rate)
     run.convert_coded(qat)
 
 
-def prune_int8(sparsity: float) -> Make:
+def prune_int8(sparsity: float, distilled: bool = False) -> Make:
     """Pruning and quantization in one run."""
-    return lambda run: _compressed(run, sparsity=sparsity)
+    return lambda run: _compressed(run, sparsity, distilled=distilled)
 
 
 def cluster_int8(clusters: int) -> Make:
@@ -143,9 +144,9 @@ def cluster_int8(clusters: int) -> Make:
     return lambda run: _compressed(run, clusters=clusters)
 
 
-def pcqat_int8(sparsity: float, clusters: int) -> Make:
+def pcqat_int8(sparsity: float, clusters: int, distilled: bool = False) -> Make:
     """Pruning, clustering and quantization in one run."""
-    return lambda run: _compressed(run, sparsity, clusters)
+    return lambda run: _compressed(run, sparsity, clusters, distilled)
 
 
 def distill_int8(run: Run) -> None:
@@ -169,18 +170,24 @@ def channels_int8(macs: float, distilled: bool = False) -> Make:
     return make
 
 
-def svd_int8(params: float) -> Make:
+def svd_int8(params: float, distilled: bool = False) -> Make:
     """Layers of low rank, then quantization-aware training."""
 
     def make(run: Run) -> None:
         from tfcompress.surgery.factors.factorize import factorize
 
-        _quantize_aware(run, factorize(run.model, "svd", params=params, data=run.calibration))
+        small = factorize(run.model, "svd", params=params, data=run.calibration)
+        _quantize_aware(run, small, distilled)
 
     return make
 
 
-def _compressed(run: Run, sparsity: float | None = None, clusters: int | None = None) -> None:
+def _compressed(
+    run: Run,
+    sparsity: float | None = None,
+    clusters: int | None = None,
+    distilled: bool = False,
+) -> None:
     from tfcompress import schedules
     from tfcompress.compression.callbacks import UpdateCompression
     from tfcompress.compression.compress import compress
@@ -200,7 +207,7 @@ def _compressed(run: Run, sparsity: float | None = None, clusters: int | None = 
         # By magnitude over all layers, small nets would lose whole layers.
         techniques.insert(0, Prune(schedule, scope="global", score="taylor"))
     small = compress(run.model, Recipe([Rule("*", techniques)]))
-    run.fit(small, [UpdateCompression()])
+    run.fit(_taught(run, small) if distilled else small, [UpdateCompression()])
     run.convert(finalize(small), **INT8)
 
 
@@ -214,7 +221,7 @@ def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
     quantize = Quantize(momentum=MOMENTUM)
     rules = [Rule("*", [Codebook(values, **settings), quantize])]
     small = compress(run.model, [*rules, Rule("first_and_last", [quantize])])
-    run.fit(_taught(run, small))
+    run.fit(_taught(run, small, **_TAUGHT_FAR))
     # Moving averages of so few steps still tell of the float weights. The first inputs alone may be
     # of one kind.
     x = run.data.x_train[:: max(1, len(run.data.x_train) // _SAMPLES)]
@@ -222,13 +229,22 @@ def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
     run.convert_coded(finalize(reestimate_batch_norm(small, x, samples=None)))
 
 
-def _taught(run: Run, student: Any, alpha: float = 0.1) -> Any:
-    """What trains a student with the float model as its teacher."""
+def _taught(run: Run, student: Any, **settings: Any) -> Any:
+    """What trains a student with the float model as its teacher, as `TAUGHT` says and `settings`.
+
+    Args:
+        settings: arguments of `Distiller`, and `dropout`: whether the student has its own.
+    """
     from tfcompress.distillation import Distiller
 
+    given = {**TAUGHT, **settings}
+    if not given.pop("dropout"):
+        for layer in student.layers:
+            if hasattr(layer, "rate"):
+                layer.rate = 0.0
     # Reconstructions are numbers, for which soft labels are none.
     losses = "mse" if run.task.loss == "mse" else None
-    return Distiller(student, run.model, losses, alpha=alpha, cache="memory")
+    return Distiller(student, run.model, losses, cache="memory", **given)
 
 
 def _quantize_aware(run: Run, model: Any, distilled: bool = False) -> None:

@@ -52,6 +52,7 @@ class Run:
         tuning: the fine-tuning, the same for all methods.
         checkpoint: the float model, a .keras file.
         folder: for this run alone; the file goes there.
+        metered: whether what a step costs is measured, which takes as long as training itself.
         kept: the model of Keras or tf_keras whose outputs the file should give.
         convert_seconds: how long it took to write the file; None before.
         flash: bytes of the file with weights that TFLite Micro decodes; None without one.
@@ -63,6 +64,7 @@ class Run:
     tuning: Training
     checkpoint: Path
     folder: Path
+    metered: bool = True
     kept: Any = None
     convert_seconds: float | None = None
     flash: int | None = None
@@ -126,7 +128,7 @@ class Run:
         steps: int | None = None,
         rate: float = 1.0,
     ) -> None:
-        """Compiles and trains a model as the task says, and measures what a step costs.
+        """Compiles and trains a model as the task says, and may measure what a step costs.
 
         Args:
             rate: share of the task's learning rate.
@@ -141,6 +143,10 @@ class Run:
         seed = self.seed + 1000 * len(self._costs)
         # Before the plain model is traced, as new seeds have TensorFlow prepare functions anew.
         kit.utils.set_random_seed(seed)
+        if not self.metered:
+            _fit(model, self.task, self.data, training, seed, [*callbacks])
+            self._costs.append(None)
+            return
         meter = Meter(kit, self._plains(kit), steps)
         try:
             _fit(model, self.task, self.data, training, seed, [*callbacks, meter.callback()])

@@ -74,7 +74,7 @@ def bench(
     methods: Sequence[str] | None = None,
     *,
     seeds: int = 1,
-    short: bool = False,
+    form: str = "full",
     data_dir: PathLike | None = None,
     results: PathLike = RESULTS,
     report: PathLike | None = None,
@@ -90,9 +90,10 @@ def bench(
 
     Args:
         tasks, methods: their names; all if None. float32 is always among the methods.
+        form: "full", "short" or "long"; see `Task.trainings`.
         progress: called as `progress(stage, done, total)`.
     """
-    plan = make_plan(tasks, methods, seeds, short)
+    plan = make_plan(tasks, methods, seeds, form)
     page = _page(results, report)
     folder = None if data_dir is None else Path(data_dir)
     check_data_dir(folder)

@@ -42,7 +42,7 @@ class Job:
     Attributes:
         task, method: by their names.
         seed: of all that is random.
-        short: with the trainings of the short form.
+        form: of the benchmark, whose trainings there are.
         data_dir: with real data sets; None for generated data.
         folder: for the file, which ends as `FILE` in it.
         checkpoint: of the float model, from `train`.
@@ -52,7 +52,7 @@ class Job:
     task: str
     method: str
     seed: int
-    short: bool
+    form: str
     data_dir: Path | None
     folder: Path
     checkpoint: Path
@@ -83,14 +83,14 @@ def prepare(name: str, data_dir: Path | None) -> dict[str, str]:
     return {"source": data.source, "digest": data.digest}
 
 
-def train(name: str, seed: int, short: bool, data_dir: Path | None) -> Path:
+def train(name: str, seed: int, form: str, data_dir: Path | None) -> Path:
     """Trains the float model of a task, unless the cache has it."""
     _use_cpu()
     import keras
 
     task = TASKS[name]
     data = load(task, data_dir)
-    training, _ = task.trainings(short)
+    training, _ = task.trainings(form)
     built = task.build(keras, data.classes).to_json()
     said = [VERSION, keras.__version__, built, data.digest, dataclasses.asdict(training)]
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:10]
@@ -124,7 +124,7 @@ def measure(job: Job) -> dict[str, Any]:
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     keras.utils.set_random_seed(job.seed)
-    _, tuning = task.trainings(job.short)
+    _, tuning = task.trainings(job.form)
     with temporary.folder(job.folder) as scratch:
         run = Run(
             task=task,
@@ -133,6 +133,7 @@ def measure(job: Job) -> dict[str, Any]:
             tuning=tuning,
             checkpoint=job.checkpoint,
             folder=Path(scratch),
+            metered=job.form != "long",
         )
         before = _forget_peak()
         method.make(run)

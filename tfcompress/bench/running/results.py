@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfcompress.bench.tasks.task import FORMS
 from tfcompress.results import is_number, plain
 
 Row = dict[str, Any]
-FORMS = ("full", "short")
 _START = b'{"kind": "'
 _RUN_KEY = ("form", "task", "seed", "method")
 
@@ -95,7 +95,8 @@ def _is_comparable(row: Row, kept: dict[tuple[Any, ...], Row], last: dict[Any, A
 def of_form(rows: Sequence[Row], form: str | None = None) -> list[Row]:
     """The lines of one form of the benchmark, and the machines that they come from."""
     if form is None:
-        form = "full" if any(row.get("form") == "full" for row in rows) else "short"
+        there = {row.get("form") for row in rows}
+        form = next((each for each in FORMS if each in there), FORMS[0])
     found = [row for row in rows if row.get("form") == form]
     used = {row["machine"] for row in found if "machine" in row}
     return [row for row in rows if row["kind"] == "machine" and row["id"] in used] + found

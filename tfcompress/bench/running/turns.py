@@ -32,37 +32,32 @@ class Plan:
     Attributes:
         tasks, methods: by their names; float32 is always the first method.
         seeds: how many.
-        short: with the trainings of the short form.
+        form: of the benchmark, one of `FORMS`.
         named: whether the tasks were asked for by name.
     """
 
     tasks: dict[str, Task]
     methods: dict[str, Method]
     seeds: int
-    short: bool
+    form: str
     named: bool
-
-    @property
-    def form(self) -> str:
-        """As results name it."""
-        return "short" if self.short else "full"
 
 
 def make_plan(
     tasks: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     seeds: int = 1,
-    short: bool = False,
+    form: str = "full",
 ) -> Plan:
     """Checks the names that were asked for."""
-    usual = [name for name, method in METHODS.items() if method.short or not short]
+    usual = [name for name, method in METHODS.items() if method.short or form != "short"]
     wanted = {REFERENCE, *(methods or usual)}
     _check("method", wanted, METHODS)
-    chosen = set(tasks or (SHORT_TASKS if short else TASKS))
+    chosen = set(tasks or (SHORT_TASKS if form == "short" else TASKS))
     _check("task", chosen, TASKS)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds must be a whole number of at least 1; received {seeds!r}. Try 3.")
-    return Plan(_chosen(TASKS, chosen), _chosen(METHODS, wanted), seeds, short, bool(tasks))
+    return Plan(_chosen(TASKS, chosen), _chosen(METHODS, wanted), seeds, form, bool(tasks))
 
 
 def _check(what: str, names: Iterable[str], known: Mapping[str, Any]) -> None:
@@ -254,7 +249,7 @@ class Running:
 
     def _settings(self, task: str, method: str, source: Source) -> dict[str, Any]:
         """What a result follows from: with other settings it is measured anew."""
-        training, tuning = self.plan.tasks[task].trainings(self.plan.short)
+        training, tuning = self.plan.tasks[task].trainings(self.plan.form)
         tuned = None if method == REFERENCE else dataclasses.asdict(tuning)
         return {
             "data": source.to_dict(),
@@ -281,13 +276,13 @@ class Running:
         """Trains the float model of a task and seed, then carries the methods out."""
         where = f"{task}, seed {seed}"
         self.progress(f"{where}: train the float model", self.done, self.total)
-        short = self.plan.short
+        form = self.plan.form
         try:
             checkpoint = run_apart(
                 self.work.train,
                 task,
                 seed,
-                short,
+                form,
                 source.data_dir,
                 seconds=self.work.train_seconds,
             )
@@ -297,7 +292,7 @@ class Running:
         for method in names:
             self.progress(f"{where}: {method}", self.done, self.total)
             folder = self._model(task, seed, method).parent
-            job = Job(task, method, seed, short, source.data_dir, folder, checkpoint, seed == 0)
+            job = Job(task, method, seed, form, source.data_dir, folder, checkpoint, seed == 0)
             try:
                 found = run_apart(self.work.measure, job, seconds=self.work.measure_seconds)
             except Failed as error:

@@ -19,6 +19,10 @@ from tfcompress.tools.environments import Unavailable
 if TYPE_CHECKING:
     import tensorflow as tf
 
+# Of the benchmark: with as much fine-tuning as is usual, as little as CI has time for, and as much as
+# half of the float model's training.
+FORMS = ("full", "short", "long")
+
 # Samples that are scored at a time.
 BATCH = 256
 
@@ -121,9 +125,14 @@ class Task:
     loss: str = "sparse_categorical_crossentropy"
     generated: tuple[int, int, int] | None = None
 
-    def trainings(self, short: bool) -> tuple[Training, Training]:
-        """Of the float model, and of what every method gets."""
-        return self.short if short else (self.training, self.tuning)
+    def trainings(self, form: str) -> tuple[Training, Training]:
+        """Of the float model, and of what every method gets, in a form of the benchmark."""
+        if form == "short":
+            return self.short
+        if form == "long":
+            long = dataclasses.replace(self.tuning, steps=self.training.steps // 2)
+            return self.training, long
+        return self.training, self.tuning
 
     @property
     def measure(self) -> str:
