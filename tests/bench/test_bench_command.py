@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from bench_rows import seeds, write
+from refusals import refused
 from report_rows import MACHINE, make_rows, write_rows
 
 from tfcompress.bench import tables
@@ -40,6 +41,8 @@ def results(tmp_path, monkeypatch):
         (["--results", "none/r.jsonl"], "no folder 'none'"),
         (["--report-only", "--results", "no.jsonl"], "no file at 'no.jsonl'"),
         (["--report-only", "--short"], "has no results of the short form"),
+        (["--report-only", "--long"], "has no results of the long form"),
+        (["--short", "--long"], "received --short and --long; expected one form. Leave one"),
         (["--report-only", "--task", "digits"], "expected no --task, --method, --seeds"),
         (["--seeds", "0"], "Invalid value for '--seeds'"),
     ],
@@ -174,6 +177,26 @@ def test_post_training_quantization_has_a_table_of_its_own(tmp_path):
     )
     assert text.endswith("<!-- post-training: end --> b")
     assert "| ptq_int8 | -0.20 ± 0.00, 16.1, 1.2 |" in text
+
+
+def test_the_long_form_has_tables_of_its_own(tmp_path):
+    rows = [MACHINE, *seeds("float32", [0.90, 0.91, 0.92], 10240)]
+    rows += seeds("prune80_distill_int8", [0.898, 0.909, 0.918], 2048)
+    rows += seeds("prune80_int8_tfmot", [0.80, 0.81, 0.85], 2304, who=TFMOT)
+    rows += seeds("qat_int8_tfmot", 0.91, 4608, who=TFMOT)
+    rows += [{**row, "task": "glyphs"} for row in rows if row.get("who") == TFMOT]
+    path = tmp_path / "long_form.jsonl"
+    write(path, *({**row, "form": "long"} if "form" in row else row for row in rows))
+    text = tables.written_own("a <!-- long-form: begin --> old <!-- long-form: end --> b", path)
+    assert text.startswith("a <!-- long-form: begin -->\n\nQuality of float32 in percent, ")
+    assert "| float32 | 91.00 ± 1.00, 10.0 | – |" in text
+    assert "| prune80_distill_int8 | -0.17 ± 0.06, 2.0 | – |" in text
+    assert "| prune80_int8_tfmot | -9.00 ± 1.73, 2.2 | – |" in text
+    # The worse files count for nothing, however small.
+    fits = "| digits | prune80_distill_int8: 2,048 bytes | qat_int8_tfmot: 4,608 bytes | 2.25x |"
+    assert fits in text
+    write(path, *rows)
+    refused("has no results of the long form", lambda: tables.written_own("", path))
 
 
 @pytest.mark.skipif(not tables.RESULTS.exists(), reason="no results are kept yet")

@@ -30,6 +30,18 @@ def test_turns_of_the_plain_model_leave_the_training_as_it_is(tmp_path, monkeypa
     assert any((a != b).any() for a, b in zip(alone, other, strict=True))
 
 
+def test_what_is_not_metered_trains_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(cost.Plain, "turn", lambda self, steps: 1.0)
+    task, data = task_of(dropping)
+    metered = trained(run_of(task, data, tmp_path), "keras")
+    monkeypatch.delattr(cost.Plain, "turn")
+    run = run_of(task, data, tmp_path, tmp_path / "float.keras")
+    run.metered = False
+    for a, b in zip(trained(run, "keras"), metered, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert run.cost is None
+
+
 def test_the_cost_of_a_step_is_the_mean_over_those_that_count(tmp_path, monkeypatch):
     """With a clock by hand: a plain step takes 2 ms, one of the model 3 ms, a few 30 ms."""
     clock, asked = [0.0], []

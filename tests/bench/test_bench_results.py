@@ -79,7 +79,7 @@ def test_a_last_line_that_only_lacks_its_end_is_kept(tmp_path, recwarn):
         ("[1]\n", "line 1 of .* is of no known kind"),
         ('{"kind": "machine"}\n', "has no text 'id'"),
         ('{"kind": "run"}\n', "has no text 'form'"),
-        (json.dumps(run_row(form="long")) + "\n", "is of no known form"),
+        (json.dumps(run_row(form="endless")) + "\n", "is of no known form"),
         (json.dumps(run_row(seed="0")) + "\n", "has no number 'seed'"),
         (json.dumps(run_row(quality="good")) + "\n", "has 'good' as 'quality', which is no"),
         (json.dumps(run_row(data=None)) + "\n", "does not say which data"),
@@ -170,6 +170,9 @@ def test_forms_are_kept_apart_with_their_machines():
     assert of_form(rows) == of_form(rows, "full") == [MACHINE, full]
     assert of_form(rows, "short") == [other, short]
     assert of_form([other, short]) == [other, short]
+    long = run_row(form="long")
+    assert of_form([MACHINE, long]) == [MACHINE, long]
+    assert of_form([MACHINE, long, full]) == [MACHINE, full]
     assert of_form([MACHINE], "full") == []
 
 

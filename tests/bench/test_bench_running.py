@@ -296,6 +296,7 @@ def test_plans():
     assert (list(short.tasks), short.seeds, short.form) == (["digits"], 1, "short")
     assert {"float32", "qat_int8", "qat_int8_tfmot"} <= set(short.methods)
     assert len(make_plan().methods) > len(short.methods)
+    assert make_plan(form="long") == dataclasses.replace(make_plan(), form="long")
     assert not make_plan().named
     refused("unknown task 'digit'.*Did you mean 'digits'?", lambda: make_plan(["digit"]))
     refused("unknown method 'xyz'.*See `tfcompress bench --list`", lambda: make_plan(None, ["xyz"]))

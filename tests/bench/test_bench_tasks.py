@@ -1,5 +1,6 @@
 """What all tasks of the benchmark have in common."""
 
+import dataclasses
 import io
 import json
 import os
@@ -56,6 +57,23 @@ def test_the_model_of_generated_data_is_the_one_that_is_listed():
     assert classes == len(glyphs.fonts.CHARACTERS) == 36
     model = TASKS["glyphs"].build(keras, classes)
     assert (model.count_params(), tfc.profile(model).macs) == (parameters, macs)
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "long"),
+    [
+        ("digits", 420, 420),
+        ("glyphs", 160, 1000),
+        ("keywords", 256, 1000),
+        ("wake_vision", 180, 750),
+        ("anomaly", 512, 640),
+    ],
+)
+def test_the_long_form_tunes_half_as_long_as_the_same_float_model_was_trained(name, full, long):
+    training, tuning = TASKS[name].trainings("full")
+    assert tuning.steps == full
+    assert TASKS[name].trainings("long") == (training, dataclasses.replace(tuning, steps=long))
+    assert TASKS[name].trainings("short")[1].steps < full
 
 
 @pytest.fixture

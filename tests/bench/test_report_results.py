@@ -188,6 +188,8 @@ def test_the_full_form_is_shown_unless_there_is_none_of_it(tmp_path):
     assert "Keywords" not in without_scripts(path.read_text())
     write_results_report(rows + short, path, "short")
     assert "short form" in path.read_text()
+    write_results_report([{**row, "form": "long"} for row in short], path)
+    assert "the long form: half of" in path.read_text()
     write_results_report([MACHINE, *short], path)
     assert "Keywords" in without_scripts(path.read_text())
 

@@ -141,16 +141,44 @@ def overview(summaries: Sequence[Summary]) -> Table:
     return _crossed(summaries, title, _in_short)
 
 
-def without_training(summaries: Sequence[Summary]) -> Table:
+def without_training(summaries: Sequence[Summary]) -> list[Table]:
     """Of each method and task what quality is lost, KiB of the file, and seconds."""
     title = "Points of quality to float32, KiB of the file, seconds to make it"
-    return _crossed(summaries, title, _lost("bytes", "convert_s"))
+    return [_crossed(summaries, title, _lost("bytes", "convert_s"))]
 
 
-def few_bits(summaries: Sequence[Summary]) -> Table:
+def few_bits(summaries: Sequence[Summary]) -> list[Table]:
     """Of each method and task what quality is lost, KiB of the file, and of it in TFLite Micro."""
     title = "Points of quality to float32, KiB of the file, KiB of flash in TFLite Micro"
-    return _crossed(summaries, title, _lost("bytes", "flash"))
+    return [_crossed(summaries, title, _lost("bytes", "flash"))]
+
+
+def long_form(summaries: Sequence[Summary]) -> list[Table]:
+    """Of each method and task what quality is lost, and KiB zipped; then the smallest files."""
+    title = (
+        "Quality of float32 in percent, of all else in points to that of the same seed, and KiB of "
+        "the zipped file"
+    )
+    lost = _lost("zipped")
+
+    def cell(one: Summary | None) -> str:
+        return _in_short(one) if one and one.family == FLOAT else lost(one)
+
+    return [_crossed(summaries, title, cell), smallest(contests(summaries))]
+
+
+def smallest(found: Sequence[Contest]) -> Table:
+    """The smallest file of ours and of peers that is as good as float32, on each task."""
+    rows = []
+    for each in found:
+        if each.figure != "zipped":
+            continue
+        mine, theirs = each.our_value, each.peer_value
+        times = f"{theirs.mean / mine.mean:.2f}x" if mine and theirs else _UNKNOWN
+        sides = ((each.ours, mine), (each.peer, theirs))
+        rows.append((each.task, *(_side(*side, each.figure) for side in sides), times))
+    title = "The smallest zipped file whose quality is at most half a point below float32"
+    return Table(title, ("task", OURS, "best peer", "times smaller >"), tuple(rows))
 
 
 def _crossed(
@@ -266,10 +294,12 @@ def all_tables(rows: Sequence[Row], width: int = _WIDE) -> list[Table]:
 
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-# Tables of runs of their own: what each begins with in the README, by the name of its results.
-_OWN: dict[str, tuple[str, Callable[[Sequence[Summary]], Table]]] = {
-    "post_training.jsonl": ("post-training", without_training),
-    "few_bits.jsonl": ("few-bits", few_bits),
+# Tables of runs of their own: what each begins with in the README, and the form, by the name of its
+# results.
+_OWN: dict[str, tuple[str, str, Callable[[Sequence[Summary]], list[Table]]]] = {
+    "post_training.jsonl": ("post-training", "full", without_training),
+    "few_bits.jsonl": ("few-bits", "full", few_bits),
+    "long_form.jsonl": ("long-form", "long", long_form),
 }
 RESULTS = Path(__file__).with_name("results.jsonl")
 README = Path(__file__).parents[2] / "README.md"
@@ -277,7 +307,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 def written(text: str, results: Path) -> str:
     """A README with the tables of the full form between its two markers."""
-    rows = _full(results)
+    rows = _of(results, "full")
     summaries = summarize(rows)
     best = contests(summaries)
     found = [contest_table(best), overview(summaries)]
@@ -286,19 +316,20 @@ def written(text: str, results: Path) -> str:
 
 
 def written_own(text: str, results: Path) -> str:
-    """A README with the table of results that have one of their own, by the name of their file."""
-    name, table = _OWN[results.name]
-    rows = _full(results)
+    """A README with the tables of results that have their own, by the name of their file."""
+    name, form, tables = _OWN[results.name]
+    rows = _of(results, form)
     told = f"Measured on {machine_line(rows)}."
     summaries = summarize(rows)
-    found = table([with_loss(each, summaries) for each in summaries]).markdown()
-    return _between(text, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", [found, told])
+    found = tables([with_loss(each, summaries) for each in summaries])
+    parts = [*(table.markdown() for table in found), told]
+    return _between(text, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", parts)
 
 
-def _full(results: Path) -> list[Row]:
-    rows = of_form(latest(read_rows(results)), "full")
+def _of(results: Path, form: str) -> list[Row]:
+    rows = of_form(latest(read_rows(results)), form)
     if not rows:
-        raise ValueError(f"'{results}' has no results of the full form. Run `tfcompress bench`.")
+        raise ValueError(f"'{results}' has no results of the {form} form. Run `tfcompress bench`.")
     return rows
 
 

@@ -19,8 +19,8 @@ from tfcompress.tools.environments import Unavailable
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Of the benchmark: with as much fine-tuning as is usual, as little as CI has time for, and as much as
-# half of the float model's training.
+# Of the benchmark: with as much fine-tuning as is usual, as little as CI has time for, and half as
+# much as the training of the float model.
 FORMS = ("full", "short", "long")
 
 # Samples that are scored at a time.
