@@ -155,7 +155,7 @@ def _value_rows(name: str, steps: int | None) -> Iterator[list[Any]]:
     task = TASKS[name]
     data, tuning = task.generate(), task.tuning
     steps = steps or tuning.steps
-    model = keras.saving.load_model(train(name, 0, False, None))
+    model = keras.saving.load_model(train(name, 0, "full", None))
     with tempfile.TemporaryDirectory() as folder:
         for number, (label, techniques) in enumerate(_techniques(steps).items()):
             keras.utils.set_random_seed(0)
