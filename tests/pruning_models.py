@@ -19,6 +19,13 @@ GROWING = schedules.linear(0.0, 0.6, begin=2, end=13, frequency=4)
 SCORES = ("magnitude", "taylor", "movement", "random")
 
 
+def in_layers(sparsity=None, *args, **kwargs):
+    """`Prune` of each layer by itself and by magnitude; a number is its sparsity from the start."""
+    number = isinstance(sparsity, float)
+    kwargs = {"scope": "layer", "score": "magnitude", **kwargs}
+    return Prune(schedules.constant(sparsity) if number else sparsity, *args, **kwargs)
+
+
 def make_float(**first):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 2))
@@ -37,7 +44,7 @@ def compiled(model, optimizer=None, **kwargs):
 
 
 def make(*techniques, optimizer=None, **kwargs):
-    rules = [tfc.Rule("*", list(techniques or [Prune(GROWING)]))]
+    rules = [tfc.Rule("*", list(techniques or [in_layers(GROWING)]))]
     return compiled(tfc.compress(make_float(), rules), optimizer, **kwargs)
 
 

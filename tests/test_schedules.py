@@ -109,9 +109,42 @@ def test_numbers_of_numpy_are_numbers():
     assert schedules.points([(np.int64(2), np.float32(0.5))]) == schedules.points([(2, 0.5)])
 
 
+def test_shares_become_steps_of_a_training():
+    curve = schedules.polynomial(0.0, 0.8, begin="10%", end="60%", frequency="2 %")
+    assert curve.over(0, 500) == schedules.polynomial(0.0, 0.8, begin=50, end=300, frequency=10)
+    # A training that begins at step 100 of the optimizer, and one too short for the frequency.
+    assert curve.over(100, 500) == schedules.polynomial(0, 0.8, begin=150, end=400, frequency=10)
+    assert curve.over(0, 20) == schedules.polynomial(0, 0.8, begin=2, end=12, frequency=1)
+    # What is not given begins with the training, and has ten updates where it can.
+    late = schedules.linear(0.0, 0.5, end="50%")
+    assert late.over(40, 100) == schedules.linear(0.0, 0.5, begin=40, end=90, frequency=5)
+    assert schedules.one_shot(0.5, step="12.5%").over(0, 1000) == schedules.one_shot(0.5, step=125)
+    pairs = schedules.points([(0, 0.3), ("50%", 0.6)])
+    assert pairs.over(0, 30) == schedules.points([(0, 0.3), (15, 0.6)])
+    whole = schedules.constant(0.5)
+    assert whole.over(7, 100) is whole
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [schedules.linear(0.0, 0.5, end="50%"), schedules.points([("5%", 0.3), ("8%", 0.6)])],
+)
+def test_shares_wait_for_a_training(schedule):
+    serialized = keras.saving.serialize_keras_object(schedule)
+    assert keras.saving.deserialize_keras_object(serialized) == schedule
+    for ask in (schedule, schedule.at, schedule.next_update):
+        with pytest.raises(ValueError, match=r"training that has not begun.*UpdateCompression\(\)"):
+            ask(0)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (lambda: schedules.linear(0, 1, end="101%"), ValueError, "end must be 0% to 100% .*101%"),
+        (lambda: schedules.linear(0, 1, end="half"), TypeError, "received 'half'.*'60%' is a"),
+        (lambda: schedules.linear(0, 1, begin="9%", end="3%"), ValueError, "received end=3%"),
+        (lambda: schedules.linear(0, 1, begin=9, end="3%").over(0, 10), ValueError, "end=0"),
+        (lambda: schedules.points([("9%", 0), ("5%", 1)]), ValueError, "Sort them"),
         (lambda: schedules.linear(0, 0.8, begin=9, end=3), ValueError, "received end=3"),
         (lambda: schedules.linear(0, 0.8, end=10.0), TypeError, r"whole number .* 10\.0"),
         (lambda: schedules.constant(0.8, begin=-1), ValueError, "begin must be 0 or more"),

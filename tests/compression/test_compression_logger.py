@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from pruning_models import in_layers
 
 import tfcompress as tfc
 from tfcompress.compression.logger import measure, weights_of
@@ -58,7 +59,7 @@ class Recorder(keras.callbacks.Callback):
 
 def test_scheduled_sparsity_by_steps(tmp_path):
     schedule = tfc.schedules.linear(0.0, 0.8, end=8, frequency=1)
-    model = compressed(tfc.Prune(schedule), name="a")
+    model = compressed(in_layers(schedule), name="a")
     history = fit(model, tfc.CompressionLogger(tmp_path, frequency=3), epochs=2, batches=4)
     assert history["sparsity"] == pytest.approx([0.4, 0.8])
     found, plugins = written(tmp_path)
@@ -75,7 +76,7 @@ def test_threshold_unique_weights_and_overall_numbers(tmp_path):
     weights = plain()
     weights.get_layer("a").kernel.assign(np.arange(-40, 40).reshape(8, 10) / 100)
     weights.layers[-1].kernel.assign(np.arange(1, 41).reshape(10, 4) / 100)
-    rules = [tfc.Rule("a", [tfc.Prune(0.75), tfc.Cluster(5)]), tfc.Rule("dense*", [tfc.Prune(0.5)])]
+    rules = [tfc.Rule("a", [in_layers(0.75), tfc.Cluster(5)]), tfc.Rule("dense*", [in_layers(0.5)])]
     model = tfc.compress(weights, rules)
     fit(model, tfc.CompressionLogger(tmp_path), rate=0.0)
     found, _ = written(tmp_path)
@@ -96,7 +97,7 @@ def test_unique_weights_of_channels_and_nested_weights():
     inputs = keras.Input((4, 3))
     model = keras.Model(inputs, layers.GRU(5, name="rnn")(inputs))
     cluster = tfc.Cluster(3, per_channel=True)
-    model = tfc.compress(model, [tfc.Rule("rnn", [tfc.Prune(0.4), cluster])])
+    model = tfc.compress(model, [tfc.Rule("rnn", [in_layers(0.4), cluster])])
     x = RANDOM.normal(size=(8, 4, 3)).astype("float32")
     model.compile("sgd", "mse", run_eagerly=True)
     logger = tfc.CompressionLogger()
@@ -120,7 +121,7 @@ def test_ranges_of_activations(tmp_path):
 
 
 def test_rounding_by_quantize_does_not_count():
-    model = compressed(tfc.Prune(0.5), tfc.Quantize(bits=2))
+    model = compressed(in_layers(0.5), tfc.Quantize(bits=2))
     assert fit(model, tfc.CompressionLogger())["sparsity"] == [0.5]
     kernel = model.get_layer("a").layer.kernel
     assert np.mean(np.array(model.get_layer("a").effective(kernel)) == 0) > 0.5
@@ -143,7 +144,7 @@ def test_plain_model_is_measured_as_it_is(tmp_path):
 
 def test_progress_bar_shows_overall_numbers(capsys):
     for verbose in (1, 2):
-        fit(compressed(tfc.Prune(0.75)), tfc.CompressionLogger(), verbose=verbose)
+        fit(compressed(in_layers(0.75)), tfc.CompressionLogger(), verbose=verbose)
         last = capsys.readouterr().out.replace("\b", "").splitlines()[-1]
         assert last.rstrip().endswith("sparsity: 0.7500")
 
@@ -153,7 +154,7 @@ def test_batch_logs_are_kept_until_due():
     seen = {}
     for frequency in ("epoch", 4):
         logger, recorder = tfc.CompressionLogger(frequency=frequency), Recorder()
-        model = compressed(tfc.Prune(schedule))
+        model = compressed(in_layers(schedule))
         model.compile("sgd", "mse", run_eagerly=True)
         callbacks = [tfc.UpdateCompression(), logger, recorder]
         model.fit(X, Y, batch_size=4, epochs=1, verbose=0, callbacks=callbacks)
@@ -163,7 +164,7 @@ def test_batch_logs_are_kept_until_due():
 
 
 def test_steps_per_execution_and_second_fit(tmp_path):
-    model, logger = compressed(tfc.Prune(0.5)), tfc.CompressionLogger(tmp_path, frequency=4)
+    model, logger = compressed(in_layers(0.5)), tfc.CompressionLogger(tmp_path, frequency=4)
     fit(model, logger, how={"steps_per_execution": 3}, batches=8)
     assert list(written(tmp_path)[0]["sparsity"]) == [3, 6, 8]
     model.fit(X, Y, batch_size=8, verbose=0, callbacks=[tfc.UpdateCompression(), logger])
@@ -189,7 +190,7 @@ def test_each_weight_of_a_layer_within_layers_has_its_tag():
     lstm = layers.LSTM(6, return_sequences=True, name="lstm")
     x = layers.Bidirectional(lstm, name="both")(inputs)
     model = keras.Model(inputs, layers.MultiHeadAttention(2, 3, name="heads")(x, x))
-    model = tfc.compress(model, [tfc.Rule("*", [tfc.Prune(0.5)])])
+    model = tfc.compress(model, [tfc.Rule("*", [in_layers(0.5)])])
     ways, kinds = ("forward", "backward"), ("kernel", "recurrent_kernel")
     expected = {f"both/{way}_lstm/lstm_cell/{kind}" for way in ways for kind in kinds}
     expected |= {f"heads/{part}/kernel" for part in ("query", "key", "value", "attention_output")}

@@ -19,16 +19,17 @@ from callback_models import (
     zeros,
 )
 from keras import layers, ops
+from pruning_models import in_layers
 
 import tfcompress as tfc
-from tfcompress import Prune, PruneCallback, schedules
+from tfcompress import PruneCallback, schedules
 
 PRUNES = [
-    Prune(GROWING),
-    Prune(GROWING, score="random"),
-    Prune(GROWING, score="taylor"),
-    Prune(GROWING, score="movement"),
-    Prune(GROWING, score=np.abs),
+    in_layers(GROWING),
+    in_layers(GROWING, score="random"),
+    in_layers(GROWING, score="taylor"),
+    in_layers(GROWING, score="movement"),
+    in_layers(GROWING, score=np.abs),
 ]
 
 
@@ -48,7 +49,7 @@ def test_constant_sparsity_from_the_start():
         model, watch = make(run_eagerly=True), Watch()
         sizes = [np.abs(kernel) for kernel in kernels(model)]
         smallest = [size <= np.sort(size.ravel())[size.size // 2 - 1] for size in sizes]
-        fit(model, 3, PruneCallback(Prune(0.5, score=score)), watch)
+        fit(model, 3, PruneCallback(in_layers(0.5, score=score)), watch)
         assert_follows(model, watch.seen, schedules.constant(0.5))
         if score != "random":  # of which nothing is known before the first step
             for small, kernel in zip(smallest, kernels(model), strict=True):
@@ -66,7 +67,7 @@ def test_constant_sparsity_from_the_start():
 )
 def test_patterns(name, kwargs):
     sparsity = None if kwargs["pattern"] == "2:4" else 0.5
-    model, prune = make(run_eagerly=True), Prune(sparsity, **kwargs)
+    model, prune = make(run_eagerly=True), in_layers(sparsity, **kwargs)
     fit(model, 6, PruneCallback(prune, layers=name))
     kernel = np.array(model.get_layer(name).kernel)
     if kwargs["pattern"] == "filters":
@@ -86,7 +87,7 @@ def test_patterns(name, kwargs):
 
 def test_global_scope():
     model, watch = make(run_eagerly=True), Watch()
-    fit(model, 12, PruneCallback(Prune(GROWING, scope="global")), watch)
+    fit(model, 12, PruneCallback(in_layers(GROWING, scope="global")), watch)
     total = sum(k.size for k in kernels(model))
     for step, found in watch.seen:
         assert sum(found) == total - round(total * (1 - GROWING.at(step)))
@@ -94,7 +95,7 @@ def test_global_scope():
 
 def test_threshold():
     model = make(run_eagerly=True)
-    fit(model, 6, PruneCallback(Prune(threshold=schedules.one_shot(0.1))))
+    fit(model, 6, PruneCallback(in_layers(threshold=schedules.one_shot(0.1))))
     start = kernels(plain())
     for before, after in zip(start, kernels(model), strict=True):
         np.testing.assert_array_equal(after == 0, np.abs(before) < 0.1)
@@ -110,7 +111,7 @@ def test_taylor_and_movement_by_hand():
         loss = lambda y, p: ops.sum(p * y, -1)  # noqa: E731
         model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
         # One step, whose gradient is the outer product of x and y; then half are pruned.
-        prune = Prune(schedules.one_shot(0.5, step=1), score=score)
+        prune = in_layers(schedules.one_shot(0.5, step=1), score=score)
         model.fit(x, y, verbose=0, callbacks=[PruneCallback(prune)])
         product = np.outer(x, y) * kernel
         scores = np.abs(product) if score == "taylor" else -product
@@ -128,7 +129,7 @@ def test_shared_layers_are_pruned_once():
     watch = Watch()
     compiled(model).fit(
         X[:, 0, 0, :1].repeat(4, 1), Y, verbose=0, batch_size=4,
-        callbacks=[PruneCallback(Prune(GROWING, score="taylor")), watch],
+        callbacks=[PruneCallback(in_layers(GROWING, score="taylor")), watch],
     )  # fmt: skip
     assert len(kernels(model)) == 2
     assert_follows(model, watch.seen, GROWING)
@@ -144,7 +145,7 @@ def test_layers_within_layers():
     x = layers.SeparableConv1D(6, 3)(x)
     model = compiled(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x))))
     x = RANDOM.integers(0, 20, (64, 6))
-    model.fit(x, Y, batch_size=8, verbose=0, callbacks=[PruneCallback(Prune(0.5))])
+    model.fit(x, Y, batch_size=8, verbose=0, callbacks=[PruneCallback(in_layers(0.5))])
     names = ("kernel", "recurrent_kernel", "pointwise_kernel", "embeddings")
     pruned = [v for v in model.trainable_variables if v.name in names]
     assert len(pruned) == 11
@@ -158,7 +159,7 @@ def test_layers_within_layers():
 def test_which_layers():
     for chosen in ("Dense", "d*", lambda layer: layer.name == "dense"):
         model = make(run_eagerly=True)
-        fit(model, 1, PruneCallback(Prune(0.5), layers=chosen))
+        fit(model, 1, PruneCallback(in_layers(0.5), layers=chosen))
         assert zeros(model) == [0, 120]
 
 
@@ -166,8 +167,8 @@ def test_which_layers():
 def test_as_a_compressed_model():
     """The same masks and weights as those of a wrapped model, where masks are never undone."""
     schedule = schedules.one_shot(0.6, step=3)
-    model, wrapped = make(), compiled(tfc.compress(plain(), [tfc.Rule("*", [Prune(schedule)])]))
-    fit(model, 10, PruneCallback(Prune(schedule)))
+    model, wrapped = make(), compiled(tfc.compress(plain(), [tfc.Rule("*", [in_layers(schedule)])]))
+    fit(model, 10, PruneCallback(in_layers(schedule)))
     fit(wrapped, 10, tfc.UpdateCompression())
     final = tfc.finalize(wrapped)
     assert zeros(final) == zeros(model)
@@ -181,27 +182,27 @@ def test_errors():
     with pytest.raises(TypeError, match=r"Other techniques need a model from tfcompress.compress"):
         PruneCallback(tfc.Cluster(4))
     with pytest.raises(ValueError, match=r"finds nothing to prune .*layers='none'"):
-        fit(make(), 1, PruneCallback(Prune(0.5), layers="none"))
+        fit(make(), 1, PruneCallback(in_layers(0.5), layers="none"))
     unbuilt = compiled(keras.Sequential([layers.Flatten(), layers.Dense(3)]))
     with pytest.raises(ValueError, match="build the model before fit"):
-        fit(unbuilt, 1, PruneCallback(Prune(0.5)))
-    wrapped = compiled(tfc.compress(plain(), [tfc.Rule("*", [Prune(0.5)])]))
+        fit(unbuilt, 1, PruneCallback(in_layers(0.5)))
+    wrapped = compiled(tfc.compress(plain(), [tfc.Rule("*", [in_layers(0.5)])]))
     with pytest.raises(ValueError, match="models that are not wrapped; layer 'conv'"):
-        fit(wrapped, 1, PruneCallback(Prune(0.5)))
-    callback = PruneCallback(Prune(0.5))
+        fit(wrapped, 1, PruneCallback(in_layers(0.5)))
+    callback = PruneCallback(in_layers(0.5))
     callback.set_model(plain())
     with pytest.raises(ValueError, match="Compile it"):
         callback.on_train_begin()
     depthwise = keras.Sequential([layers.DepthwiseConv2D(3), layers.GlobalAveragePooling2D()])
     depthwise.build((None, 6, 6, 2))
     with pytest.raises(ValueError, match="depthwise=True"):
-        fit(compiled(depthwise), 1, PruneCallback(Prune(0.5)))
+        fit(compiled(depthwise), 1, PruneCallback(in_layers(0.5)))
 
 
 def test_a_score_of_a_wrong_shape():
     model = make()
     with pytest.raises(ValueError, match="Return one score for each weight"):
-        fit(model, 2, PruneCallback(Prune(0.5, score=lambda weight: weight.sum())))
+        fit(model, 2, PruneCallback(in_layers(0.5, score=lambda weight: weight.sum())))
 
 
 def lora_model():
@@ -216,8 +217,8 @@ LORA = r"layer 'd' must have plain weights.*LoRA.*Merge it"
 
 def test_low_rank_weights_must_be_merged():
     with pytest.raises(ValueError, match=LORA):
-        tfc.compress(lora_model(), [tfc.Rule("*", [tfc.Prune(0.5)])])
-    model, x, callback = lora_model(), np.zeros((4, 6)), tfc.PruneCallback(tfc.Prune(0.5))
+        tfc.compress(lora_model(), [tfc.Rule("*", [in_layers(0.5)])])
+    model, x, callback = lora_model(), np.zeros((4, 6)), tfc.PruneCallback(in_layers(0.5))
     with pytest.raises(ValueError, match=LORA):
         model.fit(x, x[:, :5], verbose=0, callbacks=[callback])
 
@@ -242,7 +243,7 @@ def test_the_way_out_of_low_rank_weights(tmp_path):
     merged, x = make(), np.arange(12).reshape(2, 6) % 9
     merged.load_weights(path)
     np.testing.assert_allclose(merged(x), model(x), rtol=1e-4, atol=1e-4)
-    assert tfc.compress(merged, [tfc.Rule("*", [tfc.Prune(0.5)])]).count_params() > 0
+    assert tfc.compress(merged, [tfc.Rule("*", [in_layers(0.5)])]).count_params() > 0
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -258,7 +259,7 @@ def test_averages_of_weights_are_as_sparse(wrapped, tmp_path):
     save = keras.callbacks.ModelCheckpoint(path)
     x = np.random.default_rng(0).normal(size=(32, *model.input_shape[1:])).astype("float32")
     y = np.zeros((32, *model.output_shape[1:]), "float32")
-    prune = PruneCallback(Prune(schedules.polynomial(0.0, 0.75, end=6)))
+    prune = PruneCallback(in_layers(schedules.polynomial(0.0, 0.75, end=6)))
     model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[swap, save, prune])
     for each in (model, keras.saving.load_model(path)):
         kernels = [np.array(v) for v in each.trainable_variables if v.name == "kernel"]

@@ -19,8 +19,9 @@ from callback_models import (
     wanted,
     zeros,
 )
+from pruning_models import in_layers
 
-from tfcompress import GroupLasso, Prune, PruneCallback, schedules
+from tfcompress import GroupLasso, PruneCallback, schedules
 
 
 def test_the_model_is_the_users_own_again():
@@ -34,7 +35,7 @@ def test_the_model_is_the_users_own_again():
             norms = np.sqrt(np.square(conv.kernel).sum(0))
             assert norms.max() <= 0.8 + 1e-6
 
-    fit(model, 6, PruneCallback(Prune(0.5, score="movement")), Inside())
+    fit(model, 6, PruneCallback(in_layers(0.5, score="movement")), Inside())
     assert conv.kernel.constraint is constraint
     assert conv.kernel.regularizer is regularizer
     assert "apply" not in set(model.optimizer.__dict__) - before
@@ -52,7 +53,7 @@ def test_the_model_is_given_back_when_fit_is_interrupted():
             if batch == 3:
                 raise KeyboardInterrupt
 
-    model, callback = make(), PruneCallback(Prune(0.5, score="taylor"))
+    model, callback = make(), PruneCallback(in_layers(0.5, score="taylor"))
     with pytest.raises(KeyboardInterrupt):
         fit(model, 8, callback, Interrupt())
     fit(model, 8, callback)  # once more, without watching twice
@@ -64,7 +65,7 @@ def test_the_model_is_given_back_when_fit_is_interrupted():
 
 def test_saved_model_is_plain(tmp_path):
     model = make(run_eagerly=True)
-    fit(model, 6, PruneCallback(Prune(0.5)))
+    fit(model, 6, PruneCallback(in_layers(0.5)))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(X), model(X))
@@ -75,12 +76,12 @@ def test_saved_model_is_plain(tmp_path):
 def test_regularizer_counts_while_pruning():
     model, other = make(keras.optimizers.SGD(0.1)), make(keras.optimizers.SGD(0.1))
     start = kernels(model)
-    fit(model, 1, PruneCallback(Prune(0.0), regularizer="l2"))
+    fit(model, 1, PruneCallback(in_layers(0.0), regularizer="l2"))
     fit(other, 1)
     for a, b, kernel in zip(kernels(model), kernels(other), start, strict=True):
         np.testing.assert_allclose(a - b, -0.1 * 2 * 0.01 * kernel, atol=1e-6)
     assert model.losses == []
-    fit(model, 2, PruneCallback(Prune(0.0), regularizer=GroupLasso(1e-3)))
+    fit(model, 2, PruneCallback(in_layers(0.0), regularizer=GroupLasso(1e-3)))
 
 
 def test_own_regularizer_stays_beside_another():
@@ -88,7 +89,7 @@ def test_own_regularizer_stays_beside_another():
     model = compiled(plain(kernel_regularizer=own), sgd(0.1), run_eagerly=True)
     other = compiled(plain(kernel_regularizer=own), sgd(0.1), run_eagerly=True)
     start = kernels(model)[0]
-    fit(model, 1, PruneCallback(Prune(0.0), layers="conv", regularizer="l2"))
+    fit(model, 1, PruneCallback(in_layers(0.0), layers="conv", regularizer="l2"))
     fit(other, 1)
     difference = kernels(model)[0] - kernels(other)[0]
     np.testing.assert_allclose(difference, -0.1 * 2 * 0.01 * start, atol=1e-6)
@@ -96,11 +97,11 @@ def test_own_regularizer_stays_beside_another():
 
 def test_second_fit_goes_on():
     model, whole = make(run_eagerly=True), make(run_eagerly=True)
-    callback = PruneCallback(Prune(GROWING))
+    callback = PruneCallback(in_layers(GROWING))
     fit(model, 5, callback)
     assert zeros(model) == wanted(model, GROWING.at(5))
     model.fit(X[20:48], Y[20:48], batch_size=4, shuffle=False, verbose=0, callbacks=[callback])
-    fit(whole, 12, PruneCallback(Prune(GROWING)))
+    fit(whole, 12, PruneCallback(in_layers(GROWING)))
     for a, b in zip(kernels(model), kernels(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -108,13 +109,13 @@ def test_second_fit_goes_on():
 @pytest.mark.parametrize("score", ["taylor", pytest.param("movement", marks=pytest.mark.slow)])
 def test_learned_scores_in_a_second_fit(score):
     model, watch, schedule = make(), Watch(), schedules.linear(0.2, 0.8, end=12, frequency=2)
-    fit(model, 5, PruneCallback(Prune(schedule, score=score)), watch)
-    fit(model, 9, PruneCallback(Prune(schedule, score=score)), watch)
+    fit(model, 5, PruneCallback(in_layers(schedule, score=score)), watch)
+    fit(model, 9, PruneCallback(in_layers(schedule, score=score)), watch)
     assert_follows(model, watch.seen, schedule)
 
 
 def test_another_optimizer_goes_on_with_the_same_callback():
-    model, callback, watch = make(run_eagerly=True), PruneCallback(Prune(GROWING)), Watch()
+    model, callback, watch = make(run_eagerly=True), PruneCallback(in_layers(GROWING)), Watch()
     fit(model, 6, callback, watch)
     compiled(model, keras.optimizers.SGD(0.01), run_eagerly=True)
     fit(model, 6, callback, watch)
@@ -124,7 +125,7 @@ def test_another_optimizer_goes_on_with_the_same_callback():
 
 
 def test_another_model_begins_anew():
-    callback = PruneCallback(Prune(GROWING))
+    callback = PruneCallback(in_layers(GROWING))
     fit(make(run_eagerly=True), 8, callback)
     model, watch = make(run_eagerly=True), Watch()
     fit(model, 5, callback, watch)
@@ -137,7 +138,7 @@ def test_restored_weights_of_an_earlier_epoch_are_pruned_and_told(undo, recwarn)
     model = make(run_eagerly=True)
     start = model.get_weights()
     restore = keras.callbacks.LambdaCallback(on_train_end=lambda logs: model.set_weights(start))
-    fit(model, 12, *([restore] if undo else []), PruneCallback(Prune(GROWING)))
+    fit(model, 12, *([restore] if undo else []), PruneCallback(in_layers(GROWING)))
     assert zeros(model) == wanted(model, 0.7)
     told = [str(w.message) for w in recwarn if "put back" in str(w.message)]
     assert len(told) == undo
@@ -146,7 +147,7 @@ def test_restored_weights_of_an_earlier_epoch_are_pruned_and_told(undo, recwarn)
 def test_too_short_training_is_told():
     model, callback = (
         make(run_eagerly=True),
-        PruneCallback(Prune(schedules.linear(0.0, 0.8, begin=4, end=8))),
+        PruneCallback(in_layers(schedules.linear(0.0, 0.8, begin=4, end=8))),
     )
     with pytest.warns(UserWarning, match=r"sparsity reached 0 of 0\.8, due at step 8"):
         fit(model, 3, callback)
@@ -158,9 +159,9 @@ def test_too_short_training_is_told():
 def test_fine_tuning_with_what_was_pruned():
     """A second callback holds the zeros of the first, without more of them."""
     model = make(run_eagerly=True)
-    fit(model, 4, PruneCallback(Prune(0.5)))
+    fit(model, 4, PruneCallback(in_layers(0.5)))
     gone = [k == 0 for k in kernels(model)]
     compiled(model, run_eagerly=True)
-    fit(model, 4, PruneCallback(Prune(0.5)))
+    fit(model, 4, PruneCallback(in_layers(0.5)))
     for before, kernel in zip(gone, kernels(model), strict=True):
         np.testing.assert_array_equal(kernel == 0, before)

@@ -18,9 +18,10 @@ from callback_models import (
     zeros,
 )
 from keras import layers, ops
+from pruning_models import in_layers
 
 import tfcompress as tfc
-from tfcompress import Prune, PruneCallback, schedules
+from tfcompress import PruneCallback, schedules
 
 
 @keras.saving.register_keras_serializable("test_prune_callback")
@@ -46,9 +47,9 @@ class Branching(keras.Model):
 def test_modes_of_compile(settings):
     schedule = schedules.constant(0.6, begin=4, frequency=4)
     model, watch, reference = make(**settings), Watch(), make()
-    fit(model, 12, PruneCallback(Prune(schedule)), watch)
+    fit(model, 12, PruneCallback(in_layers(schedule)), watch)
     assert_follows(model, watch.seen, schedule)
-    fit(reference, 12, PruneCallback(Prune(schedule)))
+    fit(reference, 12, PruneCallback(in_layers(schedule)))
     for a, b in zip(kernels(model), kernels(reference), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -56,7 +57,7 @@ def test_modes_of_compile(settings):
 def test_masks_hold_within_an_execution():
     """Weights that were not held at zero between steps would give other outputs."""
     together, single = make(steps_per_execution=8), make()
-    prune = Prune(schedules.one_shot(0.6))
+    prune = in_layers(schedules.one_shot(0.6))
     for model in (together, single):
         fit(model, 8, PruneCallback(prune))
     for a, b in zip(kernels(together), kernels(single), strict=True):
@@ -66,7 +67,7 @@ def test_masks_hold_within_an_execution():
 @pytest.mark.slow
 def test_jit_compile():
     model, watch = make(jit_compile=True), Watch()
-    fit(model, 12, PruneCallback(Prune(GROWING, score="taylor")), watch)
+    fit(model, 12, PruneCallback(in_layers(GROWING, score="taylor")), watch)
     assert_follows(model, watch.seen, GROWING)
 
 
@@ -77,7 +78,7 @@ def test_a_model_that_cannot_be_flattened(eager):
     model(X[:1])
     with pytest.raises(Exception, match=r"flatten|trace|symbolic"):
         tfc.flatten(model, inputs=keras.Input((6, 6, 2)))
-    fit(compiled(model, run_eagerly=eager), 12, PruneCallback(Prune(GROWING)), watch)
+    fit(compiled(model, run_eagerly=eager), 12, PruneCallback(in_layers(GROWING)), watch)
     assert len(watch.seen[-1][1]) == 3
     assert_follows(model, watch.seen, GROWING)
 
@@ -85,12 +86,12 @@ def test_a_model_that_cannot_be_flattened(eager):
 def test_use_ema():
     optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
     model, watch = make(optimizer), Watch()
-    fit(model, 12, PruneCallback(Prune(GROWING)), watch)
+    fit(model, 12, PruneCallback(in_layers(GROWING)), watch)
     assert_follows(model, watch.seen, GROWING)
     assert zeros(model) == wanted(model, 0.7)
     often = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=5)
     model, watch = make(often), Watch()
-    fit(model, 12, PruneCallback(Prune(GROWING)), watch)
+    fit(model, 12, PruneCallback(in_layers(GROWING)), watch)
     assert_follows(model, watch.seen, GROWING)
 
 
@@ -112,7 +113,7 @@ def test_mixed_precision(policy, score):
             inner = keras.optimizers.Adam(0.02)
             optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**22)
             model = compiled(plain(), optimizer)
-        callback = PruneCallback(Prune(GROWING, score=score))
+        callback = PruneCallback(in_layers(GROWING, score=score))
         fit(model, 16, callback, watch)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -130,7 +131,7 @@ def test_gradient_accumulation(score):
     optimizer = keras.optimizers.Adam(0.02, gradient_accumulation_steps=2)
     model, watch = make(optimizer), Watch()
     schedule = schedules.linear(0.1, 0.7, end=6, frequency=2)
-    fit(model, 16, PruneCallback(Prune(schedule, score=score)), watch)
+    fit(model, 16, PruneCallback(in_layers(schedule, score=score)), watch)
     assert [step for step, _ in watch.seen] == [i // 2 for i in range(1, 17)]
     assert_follows(model, watch.seen, schedule)
 
@@ -149,8 +150,8 @@ def test_own_train_step(score):
 
     source = plain()
     model, watch, reference = Own(source.inputs, source.outputs), Watch(), make()
-    fit(compiled(model), 12, PruneCallback(Prune(GROWING, score=score)), watch)
+    fit(compiled(model), 12, PruneCallback(in_layers(GROWING, score=score)), watch)
     assert_follows(model, watch.seen, GROWING)
-    fit(reference, 12, PruneCallback(Prune(GROWING, score=score)))
+    fit(reference, 12, PruneCallback(in_layers(GROWING, score=score)))
     for a, b in zip(kernels(model), kernels(reference), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

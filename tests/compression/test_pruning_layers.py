@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
-from pruning_models import GROWING, RANDOM, X, Y, assert_same, compiled, fit
+from pruning_models import GROWING, RANDOM, X, Y, assert_same, compiled, fit, in_layers
 
 import tfcompress as tfc
 from tfcompress import Cluster, Prune, Quantize, Regularize
@@ -22,13 +22,13 @@ def shared(*techniques):
 
 def test_shared_layer_cannot_learn_scores_that_each_call_overwrites():
     with pytest.raises(ValueError, match=r"'shared' is called 2 times.*score='movement'"):
-        shared(Prune(0.5, score="taylor"))
-    assert shared(Prune(0.5, score="movement")).count_params() > 0
+        shared(in_layers(0.5, score="taylor"))
+    assert shared(in_layers(0.5, score="movement")).count_params() > 0
 
 
 def test_shared_layer_is_penalized_once():
     x, y = X[:4, 0, :2].reshape(4, 4), Y[:4]
-    model, plain = shared(Regularize(keras.regularizers.L2(0.1))), shared(Prune(0.0))
+    model, plain = shared(Regularize(keras.regularizers.L2(0.1))), shared(in_layers(0.0))
     wrapper = next(x for x in model.layers if isinstance(x, Compressed))
     difference = model.evaluate(x, y, verbose=0)[0] - plain.evaluate(x, y, verbose=0)[0]
     assert difference == pytest.approx(0.1 * np.square(wrapper.layer.kernel).sum(), rel=1e-4)
@@ -61,7 +61,7 @@ def test_masks_of_steps_reach_a_recurrent_layer():
     outputs = []
     for mask_zero in (True, False):
         plain = make_lstm(mask_zero)
-        model = tfc.compress(plain, [tfc.Rule("*", [Prune(0.0)])])
+        model = tfc.compress(plain, [tfc.Rule("*", [in_layers(0.0)])])
         outputs.append(np.array(model(short)))
         np.testing.assert_allclose(outputs[-1], plain(short), atol=1e-6)
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-4
@@ -69,7 +69,7 @@ def test_masks_of_steps_reach_a_recurrent_layer():
 
 @pytest.mark.slow
 def test_layers_within_layers(tmp_path):
-    plain, techniques = sequence_model(), [Prune(GROWING), Cluster(4)]
+    plain, techniques = sequence_model(), [in_layers(GROWING), Cluster(4)]
     model = compiled(tfc.compress(plain, [tfc.Rule("*", techniques)]))
     # Before training outputs are equal, and steps that are masked away do not count.
     np.testing.assert_allclose(model(TOKENS), plain(TOKENS), atol=1e-6)
@@ -101,7 +101,7 @@ def test_separable_convolutions(dimensions):
     model = keras.Model(inputs, outputs)
     x = X[:, 0] if dimensions == 1 else X
     for depthwise in (False, True):
-        techniques = [Prune(0.5, depthwise=depthwise), Cluster(3, depthwise=depthwise)]
+        techniques = [in_layers(0.5, depthwise=depthwise), Cluster(3, depthwise=depthwise)]
         small = compiled(tfc.compress(model, [tfc.Rule("separable", techniques)]))
         fit(small, x=x, y=Y)
         final = tfc.finalize(small)
@@ -122,7 +122,7 @@ def test_opened_layers_with_quantize(tmp_path):
     x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
     x = layers.SeparableConv1D(6, 3, name="separable")(x)
     plain = keras.Model(inputs, layers.Dense(2, name="logits")(layers.Flatten()(x)))
-    recipe = [tfc.Rule("*", [Prune(GROWING), Cluster(6), Quantize(bits=8)])]
+    recipe = [tfc.Rule("*", [in_layers(GROWING), Cluster(6), Quantize(bits=8)])]
     model = compiled(tfc.compress(plain, recipe))
     model.fit(TOKENS[:32], Y[:32], batch_size=1, verbose=0, callbacks=[tfc.UpdateCompression()])
     targets = [t for x in model.layers if isinstance(x, Compressed) for t in x.bound]
@@ -178,7 +178,7 @@ class Around(layers.Layer):
 
 
 @pytest.mark.parametrize("quantize", [[], [Quantize()]])
-@pytest.mark.parametrize("technique", [Prune(0.5), Cluster(4)])
+@pytest.mark.parametrize("technique", [in_layers(0.5), Cluster(4)])
 @pytest.mark.parametrize("own", [lambda: Mixer("kernel"), lambda: Declared("w")])
 def test_kernels_of_own_layers(own, technique, quantize):
     model = keras.Sequential([keras.Input((4,)), own(), layers.Dense(2)])
@@ -200,14 +200,14 @@ def test_weights_of_own_layers_that_nothing_tells_of():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(4), Around(name="around"), mixer])
     told = r"Prune leaves .*around_table/table, mix/w\. .*register_kernel\('table'\)"
     with pytest.warns(UserWarning, match=told):
-        tfc.compress(model, [tfc.Rule("*", [Prune(0.5)])])
+        tfc.compress(model, [tfc.Rule("*", [in_layers(0.5)])])
     compiled(model)
-    callback = tfc.PruneCallback(Prune(0.5))
+    callback = tfc.PruneCallback(in_layers(0.5))
     callback.set_model(model)
     with pytest.warns(UserWarning, match=r"Prune leaves .*around/table, mix/w"):
         callback.find()
     with pytest.raises(ValueError, match=r"layers without kernels.*register_kernel\('w'\)"):
-        tfc.compress(model, [tfc.Rule("mix", [Prune(0.5)])])
+        tfc.compress(model, [tfc.Rule("mix", [in_layers(0.5)])])
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_wrong_declarations(wrong):
 
 
 TECHNIQUES = {
-    "prune": [Prune(0.8)],
-    "movement": [Prune(0.8, score="movement")],
+    "prune": [in_layers(0.8)],
+    "movement": [in_layers(0.8, score="movement")],
     "cluster": [Cluster(4)],
     "delayed": [Quantize(delay=2)],
 }
@@ -255,7 +255,7 @@ def test_states_go_from_batch_to_batch(name):
     inputs = keras.Input((6, 4), batch_size=2)
     model = keras.Model(inputs, STATEFUL[name](stateful=True)(inputs))
     x = RANDOM.normal(size=(3, 2, 6, 4)).astype("float32")
-    small = tfc.compress(model, [tfc.Rule("*", [Prune(0.0)])])
+    small = tfc.compress(model, [tfc.Rule("*", [in_layers(0.0)])])
     wanted = [np.array(model(batch)) for batch in x]
     assert np.abs(wanted[1] - model.layers[1](x[1])).max() > 1e-3  # which depends on the first
     for _ in range(2):

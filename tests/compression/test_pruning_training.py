@@ -13,6 +13,7 @@ from pruning_models import (
     assert_sparse,
     compiled,
     fit,
+    in_layers,
     kernels,
     make,
     run_python,
@@ -21,13 +22,13 @@ from pruning_models import (
 )
 
 import tfcompress as tfc
-from tfcompress import Cluster, Prune, schedules
+from tfcompress import Cluster, schedules
 from tfcompress.layers.compressed import Compressed
 
 
 @pytest.mark.parametrize("score", ["magnitude", "taylor"])
 def test_finalized_model_has_the_zeros_of_the_schedule(score):
-    model = make(Prune(GROWING, score=score))
+    model = make(in_layers(GROWING, score=score))
     seen = []
 
     class Watch(keras.callbacks.Callback):
@@ -53,16 +54,16 @@ def test_forgotten_callback_and_too_short_training(tmp_path):
         tfc.finalize(model)
     with pytest.raises(ValueError, match=r"callbacks=\[tfcompress\.UpdateCompression\(\)\]"):
         tfc.convert(model, tmp_path / "model.tflite")
-    late = make(Prune(schedules.linear(0.0, 0.5, begin=5, end=9)), **eager)
+    late = make(in_layers(schedules.linear(0.0, 0.5, begin=5, end=9)), **eager)
     with pytest.raises(ValueError, match="begins at step 5; received a model trained for 4"):
         tfc.finalize(fit(late, **few))
-    late = make(Prune(schedules.linear(0.0, 0.5, begin=5, end=9)), Cluster(4), **eager)
+    late = make(in_layers(schedules.linear(0.0, 0.5, begin=5, end=9)), Cluster(4), **eager)
     with pytest.raises(ValueError, match="Prune of layer 'first' begins at step 5"):
         tfc.finalize(fit(late, **few))
-    short = make(Prune(schedules.linear(0.0, 0.5, end=8, frequency=1)), **eager)
+    short = make(in_layers(schedules.linear(0.0, 0.5, end=8, frequency=1)), **eager)
     with pytest.warns(UserWarning, match=r"sparsity reached 0\.25 of 0\.5, due at step 8"):
         tfc.finalize(fit(short, **few))
-    reached = make(Prune(schedules.constant(0.5, end=100)), **eager)
+    reached = make(in_layers(schedules.constant(0.5, end=100)), **eager)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tfc.finalize(fit(reached, **few))
@@ -72,7 +73,7 @@ def test_forgotten_callback_and_too_short_training(tmp_path):
 @pytest.mark.parametrize("score", ["magnitude", "taylor"])
 def test_steps_per_execution(score):
     schedule = schedules.linear(0.0, 0.6, end=12, frequency=4)
-    prune = Prune(schedule, score=score)
+    prune = in_layers(schedule, score=score)
     together = fit(make(prune, steps_per_execution=4))
     assert_same(together, fit(make(prune)), 1e-5)
     assert_sparse(together)
@@ -99,7 +100,7 @@ def test_mixed_float16(score):
     try:
         inner = keras.optimizers.Adam(0.01)
         optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**22)
-        model = make(Prune(GROWING, score=score), Cluster(6), optimizer=optimizer)
+        model = make(in_layers(GROWING, score=score), Cluster(6), optimizer=optimizer)
         fit(model, epochs=3)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -117,7 +118,7 @@ def test_use_ema_and_gradient_accumulation():
         ("taylor", {"gradient_accumulation_steps": 2}),
     ):
         optimizer = keras.optimizers.Adam(0.01, **settings)
-        model = make(Prune(GROWING, score=score), Cluster(6), optimizer=optimizer)
+        model = make(in_layers(GROWING, score=score), Cluster(6), optimizer=optimizer)
         fit(model, epochs=3)
         found = kernels(model)
         assert zeros(found) == wanted(found, 0.6)
@@ -155,7 +156,7 @@ def test_mirrored_strategy_on_two_devices():
 
         for score in SCORES:
             for callback in (False, True):
-                techniques = [Prune(GROWING, score=score), Cluster(5)][: 1 if callback else 2]
+                techniques = [in_layers(GROWING, score=score), Cluster(5)][: 1 if callback else 2]
                 two = run(techniques, True, callback)
                 final = tfc.finalize(two)
                 found = [np.array(final.get_layer(n).kernel) for n in ("first", "second", "logits")]

@@ -11,6 +11,7 @@ from pruning_models import (
     assert_same,
     compiled,
     fit,
+    in_layers,
     kernels,
     make,
     run_python,
@@ -19,17 +20,17 @@ from pruning_models import (
 )
 
 import tfcompress as tfc
-from tfcompress import Cluster, Prune, Quantize, Regularize
+from tfcompress import Cluster, Quantize, Regularize
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "techniques",
     [
-        [Prune(GROWING, score="taylor"), Cluster(5, begin=9, frequency=3)],
-        [Prune(GROWING, score="movement", scope="global")],
-        [Prune(GROWING, score="random"), Quantize(delay=10)],
-        [Regularize("l1"), Prune(GROWING), Cluster(5, per_channel=True), Quantize(bits=8)],
+        [in_layers(GROWING, score="taylor"), Cluster(5, begin=9, frequency=3)],
+        [in_layers(GROWING, score="movement", scope="global")],
+        [in_layers(GROWING, score="random"), Quantize(delay=10)],
+        [Regularize("l1"), in_layers(GROWING), Cluster(5, per_channel=True), Quantize(bits=8)],
     ],
 )
 def test_save_midway_and_continue(techniques, tmp_path):
@@ -45,10 +46,10 @@ def test_save_midway_and_continue(techniques, tmp_path):
 
 @pytest.mark.slow
 def test_weights_file_and_clone(tmp_path):
-    model = fit(make(Prune(GROWING, score="taylor"), Cluster(5)))
+    model = fit(make(in_layers(GROWING, score="taylor"), Cluster(5)))
     model.save_weights(tmp_path / "model.weights.h5")
     for other in (
-        make(Prune(GROWING, score="taylor"), Cluster(5)),
+        make(in_layers(GROWING, score="taylor"), Cluster(5)),
         keras.models.clone_model(model),
     ):
         other.load_weights(tmp_path / "model.weights.h5")
@@ -76,9 +77,9 @@ RESUME = """
 
     schedule = schedules.linear(0.1, 0.6, begin=1, end=15, frequency=3)
     if kind == "callback":
-        model, ours = compiled(make_float()), PruneCallback(Prune(schedule))
+        model, ours = compiled(make_float()), PruneCallback(in_layers(schedule))
     else:
-        prune = Prune(schedule, score="taylor" if kind == "taylor" else "magnitude")
+        prune = in_layers(schedule, score="taylor" if kind == "taylor" else "magnitude")
         model, ours = make(prune, Cluster(4, begin=9, frequency=2)), tfc.UpdateCompression()
     callbacks = [ours, keras.callbacks.BackupAndRestore(folder + "/backup", save_freq=save_freq)]
     if kill == "whole":
@@ -112,12 +113,12 @@ def test_resume_after_a_kill(kind, first, save_freq, tmp_path):
         assert max(len(np.unique(kernel)) for kernel in found) <= 4
 
 
-CHAIN = [Regularize("l2"), Prune(GROWING), Cluster(8, frequency=3), Quantize(bits=8)]
+CHAIN = [Regularize("l2"), in_layers(GROWING), Cluster(8, frequency=3), Quantize(bits=8)]
 CHAINS = {
     "int8": CHAIN,
-    "per-channel": [Prune(GROWING), Cluster(5, per_channel=True), Quantize(bits=8)],
-    "int4": [Prune(GROWING), Quantize(bits=4)],
-    "2:4": [Prune(pattern="2:4"), Cluster(8), Quantize(bits=8)],
+    "per-channel": [in_layers(GROWING), Cluster(5, per_channel=True), Quantize(bits=8)],
+    "int4": [in_layers(GROWING), Quantize(bits=4)],
+    "2:4": [in_layers(pattern="2:4"), Cluster(8), Quantize(bits=8)],
 }
 
 

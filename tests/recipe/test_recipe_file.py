@@ -1,5 +1,7 @@
 """Recipes as YAML: what a file means, and what is said of one that is wrong."""
 
+import dataclasses
+
 import keras
 import pytest
 from keras import layers
@@ -65,12 +67,16 @@ def test_the_whole_format():
             "- quantize: {bits: 2, bits_schedule: {points: [[0, 8], [50%, 4], [80%, 2]]}}",
             Quantize(2, bits_schedule=schedules.points([(0, 8), (500, 4), (800, 2)])),
         ),
-        ("- prune: {sparsity: 0.8}", Prune(0.8)),
-        ("- prune: {sparsity: 0}", Prune(0.0)),
+        ("- prune: {sparsity: 0.8}", Prune(0.8).over(0, 1000)),
+        ("- prune: {sparsity: 0.8, scope: layer}", Prune(0.8, scope="layer").over(0, 1000)),
+        ("- prune: {sparsity: {constant: {value: 0.8}}}", Prune(schedules.constant(0.8))),
         # As plain YAML 1.1 this would be the number 124, and the one below a text.
         ("- prune: {pattern: 2:4}", Prune(pattern="2:4")),
         ("- prune: {threshold: 1e-3}", Prune(threshold=0.001)),
-        ("- prune: {sparsity: 0.5, depthwise: true, seed: 3}", Prune(0.5, depthwise=True, seed=3)),
+        (
+            "- prune: {sparsity: {constant: {value: 0.5}}, depthwise: true, seed: 3}",
+            Prune(schedules.constant(0.5), depthwise=True, seed=3),
+        ),
         (
             "- prune: {sparsity: {constant: {value: 0.5, begin: 10%}}}",
             Prune(schedules.constant(0.5, begin=100)),
@@ -114,8 +120,8 @@ def test_what_is_parsed_once_serves_trainings_of_any_length():
     for steps in (50, 1000):
         (rule,) = Recipe(*parsed.parts(steps)).rules
         assert rule.techniques == (Quantize(delay=steps // 10),)
-    with pytest.raises(ValueError, match=r"recipe.yaml, line 5: delay is 10% of a training"):
-        parsed.parts()
+    # Without a length they are left to the beginning of `fit`.
+    assert Recipe(*parsed.parts()).rules[0].techniques == (Quantize(delay="10%"),)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +233,7 @@ def test_mistakes_in_the_file(text, message):
         read(text)
 
 
-def test_shares_need_the_length_of_the_training():
-    with pytest.raises(ValueError, match=r"line 5: delay is 10% of a training.*steps=epochs"):
-        techniques("- quantize: {delay: 10%}", steps=None)
+def test_the_length_of_a_training_is_a_number_of_steps():
     with pytest.raises(ValueError, match=r"steps must be a whole number.*received 0"):
         techniques("- quantize", steps=0)
 
@@ -251,7 +255,11 @@ def test_layers_are_text_whatever_yaml_makes_of_it(layer):
     "technique",
     [
         Prune(0.8, score="taylor", scope="global"),
+        Prune(schedules.constant(0.8), score="l1", scope="layer", floor=0.5),
         Prune(schedules.polynomial(0.1, 0.5, end=7, begin=2, power=2)),
+        Prune(schedules.polynomial(0.1, 0.5, end="70%", begin="2%")),
+        Prune(schedules.points([("10%", 0.2), ("70%", 0.5)])),
+        Quantize(delay="10%", freeze="90%"),
         Prune(schedules.linear(0.1, 0.5, end=7)),
         Prune(schedules.cosine(0.1, 0.5, end=7)),
         Prune(schedules.constant(0.5, begin=3, frequency=7)),
@@ -272,7 +280,11 @@ def test_what_is_saved_is_loaded(technique, tmp_path):
     recipe = Recipe([Rule("*", [technique]), Rule("head", [])])
     recipe.save(tmp_path / "r.yaml")
     assert Recipe.load(tmp_path / "r.yaml") == recipe
-    assert Recipe.load(str(tmp_path / "r.yaml"), steps=3) == recipe
+    over = [
+        dataclasses.replace(r, techniques=[t.over(0, 3) for t in r.techniques])
+        for r in recipe.rules
+    ]
+    assert Recipe.load(str(tmp_path / "r.yaml"), steps=3) == Recipe(over)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from cluster_models import X, fit, kernels, make, state_of, wrapped
 from keras import layers, ops
+from pruning_models import in_layers
 
 import tfcompress as tfc
-from tfcompress import Cluster, Prune, schedules
+from tfcompress import Cluster, schedules
 
 
 @pytest.mark.parametrize(
@@ -84,14 +85,14 @@ def test_weights_are_free_until_clustering_begins():
 
 
 PRUNES = [
-    Prune(schedules.polynomial(0.2, 0.75, end=12, frequency=4)),
-    Prune(schedules.linear(0.0, 0.7, begin=2, end=9, frequency=2), scope="global"),
-    Prune(pattern="2:4"),
-    Prune(0.5),
-    Prune(0.5, pattern="filters"),
-    Prune(0.5, score="taylor"),
-    Prune(0.5, score="movement", scope="global"),
-    Prune(threshold=0.1),
+    in_layers(schedules.polynomial(0.2, 0.75, end=12, frequency=4)),
+    in_layers(schedules.linear(0.0, 0.7, begin=2, end=9, frequency=2), scope="global"),
+    in_layers(pattern="2:4"),
+    in_layers(0.5),
+    in_layers(0.5, pattern="filters"),
+    in_layers(0.5, score="taylor"),
+    in_layers(0.5, score="movement", scope="global"),
+    in_layers(threshold=0.1),
 ]
 QUICK = [(PRUNES[0], None), (PRUNES[1], 5), (PRUNES[2], 0)]
 SLOW = [(p, begin) for p in PRUNES for begin in (None, 0, 5) if (p, begin) not in QUICK]
@@ -118,7 +119,7 @@ def test_zeros_stay_zeros_and_count_as_a_cluster(prune, begin):
 
 @pytest.mark.slow
 def test_zeros_per_channel():
-    model = fit(make(Prune(0.6), Cluster(3, per_channel=True, frequency=2)), 12)
+    model = fit(make(in_layers(0.6), Cluster(3, per_channel=True, frequency=2)), 12)
     for wrapper, kernel in zip(wrapped(model), kernels(model), strict=True):
         mask = np.array(wrapper.bound[0].states[0]["mask"]).astype(bool)
         np.testing.assert_array_equal(kernel != 0, mask)
@@ -143,7 +144,7 @@ def test_averages_of_centroids_begin_with_them(scaled):
 def test_weights_of_another_type(dtype):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((3,)), layers.Dense(6, dtype=dtype, name="dense")])
-    model = tfc.compress(model, [tfc.Rule("*", [Prune(0.5), Cluster(4)])])
+    model = tfc.compress(model, [tfc.Rule("*", [in_layers(0.5), Cluster(4)])])
     model.compile("sgd", "mse", run_eagerly=True)
     callbacks = [tfc.UpdateCompression()]
     model.fit(X[:, 0, 0], np.zeros((32, 6)), callbacks=callbacks, verbose=0)
@@ -166,8 +167,8 @@ def test_keep_zeros_alone():
 
 
 def test_clustering_begins_when_pruning_ends():
-    prune = Prune(schedules.linear(0.0, 0.5, begin=2, end=9))
-    for before, begin in (([prune], 9), ([Prune(0.5)], 0), ([], 0)):
+    prune = in_layers(schedules.linear(0.0, 0.5, begin=2, end=9))
+    for before, begin in (([prune], 9), ([in_layers(0.5)], 0), ([], 0)):
         bound = wrapped(make(*before, Cluster(4)))[0].bound[0].techniques
         assert bound[-1].begin == begin
         assert bound[-1].keep_zeros is bool(before)
@@ -184,7 +185,7 @@ def test_more_clusters_than_weights():
 
 @pytest.mark.slow
 def test_save_and_continue(tmp_path):
-    model = fit(make(Prune(schedules.linear(0, 0.6, end=6, frequency=2)), Cluster(5)), 8)
+    model = fit(make(in_layers(schedules.linear(0, 0.6, end=6, frequency=2)), Cluster(5)), 8)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(X), model(X))
@@ -194,7 +195,7 @@ def test_save_and_continue(tmp_path):
 
 @pytest.mark.slow
 def test_jit_compile_gives_the_same():
-    a, b = (make(Prune(0.5), Cluster(4), run_eagerly=False) for _ in range(2))
+    a, b = (make(in_layers(0.5), Cluster(4), run_eagerly=False) for _ in range(2))
     b.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=True)
     for x, y in zip(kernels(fit(a, 8)), kernels(fit(b, 8)), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4)

@@ -156,7 +156,7 @@ def test_weights_are_free_until_it_begins():
             lambda: Codebook(range(-64, 65), target="microcontroller"),
             "values, with 0, must be 128 or fewer with target='microcontroller'.*129",
         ),
-        (lambda: Codebook("4", begin=-1), "begin must be None or an optimizer step"),
+        (lambda: Codebook("4", begin=-1), "begin must be 0 or more optimizer steps"),
         (lambda: Rule("*", [Cluster(4), Codebook("4")]), "weights few values once"),
         (lambda: Rule("*", [Codebook("8"), Quantize(bits=3)]), r"Write Quantize\(bits=4\)"),
         (lambda: Rule("*", [Codebook("ternary"), Quantize(bits=2)]), "symmetric=True"),

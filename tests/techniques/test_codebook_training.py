@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from cluster_models import X, fit, kernels, make, state_of, wrapped
 from keras import layers
+from pruning_models import in_layers
 
 import tfcompress as tfc
-from tfcompress import Codebook, Prune, Quantize, schedules
+from tfcompress import Codebook, Quantize, schedules
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import tensor_values
 
@@ -31,7 +32,7 @@ def test_finalize_leaves_the_values():
 
 
 def test_zeros_of_pruning_stay():
-    prune = Prune(schedules.linear(0.0, 0.5, end=6, frequency=2))
+    prune = in_layers(schedules.linear(0.0, 0.5, end=6, frequency=2))
     model = fit(make(prune, Codebook("binary")), 16)
     for wrapper, kernel in zip(wrapped(model), kernels(model), strict=True):
         bound = wrapper.bound[0]
@@ -64,8 +65,8 @@ CHAINS = {
     "8": ([Codebook("8"), Quantize(bits=4)], 8),
     "binary": ([Codebook("binary"), Quantize(bits=2)], 2),
     "ternary": ([Codebook("ternary"), Quantize()], 3),
-    "one scale": ([Prune(0.5), Codebook("ternary", symmetric=True), Quantize(bits=2)], 3),
-    "sums": ([Prune(0.5), Codebook("additive_power_of_two", bits=4), Quantize()], 15),
+    "one scale": ([in_layers(0.5), Codebook("ternary", symmetric=True), Quantize(bits=2)], 3),
+    "sums": ([in_layers(0.5), Codebook("additive_power_of_two", bits=4), Quantize()], 15),
     "log": ([Codebook("log", bits=4), Quantize()], 15),
     "numbers": ([Codebook([-2.0, 0.0, 1.0, 5.0]), Quantize()], 4),
 }

@@ -8,6 +8,7 @@ from keras import layers, ops
 import tfcompress as tfc
 from tfcompress import Prune, schedules
 from tfcompress.layers.compressed import Compressed
+from tfcompress.schedules import constant
 
 RANDOM = np.random.default_rng(0)
 
@@ -40,7 +41,7 @@ KINDS = [
 def test_filters_and_channels_by_layer(make, shape, inputs, outputs):
     for pattern, axes, count in (("filters", outputs, 6), ("channels", inputs, 4)):
         layer = make()
-        prune = bound(Prune(0.5, pattern=pattern), layer, shape)
+        prune = bound(Prune(constant(0.5), pattern=pattern), layer, shape)
         assert (prune.inputs, prune.outputs) == (inputs, outputs)
         weight = RANDOM.normal(size=layer.kernel.shape).astype("float32")
         pruned = gone(prune.mask(weight, None, 0), axes)
@@ -61,7 +62,7 @@ def test_n_of_m_runs_along_the_inputs():
 
 def test_embedding_rows_are_channels():
     layer = layers.Embedding(6, 4)
-    prune = bound(Prune(0.5, pattern="channels"), layer, (None, 3), "embeddings")
+    prune = bound(Prune(constant(0.5), pattern="channels"), layer, (None, 3), "embeddings")
     weight = np.array([[6.0 - i] * 4 for i in range(6)])
     assert prune.mask(weight, None, 0).any(1).tolist() == [True] * 3 + [False] * 3
 
@@ -73,20 +74,20 @@ def test_which_weights_are_refused():
     separable.build((None, 8, 8, 4))
     dense = layers.Dense(3)
     dense.build((None, 4))
-    prune = Prune(0.5)
+    prune = Prune(constant(0.5))
     assert "depthwise=True" in prune.refuses(depthwise, depthwise.kernel)
     assert "depthwise=True" in prune.refuses(separable, separable.depthwise_kernel)
     assert prune.refuses(separable, separable.pointwise_kernel) is None
     assert prune.refuses(dense, dense.kernel) is None
     assert prune.refuses(dense, dense.bias) == "a vector"
-    willing = Prune(0.5, depthwise=True)
+    willing = Prune(constant(0.5), depthwise=True)
     assert willing.refuses(depthwise, depthwise.kernel) is None
     assert "input channels" in Prune(pattern="2:4", depthwise=True).refuses(
         depthwise, depthwise.kernel
     )
     mask = willing.bind(depthwise, "kernel").mask(np.array(depthwise.kernel), None, 0)
     assert np.count_nonzero(~mask) == 18
-    filters = Prune(0.5, pattern="filters", depthwise=True).bind(depthwise, "kernel")
+    filters = Prune(constant(0.5), pattern="filters", depthwise=True).bind(depthwise, "kernel")
     assert gone(filters.mask(np.array(depthwise.kernel), None, 0), (2, 3)).sum() == 2
 
 
@@ -94,10 +95,10 @@ def test_number_of_zeros_follows_the_schedule():
     weight = RANDOM.normal(size=(10, 10)).astype("float32")
     found = []
     for sparsity in [0, 0.1, 0.1, 0.3, 0.3, 0.5]:
-        mask = Prune(sparsity, inputs=(0,), outputs=(1,)).mask(weight, None, 0)
+        mask = Prune(constant(sparsity), inputs=(0,), outputs=(1,)).mask(weight, None, 0)
         found.append(np.count_nonzero(mask))
     assert found == [100, 90, 90, 70, 70, 50]
-    assert np.count_nonzero(Prune(0.9999).mask(weight, None, 0)) == 1
+    assert np.count_nonzero(Prune(constant(0.9999)).mask(weight, None, 0)) == 1
     growing = Prune(schedules.linear(0.0, 0.5, end=10, frequency=2))
     counts = [np.count_nonzero(~growing.mask(weight, None, step)) for step in range(12)]
     assert counts == [0, 0, 10, 10, 20, 20, 30, 30, 40, 40, 50, 50]
@@ -105,7 +106,7 @@ def test_number_of_zeros_follows_the_schedule():
 
 def test_weights_that_are_all_equal():
     for value in (0.0, 0.5):
-        mask = Prune(0.3).mask(np.full((4, 5), value, "float32"), None, 0)
+        mask = Prune(constant(0.3)).mask(np.full((4, 5), value, "float32"), None, 0)
         assert mask.ravel().tolist() == [True] * 14 + [False] * 6
 
 
@@ -124,12 +125,14 @@ def test_n_of_m_grows_on_a_schedule():
 
 def test_scores():
     weight = np.array([[3.0, -1.0], [0.5, -2.0]], "float32")
-    np.testing.assert_array_equal(Prune(0.5).scores(weight, None), np.abs(weight))
-    np.testing.assert_array_equal(Prune(0.5, score="l1").scores(weight, None), np.abs(weight))
-    np.testing.assert_array_equal(Prune(0.5, score="l2").scores(weight, None), weight**2)
-    own = Prune(0.5, score=lambda weight: -weight)
+    np.testing.assert_array_equal(Prune(constant(0.5)).scores(weight, None), np.abs(weight))
+    np.testing.assert_array_equal(
+        Prune(constant(0.5), score="l1").scores(weight, None), np.abs(weight)
+    )
+    np.testing.assert_array_equal(Prune(constant(0.5), score="l2").scores(weight, None), weight**2)
+    own = Prune(constant(0.5), score=lambda weight: -weight)
     assert own.mask(weight, None, 0).tolist() == [[False, True], [False, True]]
-    wrong = Prune(0.5, score=lambda weight: weight.sum(0))
+    wrong = Prune(constant(0.5), score=lambda weight: weight.sum(0))
     with pytest.raises(ValueError, match=r"weight's shape \(2, 2\); received one of shape \(2,\)"):
         wrong.mask(weight, None, 0)
 
@@ -139,7 +142,7 @@ def test_groups_by_mean_square_or_largest():
     weight = np.array([[2.0, 1.25, 0.9], [0.0, -1.25, -0.9]], "float32")
     first = {}
     for score in ("magnitude", "l1", "l2", "max"):
-        prune = Prune(0.6, "filters", score=score, inputs=(0,), outputs=(1,))
+        prune = Prune(constant(0.6), "filters", score=score, inputs=(0,), outputs=(1,))
         first[score] = int(np.flatnonzero(prune.mask(weight, None, 0)[0])[0])
     assert first == {"magnitude": 1, "l1": 1, "l2": 0, "max": 0}
 
@@ -149,15 +152,15 @@ def test_random_masks_are_nested_and_repeat():
     layer.build((None, 30))
     weight = np.array(layer.kernel)
     masks = [
-        Prune(s, score="random").bind(layer, "kernel").mask(weight + s, None, 0)
+        Prune(constant(s), score="random").bind(layer, "kernel").mask(weight + s, None, 0)
         for s in (0.2, 0.5, 0.9)
     ]
     assert [np.count_nonzero(~mask) for mask in masks] == [120, 300, 540]
     assert (masks[1] <= masks[0]).all()
     assert (masks[2] <= masks[1]).all()
-    other = Prune(0.5, score="random", seed=1).bind(layer, "kernel").mask(weight, None, 0)
+    other = Prune(constant(0.5), score="random", seed=1).bind(layer, "kernel").mask(weight, None, 0)
     assert (other != masks[1]).any()
-    magnitude = Prune(0.5).mask(weight, None, 0)
+    magnitude = Prune(constant(0.5)).mask(weight, None, 0)
     assert (magnitude != masks[1]).any()
 
 
@@ -172,7 +175,7 @@ def test_threshold():
     growing = Prune(threshold=schedules.linear(0.0, 1.0, begin=2, end=4, frequency=1))
     zeros = [np.count_nonzero(~growing.mask(weight, None, step)) for step in range(6)]
     assert zeros == [0, 0, 0, 2, 3, 3]
-    assert Prune(0.5, score="l2").mask(np.zeros((2, 2)), None, 0).sum() == 2
+    assert Prune(constant(0.5), score="l2").mask(np.zeros((2, 2)), None, 0).sum() == 2
 
 
 def test_threshold_of_zeros_keeps_one():
@@ -180,7 +183,8 @@ def test_threshold_of_zeros_keeps_one():
 
 
 def globally(weights, sparsity, **kwargs):
-    prune = Prune(sparsity, scope="global", inputs=(0,), outputs=(1,), **kwargs)
+    given = {"scope": "global", "score": "magnitude", "floor": 0.0, **kwargs}
+    prune = Prune(constant(sparsity), inputs=(0,), outputs=(1,), **given)
     states = [prune.initial_state(ops.convert_to_tensor(w)) for w in weights]
     new = prune.update_together([prune] * len(weights), weights, states, 0)
     return [np.array(state["mask"]).astype(bool) for state in new]
@@ -242,7 +246,7 @@ def train(model, x, y, epochs=1):
 
 
 def test_pruned_weights_get_no_gradient():
-    model, variable, state, kernel = one_weight(Prune(0.5))
+    model, variable, state, kernel = one_weight(Prune(constant(0.5), score="magnitude"))
     train(model, [1.0, 2.0, 3.0], [1.0, 1.0])
     mask = np.array([[0, 0], [0, 1], [1, 1]])
     np.testing.assert_array_equal(state["mask"], mask)
@@ -281,7 +285,7 @@ def test_learned_scores_by_hand(score):
 
 @pytest.mark.parametrize("score", ["taylor", "movement"])
 def test_scores_that_nothing_was_learned_of_count_as_magnitudes(score):
-    model, _, state, kernel = one_weight(Prune(0.5, score=score))
+    model, _, state, kernel = one_weight(Prune(constant(0.5), score=score))
     train(model, [0.0, 0.0, 0.0], [0.0, 0.0])
     expected = np.abs(kernel) > 3
     np.testing.assert_array_equal(np.array(state["mask"]).astype(bool), expected)
@@ -307,12 +311,12 @@ def cubed(weight):
 
 
 def test_own_score_survives_saving(tmp_path):
-    model, _, state, _ = one_weight(Prune(0.5, score=cubed))
+    model, _, state, _ = one_weight(Prune(constant(0.5), score=cubed))
     train(model, [1.0, 2.0, 3.0], [1.0, 1.0])
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
     wrapper = next(x for x in loaded.layers if isinstance(x, Compressed))
-    assert wrapper.techniques[0] == Prune(0.5, score=cubed)
+    assert wrapper.techniques[0] == Prune(constant(0.5), score=cubed)
     np.testing.assert_array_equal(wrapper.bound[0].states[0]["mask"], state["mask"])
 
 

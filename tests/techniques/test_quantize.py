@@ -219,7 +219,7 @@ def test_serialises():
         ({"activation_bits": 4}, "activation_bits must be 8, 16 or None; received 4"),
         ({"dense": "channel"}, "dense must be 'per_tensor' or 'per_channel'; received 'channel'"),
         ({"momentum": 1.0}, r"momentum must be \[0, 1\); received 1.0"),
-        ({"delay": -1}, "delay must be 0 or more steps; received -1"),
+        ({"delay": -1}, "delay must be 0 or more optimizer steps; received -1"),
         ({"delay": 5, "freeze": 5}, "freeze must be None or more than delay=5; received 5"),
     ],
 )

@@ -75,7 +75,9 @@ AXES = {2: ((0,), (1,)), 4: ((2,), (3,))}
 
 def our_mask(weight, sparsity, pattern="unstructured", score="magnitude"):
     inputs, outputs = AXES[weight.ndim]
-    prune = Prune(sparsity, pattern, score=score, inputs=inputs, outputs=outputs)
+    prune = Prune(
+        schedules.constant(sparsity), pattern, score=score, inputs=inputs, outputs=outputs
+    )
     return prune.mask(weight, None, 0)
 
 
@@ -214,7 +216,7 @@ def test_training_gives_the_same_weights():
     wrapped.fit(X, Y, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()], **settings)
     expected = tfmot.sparsity.keras.strip_pruning(wrapped).get_weights()
 
-    prune = Prune(schedules.one_shot(0.7, step=5))
+    prune = Prune(schedules.one_shot(0.7, step=5), scope="layer", score="magnitude")
     in_place, source = net(keras), net(keras)
     compressed = tfc.compress(source, [tfc.Rule("*", [prune])])
     ours = ((in_place, PruneCallback(prune)), (compressed, tfc.UpdateCompression()))

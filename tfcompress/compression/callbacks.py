@@ -22,6 +22,7 @@ class LateStart(keras.callbacks.Callback):
     _started = True
     # Steps before those that the optimizer counts: a model may be compiled anew.
     _offset = 0
+    _epoch = 0
 
     def step(self) -> int:
         """The optimizer's step, counted on from what was known at the start."""
@@ -31,6 +32,28 @@ class LateStart(keras.callbacks.Callback):
         """Lets the steps never go back behind one."""
         self._offset = max(0, last - iterations(self.model))
 
+    def training(self, resumed: bool) -> tuple[int, int]:
+        """The first step of a training and how many it has, of which schedules have shares.
+
+        Args:
+            resumed: whether this `fit` goes on with a training; else it begins here.
+        """
+        steps, epochs = ((self.params or {}).get(name) for name in ("steps", "epochs"))
+        if steps is None or epochs is None:
+            raise ValueError(
+                "the steps of the training must be known for shares of it, such as end='50%', "
+                "which a plain number as in Prune(0.8) has, too; received data of unknown length. "
+                "Pass steps_per_epoch to fit, or write whole numbers of steps, as in "
+                "tfcompress.schedules.polynomial(0.0, 0.8, end=1000). In a loop of your own call "
+                "set_params({'epochs': 10, 'steps': 500}) on the callback before it begins."
+            )
+        optimizer = inner_optimizer(self.model.optimizer)
+        counted = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+        if not resumed:
+            return self.step(), steps * (epochs - self._epoch) // counted
+        done = steps * self._epoch // counted
+        return max(0, self.step() - done), steps * epochs // counted
+
     def await_start(self) -> None:
         """Lets `start` be called before the first epoch or batch."""
         self._started = False
@@ -39,6 +62,7 @@ class LateStart(keras.callbacks.Callback):
         """Called once in each `fit`, after all `on_train_begin`."""
 
     def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
         self._start_once()
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -58,6 +82,9 @@ class UpdateCompression(LateStart):
     it stays right with `steps_per_execution` and after a reload. It never goes back: a model that
     is compiled anew, whose optimizer counts from 0, continues from the last step it was told.
 
+    Shares of the training, such as `end="60%"`, and the schedule of `Prune(0.8)` become steps when
+    the first `fit` begins, of its epochs times its batches, and are kept in the saved model.
+
     Where it is needed and missing, the first step of `fit` raises. In a loop of your own, which no
     one watches, call it yourself as below; the model is compiled or has its optimizer as
     `model.optimizer`.
@@ -73,6 +100,7 @@ class UpdateCompression(LateStart):
 
         >>> update = UpdateCompression()  # doctest: +SKIP
         >>> update.set_model(qat)  # doctest: +SKIP
+        >>> update.set_params({"epochs": 1, "steps": len(batches)})  # doctest: +SKIP
         >>> update.on_train_begin()  # doctest: +SKIP
         >>> for step, (x, y) in enumerate(batches):  # doctest: +SKIP
         ...     update.on_train_batch_begin(step)
@@ -107,6 +135,11 @@ class UpdateCompression(LateStart):
         layers = _scheduled(self.model)
         lasts = [_int(layer.last_step) for layer in layers]
         self.continue_from(max(lasts, default=0))
+        unbound = [layer for layer in layers if layer.has_shares]
+        if unbound:
+            training = self.training(resumed=max(lasts) >= 0)
+            for layer in unbound:
+                layer.begin_training(*training)
         # What the weights remember is done already, so that resuming changes nothing.
         self._dues = [0 if n < 0 else next_due(x, n) for x, n in zip(layers, lasts, strict=True)]
         self._due = min(self._dues, default=float("inf"))

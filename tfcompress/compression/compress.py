@@ -20,7 +20,7 @@ from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed, is_compressed, target_variables
 from tfcompress.quantization.opening import detach, name_outputs, open_with
 from tfcompress.quantization.placement import Placement, kind_of, place
-from tfcompress.techniques import Quantize, Technique
+from tfcompress.techniques import Prune, Quantize, Technique
 from tfcompress.techniques.quantize import quantize_weight, round_activation
 from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
@@ -65,7 +65,8 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
     _, graph, origin = open_with(flat, recipe)
 
     # Before layers give their names to what is put behind them.
-    asked = {id(node): recipe.techniques_of(origin(node)) for node in graph.nodes}
+    calls = Counter(id(node.operation) for node in graph.nodes)
+    asked = _with_scores(recipe, [(node, origin(node)) for node in graph.nodes], calls)
 
     def technique_of(node: Node) -> Quantize | None:
         return quantize_of(asked[id(node)])
@@ -74,7 +75,6 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
     name_outputs(flat, graph, placement)
     _warn_left_float(placement)
     wrapped: dict[int, Any] = {}
-    calls = Counter(id(node.operation) for node in graph.nodes)
     for node in graph.nodes:
         if not node.is_input:
             _check_calls(node.operation, asked[id(node)], calls)
@@ -176,6 +176,19 @@ def _on_grid(value, kind: str, technique: Quantize):
     return (
         round_activation(value, low, high, technique.activation_bits or 8) if high > low else value
     )
+
+
+def _with_scores(recipe: Rules, nodes: list[tuple[Node, Any]], calls: Counter) -> dict[int, Any]:
+    """The techniques of each node; pruning gets the same score in all of them, to be ranked by."""
+    asked = {id(node): recipe.techniques_of(origin) for node, origin in nodes}
+    pruned = [n.operation for n, _ in nodes if any(isinstance(t, Prune) for t in asked[id(n)])]
+    layers = [x for x in pruned if isinstance(x, keras.Layer) and x.weights]
+    # Taylor's are averaged over one call a step, and there are none without gradients.
+    taylor = all(layer.trainable and calls[id(layer)] == 1 for layer in layers)
+    return {
+        key: tuple(t.scored(taylor) if isinstance(t, Prune) else t for t in techniques)
+        for key, techniques in asked.items()
+    }
 
 
 def _check_calls(operation, techniques: tuple[Technique, ...], calls: Counter) -> None:

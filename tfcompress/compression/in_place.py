@@ -50,6 +50,9 @@ class MaskingCallback(LateStart):
         self._begun: Any = None  # the model that was pruned last
         self._last, self._due = -1, 0.0
 
+    # Whether the schedule has shares of a training that has not begun.
+    has_shares: bool
+
     def find(self) -> Sequence[MaskedWeight]:
         """The weights to mask; called at the start of each `fit`."""
         raise NotImplementedError
@@ -70,6 +73,7 @@ class MaskingCallback(LateStart):
         iterations(self.model)
         if self.model is not self._begun:
             self._begun, self._last = self.model, -1
+            self.forget()
         with _scope(self.model):
             self._weights = self.find()
         for weight in self._weights:
@@ -78,8 +82,19 @@ class MaskingCallback(LateStart):
         _recompile(self.model)
         self.await_start()
 
+    def forget(self) -> None:
+        """Called before a model that is not the one of the `fit` before."""
+
+    def begin_training(self, first: int, steps: int) -> None:
+        """Makes steps of shares of the training, once for each model."""
+        raise NotImplementedError
+
     def start(self) -> None:
         self.continue_from(self._last)
+        if self.has_shares:
+            # BackupAndRestore tells where it goes on by this attribute alone.
+            resumed = bool(getattr(self.model, "_initial_epoch", None))
+            self.begin_training(*self.training(resumed))
         self._update(self.step())
 
     def on_train_batch_end(self, batch, logs=None):
@@ -138,7 +153,9 @@ class PruneCallback(MaskingCallback):
     end of the schedule: an epoch before, which may be the best, is less sparse.
 
     Args:
-        prune: a `Prune`. On JAX scores that come from gradients are not available.
+        prune: a `Prune`. Shares of the training that its schedule has, as that of `Prune(0.8)`
+            does, become steps when the first `fit` of a model begins. On JAX scores that come from
+            gradients are not available.
         layers: which layers: a pattern, a type or a predicate, as of `Rule`.
         regularizer: a Keras regularizer for the weights while they are pruned, such as
             `GroupLasso(1e-4)`.
@@ -149,7 +166,7 @@ class PruneCallback(MaskingCallback):
 
     Example:
         >>> from tfcompress import schedules
-        >>> prune = Prune(schedules.polynomial(0.0, 0.8, end=2000))
+        >>> prune = Prune(schedules.polynomial(0.0, 0.8, end="60%"))
         >>> model.fit(x, y, callbacks=[PruneCallback(prune)])  # doctest: +SKIP
     """
 
@@ -166,6 +183,7 @@ class PruneCallback(MaskingCallback):
                 "model from tfcompress.compress and UpdateCompression."
             )
         self.prune, self._rule = prune, Rule(layers, [prune])
+        self._followed = prune  # with steps for shares, once `fit` has begun
         self.regularizer = None if regularizer is None else keras.regularizers.get(regularizer)
 
     def on_train_begin(self, logs=None):
@@ -175,7 +193,7 @@ class PruneCallback(MaskingCallback):
                 "JAX. Use tfcompress.compress with UpdateCompression, or another score."
             )
         super().on_train_begin(logs)
-        if self.prune.learns_scores:
+        if self._followed.learns_scores:
             _watch(inner_optimizer(self.model.optimizer), self._weights)
 
     def find(self) -> list[_Pruned]:
@@ -198,7 +216,7 @@ class PruneCallback(MaskingCallback):
                         layer, variable
                     )
                     if reason is None and not any(x.variable is variable for x in found):
-                        found.append(_Pruned(layer, variable, self.prune, self.regularizer))
+                        found.append(_Pruned(layer, variable, self._followed, self.regularizer))
         if not found:
             listed = "; ".join(f"{name} is {reason}" for name, reason in list(reasons.items())[:4])
             raise ValueError(
@@ -213,14 +231,27 @@ class PruneCallback(MaskingCallback):
         super().on_train_end(logs)
         inner_optimizer(self.model.optimizer).__dict__.pop("apply", None)
 
+    @property
+    def has_shares(self) -> bool:  # type: ignore[override]
+        return self._followed.has_shares
+
+    def forget(self) -> None:
+        averaged = inner_optimizer(self.model.optimizer).use_ema
+        self._followed = self.prune.scored(keras.backend.backend() != "jax" and not averaged)
+
+    def begin_training(self, first: int, steps: int) -> None:
+        self._followed = self._followed.over(first, steps)
+        for weight in self._weights:
+            weight.prune = weight.prune.over(first, steps)
+
     def next_step(self, step: int) -> int | None:
-        return self.prune.next_step(step)
+        return self._followed.next_step(step)
 
     def unfinished(self, step: int) -> str | None:
-        return self.prune.unfinished(step)
+        return self._followed.unfinished(step)
 
     def update(self, step: int) -> None:
-        if step < self.prune.begins():
+        if step < self._followed.begins():
             return
         arrays = [weight.arrays() for weight in self._weights]
         bound = [weight.prune for weight in self._weights]
@@ -324,7 +355,7 @@ class _Pruned(MaskedWeight):
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The weight and its scores, of which those of groups that were pruned are the least."""
         weight = ops.convert_to_numpy(as_tensor(self.variable))
-        if isinstance(self.prune.score, str) and self.prune.score in OF_SIZE:
+        if self.prune.score is None or self.prune.score in OF_SIZE:
             return weight, None  # where zeros come first anyway
         learned = None if self.scores is None else ops.convert_to_numpy(as_tensor(self.scores))
         scores = self.prune.scores(weight, learned)

@@ -5,6 +5,7 @@ from keras import ops
 
 from tfcompress.backend import as_tensor
 from tfcompress.layers.fake_quant import add_last_step, call_with, require_callback
+from tfcompress.schedules import is_share, steps_of
 
 
 @keras.saving.register_keras_serializable("tfcompress")
@@ -31,6 +32,15 @@ class FusedBatchNorm(keras.layers.Layer):
     def scheduled(self) -> bool:
         """Whether `UpdateCompression` must advance this layer during `fit`."""
         return self.freeze is not None
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether its step is a share of a training that has not begun."""
+        return is_share(self.freeze)
+
+    def begin_training(self, first: int, steps: int) -> None:
+        """Makes a step of a share."""
+        self.freeze = steps_of(self.freeze, first, steps)
 
     def build(self, input_shape):
         if not self.layer.built:

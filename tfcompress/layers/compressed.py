@@ -172,6 +172,17 @@ class Compressed(keras.layers.Layer):
         """Whether `UpdateCompression` must advance this layer during `fit`."""
         return any(technique.scheduled for technique in self.techniques)
 
+    @property
+    def has_shares(self) -> bool:
+        """Whether schedules name shares of a training that has not begun."""
+        return any(technique.has_shares for technique in self.techniques)
+
+    def begin_training(self, first: int, steps: int) -> None:
+        """Makes steps of shares: `first` is the first of so many; what is saved has them."""
+        lists = [self.techniques, *(target.techniques for target in self._bound)]
+        for techniques in lists:
+            techniques[:] = [technique.over(first, steps) for technique in techniques]
+
     def next_step(self, step: int) -> int | None:
         """The first optimizer step after `step` at which `advance` changes something."""
         bound = (technique for target in self._bound for technique in target.techniques)

@@ -11,9 +11,11 @@ from keras import ops, tree
 from tfcompress.backend import as_tensor
 from tfcompress.layers.extremes import cut, least_seen
 from tfcompress.layers.kernel_rounding import grid_step, kernel_codes, sum_of, values_of
+from tfcompress.schedules import is_share
 from tfcompress.techniques.learned import quantize_between, scaled
 from tfcompress.techniques.quantize import (
     ONLY_ZEROS,
+    Quantize,
     moving_range,
     quantize_activation,
     round_activation,
@@ -91,7 +93,17 @@ class FakeQuant(keras.layers.Layer):
     @property
     def scheduled(self) -> bool:
         """Whether `UpdateCompression` must advance this layer during `fit`."""
-        return self.fixed is None and (self.delay > 0 or self.freeze is not None)
+        return self.fixed is None and (self.delay != 0 or self.freeze is not None)
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether steps are shares of a training that has not begun."""
+        return is_share(self.delay) or is_share(self.freeze)
+
+    def begin_training(self, first: int, steps: int) -> None:
+        """Makes steps of shares, as those of `Quantize`."""
+        quantize = Quantize(delay=self.delay, freeze=self.freeze).over(first, steps)
+        self.delay, self.freeze = quantize.delay, quantize.freeze
 
     def build(self, input_shape=None):
         if self.fixed is None:

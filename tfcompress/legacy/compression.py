@@ -11,11 +11,11 @@ import numpy as np
 from tfcompress.compression.rules import refuse_shrink
 from tfcompress.legacy import MOVE, import_tf_keras, import_tfmot, require_graph
 from tfcompress.legacy.rebuild import Rebuild, copy_layer, kind_of, weights_by_name, wrappers_of
-from tfcompress.schedules import Schedule
+from tfcompress.schedules import Schedule, constant
 from tfcompress.techniques import Quantize, Technique
 from tfcompress.techniques.cluster import Cluster
 from tfcompress.techniques.masks import Pattern
-from tfcompress.techniques.prune import Prune
+from tfcompress.techniques.prune import Prune, gradual
 from tfcompress.techniques.rules import Rules, require_match
 
 _STAGES = (
@@ -261,11 +261,15 @@ def pruning(layer, technique: Prune) -> dict[str, Any]:
     """Arguments of `prune_low_magnitude`."""
     _require_default(technique, "depthwise", "never prunes depthwise kernels")
     pattern, schedule = Pattern.parse(technique.pattern), technique.schedule
+    if schedule.curve == "polynomial" and schedule == gradual(schedule.final):
+        schedule = constant(schedule.final)
+    if schedule.has_shares:
+        raise _lacks("counts steps from the start", f"shares of the training: {schedule}")
     # Of single weights all of these have the same order.
-    scores = ("magnitude", "l1", "max") + (() if pattern.kind == "block" else ("l2",))
+    scores = (None, "magnitude", "l1", "max") + (() if pattern.kind == "block" else ("l2",))
     if technique.score not in scores:
         raise _lacks("prunes by magnitude only", f"score={technique.score!r}")
-    if technique.scope != "layer":
+    if technique.scope == "global":
         raise _lacks("ranks the weights of each layer on their own", f"scope={technique.scope!r}")
     if technique.threshold is not None:
         raise _lacks("prunes to a sparsity only", f"threshold={technique.threshold!r}")

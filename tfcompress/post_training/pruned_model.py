@@ -112,10 +112,10 @@ def prune_after_training(
 
 
 def _pruned(kernel: Kernel, moments: Moments, pruner: Prune, damp: float) -> np.ndarray:
-    layer, shape = kernel.layer, tuple(kernel.variable.shape)
+    layer, shape, at_end = kernel.layer, tuple(kernel.variable.shape), pruner.over(0, 0)
 
     def keep(sizes: np.ndarray) -> np.ndarray:
-        return matrix_of(layer, pruner.mask(kernel_of(layer, sizes, shape), None, 0))
+        return matrix_of(layer, at_end.mask(kernel_of(layer, sizes, shape), None, 0))
 
     problem = Quadratic.of(moments.matrix, moments.second, moments.product, damp=damp)
     return sparsify(problem, keep).astype(np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from tfcompress.distillation import (
 from tfcompress.errors import did_you_mean, named_in_keras
 from tfcompress.recipe.yaml import Entries, Node, build
 from tfcompress.schedules import Schedule
+from tfcompress.techniques.technique import STEPS
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": schedules.constant,
@@ -48,8 +48,7 @@ BOUND = {"axes", "inputs", "outputs", "channels", "follows", "held"}
 _NOT_GIVEN = {*BOUND, "dtype", "kwargs"}
 
 # Arguments that count optimizer steps, and may be shares of the whole training instead.
-_STEPS = {"begin", "end", "step", "frequency", "delay", "freeze"}
-_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?%")
+_STEPS = {*STEPS, "end", "step"}
 
 
 class _KerasLoss:
@@ -142,8 +141,8 @@ def read_value(node: Node, name: str, hint: Any) -> Any:
 def read_scalar(node: Node, name: str, kinds: Mapping[Any, tuple[Any, ...]]) -> Any:
     """A single value of one of some types, or a share of the training."""
     value = node.value
-    if name in _STEPS and isinstance(value, str) and (percent := _PERCENT.fullmatch(value)):
-        return _steps_of(node, name, float(percent[1]))
+    if name in _STEPS and Literal not in kinds and isinstance(value, str):
+        return _read_share(node, name, kinds)
     if not (node.is_mapping or node.is_list):
         if not kinds.keys() & {int, float, bool}:
             return node.text
@@ -163,17 +162,14 @@ def _expected(name: str, kinds: Mapping[Any, Any]) -> list[str]:
     return words + ([f"a schedule ({', '.join(SCHEDULES)})"] if Schedule in kinds else [])
 
 
-def _steps_of(node: Node, name: str, percent: float) -> int:
-    """How many steps a share of the training is."""
-    if percent > 100:
-        raise node.error(f"{name} must be 0% to 100% of the training; received {node.text}.")
-    if node.steps is None:
-        raise node.error(
-            f"{name} is {node.text} of a training whose length is not known. Pass "
-            "steps=epochs * batches to Recipe.load, or write a whole number of steps."
-        )
-    least = 1 if name == "frequency" else 0
-    return max(least, round(node.steps * percent / 100))
+def _read_share(node: Node, name: str, kinds: Mapping[Any, Any]) -> str | int:
+    try:
+        return schedules.step_of(name, node.text, 0)
+    except TypeError:
+        expected = " or ".join(_expected(name, {k: v for k, v in kinds.items() if k is not str}))
+        raise node.error(f"{name} must be {expected}; received {node.text!r}.") from None
+    except ValueError as error:
+        raise node.error(str(error)) from None
 
 
 def name_in(names: Mapping[str, type], value: Any, what: str) -> str:
@@ -196,15 +192,18 @@ def read_schedule(node: Node, what: str) -> Schedule:
         pair = element.elements("a point")
         if len(pair) != 2:
             raise element.error(f"a point must be [step, value]; received {len(pair)} elements.")
-        step = read_value(pair[0], "step", int)
+        step = read_value(pair[0], "step", schedules.Step)
         pairs.append((step, read_value(pair[1], "value", float)))
     return build(SCHEDULES[name], {"points": (key, value)}, {"points": pairs}, what)
 
 
-def written_schedule(schedule: Schedule) -> Any:
-    """The call of a function of `schedules` that makes it."""
+def written_schedule(schedule: Schedule, number: Callable[[float], Schedule]) -> Any:
+    """The call of a function of `schedules` that makes it; a number if that stands for it."""
     first, last = schedule.initial, schedule.final
-    every: dict[str, Any] = {"begin": schedule.begin, "frequency": schedule.frequency}
+    if schedule.curve != "points" and schedule == number(last):
+        return last
+    every: dict[str, Any] = {"begin": schedule.begin}
+    every |= {} if schedule.frequency is None else {"frequency": schedule.frequency}
     every |= {} if schedule.end is None else {"end": schedule.end}
     curve = {"initial": first, "final": last, **every}
     calls: list[tuple[str, dict[str, Any]]] = [
@@ -221,8 +220,6 @@ def written_schedule(schedule: Schedule) -> Any:
             same = SCHEDULES[name](**arguments) == schedule
         except (TypeError, ValueError):
             continue
-        if same and arguments == {"value": first}:
-            return first
         if same:
             return {name: arguments.get("points", arguments)}
     functions = ", ".join(SCHEDULES)

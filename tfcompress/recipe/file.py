@@ -36,6 +36,7 @@ from typing import Any
 import keras
 import yaml
 
+from tfcompress import schedules
 from tfcompress.conversion.precisions import LAYER_PRECISIONS
 from tfcompress.distillation.distiller import Distillation
 from tfcompress.errors import expected_one_of
@@ -58,6 +59,7 @@ from tfcompress.techniques import (
     Regularize,
     Technique,
 )
+from tfcompress.techniques.prune import gradual
 from tfcompress.techniques.rules import Rule
 
 _SECTIONS = ("rules", "distill", "shrink", "precision")
@@ -74,30 +76,30 @@ def ready_recipes() -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-    """What a file says; its rules are made once the length of the training is known.
+    """What a file says.
 
     Attributes:
         content: the bytes of the file.
-        rules: the nodes of the rules, in which shares of the training may stand.
+        rules: each with the node that it was read from; shares of the training may stand in them.
         distill, shrink, precision: what no length of the training changes; None if there is no such
             section.
     """
 
     content: bytes
-    rules: list[Node]
+    rules: list[tuple[Rule, Node]]
     distill: Distillation | None
     shrink: Shrink | None
     precision: dict[str, str] | None
 
     def parts(self, steps: int | None = None) -> Parts:
-        """The arguments of `Recipe` for a training of so many steps."""
+        """The arguments of `Recipe`, for a training of so many steps if they are given."""
         whole = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
         if steps is not None and not whole:
             raise ValueError(
                 f"steps must be a whole number of optimizer steps, 1 or more; received {steps!r}. "
                 "It is epochs times batches of each."
             )
-        rules = [read_rule(node.of(steps)) for node in self.rules]
+        rules = [rule if steps is None else _over(rule, node, steps) for rule, node in self.rules]
         return rules, self.distill, self.shrink, self.precision
 
 
@@ -124,10 +126,10 @@ def parse(content: bytes, source: str) -> Parsed:
     sections = root.items("a recipe", _SECTIONS)
     if not sections:
         raise root.error("a recipe must have the key 'rules'; received none. Add one.")
-    rules: list[Node] = []
+    rules: list[tuple[Rule, Node]] = []
     if "rules" in sections:
         key, value = sections["rules"]
-        rules = value.elements("rules")
+        rules = [(read_rule(node), node) for node in value.elements("rules")]
         if not rules:
             raise key.error("rules must hold at least one rule; received none. Add one.")
     distill, shrink = sections.get("distill"), sections.get("shrink")
@@ -161,6 +163,15 @@ def read_rule(node: Node) -> Rule:
         )
     techniques = [read_technique(each) for each in keys["techniques"][1].elements("techniques")]
     return build(Rule, keys, {"layers": layers.text, "techniques": techniques}, "a rule")
+
+
+def _over(rule: Rule, node: Node, steps: int) -> Rule:
+    """A rule for a training of so many steps."""
+    try:
+        techniques = [technique.over(0, steps) for technique in rule.techniques]
+    except ValueError as error:
+        raise node.error(f"in a training of {steps} steps: {error}") from error
+    return dataclasses.replace(rule, techniques=techniques)
 
 
 def written_pattern(layers: Any) -> str:
@@ -237,7 +248,10 @@ def written_technique(technique: Technique) -> Any:
                 f"a recipe in a file must name its {field.name}; received the function {value!r}. "
                 "Keep the recipe in Python."
             )
-        settings[field.name] = written_schedule(value) if isinstance(value, Schedule) else value
+        if isinstance(value, Schedule):
+            number = gradual if field.name == "sparsity" else schedules.constant
+            value = written_schedule(value, number)
+        settings[field.name] = value
     return {name: settings} if settings else name
 
 

@@ -131,6 +131,8 @@ def expected_flash(model: keras.Model, recipe: Rules | Sequence[Rule]) -> Expect
         warnings.simplefilter("ignore")  # what `compress` warns of is told when it is called
         small = compress(model, recipe)
     scheduled = [x for x in small._flatten_layers() if getattr(x, "scheduled", False)]
+    for layer in scheduled:
+        layer.begin_training(0, 0)
     update_together(scheduled, _END)
     for layer in scheduled:
         layer.advance(_END)

@@ -87,7 +87,7 @@ class Recipe(Rules):
             source: the path of a `.yaml` file, or "int8", "int4", "sparse50-int8",
                 "sparse80-int8", "cluster16-int8", "sparse-cluster-int8" or "distill-int8".
             steps: optimizer steps of the whole training, epochs times batches, of which the file
-                may name shares such as `end: 60%`.
+                may name shares such as `end: 60%`; None leaves them to the beginning of `fit`.
 
         Returns:
             The `Recipe`.
@@ -182,7 +182,8 @@ class Recipe(Rules):
         everywhere = [t for t in after if isinstance(t, Quantize)]
         rules = [Rule("*", everywhere)] if everywhere else []
         for layer, share in shares.items():
-            pruning = [dataclasses.replace(found.prune, sparsity=scaled(schedule, share))]
+            curve = scaled(schedule, share)
+            pruning = [dataclasses.replace(found.prune, sparsity=curve, scope="layer")]
             rules.append(Rule(glob.escape(layer), [*(pruning if share else []), *after]))
         return cls(rules)
 

@@ -42,20 +42,14 @@ class Node:
     Args:
         node: of PyYAML.
         source: the file's name, for messages.
-        steps: optimizer steps of the whole training, of which a value may be a share; None if they
-            are not known.
     """
 
-    def __init__(self, node: Any, source: str, steps: int | None = None):
-        self._node, self.source, self.steps = node, source, steps
+    def __init__(self, node: Any, source: str):
+        self._node, self.source = node, source
         self.line = node.start_mark.line + 1
 
-    def of(self, steps: int | None) -> Node:
-        """The same value in a training of so many steps."""
-        return Node(self._node, self.source, steps)
-
     def _inner(self, node: Any) -> Node:
-        return Node(node, self.source, self.steps)
+        return Node(node, self.source)
 
     def error(self, message: str) -> ValueError:
         """A ValueError that begins with the file and the line."""

@@ -189,7 +189,8 @@ def _trials(flat, layers, sparsities, bits, prune: Prune) -> Iterator[_Trial]:
 
 
 def _pruned(prune: Prune, sparsity: float, targets):
-    technique = dataclasses.replace(prune, sparsity=sparsity)
+    # As at the end of the schedule.
+    technique = dataclasses.replace(prune, sparsity=sparsity).over(0, 0)
 
     def values():
         found = []
@@ -215,7 +216,7 @@ def _plain(prune: Prune | None) -> Prune:
         return Prune(0.5)
     if not isinstance(prune, Prune):
         raise TypeError(f"prune must be a tfcompress.Prune; received {prune!r}.")
-    trained = prune.learns_scores or prune.threshold is not None or prune.scope != "layer"
+    trained = prune.learns_scores or prune.threshold is not None or prune.scope == "global"
     check(
         not trained,
         "prune",

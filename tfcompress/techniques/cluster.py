@@ -15,6 +15,7 @@ from keras import ops
 
 from tfcompress.errors import check
 from tfcompress.kinds import is_depthwise, weight_axes
+from tfcompress.schedules import Step, step_of, whole
 from tfcompress.techniques.prune import Prune
 from tfcompress.techniques.technique import Technique, check_table, table_axes
 
@@ -32,9 +33,9 @@ class Cluster(Technique):
         clusters: values per tensor, or per channel: 2 to 65535.
         init: how centroids start: "kmeans++", "linear", "density" or "random".
         per_channel: each output channel has centroids of its own.
-        begin: optimizer step at which weights are clustered; None begins when the pruning before it
-            has ended, or at once.
-        frequency: steps between choices of the nearest centroid.
+        begin: optimizer step at which weights are clustered, or a share of the training such as
+            "50%"; None begins when the pruning before it has ended, or at once.
+        frequency: steps between choices of the nearest centroid, or a share.
         gradient: of a centroid: the "sum" of its weights' gradients, or their "mean".
         keep_zeros: whether zeros stay zeros; None where `Prune` comes before.
         depthwise: also clusters depthwise kernels.
@@ -55,8 +56,8 @@ class Cluster(Technique):
     clusters: int
     init: str = "kmeans++"
     per_channel: bool = False
-    begin: int | None = None
-    frequency: int = 10
+    begin: Step | None = None
+    frequency: Step = 10
     gradient: Literal["sum", "mean"] = "sum"
     keep_zeros: bool | None = None
     depthwise: bool = False
@@ -69,18 +70,15 @@ class Cluster(Technique):
     trainable_states: ClassVar[tuple[str, ...]] = ("centroids",)
 
     def __post_init__(self):
-        for name in ("clusters", "begin", "frequency"):
-            value = getattr(self, name)
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-                object.__setattr__(self, name, int(value))  # also NumPy's
+        if isinstance(self.clusters, numbers.Integral) and not isinstance(self.clusters, bool):
+            object.__setattr__(self, "clusters", int(self.clusters))  # also NumPy's
         many = type(self.clusters) is int and 2 <= self.clusters <= 65535
         check(many, "clusters", "2 to 65535", self.clusters, "16 is usual.")
         known = self.init in INITS
         check(known, "init", f"one of {', '.join(INITS)}", self.init)
-        early = self.begin is None or (type(self.begin) is int and self.begin >= 0)
-        check(early, "begin", "None or an optimizer step", self.begin)
-        often = type(self.frequency) is int and self.frequency >= 1
-        check(often, "frequency", "1 or more steps", self.frequency)
+        if self.begin is not None:
+            object.__setattr__(self, "begin", step_of("begin", self.begin, 0))
+        object.__setattr__(self, "frequency", step_of("frequency", self.frequency, 1))
         check(self.gradient in ("mean", "sum"), "gradient", "'mean' or 'sum'", self.gradient)
         object.__setattr__(self, "channels", tuple(self.channels))
         check_table(self.target, "clusters", self.clusters)
@@ -90,11 +88,11 @@ class Cluster(Technique):
         return True
 
     def begins(self) -> int:
-        return self.begin or 0
+        return whole(self.begin or 0)
 
     def next_step(self, step: int) -> int | None:
-        begin = self.begins()
-        return begin if step < begin else step + self.frequency - (step - begin) % self.frequency
+        begin, every = self.begins(), whole(self.frequency)
+        return begin if step < begin else step + every - (step - begin) % every
 
     def refuses(self, layer, variable) -> str | None:
         if is_depthwise(layer, variable.name) and not self.depthwise:
@@ -116,7 +114,7 @@ class Cluster(Technique):
         pruning = [t for t in before if isinstance(t, Prune)]
         begin = self.begin
         if begin is None:
-            begin = max((t.schedule.end or t.schedule.begin for t in pruning), default=0)
+            begin = next((t.schedule.end or t.schedule.begin for t in pruning), 0)
         return dataclasses.replace(
             self,
             begin=begin,

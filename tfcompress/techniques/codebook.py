@@ -15,6 +15,7 @@ from keras import ops
 
 from tfcompress.errors import check
 from tfcompress.kinds import channel_axes, is_depthwise, is_of, weight_axes
+from tfcompress.schedules import Step, step_of, whole
 from tfcompress.techniques.cluster import by_channel
 from tfcompress.techniques.prune import Prune
 from tfcompress.techniques.technique import Technique, check_table, table_axes
@@ -112,8 +113,8 @@ class Codebook(Technique):
             codes of 8 bits, `Quantize(bits=8)`, one of 2.
         threshold: of "ternary" with two scales: weights below so many times the mean of |w| are 0
             (Li et al. 2016, arXiv:1605.04711).
-        begin: optimizer step at which weights take values; None begins when the pruning before it
-            has ended, or at once.
+        begin: optimizer step at which weights take values, or a share of the training; None begins
+            when the pruning before it has ended, or at once.
         depthwise: also takes depthwise kernels.
         target: see `Cluster`.
         channels: axes of output channels, filled in by `compress`, as is `follows`, whether `Prune`
@@ -134,7 +135,7 @@ class Codebook(Technique):
     per_channel: bool | None = None
     symmetric: bool | None = None
     threshold: float = 0.7
-    begin: int | None = None
+    begin: Step | None = None
     depthwise: bool = False
     channels: tuple[int, ...] = ()
     follows: bool = False
@@ -145,10 +146,8 @@ class Codebook(Technique):
 
     def __post_init__(self):
         object.__setattr__(self, "channels", tuple(self.channels))
-        for name in ("bits", "begin"):
-            value = getattr(self, name)
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-                object.__setattr__(self, name, int(value))  # also NumPy's
+        if isinstance(self.bits, numbers.Integral) and not isinstance(self.bits, bool):
+            object.__setattr__(self, "bits", int(self.bits))  # also NumPy's
         if isinstance(self.values, str):
             self._check_name()
         else:
@@ -158,8 +157,8 @@ class Codebook(Technique):
         check(one, "symmetric", f"None or True for {self.values!r}", self.symmetric, mend)
         low = isinstance(self.threshold, numbers.Real) and 0 <= self.threshold < 2
         check(low, "threshold", "[0, 2)", self.threshold, "0.7 is usual.")
-        whole = type(self.begin) is int and self.begin >= 0
-        check(self.begin is None or whole, "begin", "None or an optimizer step", self.begin)
+        if self.begin is not None:
+            object.__setattr__(self, "begin", step_of("begin", self.begin, 0))
         check_table(self.target, "values, with 0,", len({0, *self.codes}))
 
     def _check_name(self) -> None:
@@ -228,7 +227,7 @@ class Codebook(Technique):
         return bool(self.begin) or self.follows
 
     def begins(self) -> int:
-        return self.begin or 0
+        return whole(self.begin or 0)
 
     def next_step(self, step: int) -> int | None:
         return self.begins() if step < self.begins() else None
@@ -255,7 +254,7 @@ class Codebook(Technique):
         pruning = [t for t in before if isinstance(t, Prune)]
         begin = self.begin
         if begin is None:
-            begin = max((t.schedule.end or t.schedule.begin for t in pruning), default=0)
+            begin = next((t.schedule.end or t.schedule.begin for t in pruning), 0)
         axes = self._channels(layer, weight)
         return dataclasses.replace(self, begin=begin, follows=bool(pruning), channels=axes)
 

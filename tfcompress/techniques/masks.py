@@ -185,12 +185,21 @@ class Groups:
         return self.expand(~pruned)
 
 
-def pool(every: list[Groups], importance: list[np.ndarray], count: int) -> list[np.ndarray]:
-    """The masks of several weights whose least important groups are pruned, wherever they are."""
+def pool(
+    every: list[Groups], importance: list[np.ndarray], count: int, density: float = 0.0
+) -> list[np.ndarray]:
+    """The masks of several weights whose least important groups are pruned, wherever they are.
+
+    Each keeps that fraction of its weights at least, and at least one group.
+    """
     grouped = any(groups.sizes is not None for groups in every)
     scores = [s.astype(np.float64 if grouped else s.dtype) for s in importance]
-    for each in scores:
-        each[np.argmax(each)] = np.inf
+    for groups, each in zip(every, scores, strict=True):
+        order = np.argsort(-each, kind="stable")
+        weights = np.ones(groups.count, int) if groups.sizes is None else groups.sizes[order]
+        # As many of the most important as do not exceed it.
+        kept = int(np.count_nonzero(np.cumsum(weights) <= density * weights.sum()))
+        each[order[: max(1, kept)]] = np.inf
     pooled = np.concatenate(scores)
     if grouped:
         sizes = [np.ones(g.count, int) if g.sizes is None else g.sizes for g in every]
@@ -199,7 +208,7 @@ def pool(every: list[Groups], importance: list[np.ndarray], count: int) -> list[
         pruned = np.zeros(pooled.shape, bool)
         pruned[order[fits & (pooled[order] < np.inf)]] = True
     else:
-        pruned = smallest(pooled, min(count, pooled.size - len(every)))
+        pruned = smallest(pooled, min(count, int(np.count_nonzero(pooled < np.inf))))
     parts = np.split(pruned, np.cumsum([groups.count for groups in every])[:-1])
     return [groups.mask(part) for groups, part in zip(every, parts, strict=True)]
 

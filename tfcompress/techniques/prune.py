@@ -12,7 +12,7 @@ from keras import ops
 
 from tfcompress.errors import check, fraction_meant
 from tfcompress.kinds import is_depthwise, weight_axes
-from tfcompress.schedules import Schedule, constant
+from tfcompress.schedules import Schedule, constant, polynomial, whole
 from tfcompress.techniques import masks
 from tfcompress.techniques.masks import Groups, Pattern
 from tfcompress.techniques.technique import Technique
@@ -33,8 +33,10 @@ class Prune(Technique):
     first. Pruned weights get no gradient and may come back as long as masks are updated.
 
     Args:
-        sparsity: fraction of zeros in [0, 1), as a schedule of `tfcompress.schedules` or a number.
-            May be left out with `threshold` and with an "n:m" pattern, which has its own.
+        sparsity: fraction of zeros in [0, 1), as a schedule of `tfcompress.schedules`; or a number,
+            which is reached gradually in the first half of the training. The masks then stay as
+            they are while the other half recovers what that cost. May be left out with `threshold`
+            and with an "n:m" pattern, which has its own.
         pattern: what is pruned together: "unstructured"; "n:m", which keeps n of every m weights
             along the input channels ("2:4"; a last group that is not full keeps at most n); "RxC"
             blocks of R inputs and C outputs ("1x4"; cut off at the edge); "filters" (all weights of
@@ -43,39 +45,49 @@ class Prune(Technique):
             |w|; "l2" is w**2; "max" is |w|, of a group the largest; "random"; "taylor" is
             |w * gradient|, averaged over steps (Molchanov et al. 2017, arXiv:1611.06440);
             "movement" learns scores that grow where weights move away from zero (Sanh et al. 2020,
-            arXiv:2005.07683); or a function f(weight as ndarray) -> ndarray of the same shape.
+            arXiv:2005.07683); or a function f(weight as ndarray) -> ndarray of the same shape. None
+            is "taylor" where the model trains in a way that gives it, else "magnitude".
         scope: "layer" gives each layer the sparsity; "global" ranks the weights of all layers that
-            have this technique together, so that some become sparser than others.
+            have this technique together, so that some become sparser than others. None is
+            "global", but "layer" for a threshold and "n:m".
         threshold: instead of a sparsity, prunes what scores below; a number or a schedule.
         depthwise: also prunes depthwise kernels, which are few and sensitive.
         seed: of random scores.
         inputs, outputs: axes of the weight, filled in by `compress`.
+        floor: with "global", the fraction of what all layers keep on average that each keeps at
+            least: 0.25 at a sparsity of 0.8 leaves none with less than 5% of its weights.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range, or two contradict each other.
 
     Example:
         >>> from tfcompress import schedules
-        >>> prune = Prune(schedules.polynomial(0.0, 0.8, end=2000), pattern="1x4")
+        >>> prune = Prune(0.8)
+        >>> prune = Prune(schedules.polynomial(0.0, 0.8, end="60%"), pattern="1x4")
     """
 
     sparsity: Schedule | float | None = None
     pattern: str = "unstructured"
-    score: str | Callable[[np.ndarray], np.ndarray] = "magnitude"
-    scope: str = "layer"
+    score: str | Callable[[np.ndarray], np.ndarray] | None = None
+    scope: str | None = None
     threshold: Schedule | float | None = None
     depthwise: bool = False
     seed: int = 0
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    floor: float = 0.25
 
     order: ClassVar[int] = 1
 
     def __post_init__(self):
         pattern = Pattern.parse(self.pattern)
-        known = self.score in SCORES if isinstance(self.score, str) else callable(self.score)
+        named = self.score is None or self.score in SCORES
+        known = named if not callable(self.score) else True
         check(known, "score", f"one of {', '.join(SCORES)} or a function", self.score)
-        check(self.scope in ("layer", "global"), "scope", "'layer' or 'global'", self.scope)
+        known = self.scope in ("layer", "global", None)
+        check(known, "scope", "'layer' or 'global'", self.scope)
+        low = isinstance(self.floor, numbers.Real) and 0 <= self.floor <= 1
+        check(low, "floor", "in [0, 1]", self.floor, "0.25 is a quarter.")
         if self.threshold is not None:
             if self.sparsity is not None:
                 raise ValueError(
@@ -90,7 +102,7 @@ class Prune(Technique):
             check(fixed is not None, "sparsity", "in [0, 1)", None, "Try Prune(0.5).")
             self._set("sparsity", constant(fixed))
         else:
-            self._set("sparsity", _as_schedule("sparsity", self.sparsity))
+            self._set("sparsity", _as_schedule("sparsity", self.sparsity, gradual))
             _check_sparsity(self.sparsity, pattern)
         self._check_together(pattern)
         for name in ("inputs", "outputs"):
@@ -122,7 +134,8 @@ class Prune(Technique):
 
     @property
     def together(self) -> bool:
-        return self.scope == "global"
+        free = self.threshold is None and Pattern.parse(self.pattern).kind != "n:m"
+        return self.scope == "global" or (self.scope is None and free)
 
     @property
     def trainable_states(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -131,6 +144,11 @@ class Prune(Technique):
     @property
     def overwritten_states(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("scores",) if self.score == "taylor" else ()
+
+    def scored(self, taylor: bool) -> "Prune":
+        """This technique with a score: that of Taylor by default where it can be had."""
+        free = self.score is None and self.threshold is None
+        return dataclasses.replace(self, score="taylor") if free and taylor else self
 
     @property
     def learns_scores(self) -> bool:
@@ -141,7 +159,7 @@ class Prune(Technique):
         return self.schedule.next_update(step)
 
     def begins(self) -> int:
-        return self.schedule.begin
+        return whole(self.schedule.begin)
 
     def unfinished(self, step: int) -> str | None:
         schedule = self.schedule
@@ -167,6 +185,11 @@ class Prune(Technique):
         # A seed of its own for each weight, the same after a reload.
         seed = zlib.crc32(f"{self.seed}/{layer.name}/{weight}".encode())
         return dataclasses.replace(self, inputs=inputs, outputs=outputs, seed=seed)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Prune":
+        # Files from before there was one.
+        return super().from_config({"floor": 0.0, **config})  # type: ignore[return-value]
 
     def initial_state(self, weight) -> dict[str, Any]:
         state = {"mask": ops.ones(weight.shape, "uint8")}
@@ -275,8 +298,9 @@ def global_masks(
         for technique, groups, (weight, learned) in zip(techniques, every, arrays, strict=True)
     ]
     size = sum(weight.size for weight, _ in arrays)
-    count = masks.pruned_count(size, techniques[0].schedule.at(step))
-    return masks.pool(every, importance, count)
+    sparsity = techniques[0].schedule.at(step)
+    density = techniques[0].floor * (1 - sparsity)
+    return masks.pool(every, importance, masks.pruned_count(size, sparsity), density)
 
 
 def as_mask(keep: np.ndarray):
@@ -289,15 +313,20 @@ def _arrays(weight, state) -> tuple[np.ndarray, np.ndarray | None]:
     return ops.convert_to_numpy(weight), None if scores is None else ops.convert_to_numpy(scores)
 
 
-def _as_schedule(name: str, value: Any) -> Schedule:
+def gradual(sparsity: float) -> Schedule:
+    """The schedule of a number: cubic in the first half of the training, then the same masks."""
+    return polynomial(0.0, sparsity, end="50%", frequency="2%")
+
+
+def _as_schedule(name: str, value: Any, make: Callable[[float], Schedule] = constant) -> Schedule:
     if isinstance(value, Schedule):
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{name} must be a number or a schedule such as "
-            f"tfcompress.schedules.polynomial(0.0, 0.8, end=2000); received {value!r}."
+            f"tfcompress.schedules.polynomial(0.0, 0.8, end='60%'); received {value!r}."
         )
-    return constant(float(value))
+    return make(float(value))
 
 
 def _values(schedule) -> list[float]:

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 import keras
 from keras import ops
 
+from tfcompress import schedules
 from tfcompress.backend import as_tensor
 from tfcompress.errors import check, is_whole
 from tfcompress.kinds import channel_axes
-from tfcompress.schedules import Schedule
+from tfcompress.schedules import Schedule, whole
 from tfcompress.techniques.cluster import Cluster
 from tfcompress.techniques.codebook import Codebook
 from tfcompress.techniques.learned import quantize_learned, step_of
@@ -180,9 +181,10 @@ class Quantize(Technique):
             `Codebook` its scales.
         momentum: of the moving average of activation ranges, in [0, 1); a range that is exceeded
             grows with 0.9 at most.
-        delay: optimizer steps before quantization sets in; ranges are observed from the start.
-        freeze: optimizer step from which ranges and BatchNormalization statistics stay as they
-            are; None never freezes.
+        delay: optimizer steps before quantization sets in, or a share of the training such as
+            "10%"; ranges are observed from the start.
+        freeze: optimizer step, or share, from which ranges and BatchNormalization statistics stay
+            as they are; None never freezes.
         axes: output channel axes of the kernel, filled in by `compress`, as is `held`, the
             greatest code of weights that `Codebook` put on codes already; else 0.
         step: of the grid of weights. "max" spreads the codes up to the largest weight; "learned"
@@ -210,8 +212,8 @@ class Quantize(Technique):
     dense: Granularity = "per_tensor"
     convolution: Granularity = "per_channel"
     momentum: float = 0.99
-    delay: int = 0
-    freeze: int | None = None
+    delay: schedules.Step = 0
+    freeze: schedules.Step | None = None
     axes: tuple[int, ...] = ()
     held: int = 0
     step: Step = "max"
@@ -232,8 +234,10 @@ class Quantize(Technique):
         known = self.convolution in ("per_tensor", "per_channel")
         check(known, "convolution", "'per_tensor' or 'per_channel'", self.convolution)
         check(0 <= self.momentum < 1, "momentum", "[0, 1)", self.momentum, "0.99 is usual.")
-        check(self.delay >= 0, "delay", "0 or more steps", self.delay)
-        late = self.freeze is None or self.freeze > self.delay
+        object.__setattr__(self, "delay", schedules.step_of("delay", self.delay, 0))
+        if self.freeze is not None:
+            object.__setattr__(self, "freeze", schedules.step_of("freeze", self.freeze, 0))
+        late = self.freeze != self.delay and not schedules.comes_before(self.freeze, self.delay)
         check(late, "freeze", f"None or more than delay={self.delay}", self.freeze)
         for name in ("step", "activation_step"):
             known = getattr(self, name) in ("max", "learned")
@@ -268,15 +272,15 @@ class Quantize(Technique):
 
     @property
     def scheduled(self) -> bool:
-        return self.delay > 0 or self.freeze is not None or self.bits_schedule is not None
+        return self.delay != 0 or self.freeze is not None or self.bits_schedule is not None
 
     def next_step(self, step: int) -> int | None:
         falls = self.bits_schedule.next_update(step) if self.bits_schedule else None
-        return first_step([self.delay if step < self.delay else None, falls])
+        return first_step([whole(self.delay) if step < whole(self.delay) else None, falls])
 
     def begins(self) -> int:
         last = self.bits_schedule.end if self.bits_schedule else None
-        return max(self.delay, last or 0)
+        return max(whole(self.delay), whole(last or 0))
 
     def bind(self, layer, weight: str, before=()) -> "Quantize":
         dense = isinstance(layer, keras.layers.Dense)
@@ -302,7 +306,10 @@ class Quantize(Technique):
 
     def _bits_at(self, step: int) -> int:
         schedule = self.bits_schedule
-        return self.bits if schedule is None else int(schedule.at(max(step, schedule.begin)))
+        if schedule is None:
+            return self.bits
+        begun = not schedule.has_shares
+        return int(schedule.at(max(step, schedule.begin)) if begun else schedule.initial)
 
     def _first_step(self, weight, step: int) -> dict[str, Any]:
         """The step of the least squared error, from which training goes on."""
@@ -317,7 +324,7 @@ class Quantize(Technique):
     def update(self, weight, state, step) -> dict[str, Any]:
         new, begins = dict(state), False
         if self.delay:
-            new["enabled"] = ops.cast(step >= self.delay, "float32")
+            new["enabled"] = ops.cast(step >= whole(self.delay), "float32")
             begins = float(new["enabled"]) > float(state["enabled"])
         if self.bits_schedule:
             new["bits"] = ops.cast(self._bits_at(step), "float32")

@@ -8,9 +8,13 @@ import keras
 
 from tfcompress.errors import check
 from tfcompress.kinds import CONVOLUTIONS, DEPTHWISE, TRANSPOSED, is_of
+from tfcompress.schedules import Schedule, is_share, steps_of
 
 # The bits of the widest table from which the runtime of a target decodes weights.
 TABLE_BITS = {"microcontroller": 7}
+
+# Fields that count optimizer steps, and may be shares of the whole training instead.
+STEPS = ("begin", "frequency", "delay", "freeze")
 
 
 class Technique:
@@ -36,6 +40,35 @@ class Technique:
     def together(self) -> bool:
         """Whether all layers of the same technique are updated at once, by `update_together`."""
         return False
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether it names shares of a training that has not begun, see `over`."""
+        return bool(self._shares())
+
+    def _shares(self) -> dict[str, Any]:
+        """The fields that are shares of the training."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        found = {field.name: getattr(self, field.name) for field in fields}
+        return {
+            name: value
+            for name, value in found.items()
+            if (isinstance(value, Schedule) and value.has_shares)
+            or (name in STEPS and is_share(value))
+        }
+
+    def over(self, first: int, steps: int) -> Any:
+        """This technique in a training of so many steps, of which `first` is the first."""
+        changed = self._shares()
+        for name, value in changed.items():
+            if isinstance(value, Schedule):
+                changed[name] = value.over(first, steps)
+            else:
+                # Of these 0 has a meaning of its own.
+                least = 1 if name in ("frequency", "delay") else 0
+                begin = 0 if name == "frequency" else first
+                changed[name] = steps_of(value, begin, steps, least)
+        return dataclasses.replace(self, **changed) if changed else self  # type: ignore[type-var]
 
     def next_step(self, step: int) -> int | None:
         """The next optimizer step, after `step`, at which `update` changes something."""

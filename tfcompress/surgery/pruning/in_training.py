@@ -12,7 +12,7 @@ from keras import ops
 
 from tfcompress import schedules
 from tfcompress.backend import as_tensor
-from tfcompress.compression.callbacks import inner_optimizer, models_of
+from tfcompress.compression.callbacks import models_of
 from tfcompress.compression.in_place import MaskedWeight, MaskingCallback
 from tfcompress.errors import check, expected_one_of, is_whole
 from tfcompress.graph.flatten import flatten_with_sources
@@ -120,8 +120,9 @@ class ChannelPruning(MaskingCallback):
         judged = {"data": data, "batch_size": batch_size, "samples": samples, "seed": seed}
         self._limits: dict[str, Any] = limits
         self._judged: dict[str, Any] = judged
-        self._followed: Any = None  # the schedule; the default one is known in `start`
-        self._epoch = 0
+        curve = schedules.polynomial if method == "masks" else schedules.linear
+        self._whole = schedule or curve(0.0, 1.0, end="50%", frequency=frequency)
+        self._followed = self._whole  # with steps for shares, once `fit` has begun
         self._shares: dict[str, float] = {}
 
     def on_train_begin(self, logs=None):
@@ -130,8 +131,6 @@ class ChannelPruning(MaskingCallback):
                 "method='group_lasso' has a strength that grows, which a training step that JAX "
                 "compiles does not see. Use method='masks'."
             )
-        if self.model is not self._begun:
-            self._followed = self.schedule
         super().on_train_begin(logs)
 
     def find(self) -> Sequence[MaskedWeight]:
@@ -149,37 +148,22 @@ class ChannelPruning(MaskingCallback):
         choose(masks.structure, equal_scores(masks.structure), self.target, **self._limits)
         return masks.weights
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-        super().on_epoch_begin(epoch, logs)
+    @property
+    def has_shares(self) -> bool:  # type: ignore[override]
+        return self._followed.has_shares
 
-    def start(self) -> None:
-        if self._followed is None:
-            self._followed = self._default_schedule()
-        super().start()
+    def forget(self) -> None:
+        self._followed = self._whole
 
-    def _default_schedule(self) -> Schedule:
-        """From now to the middle of this `fit`."""
-        steps = (self.params or {}).get("steps")
-        if steps is None:
-            raise ValueError(
-                "the number of steps of an epoch must be known for the default schedule; received "
-                "data of unknown length. Pass steps_per_epoch to fit, or schedule="
-                "tfcompress.schedules.polynomial(0.0, 1.0, end=...)."
-            )
-        optimizer = inner_optimizer(self.model.optimizer)
-        whole = steps * (self.params["epochs"] - self._epoch)
-        whole //= getattr(optimizer, "gradient_accumulation_steps", None) or 1
-        curve = schedules.polynomial if self.method == "masks" else schedules.linear
-        begin = self.step()
-        return curve(0.0, 1.0, begin=begin, end=begin + whole // 2, frequency=self.frequency)
+    def begin_training(self, first: int, steps: int) -> None:
+        self._followed = self._whole.over(first, steps)
 
     def next_step(self, step: int) -> int | None:
         return self._followed.next_update(step)
 
     def unfinished(self, step: int) -> str | None:
         schedule = self._followed
-        if schedule is None or schedule.at(step) == 1:
+        if schedule.at(step) == 1:
             return None
         end = schedule.begin if schedule.end is None else schedule.end
         what = "channels" if self.method == "masks" else "penalty, so that no channel is zero yet"
