@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from pruning_models import in_layers
 
 import tfcompress as tfc
-from tfcompress import Cluster, Prune, Quantize, Rule, schedules
+from tfcompress import Cluster, Quantize, Rule, schedules
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(32, 6)).astype("float32")
@@ -60,7 +61,7 @@ def test_limits_stay_as_they_are_once_frozen():
 
 
 def test_zeros_of_pruning_and_few_values_of_clustering_stay():
-    techniques = [Prune(0.5), Cluster(4), Quantize(bits=4, step="learned")]
+    techniques = [in_layers(0.5), Cluster(4), Quantize(bits=4, step="learned")]
     small = tfc.finalize(trained([Rule("*", [Quantize()]), Rule("dense*", techniques)]))
     for layer in small.layers:
         for target in getattr(layer, "bound", ()):

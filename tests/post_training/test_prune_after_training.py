@@ -85,7 +85,7 @@ def test_zeros_are_as_many_as_asked_and_outputs_nearer_than_by_magnitude(
         if name == "dw":
             assert kernel.all()
             continue
-        prune = Prune(sparsity, pattern=pattern).bind(layer, "kernel")
+        prune = Prune(sparsity, pattern=pattern).bind(layer, "kernel").over(0, 0)
         np.testing.assert_array_equal(kernel != 0, prune.mask(kernel, None, 0))
         value = keras.ops.convert_to_numpy(layer.kernel)
         layer.kernel.assign(value * prune.mask(value, None, 0))

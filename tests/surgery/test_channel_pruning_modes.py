@@ -88,7 +88,7 @@ def test_unknown_number_of_steps():
             yield X[:4], Y[:4]
 
     model, ours = make(), ChannelPruning(sparsity=0.5, round_to=1)
-    with pytest.raises(ValueError, match="number of steps of an epoch must be known"):
+    with pytest.raises(ValueError, match="steps of the training must be known"):
         model.fit(batches(), verbose=0, callbacks=[ours])
     model.fit(batches(), steps_per_epoch=4, verbose=0, callbacks=[ours])
     assert sum(counts(model)) == 10
