@@ -23,7 +23,7 @@ import tfcompress as tfc
 from tfcompress import Cluster, Prune, Quantize, schedules
 from tfcompress import distillation as kd
 
-SPARSE = Prune(schedules.linear(0.0, 0.5, begin=1, end=6))
+SPARSE = Prune(schedules.linear(0.0, 0.5, begin=1, end=6), scope="layer")
 
 
 def kernels(model):

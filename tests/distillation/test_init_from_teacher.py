@@ -19,6 +19,7 @@ from init_models import (
     unrolled,
 )
 from keras import layers, ops
+from pruning_models import in_layers
 
 import tfcompress as tfc
 from tfcompress.channels.following import Channels
@@ -160,7 +161,7 @@ def test_a_quantization_aware_student(build):
 
 
 def pruned(model, sparsity=0.5):
-    return tfc.compress(model, tfc.Recipe([tfc.Rule("*", [tfc.Prune(sparsity)])]))
+    return tfc.compress(model, tfc.Recipe([tfc.Rule("*", [in_layers(sparsity)])]))
 
 
 def test_masks_of_a_student_stay():

@@ -34,8 +34,8 @@ class Prune(Technique):
 
     Args:
         sparsity: fraction of zeros in [0, 1), as a schedule of `tfcompress.schedules`; or a number,
-            which is reached gradually in the first half of the training. The masks then stay as
-            they are while the other half recovers what that cost. May be left out with `threshold`
+            which is reached gradually in the first 30% of the training. The masks then stay as
+            they are while the rest recovers what that cost. May be left out with `threshold`
             and with an "n:m" pattern, which has its own.
         pattern: what is pruned together: "unstructured"; "n:m", which keeps n of every m weights
             along the input channels ("2:4"; a last group that is not full keeps at most n); "RxC"
@@ -314,8 +314,9 @@ def _arrays(weight, state) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def gradual(sparsity: float) -> Schedule:
-    """The schedule of a number: cubic in the first half of the training, then the same masks."""
-    return polynomial(0.0, sparsity, end="50%", frequency="2%")
+    """The schedule of a number: cubic in the first 30% of the training, then the same masks."""
+    # Weights recover while the rate of learning is high: at 50% and 70% more is lost.
+    return polynomial(0.0, sparsity, end="30%", frequency="1%")
 
 
 def _as_schedule(name: str, value: Any, make: Callable[[float], Schedule] = constant) -> Schedule:
