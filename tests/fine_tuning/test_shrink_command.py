@@ -111,6 +111,13 @@ def test_scores_look_at_data_without_training(command, made, tmp_path):
     same_weights(keras.saving.load_model(tmp_path / "out.keras"), by_hand)
 
 
+def test_weights_are_fitted_to_data_without_training(command, made, tmp_path):
+    status, _, said = command(*HALF, "--data", made / "data.npz", "-q")
+    assert (status, said) == (0, "")
+    by_hand = half_by_hand(made, score="reconstruction", data=make_data()[0])
+    same_weights(keras.saving.load_model(tmp_path / "out.keras"), by_hand)
+
+
 def test_a_model_that_was_not_compiled(command, made, tmp_path):
     make_model().save(tmp_path / "plain.keras")
     assert command(*HALF, "-q", model=tmp_path / "plain.keras")[0] == 0
@@ -136,7 +143,7 @@ def test_training_from_the_original(command, made, tmp_path):
         return pytest.approx(model.evaluate(images, labels, verbose=0, return_dict=True), abs=1e-5)
 
     assert found["before"] == judged(keras.saving.load_model(made / "model.keras"))
-    assert found["shrunk"]["scores"] == judged(half_by_hand(made))
+    assert found["shrunk"]["scores"] == judged(half_by_hand(made, data=images))
     written = keras.saving.load_model(tmp_path / "out.keras")
     assert found["after"] == judged(written)
     assert found["shrunk"]["report"]["macs"] == [2688, macs.count(written)[0]]
@@ -226,7 +233,10 @@ def test_methods_are_steps():
         ("--macs 0.5 --score l3", "--score must be one of l1, .*received 'l3'"),
         ("--macs 0.5 --scope all", "--scope must be one of global, local, sensitivity"),
         ("--macs 0.5 --epochs 2", "--epochs 2 needs data to train on; received none. Pass --data"),
-        ("--macs 0.5 --data d.npz", "--data are for training, or .* Pass --epochs, or leave"),
+        (
+            "--method separable --data d.npz",
+            "--data are for training, or .* Pass --epochs, or",
+        ),
         ("--macs 0.5 --score taylor", "the score 'taylor' needs data; received none. Pass --data"),
         ("--macs 0.5 --scope sensitivity", "the scope 'sensitivity' needs data; received none"),
         ("--macs 0.5 --distill", "--distill is for training, which --epochs asks for"),

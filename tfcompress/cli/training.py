@@ -225,8 +225,8 @@ class Amounts:
         str | None,
         choice(
             SCORES,
-            "How important channels are, by default by their l2 norm; taylor, fisher and apoz "
-            "need --data.",
+            "How important channels are, by default by their l2 norm, with --data by what is lost "
+            "without them; reconstruction, taylor, fisher and apoz need --data.",
         ),
     ] = None
     scope: Annotated[
@@ -283,7 +283,7 @@ def shrink(
         Path | None,
         Option(
             help="A .npz file of the arrays x and y, or named as the model's inputs and outputs: "
-            "to train on, and for scores that look at data."
+            "to train on, and so that the weights fit what channels and factors are left."
         ),
     ] = None,
     epochs: Annotated[int, Option(min=0, help="Epochs of training after the surgery.")] = 0,
@@ -300,12 +300,13 @@ def shrink(
 
     \b
     Examples:
-      tfcompress shrink model.keras --macs 0.5 -o half.keras
+      tfcompress shrink model.keras --macs 0.5 -o half.keras --data train.npz
       tfcompress shrink model.keras --macs 0.5 -o half.tflite --data train.npz --epochs 5 \\
           --distill
       tfcompress shrink model.keras --method svd --energy 0.95 --layers "dense*" -o small.keras
 
-    Without --epochs nothing is trained, and quality falls: train the .keras file afterwards. With
+    Without --epochs nothing is trained, and quality falls, least so with --data, to which weights
+    are fitted: train the .keras file afterwards. With
     them the training goes as that of tfcompress compress, with checkpoints and --resume. To shrink,
     train and quantize at once, give tfcompress compress a recipe with a section shrink.
     """
@@ -371,10 +372,10 @@ def check_training(
         )
     if epochs and data is None:
         raise ValueError(f"--epochs {epochs} needs data to train on; received none. Pass --data.")
-    if data is not None and not epochs and not looking and method != "svd":
+    if data is not None and not epochs and method not in ("channels", "svd"):
         raise ValueError(
-            "--data are for training, or for a --score or --method that looks at them; received "
-            "neither. Pass --epochs, or leave --data out."
+            f"--data are for training, or for a method that looks at them; received --method "
+            f"{method} alone. Pass --epochs, or leave --data out."
         )
     # With the loss, scores are computed.
     also = _WITHOUT_TRAINING if data is None else (*_WITHOUT_TRAINING, "loss", "from_logits")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 METHODS = ("svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal")
 # Scores that look at data, and all.
-LOOKING = ("taylor", "fisher", "apoz")
+LOOKING = ("taylor", "fisher", "apoz", "reconstruction")
 SCORES = ("l1", "l2", "max", "bn_gamma", "fpgm", "random", *LOOKING)
 SCOPES = ("global", "local", "sensitivity")
 
@@ -121,6 +121,7 @@ class Channels(Step):
     round_to: Count = None
     max_sparsity: Part = None
     keep: Names = None
+    refit: Flag = None
     gain: Gain = None
     batch_size: Count = None
     samples: Count = None

@@ -85,6 +85,16 @@ class ChannelGroup:
     kept: str | None
 
 
+def deciding(group: ChannelGroup) -> list[Member]:
+    """The slices that a group's channels act through: once they are 0, it is as if removed.
+
+    They are those that read the channels; where none does, as where two tensors are multiplied,
+    all others.
+    """
+    reading = [member for member in group.members if member.role == "reads"]
+    return reading or list(group.members)
+
+
 class Structure:
     """A flat model, and which of its channels belong together.
 

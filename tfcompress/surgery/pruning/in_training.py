@@ -68,7 +68,8 @@ class ChannelPruning(MaskingCallback):
             with a warning.
         max_sparsity: no layer loses more than this fraction; `per_layer` goes before it.
         keep: names of layers, or patterns such as "stem*", whose channels stay.
-        data: (x, y) or a dataset of batches, for scores that need it; x alone for "apoz".
+        data: (x, y) or a dataset of batches, for scores that need it; x alone for "apoz" and
+            "reconstruction".
         loss: Keras loss for these; by default the one that the model is compiled with.
         batch_size: of arrays.
         samples: at most so many of `data`.

@@ -13,7 +13,7 @@ from keras import KerasTensor, ops
 from tfcompress.channels.terms import places
 from tfcompress.errors import check, did_you_mean
 from tfcompress.graph.nodes import Node, unique
-from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure
+from tfcompress.surgery.pruning.groups import ChannelGroup, Member, Structure, deciding
 from tfcompress.surgery.pruning.judging import (
     Batch,
     Objective,
@@ -23,6 +23,7 @@ from tfcompress.surgery.pruning.judging import (
     labelled,
     objective,
 )
+from tfcompress.surgery.pruning.refitting import inputs_of, reconstruction
 
 Scores = dict[str, np.ndarray]
 ScoreFunction = Callable[[ChannelGroup], np.ndarray]
@@ -48,12 +49,14 @@ def score_groups(
     "taylor"       the first-order change of the loss of batches, see `taylor`.
     "fisher"       that of single samples, see `fisher`.
     "apoz"         the share of values that are not zero, see `apoz`.
+    "reconstruction"  what is lost of what reads a channel, see `reconstruction`.
 
     Args:
         score: one of these, or a function f(group) -> array of shape (channels,), higher for more
             important channels; given a `ChannelGroup`.
         data: (x, y), (x, y, sample_weight) or a batched dataset as for `model.evaluate`, for
-            "taylor" and "fisher"; for "apoz" x alone will do. Other scores take none.
+            "taylor" and "fisher"; for "apoz" and "reconstruction" x alone will do. Other scores
+            take none.
 
     Returns {name of a group: float64 array of shape (channels,)}, higher = more important. Channels
     that are all zeros have the lowest of their group, but with "fpgm" and "random".
@@ -65,6 +68,8 @@ def score_groups(
     if score in WITHOUT_DATA:
         of = WITHOUT_DATA[score](structure, seed)
         return {name: of(group) for name, group in groups.items()}
+    if score == "reconstruction":
+        return reconstruction(structure, groups, inputs_of(structure, data, batch_size, samples))
     judged = objective(structure.model, loss) if needs_loss(score) else None
     read = batches(data, structure.model, batch_size, samples)
     if judged is None:
@@ -89,7 +94,7 @@ def check_score(score: Any, data: Any) -> None:
             f"f(group) -> array. {hint}".strip()
         )
     elif score in WITH_DATA and data is None:
-        what = "data=x" if score == "apoz" else "data=(x, y)"
+        what = "data=(x, y)" if needs_loss(score) else "data=x"
         raise ValueError(
             f"the score '{score}' needs data; received none. Pass {what}, or choose a score that "
             f"needs none: {', '.join(WITHOUT_DATA)}."
@@ -201,16 +206,6 @@ def _slices(member: Member) -> np.ndarray:
 
 # A weight and one of its axes.
 Place = tuple[Any, int]
-
-
-def deciding(group: ChannelGroup) -> list[Member]:
-    """The slices that a group's channels act through: once they are 0, it is as if removed.
-
-    They are those that read the channels; where none does, as where two tensors are multiplied,
-    all others.
-    """
-    reading = [member for member in group.members if member.role == "reads"]
-    return reading or list(group.members)
 
 
 def taylor(
@@ -385,4 +380,4 @@ WITHOUT_DATA: dict[str, Callable[[Structure, int], ScoreFunction]] = {
 }
 # and functions of (structure, groups, data, objective). `surgery.shrink` lists the names of all.
 _BY_LOSS = {"taylor": taylor, "fisher": fisher}
-WITH_DATA = (*_BY_LOSS, "apoz")
+WITH_DATA = (*_BY_LOSS, "apoz", "reconstruction")

@@ -14,14 +14,15 @@ from keras import ops
 
 from tfcompress.errors import check, expected_one_of
 from tfcompress.files import temporary
+from tfcompress.post_training.hessians import kernel_of
 from tfcompress.surgery.hull import lower_hull
-from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
+from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure, deciding
 from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, mean_loss
 from tfcompress.surgery.pruning.judging import objective as objective_of
 from tfcompress.surgery.pruning.limits import Limits, Reach, Sizes, Target
 from tfcompress.surgery.pruning.ranking import Scores, competing, kept_channels
+from tfcompress.surgery.pruning.refitting import Reader, inputs_of, readers_of, solved
 from tfcompress.surgery.pruning.resizing import resized
-from tfcompress.surgery.pruning.scores import deciding
 
 GAINS = ("macs", "latency")
 
@@ -53,6 +54,7 @@ def sensitivity_choice(
     fractions: Sequence[float] = FRACTIONS,
     batch_size: int = 32,
     samples: int | None = None,
+    refit: bool = False,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Choice:
     """Which channels stay, so that a target costs as little loss as possible.
@@ -68,6 +70,7 @@ def sensitivity_choice(
             again.
         fractions: of the channels of a group, in (0, 1), at which it is measured. A group loses
             more than the largest one only if all have lost that, and the target is not met.
+        refit: whether what reads them is fitted to the others before.
         progress: called as `progress(done, total)` after each measurement.
 
     Returns {name of a group that loses channels: sorted indices of those that stay}.
@@ -86,7 +89,10 @@ def sensitivity_choice(
         every = batches(data, structure.model, batch_size, samples)
         return labelled(every, "the scope 'sensitivity'")
 
-    growths = _growths(structure, scores, sizes, objective, reading, tell)
+    readers: Mapping[str, Sequence[Reader]] = {}
+    if refit:
+        readers = readers_of(structure, groups, inputs_of(structure, data, batch_size, samples))
+    growths = _growths(structure, scores, sizes, objective, reading, readers, tell)
     if gain == "latency":
         gains = _latency_saved(structure, scores, sizes, next(reading()).x, tell)
     else:
@@ -134,6 +140,7 @@ def _growths(
     sizes: Mapping[str, list[int]],
     objective: Objective,
     reading: Callable[[], Iterable[Batch]],
+    readers: Mapping[str, Sequence[Reader]],
     tell: Callable[[], None],
 ) -> dict[Trial, float]:
     """By how much the loss grows once a group alone has a size."""
@@ -145,7 +152,7 @@ def _growths(
     for name, each in sizes.items():
         order = np.argsort(-scores[name], kind="stable")
         for size in each:
-            with _switched_off(structure.groups[name], order[size:]):
+            with _switched_off(structure.groups[name], order[size:], readers.get(name, ())):
                 growth = mean_loss(twin, reading()) - before
             found[name, size] = growth if math.isfinite(growth) else _WORST
             tell()
@@ -153,14 +160,23 @@ def _growths(
 
 
 @contextlib.contextmanager
-def _switched_off(group: ChannelGroup, gone: np.ndarray):
-    """Nothing reads some channels of a group meanwhile."""
+def _switched_off(group: ChannelGroup, gone: np.ndarray, readers: Sequence[Reader]):
+    """Nothing reads some channels of a group meanwhile.
+
+    Kernels that read it are fitted to what they gave.
+    """
     members = deciding(group)
-    variables = {id(member.variable): member.variable for member in members}
+    biases = [k.layer.bias for k, _, _ in readers if k.layer.use_bias]
+    variables = {id(v): v for v in [*(member.variable for member in members), *biases]}
     old = {key: np.array(ops.convert_to_numpy(v)) for key, v in variables.items()}
     new = {key: value.copy() for key, value in old.items()}
     for member in members:
         np.moveaxis(new[id(member.variable)], member.axis, 0)[member.index[gone]] = 0
+    for kernel, rows, moments in readers:
+        matrix = solved(moments, ~rows[gone].any(0))
+        new[id(kernel.variable)] = kernel_of(kernel.layer, matrix, tuple(kernel.variable.shape))
+        if kernel.layer.use_bias:
+            new[id(kernel.layer.bias)] += moments.shift(matrix).reshape(-1)
     try:
         for key, variable in variables.items():
             variable.assign(new[key])
