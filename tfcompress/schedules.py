@@ -289,6 +289,45 @@ def points(points: Sequence[tuple[Step, float]]) -> Schedule:
     return Schedule("points", first[1], last[1], first[0], last[0], points=tuple(pairs))
 
 
+def alternating(value: float, *, end: Step, begin: Step = 0, phases: int = 4) -> Schedule:
+    """A value and 0 in turns, so that all weights train between (AC/DC, arXiv:2106.12379).
+
+    Each phase is as long as the others, but for the last one: what `end` sets stays. Weights of
+    `Prune` come back with the values that they went with.
+
+    Args:
+        value: such as a sparsity in [0, 1).
+        end: the step from which the last phase with the value goes on, or a share of the training.
+        begin: the first step with the value.
+        phases: how many there are with the value, 2 or more.
+
+    Returns:
+        A `Schedule` of points.
+
+    Raises:
+        TypeError, ValueError: if there are too few phases, or steps are in the wrong order.
+
+    Example:
+        >>> alternating(0.8, end=600, phases=3).points
+        ((0, 0.8), (150, 0.0), (300, 0.8), (450, 0.0), (600, 0.8))
+    """
+    if isinstance(phases, bool) or not isinstance(phases, numbers.Integral) or phases < 2:
+        raise ValueError(f"phases must be a whole number of 2 or more; received {phases!r}.")
+    begin, end = step_of("begin", begin, 0), step_of("end", end, 0)
+    if is_share(begin) != is_share(end) and begin != 0:
+        raise ValueError(
+            f"begin and end must both be steps or shares; received begin={begin!r} and "
+            f"end={end!r}. Write both as shares, such as '10%'."
+        )
+    if comes_before(end, begin):
+        raise ValueError(f"end must not come before begin={begin}; received end={end}.")
+    low, high = (float(str(step).rstrip("%")) for step in (begin, end))
+    turns = 2 * int(phases) - 2
+    places = [low + (high - low) * turn / turns for turn in range(turns + 1)]
+    steps = [f"{place:.6g}%" if is_share(end) else round(place) for place in places]
+    return points([(step, value * (turn % 2 == 0)) for turn, step in enumerate(steps)])
+
+
 def _often(frequency: Any, begin: Any, end: Any) -> Any:
     """Steps between updates where none are given: 100 as in TFMOT, but ten updates at least."""
     if frequency is not None or is_share(begin) or is_share(end):

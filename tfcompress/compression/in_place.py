@@ -187,6 +187,12 @@ class PruneCallback(MaskingCallback):
         self.regularizer = None if regularizer is None else keras.regularizers.get(regularizer)
 
     def on_train_begin(self, logs=None):
+        if self.prune.score == "rigl":
+            raise ValueError(
+                "score='rigl' lets pruned weights come back, which those of a model that stays "
+                "unwrapped cannot. Use tfcompress.compress with UpdateCompression, or "
+                "score='taylor'."
+            )
         if self.prune.learns_scores and keras.backend.backend() == "jax":
             raise ValueError(
                 f"score={self.prune.score!r} needs gradients, which a callback does not see on "

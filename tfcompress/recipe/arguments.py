@@ -32,6 +32,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": schedules.cosine,
     "one_shot": schedules.one_shot,
     "points": schedules.points,
+    "alternating": schedules.alternating,
 }
 
 LOSSES: dict[str, type[DistillationLoss]] = {

@@ -213,6 +213,27 @@ def pool(
     return [groups.mask(part) for groups, part in zip(every, parts, strict=True)]
 
 
+def regrown(
+    sizes: np.ndarray, gradients: np.ndarray, kept: np.ndarray, survivors: int
+) -> np.ndarray:
+    """The order in which weights stay, where pruned ones with large gradients come back (RigL).
+
+    Args:
+        sizes, gradients: of all weights, or groups; float arrays (n,), 0 or more.
+        kept: which are not pruned now, bool (n,).
+        survivors: how many of them stay, the largest; the others give way to pruned ones.
+
+    Returns scores, float (n,): of survivors above 1, of what comes back in (0, 1].
+    """
+    largest = np.argsort(np.where(kept, -sizes, np.inf), kind="stable")
+    largest = largest[: min(survivors, int(np.count_nonzero(kept)))]
+    most = float(np.max(gradients, where=~kept, initial=0.0))
+    # A weight that must go before those without a gradient would go for nothing.
+    found = np.where(kept, 0.0, np.where(gradients > 0, gradients / (most or 1.0), -1.0))
+    found[largest] = 1.0 + sizes[largest]
+    return found
+
+
 def group(
     shape: tuple[int, ...],
     pattern: Pattern,

@@ -1,6 +1,7 @@
 """Pruning: the least important weights held at zero, more of them as a schedule goes on."""
 
 import dataclasses
+import math
 import numbers
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from tfcompress.techniques import masks
 from tfcompress.techniques.masks import Groups, Pattern
 from tfcompress.techniques.technique import Technique
 
-SCORES = ("magnitude", "l1", "l2", "max", "random", "taylor", "movement")
+SCORES = ("magnitude", "l1", "l2", "max", "random", "taylor", "movement", "rigl")
+
+# The most that "rigl" lets change places at once, as its authors do.
+_REGROWN = 0.3
 
 # Weight of what was known before in the moving average of Taylor scores.
 _TAYLOR_MOMENTUM = 0.9
@@ -45,7 +49,9 @@ class Prune(Technique):
             |w|; "l2" is w**2; "max" is |w|, of a group the largest; "random"; "taylor" is
             |w * gradient|, averaged over steps (Molchanov et al. 2017, arXiv:1611.06440);
             "movement" learns scores that grow where weights move away from zero (Sanh et al. 2020,
-            arXiv:2005.07683); or a function f(weight as ndarray) -> ndarray of the same shape. None
+            arXiv:2005.07683); "rigl" is |w|, where up to 30% of what is kept gives way to pruned
+            weights of the largest |gradient|, fewer as the schedule goes on (Evci et al. 2020,
+            arXiv:1911.11134); or a function f(weight as ndarray) -> ndarray of the same shape. None
             is "taylor" where the model trains in a way that gives it, else "magnitude".
         scope: "layer" gives each layer the sparsity; "global" ranks the weights of all layers that
             have this technique together, so that some become sparser than others. None is
@@ -117,6 +123,11 @@ class Prune(Technique):
                 f"pattern {self.pattern!r} gives every group of weights the same sparsity; "
                 f"received scope={self.scope!r} and threshold={self.threshold!r}. Leave them out."
             )
+        if self.score == "rigl" and (pattern.kind == "n:m" or self.threshold is not None):
+            raise ValueError(
+                "score 'rigl' exchanges as many weights as it takes from all of a layer; received "
+                f"pattern={self.pattern!r} and threshold={self.threshold!r}. Take score='taylor'."
+            )
         if self.threshold is not None and self.scope == "global":
             raise ValueError(
                 "a threshold is the same for all layers already; received scope='global' with it. "
@@ -143,7 +154,7 @@ class Prune(Technique):
 
     @property
     def overwritten_states(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("scores",) if self.score == "taylor" else ()
+        return ("scores",) if self.score in ("taylor", "rigl") else ()
 
     def scored(self, taylor: bool) -> "Prune":
         """This technique with a score: that of Taylor by default where it can be had."""
@@ -153,7 +164,7 @@ class Prune(Technique):
     @property
     def learns_scores(self) -> bool:
         """Whether the scores come from gradients."""
-        return self.score in ("taylor", "movement")
+        return self.score in ("taylor", "movement", "rigl")
 
     def next_step(self, step: int) -> int | None:
         return self.schedule.next_update(step)
@@ -196,6 +207,8 @@ class Prune(Technique):
         return {**state, "scores": ops.zeros(weight.shape)} if self.learns_scores else state
 
     def update(self, weight, state, step: int) -> dict[str, Any]:
+        if self.score == "rigl":  # which needs the mask before
+            return self.update_together([self], [weight], [state], step)[0]
         return {**state, "mask": as_mask(self.mask(*_arrays(weight, state), step))}
 
     def mask(self, weight: np.ndarray, scores: np.ndarray | None, step: int) -> np.ndarray:
@@ -231,7 +244,7 @@ class Prune(Technique):
 
     def scores(self, weight: np.ndarray, learned: np.ndarray | None) -> np.ndarray:
         """The importance of each weight, an array of the shape of `weight`."""
-        if learned is not None:
+        if learned is not None and self.score != "rigl":
             # Nothing is learned before the first step; then sizes tell more than positions.
             return learned if learned.any() else np.abs(weight)
         if callable(self.score):
@@ -253,7 +266,8 @@ class Prune(Technique):
     @staticmethod
     def update_together(techniques, weights, states, step: int) -> list[dict[str, Any]]:
         arrays = [_arrays(*pair) for pair in zip(weights, states, strict=True)]
-        found = global_masks(techniques, arrays, step)
+        kept = [ops.convert_to_numpy(state["mask"]) > 0 for state in states]
+        found = global_masks(techniques, arrays, step, kept)
         pairs = zip(states, found, strict=True)
         return [{**state, "mask": as_mask(mask)} for state, mask in pairs]
 
@@ -263,8 +277,8 @@ class Prune(Technique):
             scores = ops.cast(state["scores"], weight.dtype)
             # Adds exactly 0, and gives scores the gradient of the effective weight times weight.
             return weight * (mask + (scores - ops.stop_gradient(scores)))
-        if self.score == "taylor":
-            return _watched(weight, mask, state["scores"])
+        if self.overwritten_states:
+            return _watched(weight, mask, state["scores"], by_weight=self.score == "taylor")
         return weight * mask
 
 
@@ -273,14 +287,14 @@ def taylor_scores(scores, product):
     return _TAYLOR_MOMENTUM * scores + (1 - _TAYLOR_MOMENTUM) * ops.abs(product)
 
 
-def _watched(weight, mask, scores):
+def _watched(weight, mask, scores, by_weight: bool):
     """weight * mask, where the "gradient" of the scores is their next value."""
 
     @ops.custom_gradient
     def multiply(weight, scores):
         def gradient(*upstreams, upstream=None):
             upstream = upstreams[0] if upstreams else upstream
-            product = ops.cast(upstream * weight, scores.dtype)
+            product = ops.cast(upstream * weight if by_weight else upstream, scores.dtype)
             return upstream * mask, taylor_scores(scores, product)
 
         return weight * mask, gradient
@@ -289,9 +303,16 @@ def _watched(weight, mask, scores):
 
 
 def global_masks(
-    techniques, arrays: list[tuple[np.ndarray, np.ndarray | None]], step: int
+    techniques,
+    arrays: list[tuple[np.ndarray, np.ndarray | None]],
+    step: int,
+    kept: list[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
-    """The masks of several weights of which the least important of all are pruned."""
+    """The masks of several weights of which the least important of all are pruned.
+
+    Args:
+        kept: the masks before, bool, which "rigl" goes by.
+    """
     every = [t.groups(weight.shape) for t, (weight, _) in zip(techniques, arrays, strict=True)]
     importance = [
         groups.reduce(technique.scores(weight, learned), technique.score == "max")
@@ -299,8 +320,30 @@ def global_masks(
     ]
     size = sum(weight.size for weight, _ in arrays)
     sparsity = techniques[0].schedule.at(step)
-    density = techniques[0].floor * (1 - sparsity)
-    return masks.pool(every, importance, masks.pruned_count(size, sparsity), density)
+    count = masks.pruned_count(size, sparsity)
+    if techniques[0].score == "rigl" and kept is not None:
+        changing = _regrowth(techniques[0].schedule, step)
+        share = (1 - changing) * (1 - count / max(size, 1))
+        importance = _regrown(every, importance, arrays, kept, share)
+    return masks.pool(every, importance, count, techniques[0].floor * (1 - sparsity))
+
+
+def _regrown(every: list[Groups], importance, arrays, kept, survivors: float) -> list[np.ndarray]:
+    """Importance by which that share of all groups survives, and pruned ones come back."""
+    gradients = [g.reduce(learned) for g, (_, learned) in zip(every, arrays, strict=True)]
+    before = [g.reduce(mask) > 0 for g, mask in zip(every, kept, strict=True)]
+    sizes = np.concatenate(importance)
+    stay = round(survivors * len(sizes))
+    found = masks.regrown(sizes, np.concatenate(gradients), np.concatenate(before), stay)
+    return np.split(found, np.cumsum([groups.count for groups in every])[:-1])
+
+
+def _regrowth(schedule: Schedule, step: int) -> float:
+    """The share of the kept weights that change places: 30%, falling along half a cosine to 0."""
+    if schedule.end is None:
+        return _REGROWN
+    done = (step - schedule.begin) / max(1, schedule.end - schedule.begin)
+    return _REGROWN * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 def as_mask(keep: np.ndarray):
