@@ -171,3 +171,18 @@ def test_a_file_keeps_zeros_and_values(name, tmp_path):
     assert result.passed, result.rule
     limit = 2.01 if name == "int4" else 1.01
     assert max(output.keras.max_lsb for output in result.outputs) <= limit
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_what_zeros_are_worth_is_told(precision, tmp_path):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
+    given = {"precision": precision} | ({"calibration": x} if precision == "int8" else {})
+    for rows, told in ((3, False), (4, True)):
+        kernel = np.ones((8, 8))
+        kernel[:rows] = 0.0
+        model.layers[0].set_weights([kernel, np.zeros(8)])
+        notes = tfc.convert(model, tmp_path / "model.tflite", **given).notes
+        found = [note for note in notes if note.startswith("50% of the weights are zeros")]
+        assert bool(found) == told
+        assert all(("Vela" in note) == (precision == "int8") for note in found)

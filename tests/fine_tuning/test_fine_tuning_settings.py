@@ -141,6 +141,27 @@ def test_a_constant_learning_rate_falls_to_0_and_a_schedule_is_kept():
     assert float(optimizer.learning_rate) == 0.125
 
 
+def test_a_schedule_that_ends_begins_anew():
+    plan = keras.optimizers.schedules
+
+    def rates(schedule, steps, at):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Adam(schedule), "mse")
+        optimizer = Settings(model.get_compile_config()).arguments(steps)["optimizer"]
+        return [float(optimizer._learning_rate(step)) for step in at]
+
+    found = rates(plan.CosineDecay(0.5, 1000), 10, (0, 5, 10))
+    np.testing.assert_allclose(found, [0.5, 0.25, 0.0], atol=1e-7)
+    warm = plan.CosineDecay(0.0, 80, warmup_target=0.5, warmup_steps=20)
+    np.testing.assert_allclose(
+        rates(warm, 10, (0, 1, 2, 6, 10)), [0, 0.25, 0.5, 0.25, 0], atol=1e-7
+    )
+    line = plan.PolynomialDecay(0.5, 1000, 0.1)
+    np.testing.assert_allclose(rates(line, 10, (0, 5, 10)), [0.5, 0.3, 0.1], rtol=1e-6)
+    cycle = plan.PolynomialDecay(0.5, 1000, 0.1, cycle=True)
+    np.testing.assert_allclose(rates(cycle, 10, (0, 500)), [0.5, 0.3], rtol=1e-6)
+
+
 def test_every_epoch_has_all_samples_in_an_order_of_its_own():
     images, labels = make_data(10)
     images[:, 0, 0, 0] = np.arange(10)

@@ -1,5 +1,5 @@
-"""What layers trained in few bits are stored in and cost on each runtime, and what zeros and few
-values are worth on an Ethos-U: the tables of docs/few_bits.md.
+"""What layers trained in few bits are stored in and cost on each runtime, what zeros are worth
+there, and zeros and few values on an Ethos-U: the tables of docs/few_bits.md.
 """
 
 import json
@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], Callable[[], Any]]] = {
     "Conv2DTranspose 2x2": ((16, 16, 64), lambda: layers.Conv2DTranspose(64, 2, strides=2)),
 }
 RUNS = "layer,bits,LiteRT,equal,time,TFLite Micro,equal,arena,Ethos-U,flash KiB"
+ZEROS = "zeros,bytes,zipped,in codes,flash KiB,int8 time,float bytes,float time"
 COSTS = "weights,quality,bytes,zipped,flash KiB,cycles,SRAM KiB"
 
 
@@ -38,7 +39,7 @@ def few_bits(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", default=["keywords", "anomaly"])
     parser.add_argument("--write", action="store_true", help="write docs/few_bits.md anew")
     options = parser.parse_args(arguments)
-    tables = {"runs": (RUNS, list(_layer_rows()))}
+    tables = {"runs": (RUNS, list(_layer_rows())), "zeros": (ZEROS, list(_zero_rows()))}
     for task in options.tasks:
         tables[task] = (COSTS, list(_value_rows(task, options.steps)))
     if options.json:
@@ -116,6 +117,63 @@ def _stored(path: Path) -> str:
     """How a file stores its largest weight."""
     found = [t for t in tfc.inspect(path).tensors if t.is_constant and len(t.shape) > 1]
     return max(found, key=lambda t: np.prod(t.shape)).dtype
+
+
+def _zero_rows() -> Iterator[list[Any]]:
+    """What zeros in pointwise kernels are worth: the net is of the form of Fast Sparse ConvNets."""
+    shares = (0.0, 0.5, 0.7, 0.8, 0.9)
+    data = np.random.default_rng(0).normal(size=(32, 65, 65, 3)).astype("float32")
+    int8: dict[str, Any] = {"precision": "int8", "calibration": data}
+    with tempfile.TemporaryDirectory() as name:
+        folder, rows = Path(name), []
+        for share in shares:
+            model, at = _pointwise_net(share), f"{share:.0%}"
+            path, coded = folder / f"int8 {at}.tflite", folder / f"coded {at}.tflite"
+            found = tfc.convert(model, path, io_dtype="int8", **int8)
+            micro: dict[str, Any] = {"target": "microcontroller", "compressed_weights": share > 0.5}
+            tfc.convert(model, coded, **int8, **micro)  # half of them are no smaller in codes
+            tfc.convert(model, folder / f"vela {at}.tflite", target="ethos_u55", **int8)
+            vela = tfc.accept(folder / f"vela {at}.tflite", "vela").results[0].figures
+            _sparse_float(model, folder, folder / f"float {at}.tflite")
+            size = coded.stat().st_size
+            rows.append([at, found.file_bytes, found.zipped_bytes, size, vela["flash KiB"]])
+        for kind in ("int8", "float"):
+            files = [folder / f"{kind} {row[0]}.tflite" for row in rows]
+            timed = tfc.benchmark(files, rounds=25).files
+            for row, entry in zip(rows, timed, strict=True):
+                more = [] if kind == "int8" else [entry.file_bytes]
+                # The shortest, as other work on a machine makes medians of what it likes.
+                row += [*more, f"{entry.min_ms / timed[0].min_ms:.2f}x"]
+        yield from rows
+
+
+def _pointwise_net(share: float) -> keras.Model:
+    """A net whose pointwise kernels have a share of zeros, as XNNPACK's sparse kernels ask for."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((65, 65, 3), batch_size=1)
+    x = layers.Conv2D(32, 3, strides=2, padding="same", activation="relu6")(x)
+    for _ in range(3):
+        x = layers.Conv2D(192, 1, activation="relu6")(x)
+        x = layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
+        x = layers.Conv2D(64, 1)(x)
+    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    for layer in model.layers:
+        if getattr(layer, "kernel_size", None) == (1, 1):
+            kernel = np.array(layer.kernel)
+            least = np.quantile(np.abs(kernel), share) if share else 0.0
+            layer.kernel.assign(np.where(np.abs(kernel) < least, 0.0, kernel))
+    return model
+
+
+def _sparse_float(model: keras.Model, folder: Path, path: Path) -> None:
+    """Writes a float file that stores where kernels are not zero, by TensorFlow's converter."""
+    import tensorflow as tf
+
+    model.export(str(folder / "saved"), verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "saved"))
+    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    path.write_bytes(converter.convert())
 
 
 def _techniques(steps: int) -> dict[str, list[Any]]:

@@ -176,8 +176,8 @@ class Training:
         float | None,
         Option(
             callback=above_zero("1e-3 to 1e-5"),
-            help="Instead of the optimizer's; it falls to 0 along a cosine, unless the saved "
-            "optimizer has a schedule of its own.",
+            help="Instead of the optimizer's; it falls to 0 along a cosine. A saved CosineDecay or "
+            "PolynomialDecay begins anew, as long as this training; other schedules stay.",
         ),
     ] = None
     constant_rate: Annotated[

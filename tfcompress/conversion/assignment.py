@@ -249,6 +249,21 @@ def _storage_notes(told: dict[str, int], most: int) -> Iterator[str]:
         yield f"{FEW_VALUES}, which make the file smaller zipped alone: {named}{more}"
 
 
+# The share of zeros that were surely meant.
+_MEANT = 0.4
+
+
+def zeros_notes(sparsity: float | None, integers: bool) -> Iterator[str]:
+    """What zeros are worth in a file; measured in docs/few_bits.md."""
+    if sparsity is not None and sparsity >= _MEANT:
+        where = "zipped, in what Vela writes and in TFLite Micro's codes (compressed_weights=True)"
+        yield (
+            f"{sparsity:.0%} of the weights are zeros, which save bytes "
+            f"{where if integers else 'zipped'}, and no time: kernels multiply by them. A model "
+            "with fewer channels (prune_channels) is faster"
+        )
+
+
 def _notes(layers: dict[str, str], asked: dict[str, str], names: LayerNames) -> Iterator[str]:
     """What is to be told of layers that did not get what was asked for, and of those in blocks."""
     for precision in KERNELS:

@@ -446,6 +446,7 @@ class Job:
         if self.is_trained:
             self.layers, told = assignment.stored(file, self.model)
             self.notes += told
+        self.notes += assignment.zeros_notes(found.sparsity, asked)
         return Report(
             path=str(path),
             precision=self.precision if self.settings.layers is None else "mixed",

@@ -250,8 +250,9 @@ def fine_tune(
         **options: batch_size=32;
             loss, optimizer: names of Keras losses and optimizers, instead of the saved ones;
             from_logits: the model gives logits, for a crossentropy that `loss` names;
-            learning_rate: instead of the optimizer's; it falls to 0 along a cosine unless the
-            saved optimizer has a schedule of its own, or constant_rate is true;
+            learning_rate: instead of the optimizer's; it falls to 0 along a cosine, unless
+            constant_rate is true. A saved CosineDecay or PolynomialDecay begins anew, as long as
+            this training; other schedules stay;
             validation_data: a .npz file to judge with, also of x_val and y_val or x_test and
             y_test; or validation_split: a fraction of `data`, drawn at random;
             seed=0: of the order of samples and all that is random;
