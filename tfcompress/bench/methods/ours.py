@@ -165,7 +165,7 @@ def channels_int8(macs: float, distilled: bool = False) -> Make:
     def make(run: Run) -> None:
         from tfcompress.surgery.pruning.prune_channels import prune_channels
 
-        _quantize_aware(run, prune_channels(run.model, macs=macs), distilled)
+        _quantize_aware(run, prune_channels(run.model, macs=macs, data=_inputs(run)), distilled)
 
     return make
 
@@ -224,9 +224,13 @@ def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
     run.fit(_taught(run, small, **_TAUGHT_FAR))
     # Moving averages of so few steps still tell of the float weights. The first inputs alone may be
     # of one kind.
+    run.convert_coded(finalize(reestimate_batch_norm(small, _inputs(run), samples=None)))
+
+
+def _inputs(run: Run) -> np.ndarray:
+    """Training inputs from all over the data."""
     x = run.data.x_train[:: max(1, len(run.data.x_train) // _SAMPLES)]
-    x = x.astype("float32") * np.float32(run.data.scale)
-    run.convert_coded(finalize(reestimate_batch_norm(small, x, samples=None)))
+    return x.astype("float32") * np.float32(run.data.scale)
 
 
 def _taught(run: Run, student: Any, **settings: Any) -> Any:
