@@ -214,6 +214,13 @@ class Amounts:
     sparsity: Annotated[float | None, Option(help="Or the fraction of the channels to remove.")] = (
         None
     )
+    latency: Annotated[
+        float | None,
+        Option(
+            help="Share of the latency that may remain, alone or beside these: of int8 files, "
+            "measured here; needs --data."
+        ),
+    ] = None
     rank: Annotated[int | None, Option(help="Of the factors of every layer, or blocks.")] = None
     energy: Annotated[
         float | None,
@@ -323,14 +330,16 @@ def shrink(
 
 # Methods of surgery -> the options that say how much and how, beside --method.
 _OPTIONS = {
-    "channels": tuple("macs params sparsity score scope round_to max_sparsity keep".split()),
+    "channels": tuple(
+        "macs params sparsity latency score scope round_to max_sparsity keep".split()
+    ),
     "separable": ("layers", "depth_multiplier"),
 }
 
 _OPTIONS_OF_FACTORS = ("macs", "params", "rank", "energy", "layers")
 
 # Options that say how much, of which a method that has some needs one.
-_AMOUNTS = ("macs", "params", "sparsity", "rank", "energy")
+_AMOUNTS = ("macs", "params", "sparsity", "latency", "rank", "energy")
 
 # Scores and scopes of channels that look at data.
 _LOOKING = (*LOOKING, "sensitivity")
@@ -370,6 +379,8 @@ def check_training(
         raise ValueError(
             f"the {looking[0]} '{given[looking[0]]}' needs data; received none. Pass --data."
         )
+    if given.get("latency") is not None and data is None:
+        raise ValueError("--latency is measured of int8 files, which need data. Pass --data.")
     if epochs and data is None:
         raise ValueError(f"--epochs {epochs} needs data to train on; received none. Pass --data.")
     if data is not None and not epochs and method not in ("channels", "svd"):

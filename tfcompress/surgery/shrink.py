@@ -64,11 +64,17 @@ def _rank(name: str, value: Any) -> None:
                 _whole(name, each)
 
 
+def _multiple(name: str, value: Any) -> None:
+    if value != "latency":
+        _whole(name, value)
+
+
 # Types of arguments, each with the function that checks a name and a value; None is left out.
 Share = Annotated[float | None, require_share]
 Part = Annotated[float | None, functools.partial(require_share, or_one=True)]
 Shares = Annotated[Mapping[str, float] | None, _shares]
 Count = Annotated[int | None, _whole]
+Multiple = Annotated[int | Literal["latency"] | None, _multiple]
 Seed = Annotated[int | None, functools.partial(_whole, least=0)]
 Flag = Annotated[bool | None, _flag]
 Names = Annotated[str | Sequence[str] | None, _names]
@@ -90,6 +96,8 @@ class Step:
     # Arguments of which it takes at most one, or exactly one.
     amounts: ClassVar[tuple[str, ...]] = ()
     needs_amount: ClassVar[bool] = False
+    # Those that say how much without any of these, too.
+    instead: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         hints = get_type_hints(type(self), include_extras=True)
@@ -99,7 +107,8 @@ class Step:
             (test,) = hints[name].__metadata__
             test(name, value)
         found = [name for name in given if name in self.amounts]
-        if len(found) > 1 or (self.needs_amount and not found):
+        missing = not found and not set(self.instead) & given.keys()
+        if len(found) > 1 or (self.needs_amount and missing):
             few = "exactly" if self.needs_amount else "at most"
             raise ValueError(
                 f"{few} one of {', '.join(self.amounts)} must be given for "
@@ -116,9 +125,10 @@ class Channels(Step):
     params: Share = None
     sparsity: Share = None
     per_layer: Shares = None
+    latency: Share = None
     score: Score = None
     scope: Scope = None
-    round_to: Count = None
+    round_to: Multiple = None
     max_sparsity: Part = None
     keep: Names = None
     refit: Flag = None
@@ -129,6 +139,7 @@ class Channels(Step):
 
     function = "prune_channels"
     amounts, needs_amount = ("macs", "params", "sparsity", "per_layer"), True
+    instead = ("latency",)
 
 
 @dataclasses.dataclass(frozen=True)

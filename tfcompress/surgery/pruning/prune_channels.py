@@ -17,6 +17,7 @@ from tfcompress.surgery.base import Change, SurgeryReport, opened, with_report
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure
 from tfcompress.surgery.pruning.judging import objective
 from tfcompress.surgery.pruning.limits import Target
+from tfcompress.surgery.pruning.measuring import check_measured, measured_choice
 from tfcompress.surgery.pruning.ranking import SCOPES, choose, competing, equal_scores
 from tfcompress.surgery.pruning.refitting import inputs_of, refit_readers, with_statistics
 from tfcompress.surgery.pruning.resizing import resized
@@ -33,9 +34,10 @@ def prune_channels(
     params: float | None = None,
     sparsity: float | None = None,
     per_layer: Mapping[str, float] | None = None,
+    latency: float | None = None,
     score: Score | None = None,
     scope: str = "global",
-    round_to: int = 8,
+    round_to: int | str = 8,
     max_sparsity: float | Mapping[str, float] = 0.9,
     keep: Iterable[str] = (),
     data: Any = None,
@@ -63,6 +65,9 @@ def prune_channels(
         macs, params: the share of the model's that may remain, such as 0.5.
         sparsity: the fraction of channels to remove.
         per_layer: {name of a layer: fraction of its channels to remove}.
+        latency: the share of the model's, as an int8 file measured on this machine, that may
+            remain: alone, or beside one of the above, which is lowered until both hold. It needs
+            `data`.
         score: how important channels are: "l1", "l2", "max", "bn_gamma", "fpgm", "random"; with
             `data` "reconstruction", "taylor", "fisher" and "apoz"; or a function f(group) -> array
             of shape (channels,), given a `ChannelGroup`. See `tfcompress.surgery.pruning.scores`.
@@ -71,7 +76,8 @@ def prune_channels(
             "sensitivity": each layer loses what costs least, by trying it on `data`.
         round_to: the number of channels that stay in a layer is a multiple of it, or all. Where
             that cannot reach the target, as in narrow models, of its half, a quarter and so on,
-            with a warning.
+            with a warning. "latency" tries 4, 8, 16 and 32 and takes what is measured to be
+            fastest; it needs `data`.
         max_sparsity: no layer loses more than this fraction; `per_layer` goes before it. Or
             {name of a group: fraction}, where other groups stay whole.
         keep: names of layers, or patterns such as "stem*", whose channels stay.
@@ -100,8 +106,10 @@ def prune_channels(
         conv1  64 -> 40 channels
         ...
     """
-    target = Target(macs, params, sparsity, per_layer)
-    check_settings(scope, round_to, max_sparsity)
+    alone = latency is not None and macs is params is sparsity is per_layer is None
+    target = Target(latency if alone else macs, params, sparsity, per_layer)
+    check_measured(latency, round_to, target, data)
+    check_settings(scope, 8 if round_to == "latency" else round_to, max_sparsity)
     if score is None:
         score = "l2" if data is None else "reconstruction"
     check_score(score, data)
@@ -115,16 +123,19 @@ def prune_channels(
         loss = objective(model, loss)
     settings = {"data": data, "loss": loss, "batch_size": batch_size, "samples": samples}
     scores = score_groups(structure, score, seed=seed, **settings)
-    limits: dict[str, Any] = {"round_to": round_to, "max_sparsity": max_sparsity}
-    if scope == "sensitivity":
+
+    def chosen(target: Target, round_to: int) -> Choice:
+        limits: dict[str, Any] = {"round_to": round_to, "max_sparsity": max_sparsity}
+        if scope != "sensitivity":
+            return choose(structure, scores, target, scope=scope, **limits)
         limits |= {"gain": gain, "refit": refit}
-        choice = sensitivity_choice(structure, scores, target, **limits, **settings)
-    else:
-        choice = choose(structure, scores, target, scope=scope, **limits)
+        return sensitivity_choice(structure, scores, target, **limits, **settings)
+
+    given = [] if again is None else inputs_of(structure, again, batch_size, samples)
+    choice = measured_choice(structure, chosen, target, round_to, latency, given)
     report = report_of("prune_channels", structure, choice)
     if again is None or not refit:
         return with_report(resized(structure, choice), report)
-    given = inputs_of(structure, again, batch_size, samples)
     refit_readers(structure, choice, given)
     return with_report(with_statistics(resized(structure, choice), given), report)
 
@@ -268,6 +279,11 @@ def prune_channels_iteratively(
     if not callable(fit):
         raise TypeError(
             f"fit must be a function that trains a model, called as fit(model); received {fit!r}."
+        )
+    if settings.get("latency") is not None or settings.get("round_to") == "latency":
+        raise ValueError(
+            "prune_channels_iteratively does not measure latency; received latency, or "
+            "round_to='latency'. Find the share of the MACs with prune_channels, and pass macs=."
         )
     asks = [_on_the_way(target, curve, k, steps) for k in range(1, steps + 1)]
     first = structure = _structure(model, settings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,16 +12,15 @@ import numpy as np
 from keras import ops
 
 from tfcompress.errors import check, expected_one_of
-from tfcompress.files import temporary
 from tfcompress.post_training.hessians import kernel_of
 from tfcompress.surgery.hull import lower_hull
 from tfcompress.surgery.pruning.groups import ChannelGroup, Choice, Structure, deciding
 from tfcompress.surgery.pruning.judging import Batch, Objective, batches, judge, labelled, mean_loss
 from tfcompress.surgery.pruning.judging import objective as objective_of
 from tfcompress.surgery.pruning.limits import Limits, Reach, Sizes, Target
+from tfcompress.surgery.pruning.measuring import latencies
 from tfcompress.surgery.pruning.ranking import Scores, competing, kept_channels
 from tfcompress.surgery.pruning.refitting import Reader, inputs_of, readers_of, solved
-from tfcompress.surgery.pruning.resizing import resized
 
 GAINS = ("macs", "latency")
 
@@ -203,23 +201,10 @@ def _latency_saved(
     tell: Callable[[], None],
 ) -> dict[Trial, float]:
     """The share of the latency of the whole model that goes once a group alone has a size."""
-    from tfcompress.conversion.convert import convert
-    from tfcompress.tflite.benchmark import benchmark
-
-    found = {}
-    with temporary.folder() as folder:
-        whole = os.path.join(folder, "whole.tflite")
-        convert(structure.model, whole, precision="int8", calibration=calibration)
-        for name, each in sizes.items():
-            paths = [os.path.join(folder, f"{size}.tflite") for size in each]
-            for size, path in zip(each, paths, strict=True):
-                small = resized(structure, kept_channels(scores, {name: size}))
-                convert(small, path, precision="int8", calibration=calibration)
-                tell()
-            files = benchmark([whole, *paths], runs=20, rounds=5).files[1:]
-            pairs = zip(each, files, strict=True)
-            found.update({(name, size): 1 - file.ratio for size, file in pairs})
-    return found
+    pairs = [(name, size) for name, each in sizes.items() for size in each]
+    choices = [kept_channels(scores, {name: size}) for name, size in pairs]
+    left = latencies(structure, choices, calibration, tell)
+    return {pair: 1 - share for pair, share in zip(pairs, left, strict=True)}
 
 
 def _pieces(name: str, points: list[tuple[float, float, int]], deepest: int) -> Iterator[Piece]:
