@@ -216,7 +216,7 @@ def test_methods_are_steps():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "--method channels needs one of --macs, --params, --sparsity; received none"),
+        ("", "--method channels needs one of --macs, --params, --sparsity, --latency;"),
         ("--macs 0.5 --params 0.5", "exactly one of .* received macs, params"),
         ("--macs 50", r"macs must be a number in \(0, 1\); received 50.0. Did you mean 0.5\?"),
         (

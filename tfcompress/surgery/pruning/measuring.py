@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -85,8 +86,10 @@ def measured_choice(
         round_to = fastest_rounding(structure, functools.partial(choose, target), calibration)
     if latency is None:
         return choose(target, round_to)
-    asked = functools.partial(choose, round_to=round_to)
-    return within_latency(structure, target, latency, asked, calibration)
+    step = round_to
+    return within_latency(
+        structure, target, latency, lambda asked: choose(asked, step), calibration
+    )
 
 
 def fastest_rounding(
@@ -127,9 +130,13 @@ def within_latency(
         found += latencies(structure, [choice], calibration)
         if found[-1] <= latency:
             return choice
-        factor = min(0.95, max(0.5, latency / found[-1]))
-        asked = asked.changed(lambda left, factor=factor: left * factor)
+        asked = asked.changed(functools.partial(operator.mul, _fall(latency / found[-1])))
     raise _out_of_reach(latency, min(found))
+
+
+def _fall(wanted: float) -> float:
+    """By what the target is multiplied next, for a latency of so many times the one found."""
+    return min(0.95, max(0.5, wanted))
 
 
 def _out_of_reach(latency: float, best: float) -> ValueError:

@@ -142,7 +142,7 @@ def prune_channels(
 
 def check_settings(
     scope: str,
-    round_to: int,
+    round_to: int | str,
     max_sparsity: float | Mapping[str, float],
     scopes: Sequence[str] = (*SCOPES, "sensitivity"),
 ) -> None:
