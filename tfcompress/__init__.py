@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tfcompress.search.choice import PrecisionChoice
     from tfcompress.search.choose_precision import choose_precision
     from tfcompress.search.sensitivity import sensitivity
+    from tfcompress.surgery.branches import add_branches, fold_branches
     from tfcompress.surgery.factors.factorize import factorize
     from tfcompress.surgery.folding import fold_batch_norm
     from tfcompress.surgery.profile import profile
@@ -80,6 +81,7 @@ _HOMES = {
     "tfcompress.search.choice": ["PrecisionChoice"],
     "tfcompress.search.choose_precision": ["choose_precision"],
     "tfcompress.search.sensitivity": ["sensitivity"],
+    "tfcompress.surgery.branches": ["add_branches", "fold_branches"],
     "tfcompress.surgery.factors.factorize": ["factorize"],
     "tfcompress.surgery.folding": ["fold_batch_norm"],
     "tfcompress.surgery.profile": ["profile"],
@@ -136,6 +138,7 @@ __all__ = [
     "UpdateCompression",
     "accept",
     "accept_all",
+    "add_branches",
     "android_project",
     "benchmark",
     "c_array",
@@ -149,6 +152,7 @@ __all__ = [
     "finalize",
     "flatten",
     "fold_batch_norm",
+    "fold_branches",
     "init_from_teacher",
     "inspect",
     "list_targets",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ from keras import layers
 
 from tfcompress.graph.copying import copy_operation, copy_trainable
 from tfcompress.graph.layers import FixedTraining
-from tfcompress.graph.nodes import Graph, Node, call_node, exchanged, has_own_call
+from tfcompress.graph.nodes import Graph, Node, call_node, exchanged, has_own_call, tensors_in
 from tfcompress.kinds import (
     DEPTHWISE,
     LINEAR,
@@ -63,7 +63,7 @@ def fold(flat: keras.Model) -> Folding:
             into[node.name] = target.name
         else:
             kept.setdefault(node.name, target)
-    new = with_values(graph, folder.values, folder.gone)
+    new = with_values(graph, folder.values, dict.fromkeys(folder.gone, 0))
     return Folding(new, into, kept, folder.statistics)
 
 
@@ -168,16 +168,16 @@ class _Folder:
 
 
 def with_values(
-    graph: Graph, values: Mapping[int, Values], gone: Container[int] = ()
+    graph: Graph, values: Mapping[int, Values], gone: Mapping[int, int] | None = None
 ) -> keras.Model:
     """A new model of the graph of a copy that is used up, with new weights of its layers.
 
     Args:
         values: identity of a layer -> its new weights, which are broadcast. A linear layer without
             bias that has one here gets it.
-        gone: identities of nodes that give what they are given.
+        gone: identity of a node -> the place of that of the tensors it is given which it gives.
     """
-    twins = {}
+    twins, gone = {}, gone or {}
     for layer in {id(node.operation): node.operation for node in graph.nodes}.values():
         if id(layer) in values:
             lacks = "bias" in values[id(layer)] and not layer.use_bias
@@ -185,7 +185,7 @@ def with_values(
 
     def call(node: Node, *args, **kwargs):
         if id(node) in gone:
-            return args[0]
+            return tensors_in((args, kwargs))[gone[id(node)]]
         if id(node.operation) in twins:
             return twins[id(node.operation)](*args, **kwargs)
         return call_node(node, *args, **kwargs)

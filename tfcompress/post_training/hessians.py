@@ -94,7 +94,7 @@ def _windows(layer, x: np.ndarray) -> np.ndarray:
         if is_of(layer, TRANSPOSED):
             x, strides[axis - 1] = _spread(x, axis, size, strides[axis - 1], layer.padding), 1
         else:
-            x = _pad(x, axis, _padding(x.shape[axis], size, strides[axis - 1], layer.padding))
+            x = _pad(x, axis, zeros_around(x.shape[axis], size, strides[axis - 1], layer.padding))
     view = np.lib.stride_tricks.sliding_window_view(x, sizes, tuple(range(1, 1 + len(sizes))))
     whole = [slice(None)]
     steps = [slice(None, None, step) for step in strides]
@@ -102,7 +102,7 @@ def _windows(layer, x: np.ndarray) -> np.ndarray:
     return view[tuple(whole + steps + whole + inner)]
 
 
-def _padding(length: int, size: int, stride: int, padding: str) -> tuple[int, int]:
+def zeros_around(length: int, size: int, stride: int, padding: str) -> tuple[int, int]:
     """The zeros before and after an axis of a convolution's input."""
     if padding == "causal":
         return size - 1, 0
