@@ -38,8 +38,15 @@ def trained(model):
     return model
 
 
-@pytest.mark.parametrize("normalized", [True, False])
-@pytest.mark.parametrize("case", LAYERS)
+QUICK = ("even", "strides, long", "depthwise")
+CASES = [
+    pytest.param(name, on, marks=[] if on and name in QUICK else [pytest.mark.slow])
+    for name in LAYERS
+    for on in (True, False)
+]
+
+
+@pytest.mark.parametrize(("case", "normalized"), CASES)
 def test_branches_are_folded_into_the_very_sum(case, normalized):
     build, shape, branches = LAYERS[case]
     x = keras.Input(shape)

@@ -1,5 +1,8 @@
 """factorize with data: nothing of that rank changes the outputs less."""
 
+import re
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -51,10 +54,12 @@ def test_the_outputs_change_the_least_that_a_rank_allows(case, rank):
         z = new.predict(x, verbose=0).astype("float64").reshape(-1, columns)
         errors[name] = np.sum((y - z) ** 2)
     best = np.sum(np.linalg.svd(y, compute_uv=False)[rank:] ** 2)
-    assert errors["weighted"] == pytest.approx(best, rel=1e-3)
+    # All outputs count the same, up to the noise of the gradients that tell so.
+    assert errors["weighted"] == pytest.approx(best, rel=4e-2)
     assert errors["weighted"] < errors["plain"]
-    kept = f"{1 - best / np.sum(y**2):.1%} of its energy on the data"
-    assert new.surgery_report.changes[0].detail.endswith(kept)
+    found = re.search(r"([\d.]+)% of its energy on the data$", new.surgery_report.changes[0].detail)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(100 * (1 - best / np.sum(y**2)), abs=2)
 
 
 def test_bias_and_activation_do_not_count():
@@ -62,10 +67,62 @@ def test_bias_and_activation_do_not_count():
     model = of_layer(layers.Dense(12, activation="relu", name="x"), 20)
     new = factorize(model, rank=2, data=x, allow_larger=True)
     kernel = model.get_weights()[0].astype("float64")
-    left, right, _ = new.get_weights()
+    left, right, bias = new.get_weights()
     y = x.astype("float64") @ kernel
-    best = np.sum(np.linalg.svd(y, compute_uv=False)[2:] ** 2)
-    assert np.sum((y - x @ left @ right) ** 2) == pytest.approx(best, rel=1e-3)
+    best = np.sum(np.linalg.svd(y - y.mean(0), compute_uv=False)[2:] ** 2)
+    z = x @ left @ right + bias - model.get_weights()[1]  # the bias makes up for what is left out
+    assert np.sum((y - z) ** 2) == pytest.approx(best, rel=3e-2)
+
+
+def test_what_the_outputs_do_not_see_is_left_out():
+    """Of four directions of equal energy, rank 2 keeps those that the next layer reads."""
+    x = keras.Input((4,))
+    y = layers.Dense(4, use_bias=False, name="x")(x)
+    model = keras.Model(x, layers.Dense(2, use_bias=False, name="y")(y))
+    model.get_layer("x").kernel.assign(np.diag([1.2, 1.1, 1.0, 0.9]))
+    model.get_layer("y").kernel.assign(np.eye(4)[:, 2:])
+    data = normal(200, 4)
+    new = factorize(model, rank=2, layers="x", data=data, allow_larger=True)
+    left, right = new.get_layer("x_in").kernel, new.get_layer("x").kernel
+    assert np.allclose((left @ right)[:, 2:], np.diag([1.2, 1.1, 1.0, 0.9])[:, 2:], atol=0.02)
+    assert np.allclose(new(data), model(data), atol=0.05)
+    assert factorize(model, rank=2, layers="x", allow_larger=True)(data).shape == (200, 2)
+
+
+def test_a_cut_that_costs_much_is_told_with_what_keeps_more():
+    x = keras.Input((32,))
+    y = layers.Dense(32, use_bias=False, name="x")(x)
+    model = keras.Model(x, layers.Dense(32, use_bias=False, name="y")(y))
+    for layer in model.layers[1:]:
+        layer.kernel.assign(np.linalg.qr(normal(32, 32))[0])  # no direction is more than another
+    with pytest.warns(
+        UserWarning, match=r"prune_channels\(model, params=0.5\) often keeps"
+    ) as found:
+        factorize(model, params=0.5, data=normal(64, 32))
+    share = float(re.search(r"by (\d+)% of their variance", str(found[0].message))[1])
+    assert 80 < share < 100  # three quarters of each are left out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        factorize(model, params=0.5, data=normal(64, 2) @ normal(2, 32))
+
+
+def test_normalization_gets_what_it_is_given_now():
+    x = keras.Input((20,))
+    y = layers.Dense(12, use_bias=False, name="x")(x)
+    norm = layers.BatchNormalization(name="norm")
+    model = keras.Model(x, norm(y))
+    data = correlated(64, (20,)) + 3
+    y = model(data, training=True)
+    products = np.asarray(keras.Model(x, model.get_layer("x").output)(data))
+    norm.moving_mean.assign(products.mean(0) + 1)  # of other data
+    norm.moving_variance.assign(products.var(0) * 4)
+    new = factorize(model, rank=2, layers="x", data=data)
+    now = np.asarray(keras.Model(new.inputs[0], new.get_layer("x").output)(data))
+    found = new.get_layer("norm")
+    assert np.allclose(found.moving_mean, now.mean(0) + 1, atol=1e-3 * np.abs(now).max())
+    assert np.allclose(found.moving_variance, now.var(0) * 4, rtol=1e-3)
+    few = factorize(model, rank=2, layers="x", data=data[:9]).get_layer("norm")
+    assert np.array_equal(few.moving_mean, norm.moving_mean)
 
 
 def test_tokens_count_as_often_as_they_occur():
@@ -99,7 +156,7 @@ def test_all_calls_of_a_shared_layer_count():
     y = [part.reshape(-1, 8).astype("float64") for part in model.predict(x, verbose=0)]
     z = [part.reshape(-1, 8) for part in new.predict(x, verbose=0)]
     best = np.sum(np.linalg.svd(np.concatenate(y), compute_uv=False)[2:] ** 2)
-    assert np.sum((np.concatenate(y) - np.concatenate(z)) ** 2) == pytest.approx(best, rel=1e-3)
+    assert np.sum((np.concatenate(y) - np.concatenate(z)) ** 2) == pytest.approx(best, rel=4e-2)
 
 
 def test_data_comes_in_every_form_and_no_more_of_it_is_read_than_asked():

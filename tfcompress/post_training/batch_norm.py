@@ -21,7 +21,12 @@ from tfcompress.post_training.walk import Call, batched, moments, run, walk
 
 
 def reestimate_batch_norm(
-    model: keras.Model, data: Any, *, batch_size: int = 32, samples: int | None = 1000
+    model: keras.Model,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    samples: int | None = 1000,
+    reference: keras.Model | None = None,
 ) -> keras.Model:
     """A copy of a model whose BatchNormalizations have the statistics of some data.
 
@@ -38,6 +43,9 @@ def reestimate_batch_norm(
         batch_size: samples that are computed at once; the statistics do not depend on it.
         samples: how many samples to use; None for all. Their activations of a layer are held
             together in memory.
+        reference: the model as it was before its weights were changed. Then its statistics change
+            only by what is another on these data, which need not be like the training data, nor
+            many.
 
     Returns:
         A flat Functional `keras.Model`, not compiled. Its `correction_report` names every
@@ -59,6 +67,7 @@ def reestimate_batch_norm(
     flat = flatten(model)
     graph = Graph.of(flat)
     batches = batched(graph, data, batch_size, samples)
+    before = {} if reference is None else _statistics(reference, batches)
     calls = Counter(id(node.operation) for node in graph.nodes)
     changes: dict[str, str] = {}
     kept = {x.name: f"is inside of '{whole}', which is one node" for x, whole in _inside(flat)}
@@ -73,6 +82,8 @@ def reestimate_batch_norm(
             kept[node.name] = f"is called {calls[id(node.operation)]} times"
         else:
             mean, variance, count = moments([args[0] for args, _ in given], layer.axis)
+            if node.name in before:
+                mean, variance = _changed(layer, (mean, variance), before[node.name])
             layer.moving_mean.assign(mean.astype(np.float32))
             layer.moving_variance.assign(variance.astype(np.float32))
             changes[node.name] = f"mean and variance of {count:,} values a channel"
@@ -80,6 +91,33 @@ def reestimate_batch_norm(
 
     walk(graph, batches, visit)
     return reported(flat, "reestimate_batch_norm", changes, kept)
+
+
+Statistics = tuple[np.ndarray, np.ndarray]
+
+
+def _statistics(model: keras.Model, batches: list[list[np.ndarray]]) -> dict[str, Statistics]:
+    """The mean and variance of what each BatchNormalization of a model is given, by its name."""
+    require_model(model)
+    found: dict[str, Statistics] = {}
+
+    def visit(node: Node, given: list[Call]) -> list[Any]:
+        layer = _batch_norm_of(node.operation)
+        if layer is not None:
+            mean, variance, _ = moments([args[0] for args, _ in given], layer.axis)
+            found[node.name] = mean, variance
+        return run(node, given)
+
+    walk(Graph.of(flatten(model)), batches, visit)
+    return found
+
+
+def _changed(layer, now: Statistics, before: Statistics) -> Statistics:
+    """Statistics that training left, changed by what data tell of now and of before."""
+    kept = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
+    least = np.finfo(np.float32).tiny
+    factor = np.where(before[1] > least, now[1] / np.maximum(before[1], least), 1.0)
+    return kept[0] + now[0] - before[0], kept[1] * factor
 
 
 def _batch_norm_of(operation: Any) -> Any:

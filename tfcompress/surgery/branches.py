@@ -26,7 +26,7 @@ from tfcompress.graph.nodes import Graph, Node, exchanged
 from tfcompress.kinds import DEPTHWISE, channel_place, has_plain_weights, is_exactly, is_of
 from tfcompress.post_training.hessians import zeros_around
 from tfcompress.surgery.base import Change, Wanted, opened, reported, rules_of
-from tfcompress.surgery.factors.layers import closing
+from tfcompress.surgery.factors.layers import bare, closing
 from tfcompress.surgery.macs import count
 from tfcompress.surgery.shapes import Specs, specs_of
 
@@ -195,12 +195,16 @@ def _plan(graph: Graph, node: Node, specs: Specs, calls: Counter) -> _Plan | str
     identity = channels[0] == channels[1] and set(layer.strides) == {1}
     if not pointwise and not identity:
         return "is pointwise, and its output is of another shape than its input"
-    end, reader = node, graph.only_consumer(node.outputs[0])
-    plain = layer.activation is keras.activations.linear and layer.activity_regularizer is None
-    norms = reader is not None and _is_learned_norm(reader) and plain
-    if norms and calls[id(reader.operation)] == 1 and _normalizes_channels(reader, layer):
-        end = reader
-    return _Plan(node, end, crop, pointwise, identity)
+    return _Plan(node, _end(graph, node, calls), crop, pointwise, identity)
+
+
+def _end(graph: Graph, node: Node, calls: Counter) -> Node:
+    """The node after which branches are added: a BatchNormalization, or the convolution."""
+    reader = graph.only_consumer(node.outputs[0])
+    if reader is None or not _is_learned_norm(reader) or bare(node.operation) is not node.operation:
+        return node
+    once = calls[id(reader.operation)] == 1
+    return reader if once and _normalizes_channels(reader, node.operation) else node
 
 
 def _crop_for(layer, shape: tuple[int | None, ...]) -> tuple[tuple[int, int], ...] | str:
@@ -236,32 +240,25 @@ def _with_branches(graph: Graph, plans: Sequence[_Plan], scale: float) -> keras.
     """A new model with the branches, of the graph of a copy that is used up."""
     starts, ends = ({id(getattr(plan, at)): plan for plan in plans} for at in ("node", "end"))
     inputs: dict[int, Any] = {}
-    bare = {id(plan.node): _bare(plan.layer) for plan in plans if plan.end is plan.node}
+    bared = {id(plan.node): bare(plan.layer) for plan in plans if plan.end is plan.node}
 
     def call(node: Node, *args, **kwargs):
         if id(node) in starts:
             inputs[id(node)] = args[0] if args else kwargs["inputs"]
-        y = bare.get(id(node), node.operation)(*args, **kwargs)
+        y = bared.get(id(node), node.operation)(*args, **kwargs)
         if id(node) not in ends:
             return y
         plan = ends[id(node)]
         every = [y, *_branches(plan, inputs[id(plan.node)], scale)]
         y = keras_layers.Add(name=f"{plan.layer.name}_sum")(every)
         own = plan.layer
-        if id(node) in bare and bare[id(node)] is not own:
+        if id(node) in bared and bared[id(node)] is not own:
             y = closing(own, f"{own.name}_activation")(y)
         return y
 
     new = exchanged(graph, call)
-    copy_weights((plan.layer, bare[id(plan.node)]) for plan in plans if id(plan.node) in bare)
+    copy_weights((plan.layer, bared[id(plan.node)]) for plan in plans if id(plan.node) in bared)
     return new
-
-
-def _bare(layer) -> Any:
-    """A convolution without its activation, as branches are added before that."""
-    if layer.activation is keras.activations.linear and layer.activity_regularizer is None:
-        return layer
-    return copy_operation(layer, {"activation": None, "activity_regularizer": None})
 
 
 def _branches(plan: _Plan, x: Any, scale: float) -> Iterator[Any]:
@@ -273,7 +270,7 @@ def _branches(plan: _Plan, x: Any, scale: float) -> Iterator[Any]:
         x = kind(crop, name=f"{layer.name}_centres", dtype=layer.dtype_policy, **settings)(x)
     if plan.pointwise:
         ones = (1,) * len(layer.kernel_size)
-        changes = {"kernel_size": ones, "dilation_rate": ones, "padding": "valid"}
+        changes: dict[str, Any] = {"kernel_size": ones, "dilation_rate": ones, "padding": "valid"}
         changes |= {"use_bias": False, "activation": None, "activity_regularizer": None}
         single = copy_operation(layer, changes)
         single.name = f"{layer.name}_pointwise"

@@ -25,10 +25,12 @@ class Part:
     Attributes:
         call: a new layer, or a function of `keras.ops` that has no weights.
         weights: name of an attribute of the layer -> its value, an array or the old variable.
+        added: name of one of these -> what is added to it.
     """
 
     call: Callable[[Any], Any]
     weights: dict[str, Any] = dataclasses.field(default_factory=dict)
+    added: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def fill(self, trainable: bool) -> None:
         """Gives the layer its weights, once it is built; new ones train only if told so."""
@@ -36,6 +38,9 @@ class Part:
             fill(self.call, name, value)
             if not isinstance(value, keras.Variable) and not trainable:
                 getattr(self.call, name).trainable = False
+        for name, value in self.added.items():
+            variable = getattr(self.call, name)
+            variable.assign_add(np.reshape(value, variable.shape))
 
 
 def with_parts(graph: Graph, parts: Mapping[int, Sequence[Part]]) -> keras.Model:
@@ -136,6 +141,14 @@ def ending(layer) -> dict[str, Any]:
 def bias_of(layer) -> dict[str, Any]:
     """The weights of the last part beside its kernel."""
     return {} if layer.bias is None else {"bias": layer.bias}
+
+
+def bare(layer) -> Any:
+    """A layer without its activation, a copy without its weights where it has one."""
+    plain = getattr(layer, "activation", None) in (None, keras.activations.linear)
+    if plain and layer.activity_regularizer is None:
+        return layer
+    return copy_operation(layer, {"activation": None, "activity_regularizer": None})
 
 
 def closing(layer, name: str) -> layers.Layer:

@@ -44,11 +44,18 @@ def svd(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def weighted_energies(
-    matrix: np.ndarray, *, inputs: np.ndarray | None = None, outputs: np.ndarray | None = None
+    matrix: np.ndarray,
+    *,
+    inputs: np.ndarray | None = None,
+    outputs: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The squared singular values of X @ matrix, largest first; see `weighted_svd`."""
-    basis, _ = _row_space(np.asarray(matrix, "float64"))
+    """The squared singular values of X @ matrix @ S, largest first; see `weighted_svd`."""
     found = np.zeros(min(matrix.shape))
+    if weights is not None:
+        root, _ = _roots(weights)
+        matrix, outputs = matrix @ root, None if outputs is None else root @ outputs @ root
+    basis, _ = _row_space(np.asarray(matrix, "float64"))
     moment = scipy.linalg.eigvalsh(_products(matrix, basis, inputs, outputs))
     found[: len(moment)] = np.maximum(moment[::-1], 0.0)
     return found
@@ -60,22 +67,31 @@ def weighted_svd(
     *,
     inputs: np.ndarray | None = None,
     outputs: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The two factors whose product is nearest to a matrix where data X goes through it.
 
-    They make ||X @ matrix - X @ left @ right|| the least possible. That is the singular value
-    decomposition of S @ matrix with S.T @ S = X.T @ X, whitened by S (SVD-LLM, Wang et al. 2024,
-    arXiv:2403.07378), where left = matrix @ right.T: the directions in `right` are the principal
-    ones of the products, so that S need not be inverted and X may be of any rank.
+    They make ||X @ (matrix - left @ right) @ S|| the least possible. That is the singular value
+    decomposition of R @ matrix @ S with R.T @ R = X.T @ X, whitened by R (SVD-LLM, Wang et al.
+    2024, arXiv:2403.07378), where left = matrix @ S @ directions: these are the principal ones of
+    the products, so that R need not be inverted and X may be of any rank.
 
     Args:
         matrix: (rows, columns).
         inputs: X.T @ X, (rows, rows); or
         outputs: Y.T @ Y of the products Y = X @ matrix, (columns, columns).
+        weights: S.T @ S, (columns, columns), of full rank: what errors of the columns count, alone
+            and together; by default all count the same.
 
     Returns (left (rows, rank), right (rank, columns)), float64.
     """
     matrix = np.asarray(matrix, "float64")
+    if weights is not None:
+        root, inverse = _roots(weights)
+        outputs = None if outputs is None else root @ outputs @ root
+        left, right = weighted_svd(matrix @ root, rank, inputs=inputs, outputs=outputs)
+        left, right = balanced([left, (right @ inverse).T])
+        return left, right.T
     basis, squares = _row_space(matrix)
     moment = _products(matrix, basis, inputs, outputs)
     # Where the data does not tell directions apart, the matrix does.
@@ -85,6 +101,12 @@ def weighted_svd(
     directions[:, : vectors.shape[1]] = basis @ vectors
     left, right = balanced([matrix @ directions, directions])
     return left, right.T
+
+
+def missed(matrix: np.ndarray, left: np.ndarray, right: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """What factors of `weighted_svd` leave out of the mean (columns,) of what a matrix gives."""
+    directions = np.linalg.lstsq(matrix, left, rcond=None)[0]
+    return mean - mean @ directions @ right
 
 
 def tucker2(
@@ -218,6 +240,13 @@ def _row_space(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if matrix.shape[0] < matrix.shape[1]:
         vectors = matrix.T @ vectors / np.sqrt(values)
     return vectors, values
+
+
+def _roots(moment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The root of a symmetric matrix of full rank, and the inverse of that."""
+    values, vectors = scipy.linalg.eigh(moment)
+    roots = np.sqrt(np.maximum(values, _ROUNDING * values[-1]))
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
 
 
 def _products(matrix, basis, inputs, outputs) -> np.ndarray:

@@ -43,8 +43,10 @@ class Site(abc.ABC, Generic[R]):
 
     def __init__(self, layer, calls: list[tuple[Shape, Shape]], name: Callable[[str], str]):
         self.layer, self.calls, self.name = layer, calls, name
-        # Second moment of what it reads or gives on data, see `maths.weighted_svd`.
+        # What data says of it, see `maths.weighted_svd`.
         self.moment: dict[str, np.ndarray] = {}
+        # The mean of what the kernel gives on data, where errors of it do not count.
+        self.mean: np.ndarray | None = None
 
     @classmethod
     def refuses(cls, layer) -> str | None:
