@@ -102,7 +102,7 @@ def test_a_cut_that_costs_much_is_told_with_what_keeps_more():
     texts = [re.search(r"by (\d+)% of their variance", str(each.message)) for each in found]
     assert 40 < max(float(text[1]) for text in texts if text) < 90  # of each, three quarters go
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", "on the data the outputs")
         factorize(model, params=0.5, data=normal(64, 2) @ normal(2, 32))
 
 

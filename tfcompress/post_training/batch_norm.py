@@ -114,10 +114,10 @@ def _statistics(model: keras.Model, batches: list[list[np.ndarray]]) -> dict[str
 
 def _changed(layer, now: Statistics, before: Statistics) -> Statistics:
     """Statistics that training left, changed by what data tell of now and of before."""
-    kept = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
+    mean, variance = map(keras.ops.convert_to_numpy, (layer.moving_mean, layer.moving_variance))
     least = np.finfo(np.float32).tiny
     factor = np.where(before[1] > least, now[1] / np.maximum(before[1], least), 1.0)
-    return kept[0] + now[0] - before[0], kept[1] * factor
+    return mean + now[0] - before[0], variance * factor
 
 
 def _batch_norm_of(operation: Any) -> Any:
