@@ -30,6 +30,7 @@ def test_turns_of_the_plain_model_leave_the_training_as_it_is(tmp_path, monkeypa
     assert any((a != b).any() for a, b in zip(alone, other, strict=True))
 
 
+@pytest.mark.slow
 def test_what_is_not_metered_trains_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(cost.Plain, "turn", lambda self, steps: 1.0)
     task, data = task_of(dropping)
@@ -74,6 +75,7 @@ def test_the_cost_of_a_step_is_the_mean_over_those_that_count(tmp_path, monkeypa
     assert len(asked) == 1 + 10
 
 
+@pytest.mark.slow
 def test_plain_steps_are_timed_alone(monkeypatch, tmp_path):
     """With a clock that each step moves: 1 ms of the plain model, which halts between turns."""
     clock = [0.0]
@@ -134,6 +136,7 @@ def test_stages_count_by_their_steps(tmp_path):
         run.fit(model, steps=0)
 
 
+@pytest.mark.slow
 def test_too_short_a_training_has_no_cost(tmp_path):
     run = run_of(*task_of(dropping), tmp_path, steps=1)
     run.fit(run.model)

@@ -93,6 +93,7 @@ def test_sizes_are_those_of_the_file(tflites):
     assert 0 < found["zipped"] < found["bytes"]
 
 
+@pytest.mark.slow
 def test_latency_is_paired_to_the_first_file(tmp_path, tflites):
     import keras
 

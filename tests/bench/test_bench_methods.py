@@ -187,6 +187,7 @@ def test_a_twin_that_computes_something_else_is_refused(tmp_path):
         _ = run.twin
 
 
+@pytest.mark.slow
 def test_the_float_training_follows_its_seed():
     task, data = task_of(dropping)
     training = Training(5, 16, 1e-2)

@@ -253,6 +253,7 @@ main(["convert", "model.keras", "-o", sys.argv[1], "--precision", "float32", "-q
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs files without a name")
 def test_a_killed_conversion_leaves_nothing(folder):
     before = listing(folder)
@@ -274,6 +275,7 @@ def test_an_interrupted_conversion_leaves_nothing(refuse, monkeypatch):
     assert "interrupted" in refuse(*CONVERT, "--precision", "float32", status=130)
 
 
+@pytest.mark.slow
 def test_damaged_tflite_files_give_only_clear_errors(folder, capsys):
     content = (folder / "model.tflite").read_bytes()
     refused = 0

@@ -176,7 +176,7 @@ class Evaluates(keras.callbacks.Callback):
         self.model(X[:4], training=True)
 
 
-@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize("eager", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fit_without_the_callback_stops_in_its_first_step(eager):
     model = make(delay=2, eager=eager)
     with pytest.raises(ValueError, match=FORGOTTEN):

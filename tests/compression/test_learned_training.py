@@ -50,6 +50,7 @@ def test_steps_and_limits_train_and_are_saved_and_baked(tmp_path):
     np.testing.assert_array_equal(tfc.finalize(small).predict(X, verbose=0), expected)
 
 
+@pytest.mark.slow
 def test_limits_stay_as_they_are_once_frozen():
     technique = Quantize(bits=8, activation_step="learned", freeze=8)
     small = trained([Rule("*", [technique])])
@@ -70,6 +71,7 @@ def test_zeros_of_pruning_and_few_values_of_clustering_stay():
             assert np.unique(kernel).size <= 4
 
 
+@pytest.mark.slow
 def test_widths_fall_while_it_trains(tmp_path):
     widths = schedules.points([(0, 8), (4, 4), (8, 2)])
     technique = Quantize(2, step="learned", bits_schedule=widths)

@@ -246,7 +246,7 @@ def test_the_way_out_of_low_rank_weights(tmp_path):
     assert tfc.compress(merged, [tfc.Rule("*", [in_layers(0.5)])]).count_params() > 0
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("wrapped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_averages_of_weights_are_as_sparse(wrapped, tmp_path):
     """A checkpoint of what SwapEMAWeights puts in, whatever comes first in the list."""
     model = make()

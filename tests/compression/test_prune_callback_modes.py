@@ -83,6 +83,7 @@ def test_a_model_that_cannot_be_flattened(eager):
     assert_follows(model, watch.seen, GROWING)
 
 
+@pytest.mark.slow
 def test_use_ema():
     optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
     model, watch = make(optimizer), Watch()

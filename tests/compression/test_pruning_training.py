@@ -26,7 +26,7 @@ from tfcompress import Cluster, schedules
 from tfcompress.layers.compressed import Compressed
 
 
-@pytest.mark.parametrize("score", ["magnitude", "taylor"])
+@pytest.mark.parametrize("score", [pytest.param("magnitude", marks=pytest.mark.slow), "taylor"])
 def test_finalized_model_has_the_zeros_of_the_schedule(score):
     model = make(in_layers(GROWING, score=score))
     seen = []

@@ -78,6 +78,7 @@ def test_tf_data(reference):
     assert_same(model, reference, 1e-6)
 
 
+@pytest.mark.slow
 def test_last_batch_may_be_smaller():
     model = make()
     model.fit(X[:13], Y[:13], batch_size=8, verbose=0)
@@ -93,6 +94,7 @@ def test_class_and_sample_weights():
     assert_same(by_class, by_sample, 1e-6)
 
 
+@pytest.mark.slow
 def test_train_step_of_a_subclass(reference):
     class Trainer(keras.Model):
         def __init__(self, inner):

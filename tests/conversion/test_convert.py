@@ -81,6 +81,7 @@ def test_post_training_quantization(float_cnn, images, converted):
     assert (result.argmax(-1) == expected.argmax(-1)).mean() > 0.97
 
 
+@pytest.mark.slow
 def test_a_generator_and_a_dataset_calibrate_alike(float_cnn, images, tmp_path):
     import tensorflow as tf
 
@@ -121,6 +122,7 @@ def test_int4_without_ranges_keeps_activations_float(converted):
     assert [t.dtype for t in tfc.inspect(path).inputs] == ["float32"]
 
 
+@pytest.mark.slow
 def test_a_skipped_layer_stays_float_and_the_rest_integer(float_cnn, images, tmp_path):
     model = tfc.quantize_aware(float_cnn, skip=["pointwise"])
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
@@ -243,6 +245,7 @@ def test_an_untrained_qat_model_is_refused(float_cnn, tmp_path):
         tfc.convert(tfc.quantize_aware(float_cnn), tmp_path / "model.tflite", precision="int8")
 
 
+@pytest.mark.slow
 def test_names_that_are_no_scopes(tmp_path):
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
 

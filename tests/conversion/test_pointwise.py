@@ -68,7 +68,7 @@ def test_files_for_one_scale_keep_convolutions(model, tmp_path, monkeypatch):
     assert new == old
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_trained_ones_round_as_the_file_does(model, bits, tmp_path):
     """Once as FULLY_CONNECTED, which is the simulation's own way, and twice as CONV_2D."""
     x = np.random.default_rng(0).normal(size=(64, 6, 6, 8)).astype("float32")

@@ -207,6 +207,7 @@ def test_an_embedding_beside_other_values_is_not_clipped(tmp_path):
     assert np.abs(result - expected).max() <= 1.1 * step
 
 
+@pytest.mark.slow
 def test_an_unread_gate_of_an_unrolled_lstm(tmp_path):
     inputs = keras.Input((3, 3), name="x")
     sequence = layers.LSTM(5, return_sequences=True, unroll=True)(inputs)

@@ -192,6 +192,7 @@ def test_activation_of_the_teacher_is_part_of_it(tmp_path):
         fit(make(path, kd.SoftLabels(), activated("tanh")), X, Y)
 
 
+@pytest.mark.slow
 def test_other_data(tmp_path):
     path = tmp_path / "cache.h5"
     fit(make(path), X, Y)
@@ -247,6 +248,7 @@ def test_epoch_cut_short_does_not_count_as_whole(tmp_path, trained):
     np.testing.assert_allclose(history["loss"], trained[1]["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_interrupted_training(tmp_path, trained):
     class Break(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

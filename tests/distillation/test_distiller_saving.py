@@ -14,7 +14,11 @@ trained = distiller_fits.trained
 
 
 @pytest.mark.parametrize(
-    "kind", ["functional", "subclassed", pytest.param("two outputs", marks=pytest.mark.slow)]
+    "kind",
+    [
+        "functional",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("subclassed", "two outputs")),
+    ],
 )
 def test_saved_in_the_middle_of_training(tmp_path, kind):
     if kind == "functional":

@@ -157,6 +157,7 @@ def test_an_input_is_never_the_output(made, untrained, capsys):
     assert {path: path.read_bytes() for path in made.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_teachers_and_students_that_do_not_fit(made, untrained, tmp_path, capsys):
     def distill(teacher, student, message, *more):
         words = ["distill", teacher, student, "--data", made / "data.npz", "--epochs", 1, "-q"]

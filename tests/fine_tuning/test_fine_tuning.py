@@ -63,6 +63,7 @@ def test_a_tflite_file_computes_what_the_keras_file_does(run, whole, tmp_path):
     assert checked.outputs[0].keras.max_lsb <= 1
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(run):
     found = run(epochs=8, recipe="int8", learning_rate=0.05)
     assert found.after["loss"] < 0.5 * found.before["loss"]

@@ -118,6 +118,7 @@ def test_a_resumed_training_gives_what_an_uninterrupted_one_gives(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.keras"]
 
 
+@pytest.mark.slow
 def test_a_training_is_resumed_with_the_same_surgery(run, recipe, tmp_path):
     interrupted(run, 8, recipe=recipe)
     (tmp_path / "other.yaml").write_text(SHRINK.replace("0.5", "0.6") + RULES)

@@ -136,6 +136,7 @@ def test_pruning_reaches_the_sparsity_and_leaves_the_rest(net, sparse):
     ]
 
 
+@pytest.mark.slow
 def test_a_polynomial_schedule_has_its_values_at_its_steps(net):
     # By hand, with 4 batches each epoch: 0.8 + (0.2 - 0.8) * (1 - 4 / 8) ** 3 = 0.725.
     schedule = schedules.polynomial(0.2, 0.8, end=8, frequency=4)
@@ -149,6 +150,7 @@ def test_a_polynomial_schedule_has_its_values_at_its_steps(net):
     assert np.count_nonzero(kernel) == round(size * 0.2)
 
 
+@pytest.mark.slow
 def test_patterns_keep_what_they_name(net):
     recipe = [Rule("conv", [Prune(pattern="1:4")]), Rule("head", [Prune(0.5, pattern="4x2")])]
     model = finalize(fit(compress(net, recipe)))

@@ -48,6 +48,7 @@ def test_recipe_prunes_exactly_the_overall_sparsity():
     assert recipe.rules[0] == tfc.Rule("*", after)
 
 
+@pytest.mark.slow
 def test_insensitive_layers_get_the_most_sparsity():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -29,13 +30,13 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
-def folder(qat_cnn, float_cnn, images, tmp_path_factory):
+def folder(qat_cnn, converted, images, tmp_path_factory):
     """A trained model, data, and files made of it."""
     folder = tmp_path_factory.mktemp("model")
     qat_cnn.save(folder / "qat.keras")
     np.save(folder / "x.npy", images[0][:40])
-    tfc.convert(qat_cnn, folder / "int8.tflite", io_dtype="int8")
-    tfc.convert(float_cnn, folder / "float16.tflite", precision="float16")
+    shutil.copy(converted("qat", io_dtype="int8")[0], folder / "int8.tflite")
+    shutil.copy(converted("float", precision="float16")[0], folder / "float16.tflite")
     return folder
 
 
@@ -110,6 +111,7 @@ def test_what_a_target_lacks_comes_first_with_its_mend(folder, float_cnn, images
         assert html.escape(mend, quote=True).replace("&#x27;", "&#39;") in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_file_that_runs_in_parts_is_no_failure(quick, qat_cnn, images, tmp_path):
     file, path = tmp_path / "a.tflite", tmp_path / "r.html"
     tfc.convert(qat_cnn, file)

@@ -103,6 +103,7 @@ def test_n_of_m_has_but_its_own_sparsity():
         tfc.Recipe.from_sensitivity(found, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Your input ran out of data")
 def test_data_in_every_form():
     import tensorflow as tf

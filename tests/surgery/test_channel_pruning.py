@@ -16,6 +16,7 @@ GROWING = schedules.points([(0, 0.25), (3, 0.5), (6, 1.0)])
 HALVES = {"per_layer": {"first": 0.5, "second": 0.5}, "round_to": 1, "score": in_order}
 
 
+@pytest.mark.slow
 def test_the_first_channels_at_every_batch():
     model, watch = make(run_eagerly=False), Watch()
     fit(model, 8, ChannelPruning(schedule=GROWING, **HALVES), watch)
@@ -57,6 +58,7 @@ def test_macs_are_met_and_logged(method):
     assert history["channel_sparsity"][-1] == pytest.approx(sum(counts(model)) / 20)
 
 
+@pytest.mark.slow
 def test_parameters_rounded():
     model = make()
     fit(model, 4, ChannelPruning(params=0.6, round_to=4))
@@ -79,6 +81,7 @@ def test_default_schedule_ends_in_the_middle():
         assert abs(by_step[step] - 10 * cubic(step)) <= 1.5
 
 
+@pytest.mark.slow
 def test_frequency_of_the_default():
     model, watch = make(), Watch()
     fit(model, 16, ChannelPruning(sparsity=0.5, round_to=1, frequency=4), watch)

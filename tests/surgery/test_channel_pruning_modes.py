@@ -58,6 +58,7 @@ def test_penalty_within_an_execution():
     assert counts(model) == [4, 6]
 
 
+@pytest.mark.slow
 def test_use_ema():
     optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
     model, watch = make(optimizer, run_eagerly=False), Watch()

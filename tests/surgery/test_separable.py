@@ -128,6 +128,7 @@ def test_settings_of_the_layer_are_kept():
     assert new.trainable_weights == []
 
 
+@pytest.mark.slow
 def test_trains_saves_and_converts(tmp_path, float_cnn, images):
     new = to_separable(float_cnn, depth_multiplier=2)
     x = images[0][:32]

@@ -204,6 +204,7 @@ def hostile(random, data):
     return flatbuffer.write(model)
 
 
+@pytest.mark.slow
 def test_hostile_files_raise_nothing_but_what_says_that_they_are_damaged():
     built = options("Conv2D", strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1)
     parts = [real(1, 4, 4, 4), weight(4, 3, 3, 4), None]

@@ -67,6 +67,7 @@ def copied(answer, monkeypatch):
     monkeypatch.setattr(environments, "run_tool", run)
 
 
+@pytest.mark.slow
 def test_environment_holds_its_packages_and_is_made_once(answer, package, monkeypatch):
     cache, python = answer
     assert python.is_relative_to(cache)

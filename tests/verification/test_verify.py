@@ -123,7 +123,9 @@ def test_float_file_is_measured_by_the_range_of_the_outputs(identity, tmp_path):
     assert not verify(identity, bad, SQUARE, tolerance=127).passed
 
 
-@pytest.mark.parametrize("io_dtype", ["float32", "int8", "uint8"])
+@pytest.mark.parametrize(
+    "io_dtype", ["int8", *(pytest.param(t, marks=pytest.mark.slow) for t in ("float32", "uint8"))]
+)
 def test_int8_file_of_a_trained_model_passes(qat_cnn, images, converted, io_dtype):
     found = verify(qat_cnn, converted("qat", io_dtype=io_dtype)[0], images[0], samples=100)
     (output,) = found.outputs
@@ -138,6 +140,7 @@ def test_int8_file_of_a_trained_model_passes(qat_cnn, images, converted, io_dtyp
     assert output.keras.sqnr_db > 30
 
 
+@pytest.mark.slow
 def test_larger_batches_give_the_same_numbers(qat_cnn, images, int8_file, tmp_path):
     convert(qat_cnn, tmp_path / "batch.tflite", batch_size=4)
     one = verify(qat_cnn, int8_file, images[0], samples=37)
