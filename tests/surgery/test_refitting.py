@@ -127,6 +127,16 @@ def test_where_nothing_is_fitted_weights_alone_count():
     assert small.get_layer("hidden").kernel.shape[-1] < 5
 
 
+def test_kernels_that_are_too_wide_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr("tfcompress.surgery.pruning.refitting._WIDEST", 5)
+    model, x = dense(), normal(40, 5)
+    small = prune_channels(model, score=first_half, data=x, **SETTINGS)
+    kernel = np.array(model.layers[-1].kernel)
+    np.testing.assert_array_equal(small.layers[-1].kernel, kernel[:3])
+    (found,) = score_groups(Structure(opened(model)), "reconstruction", x).values()
+    np.testing.assert_array_equal(np.argsort(found), np.argsort((kernel**2).sum(1)))
+
+
 def test_statistics_are_those_of_the_smaller_model():
     x = keras.Input((4, 4, 2))
     a = layers.Conv2D(6, 3, name="conv")(x)

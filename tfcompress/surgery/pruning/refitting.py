@@ -24,6 +24,8 @@ _DAMP = 1e-2
 # Samples that kernels are fitted to; of large tensors fewer, so that one of all samples has no more
 # numbers than are held.
 _MOST, _FEWEST, _HELD = 512, 32, 1e8
+# Numbers that a channel of a kernel reads at most, if it is fitted: it takes the square of memory.
+_WIDEST = 6144
 
 
 def refit_readers(structure: Structure, choice: Choice, batches: Sequence[Sequence[Any]]) -> None:
@@ -72,6 +74,8 @@ def reading(structure: Structure, group: ChannelGroup) -> Iterator[tuple[Kernel,
     for member in group.members:
         kernel = kernels.get(id(member.variable))
         if kernel is None or member.role != "reads":
+            continue
+        if matrix_of(kernel.layer, kernel.value).shape[1] > _WIDEST:
             continue
         numbers = np.full(tuple(member.variable.shape), -1)
         moved = np.moveaxis(numbers, member.axis, 0)
@@ -164,12 +168,12 @@ def _eliminated(group: ChannelGroup, readers: Sequence[Reader]) -> np.ndarray:
     # What is not fitted loses what it gave for the channel, whatever else has gone.
     others = [m for m in deciding(group) if id(m.variable) not in known]
     fixed = sum((_squares(member) for member in others), np.zeros(group.size))
-    left, total, scores = list(range(group.size)), 0.0, np.zeros(group.size)
-    while left:
-        costs = [fixed[channel] + sum(part.cost(channel) for part in parts) for channel in left]
-        channel = left.pop(int(np.argmin(costs)))
-        total += max(min(costs), 0.0)
-        scores[channel] = total
+    gone, total, scores = np.zeros(group.size, bool), 0.0, np.zeros(group.size)
+    for _ in range(group.size):
+        costs = fixed + sum(part.costs() for part in parts)
+        channel = int(np.argmin(np.where(gone, np.inf, costs)))
+        total += max(costs[channel], 0.0)
+        gone[channel], scores[channel] = True, total
         for part in parts:
             part.remove(channel)
     return scores
@@ -188,35 +192,34 @@ class _Part:
 
     weights: np.ndarray
     inverse: np.ndarray
-    rows: list[np.ndarray]
+    rows: np.ndarray
     power: float
 
-    def cost(self, channel: int) -> float:
-        rows = self.rows[channel]
-        if not len(rows):
-            return 0.0
+    def costs(self) -> np.ndarray:
+        """By how much the error grows without each channel."""
+        rows = self.rows
         mine = self.weights[rows]
-        return float(np.sum(mine * self._pressed(rows, mine))) / self.power
+        pressed = np.linalg.solve(self.inverse[rows[:, :, None], rows[:, None, :]], mine)
+        return np.einsum("nkc,nkc->n", mine, pressed) / self.power
 
     def remove(self, channel: int) -> None:
         rows = self.rows[channel]
-        if not len(rows):
-            return
         column = self.inverse[:, rows]
-        self.weights = self.weights - column @ self._pressed(rows, self.weights[rows])
-        self.inverse = self.inverse - column @ self._pressed(rows, column.T)
-        self.inverse[rows] = self.inverse[:, rows] = 0.0
+        pressed = np.linalg.solve(column[rows], np.c_[self.weights[rows], column.T])
+        count = self.weights.shape[1]
+        self.weights -= column @ pressed[:, :count]
+        self.inverse -= column @ pressed[:, count:]
+        self.inverse[rows] = self.inverse[:, rows] = self.weights[rows] = 0.0
         self.inverse[rows, rows] = 1.0
-        self.weights[rows] = 0.0
-
-    def _pressed(self, rows: np.ndarray, value: np.ndarray) -> np.ndarray:
-        return np.linalg.solve(self.inverse[np.ix_(rows, rows)], value)
 
 
 def _parts(moments: Moments, rows: np.ndarray) -> Iterator[_Part]:
+    power = float(moments.power.sum()) or 1.0
     for group, second in enumerate(moments.second):
+        counts = rows[:, group].sum(1)
+        if not counts[0] or np.any(counts != counts[0]):
+            continue
         damp = _DAMP * np.mean(np.diag(second)) + 1e-12
         inverse = np.linalg.inv(second + damp * np.eye(len(second)))
-        weights = moments.matrix[group].astype(np.float64)
-        power = float(moments.power.sum()) or 1.0
-        yield _Part(weights, inverse, [np.flatnonzero(x) for x in rows[:, group]], power)
+        places = np.nonzero(rows[:, group])[1].reshape(len(rows), -1)
+        yield _Part(moments.matrix[group].astype(np.float64), inverse, places, power)
