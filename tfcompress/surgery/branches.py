@@ -51,7 +51,8 @@ def add_branches(
             a type, a predicate `f(layer) -> bool`, or a list of these. By default all that cover
             more than one place.
         scale: what the scales of the new BatchNormalizations start with. With 0 the new model
-            gives what the old one gave, with 1 branches count from the first step on.
+            gives what the old one gave; with 1 branches count from the first step on, which is
+            better for a model that is not trained yet.
 
     Returns:
         A flat Functional `keras.Model` of Keras layers, not compiled. Its `surgery_report` names
@@ -63,7 +64,7 @@ def add_branches(
             have branches, or `scale` is no finite number.
 
     Example:
-        >>> branched = add_branches(model)  # doctest: +SKIP
+        >>> branched = add_branches(model, scale=1.0)  # doctest: +SKIP
         >>> branched.compile("adam", "mse")  # doctest: +SKIP
         >>> branched.fit(x, y)  # doctest: +SKIP
         >>> model = fold_branches(branched)  # doctest: +SKIP
