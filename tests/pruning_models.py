@@ -11,6 +11,7 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress import Prune, schedules
+from tfcompress.techniques.masks import Pattern
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 8, 8, 2)).astype("float32")
@@ -21,6 +22,8 @@ SCORES = ("magnitude", "taylor", "movement", "random")
 
 def in_layers(sparsity=None, *args, **kwargs):
     """`Prune` of each layer by itself and by magnitude; a number is its sparsity from the start."""
+    if sparsity is None and ":" in kwargs.get("pattern", ""):
+        sparsity = Pattern.parse(kwargs["pattern"]).sparsity
     number = isinstance(sparsity, float)
     kwargs = {"scope": "layer", "score": "magnitude", **kwargs}
     return Prune(schedules.constant(sparsity) if number else sparsity, *args, **kwargs)

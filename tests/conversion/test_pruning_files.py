@@ -61,8 +61,8 @@ RESUME = """
     import os, sys
     import keras
     import tfcompress as tfc
-    from tfcompress import Cluster, Prune, PruneCallback, schedules
-    from pruning_models import GROWING, X, Y, compiled, make, make_float
+    from tfcompress import Cluster, PruneCallback, schedules
+    from pruning_models import X, Y, compiled, in_layers, make, make_float
 
     kind, first, save_freq, folder, kill = sys.argv[1:]
     save_freq = save_freq if save_freq == "epoch" else int(save_freq)

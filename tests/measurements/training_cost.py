@@ -91,7 +91,8 @@ def compiled(kit: Any, model: Any) -> Any:
 
 def build(variant: str, width: int) -> Trained:
     """One of the `VARIANTS`."""
-    prune = Prune(schedules.constant(0.8, frequency=FREQUENCY))
+    constant = schedules.constant(0.8, frequency=FREQUENCY)
+    prune = Prune(constant, scope="layer", score="magnitude")
     cluster = Cluster(CLUSTERS, begin=0, frequency=FREQUENCY)
     recipes: dict[str, list[Any]] = {
         "qat": [Quantize()],
@@ -299,10 +300,10 @@ def distillation_cost(arguments: list[str] | None = None) -> int:
 
 
 TECHNIQUES: dict[str, Any] = {
-    "unstructured": Prune(0.8),
-    "2:4": Prune(pattern="2:4"),
-    "1x4 blocks": Prune(0.8, pattern="1x4"),
-    "filters": Prune(0.8, pattern="filters"),
+    "unstructured": Prune(schedules.constant(0.8)),
+    "2:4": Prune(schedules.constant(0.5), pattern="2:4"),
+    "1x4 blocks": Prune(schedules.constant(0.8), pattern="1x4"),
+    "filters": Prune(schedules.constant(0.8), pattern="filters"),
     "16 clusters": Cluster(16),
     "16 clusters, per channel": Cluster(16, per_channel=True),
 }

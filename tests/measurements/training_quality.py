@@ -120,7 +120,7 @@ def by_tfcompress(task: Task, model: Any, data: Split) -> Any:
     """All three techniques in one run."""
     steps = task.tuning_epochs * -(-len(data[0]) // BATCH)
     schedule = schedules.polynomial(0, SPARSITY, end=int(steps * PRUNING), frequency=10)
-    prune = Prune(schedule, scope="global")
+    prune = Prune(schedule)
     techniques = [prune, Cluster(CLUSTERS), Quantize(momentum=0.95)]
     small = compress(model, Recipe([Rule("*", techniques)]))
     callbacks = [UpdateCompression()]

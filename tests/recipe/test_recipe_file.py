@@ -71,7 +71,7 @@ def test_the_whole_format():
         ("- prune: {sparsity: 0.8, scope: layer}", Prune(0.8, scope="layer").over(0, 1000)),
         ("- prune: {sparsity: {constant: {value: 0.8}}}", Prune(schedules.constant(0.8))),
         # As plain YAML 1.1 this would be the number 124, and the one below a text.
-        ("- prune: {pattern: 2:4}", Prune(pattern="2:4")),
+        ("- prune: {pattern: 2:4}", Prune(pattern="2:4").over(0, 1000)),
         ("- prune: {threshold: 1e-3}", Prune(threshold=0.001)),
         (
             "- prune: {sparsity: {constant: {value: 0.5}}, depthwise: true, seed: 3}",

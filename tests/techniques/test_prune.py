@@ -53,7 +53,7 @@ def test_filters_and_channels_by_layer(make, shape, inputs, outputs):
 def test_n_of_m_runs_along_the_inputs():
     for make, shape, inputs, _ in KINDS:
         layer = make()
-        prune = bound(Prune(pattern="1:2"), layer, shape)
+        prune = bound(Prune(pattern="1:2"), layer, shape).over(0, 0)
         weight = RANDOM.normal(size=layer.kernel.shape).astype("float32")
         mask = np.moveaxis(prune.mask(weight, None, 0), inputs[-1], 0)
         pairs = mask.reshape(mask.shape[0] // 2, 2, -1).sum(1)

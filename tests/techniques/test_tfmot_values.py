@@ -75,10 +75,8 @@ AXES = {2: ((0,), (1,)), 4: ((2,), (3,))}
 
 def our_mask(weight, sparsity, pattern="unstructured", score="magnitude"):
     inputs, outputs = AXES[weight.ndim]
-    prune = Prune(
-        schedules.constant(sparsity), pattern, score=score, inputs=inputs, outputs=outputs
-    )
-    return prune.mask(weight, None, 0)
+    prune = Prune(sparsity, pattern, score=score, inputs=inputs, outputs=outputs)
+    return prune.over(0, 0).mask(weight, None, 0)  # as at the end of the schedule
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.77, 0.875, 0.999, 0.99999])

@@ -106,7 +106,7 @@ class Prune(Technique):
         elif self.sparsity is None:
             fixed = pattern.sparsity
             check(fixed is not None, "sparsity", "in [0, 1)", None, "Try Prune(0.5).")
-            self._set("sparsity", constant(fixed))
+            self._set("sparsity", gradual(fixed))
         else:
             self._set("sparsity", _as_schedule("sparsity", self.sparsity, gradual))
             _check_sparsity(self.sparsity, pattern)
