@@ -48,6 +48,9 @@ _FAMILIES = {
     "mixed": (0.22, 0.88, 0.5, 0.5),
     "qat_int4": (0.19, 0.86, 0.52, 0.8),
     "qat_learned_int4": (0.19, 0.86, 0.2, 0.8),
+    "prune65_learned_int4": (0.18, 0.58, 0.5, 0.4),
+    "prune75_learned_int4": (0.18, 0.46, 0.5, 0.5),
+    "prune80_learned_int4": (0.18, 0.40, 0.5, 0.7),
     "qat_learned_int3": (0.16, 0.86, 0.5, 0.8),
     "qat_learned_int2_dense": (0.18, 0.86, 0.6, 0.8),
 }

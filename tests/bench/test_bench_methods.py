@@ -167,6 +167,15 @@ def test_half_of_the_macs_are_gone(make):
     assert 0.4 < ratio <= 0.5
 
 
+def test_small_layers_keep_more_of_their_weights():
+    """16, 64 and 256 weights, of which half go: the first 16 stay, of the others 152 of 320."""
+    layers = [keras.layers.Dense(n, name=f"of_{n}") for n in (4, 16)]
+    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(16, name="last")])
+    scale = 152 / (8 + 16)
+    expected = {"of_16": 1 - scale / 8, "last": 1 - scale / 16}
+    assert ours._sparsities(model, 0.5) == pytest.approx(expected)
+
+
 def test_the_twin_gives_equal_outputs(digits, checkpoint, tmp_path):
     run = run_of(DIGITS, digits, tmp_path, checkpoint)
     x = digits.test_inputs(0, 64)

@@ -120,6 +120,21 @@ _ALL = (
     *_family("qat_int4", "QAT, int4 weights", ours.qat_int4),
     *_family("qat_learned_int4", "QAT, int4 weights, learned steps", ours.qat_learned_int4),
     *_family(
+        "prune65_learned_int4",
+        "65% zeros, int4 weights, learned steps",
+        ours.prune_learned_int4(0.65),
+    ),
+    *_family(
+        "prune75_learned_int4",
+        "75% zeros, int4 weights, learned steps",
+        ours.prune_learned_int4(0.75),
+    ),
+    *_family(
+        "prune80_learned_int4",
+        "80% zeros, int4 weights, learned steps",
+        ours.prune_learned_int4(0.8),
+    ),
+    *_family(
         "qat_learned_int3",
         "QAT, 3-bit weights, learned steps",
         ours.qat_learned_int3,

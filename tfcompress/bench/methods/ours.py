@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Of a training of some hundred steps; the default of 0.99 is for longer ones.
 MOMENTUM = 0.95
 
+# A layer with fewer than this part of the weights keeps 8 bits.
+_FEW = 200
 # About so many training inputs tell means and variances.
 _SAMPLES = 1000
 # The share of the steps in which weights go.
@@ -103,7 +105,7 @@ def qat_learned_int3(run: Run) -> None:
     """The same with 3 bits where the weights are, for codes that TFLite Micro decodes."""
     from tfcompress.kinds import DEPTHWISE, is_of
 
-    layers, few = run.model.layers, run.model.count_params() / 200
+    layers, few = run.model.layers, run.model.count_params() / _FEW
     bits = {layer.name: 4 for layer in layers if is_of(layer, DEPTHWISE)}
     bits |= {layer.name: 8 for layer in layers if 0 < _weights(layer) < few}
     _learn_steps(run, {"*": 3, **bits}, rate=1.0, dense="per_tensor")
@@ -132,6 +134,67 @@ def _learn_steps(
     qat = compress(start, rules)
     run.fit(_taught(run, qat, temperature=4.0), rate=rate)
     run.convert_coded(qat)
+
+
+def prune_learned_int4(sparsity: float) -> Make:
+    """Zeros found before training, which hold, and learned steps of 4 bits for what is left.
+
+    Which weights go is told by what layers get, not by their size alone, and the others make up for
+    them before training begins; small layers lose less, as their density falls with the root of
+    their size.
+    """
+    return lambda run: _sparse_steps(run, sparsity)
+
+
+def _sparse_steps(run: Run, sparsity: float) -> None:
+    from keras import ops
+
+    from tfcompress import schedules
+    from tfcompress.compression.callbacks import UpdateCompression
+    from tfcompress.compression.compress import compress
+    from tfcompress.compression.finalize import finalize
+    from tfcompress.post_training import prune_after_training
+    from tfcompress.techniques import Prune, Quantize
+    from tfcompress.techniques.rules import Rule
+
+    model = run.model
+    shares = _sparsities(model, sparsity)
+    samples = _inputs(run)[: _SAMPLES // 2]
+    start = prune_after_training(model, samples, shares, samples=None)
+    steps = Quantize(bits=4, step="learned", dense="per_tensor", momentum=MOMENTUM)
+    plain = Quantize(dense="per_tensor", momentum=MOMENTUM)
+    rules = [Rule("*", [steps])]
+    few = model.count_params() / _FEW
+    for layer in filter(_weights, start.layers):
+        own: list[Any] = [steps if _weights(layer) >= few else plain]
+        if layer.name in shares:
+            zeros = float(np.mean(ops.convert_to_numpy(layer.kernel) == 0))
+            # A little less: of weights as small, the mask would else keep some that are zeros.
+            held = schedules.one_shot(max(0.0, zeros - 1e-6))
+            own.insert(0, Prune(held, score="magnitude", scope="layer"))
+        rules.append(Rule(layer.name, own))
+    small = compress(start, rules)
+    # Weights that make up for others move but little.
+    run.fit(_taught(run, small), [UpdateCompression()], rate=0.3)
+    run.convert(finalize(small), io_dtype="int8")
+
+
+def _sparsities(model: Any, sparsity: float) -> dict[str, float]:
+    """Zeros of each layer, so that the densities are as one over the root of the sizes."""
+    from tfcompress.kinds import DEPTHWISE, is_of
+
+    layers = [layer for layer in model.layers if not is_of(layer, DEPTHWISE)]
+    sizes = {layer.name: _weights(layer) for layer in layers if _weights(layer)}
+    left, whole = (1 - sparsity) * sum(sizes.values()), 0
+    # Where a density would be more than 1, the others take what that leaves.
+    ordered = sorted(sizes.values())
+    for i, size in enumerate(ordered):
+        scale = (left - whole) / sum(map(math.sqrt, ordered[i:]))
+        if scale < math.sqrt(size):
+            break
+        whole += size
+    zeros = {name: 1 - scale / math.sqrt(size) for name, size in sizes.items()}
+    return {name: share for name, share in zeros.items() if share > 0.01}
 
 
 def prune_int8(sparsity: float, distilled: bool = False) -> Make:
