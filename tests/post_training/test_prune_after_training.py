@@ -11,7 +11,7 @@ from tfcompress import Prune
 from tfcompress.post_training import prune_after_training
 from tfcompress.post_training.layerwise import flat_copy
 from tfcompress.post_training.obc import Quadratic
-from tfcompress.post_training.pruned_model import sparsify
+from tfcompress.post_training.pruned_model import erk, sparsify
 
 
 def correlated(groups, d, channels, seed=0):
@@ -78,7 +78,8 @@ def kernels(model):
 def test_zeros_are_as_many_as_asked_and_outputs_nearer_than_by_magnitude(
     model, data, sparsity, pattern
 ):
-    found, plain = prune_after_training(model, data, sparsity, pattern=pattern), flat_copy(model)
+    how = {"pattern": pattern, "allocation": "uniform"}
+    found, plain = prune_after_training(model, data, sparsity, **how), flat_copy(model)
     expected = np.asarray(model(data))
     for name, kernel in kernels(found).items():
         layer = plain.get_layer(name)
@@ -103,11 +104,33 @@ def test_layers_have_the_sparsity_of_their_name(model, data):
     assert shares == {"stem": 0, "dw": 0.25, "pointwise": 0, "head": 0.5}
 
 
+def test_small_layers_keep_more_by_hand():
+    # (3 + 3 + 16 + 32) / 4608, (64 + 5) / 320 and (1 + 1 + 4 + 4) / 16, times 16.9 weights.
+    shapes = {"wide": (3, 3, 16, 32), "head": (64, 5), "tiny": (1, 1, 4, 4)}
+    found = erk(shapes, 0.5)
+    assert found["head"] == found["tiny"] == 0
+    assert found["wide"] == pytest.approx(1 - (0.5 * 4944 - 320 - 16) / 4608)
+    found = erk(shapes, 0.99)
+    assert found["tiny"] == pytest.approx(1 - 49.44 / 133 * 10 / 16)
+    assert sum(np.prod(shapes[n]) * (1 - s) for n, s in found.items()) == pytest.approx(49.44)
+    assert erk({"one": (8, 4)}, 0.75) == {"one": pytest.approx(0.75)}
+
+
+def test_one_sparsity_is_that_of_all_layers_together(model, data):
+    found = kernels(prune_after_training(model, data, 0.5))
+    pruned = [kernel for name, kernel in found.items() if name != "dw"]
+    zeros = sum((kernel == 0).sum() for kernel in pruned)
+    assert zeros == pytest.approx(0.5 * sum(kernel.size for kernel in pruned), abs=2)
+    assert (found["head"] == 0).mean() < (found["stem"] == 0).mean()
+
+
 def test_what_is_wrong_is_said_before_work_starts(model, data):
     with pytest.raises(ValueError, match=r"received 'haed'. Did you mean 'head'"):
         prune_after_training(model, data, {"haed": 0.5})
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\)"):
         prune_after_training(model, data)
+    with pytest.raises(ValueError, match="allocation must be 'erk' or 'uniform'; received 'EKR'"):
+        prune_after_training(model, data, 0.5, allocation="EKR")
     with pytest.raises(ValueError, match="received 80"):
         prune_after_training(model, data, 80)
     with pytest.raises(ValueError, match=r"layers that can be pruned; received .*a depthwise"):

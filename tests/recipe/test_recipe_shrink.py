@@ -10,8 +10,9 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress import Quantize, Recipe, Rule
+from tfcompress import Prune, Quantize, Recipe, Rule
 from tfcompress.distillation.distiller import Distillation
+from tfcompress.post_training import pruned_model
 from tfcompress.recipe import file
 from tfcompress.recipe.file import to_yaml
 from tfcompress.surgery import macs
@@ -75,6 +76,7 @@ def test_the_whole_section():
         {"factorize": {"method": "tucker", "rank": (4, 2)}},
         {"factorize": {"rank": {"conv": (4, 2), "wide": 3}}},
         {"factorize": {"rank": "evbmf", "layers": "conv*"}},
+        {"prune": {"sparsity": 0.8, "pattern": "1x4", "allocation": "uniform", "damp": 0.2}},
         {"separable": {"depth_multiplier": 2}, "channels": {"sparsity": 0.25}},
     ],
 )
@@ -101,7 +103,10 @@ def test_what_is_as_by_default_is_not_written():
     [
         ("shrink:", "1: shrink: a shrink must have at least one step of channels, .*none. Add"),
         ("shrink: {epochs: 3}", "1: .* at least one step"),
-        ("shrink: half", "1: shrink must be a mapping of channels, factorize, separable, epochs"),
+        (
+            "shrink: half",
+            "1: shrink must be a mapping of channels, .*, prune, separable, epochs",
+        ),
         ("shrink:\n  chanels: {}", "2: unknown key 'chanels' in shrink; .*mean 'channels'"),
         ("shrink:\n  channels:\n    mac: 1", "3: unknown key 'mac' in channels; .*mean 'macs'"),
         (
@@ -123,6 +128,9 @@ def test_what_is_as_by_default_is_not_written():
             "1: per_layer has the key 'a' twice",
         ),
         ("shrink:\n  channels:", "2: channels: exactly one of macs, .* must be given .* none"),
+        ("shrink: {prune: {sparsity: 80}}", "1: prune: sparsity must be .* Did you mean 0.8"),
+        ("shrink: {prune: {pattern: 4:2}}", "1: .*pattern.* keeps n of every m weights"),
+        ("shrink: {prune: {damp: 0}}", "1: prune: damp must be a number above 0; received 0"),
         ("shrink: {channels: {macs: 0.5, params: 0.5}}", "1: channels: exactly .* macs, params"),
         (
             "shrink:\n  channels:\n    macs: 0.5\n    score: taylr",
@@ -156,7 +164,11 @@ def test_mistakes_name_line_and_key(text, message):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Shrink({}), ValueError, "at least one step of channels, factorize, separable"),
+        (
+            lambda: Shrink({}),
+            ValueError,
+            "at least one step of channels, factorize, prune, separable",
+        ),
         (lambda: Shrink({"chanels": {}}), ValueError, "unknown step 'chanels'; .*'channels'"),
         (lambda: Shrink({"channels": 0.5}), TypeError, "a dict of the arguments of prune_channels"),
         (lambda: Shrink({"channels": {"data": 1}}), ValueError, "unknown key 'data' in channels"),
@@ -210,13 +222,33 @@ def test_what_yaml_cannot_tell(tmp_path):
 def test_the_arguments_are_those_of_the_functions(operation):
     taken = set(inspect.signature(function_of(operation)).parameters)
     fields = {field.name for field in dataclasses.fields(arguments.OPERATIONS[operation])}
-    assert taken - {"model", "data", "loss"} == fields
+    assert taken - {"model", "data", "loss", "progress"} == fields
 
 
 def test_the_names_are_those_of_the_functions():
     assert set(arguments.METHODS) == set(search.METHODS)
     assert {*arguments.SCORES} == {*scores.WITHOUT_DATA, *scores.WITH_DATA}
+    assert arguments.ALLOCATIONS == pruned_model.ALLOCATIONS
     assert {*arguments.SCOPES} == {*ranking.SCOPES, "sensitivity"}
+
+
+def test_zeros_found_before_training_are_held_in_it():
+    model = make_model()
+    x = np.random.default_rng(0).normal(size=(16, *model.input_shape[1:])).astype("float32")
+    shrink = Shrink({"prune": {"sparsity": 0.5, "allocation": "uniform"}})
+    with pytest.raises(ValueError, match=r"received no data. Pass training inputs, data=x"):
+        shrink.apply(model)
+    small = shrink.apply(model, (x, None))
+    assert "50.0% zeros" in str(small.surgery_report)
+    kernel = np.asarray(small.get_layer("conv").kernel)
+    held = tfc.compress(small, [Rule("*", [Prune(preserve=True), Quantize()])])
+    held.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    held.fit(x, np.ones((16, *held.output_shape[1:])), verbose=0)
+    trained = np.asarray(held.get_layer("conv").layer.kernel)
+    mask = np.asarray(held.get_layer("conv").bound[0].states[0]["mask"])
+    np.testing.assert_array_equal(mask, kernel != 0)
+    assert not np.array_equal(trained[kernel != 0], kernel[kernel != 0])
+    assert not trained[kernel == 0].any()
 
 
 def test_compress_leaves_surgery_to_a_step_before_it():

@@ -245,6 +245,18 @@ def train(model, x, y, epochs=1):
     )
 
 
+def test_zeros_that_are_there_are_held():
+    prune = Prune(preserve=True)
+    weight = np.array([[0.0, 2.0], [-1.0, 0.0]], "float32")
+    (mask,) = prune.initial_state(ops.convert_to_tensor(weight)).values()
+    np.testing.assert_array_equal(mask, [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(prune.mask(weight, None, 7), weight != 0)
+    assert prune.mask(np.zeros((2, 2)), None, 0).all()
+    assert (prune.scheduled, prune.together) == (False, False)
+    assert prune.scored(taylor=True) == prune
+    assert Prune.from_config(prune.get_config()) == prune
+
+
 def test_pruned_weights_get_no_gradient():
     model, variable, state, kernel = one_weight(Prune(constant(0.5), score="magnitude"))
     train(model, [1.0, 2.0, 3.0], [1.0, 1.0])
@@ -344,6 +356,8 @@ def test_numbers_of_numpy_are_numbers():
         (lambda: Prune(0.5, pattern="4:2"), ValueError, "n less than m"),
         (lambda: Prune(0.5, pattern="rows"), ValueError, "received 'rows'"),
         (lambda: Prune(0.5, score="size"), ValueError, "score must be one of magnitude"),
+        (lambda: Prune(0.5, preserve=True), ValueError, "received sparsity=.* Leave out either"),
+        (lambda: Prune(preserve=True, pattern="2:4"), ValueError, "received pattern='2:4' with it"),
         (lambda: Prune(0.5, scope="model"), ValueError, "'layer' or 'global'"),
     ],
 )

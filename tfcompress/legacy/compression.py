@@ -271,6 +271,8 @@ def pruning(layer, technique: Prune) -> dict[str, Any]:
         raise _lacks("prunes by magnitude only", f"score={technique.score!r}")
     if technique.scope == "global":
         raise _lacks("ranks the weights of each layer on their own", f"scope={technique.scope!r}")
+    if technique.preserve:
+        raise _lacks("finds zeros of its own", "preserve=True")
     if technique.threshold is not None:
         raise _lacks("prunes to a sparsity only", f"threshold={technique.threshold!r}")
     arguments: dict[str, Any] = {"pruning_schedule": _schedule(schedule)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +27,8 @@ from tfcompress.post_training.walk import batched
 from tfcompress.techniques import Prune
 from tfcompress.techniques.masks import Pattern
 
+ALLOCATIONS = ("erk", "uniform")
+
 # Of the search for the weights to keep: how much both of its copies of the weights are pulled to
 # each other at first, by how much more after each step, and how many steps at most.
 _PULL, _GROWTH, _STEPS = 0.03, 1.1, 100
@@ -37,6 +41,7 @@ def prune_after_training(
     sparsity: float | Mapping[str, float] | None = None,
     *,
     pattern: str = "unstructured",
+    allocation: str = "erk",
     depthwise: bool = False,
     samples: int | None = 200,
     batch_size: int = 32,
@@ -56,10 +61,13 @@ def prune_after_training(
         model: any built Keras 3 model of plain layers; it is left untouched.
         data: samples of the training inputs in any form that `tfcompress.convert` takes as
             calibration; labels are left out. A hundred or two.
-        sparsity: the share of zeros in each kernel, in [0, 1); or that of the layers that are to be
-            pruned, by name. May be left out with an "n:m" pattern, which has its own.
+        sparsity: the share of zeros, in [0, 1), of all kernels together; or that of each layer that
+            is to be pruned, by name. May be left out with an "n:m" pattern, which has its own.
         pattern: what is pruned together, as `tfcompress.Prune` has it: "unstructured", "2:4",
             "1x4", "filters" or "channels".
+        allocation: of one number for all layers: "erk" lets layers keep the more of their weights
+            the smaller they are, in proportion to (inputs + outputs + height + width) / weights
+            (Evci et al. 2020, arXiv:1911.11134); "uniform" gives each the same.
         depthwise: also prunes depthwise kernels, which are few and sensitive.
         samples: at most so many are taken, the first ones; None for all.
         batch_size: samples that are computed at once.
@@ -88,6 +96,8 @@ def prune_after_training(
     check_damp(damp)
     fixed = Pattern.parse(pattern).sparsity is not None
     check(fixed or sparsity is not None, "sparsity", "in [0, 1)", sparsity, "0.5 is a half.")
+    known = allocation in ALLOCATIONS
+    check(known, "allocation", " or ".join(map(repr, ALLOCATIONS)), allocation)
     flat = flat_copy(model)
     graph = Graph.of(flat)
     layers = {kernel.name: kernel.layer for kernel in kernels_of(graph)}
@@ -98,6 +108,10 @@ def prune_after_training(
     refused = {name: p.refuses(layers[name], layers[name].kernel) for name, p in pruners.items()}
     names = [name for name, why in refused.items() if why is None]
     check(bool(names), "model", "one with layers that can be pruned", refused)
+    if allocation == "erk" and not fixed and not isinstance(sparsity, Mapping):
+        shapes = {name: tuple(layers[name].kernel.shape) for name in names}
+        shares = erk(shapes, pruners[names[0]].schedule.final)
+        pruners |= {n: dataclasses.replace(pruners[n], sparsity=s) for n, s in shares.items()}
     changes: dict[str, str] = {}
 
     def change(kernel: Kernel, moments: Moments) -> np.ndarray:
@@ -109,6 +123,25 @@ def prune_after_training(
     exchange(flat, batched(graph, data, batch_size, samples), names, change, progress=progress)
     kept = {name: why for name, why in refused.items() if why is not None}
     return reported(flat, "prune_after_training", changes, kept)
+
+
+def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, float]:
+    """The sparsity of each kernel by its shape, for one of all; none gets less than 0.
+
+    Each keeps a share in proportion to the sum of its dimensions over their product (Evci et al.
+    2020, arXiv:1911.11134); what some cannot take, as they are whole, the others keep.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    left, free = (1 - sparsity) * sum(sizes.values()), dict(shapes)
+    while free:
+        factor = left / sum(sum(shape) for shape in free.values())
+        whole = {name for name, shape in free.items() if factor * sum(shape) >= sizes[name]}
+        if not whole:
+            break
+        left -= sum(sizes[name] for name in whole)
+        free = {name: shape for name, shape in free.items() if name not in whole}
+    kept = {name: factor * sum(shape) / sizes[name] for name, shape in free.items()}
+    return {name: 1 - kept.get(name, 1.0) for name in shapes}
 
 
 def _pruned(kernel: Kernel, moments: Moments, pruner: Prune, damp: float) -> np.ndarray:

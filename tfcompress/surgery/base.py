@@ -75,3 +75,12 @@ def with_report(model: keras.Model, report: SurgeryReport) -> keras.Model:
     """The model, with the report as its attribute `surgery_report`, which is not saved."""
     model.surgery_report = report
     return model
+
+
+def report_of(before: keras.Model, after: keras.Model) -> SurgeryReport:
+    """What was done to a model, by surgery or by a correction after training."""
+    if hasattr(after, "surgery_report"):
+        return after.surgery_report
+    found = after.correction_report
+    macs, params = zip(count(opened(before)), count(after), strict=True)
+    return SurgeryReport(found.operation, found.changes, found.kept, macs, params)

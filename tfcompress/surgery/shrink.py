@@ -21,6 +21,7 @@ METHODS = ("svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal")
 LOOKING = ("taylor", "fisher", "apoz", "reconstruction")
 SCORES = ("l1", "l2", "max", "bn_gamma", "fpgm", "random", *LOOKING)
 SCOPES = ("global", "local", "sensitivity")
+ALLOCATIONS = ("erk", "uniform")
 
 
 def _whole(name: str, value: Any, least: int = 1) -> None:
@@ -69,6 +70,17 @@ def _multiple(name: str, value: Any) -> None:
         _whole(name, value)
 
 
+def _positive(name: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    check(number and value > 0, name, "a number above 0", value)
+
+
+def _pattern(name: str, value: Any) -> None:
+    from tfcompress.techniques.masks import Pattern  # which imports Keras
+
+    Pattern.parse(value)
+
+
 # Types of arguments, each with the function that checks a name and a value; None is left out.
 Share = Annotated[float | None, require_share]
 Part = Annotated[float | None, functools.partial(require_share, or_one=True)]
@@ -82,6 +94,9 @@ Layers = Annotated[str | Sequence[str] | None, functools.partial(_names, or_code
 Score = Annotated[str | None, functools.partial(_word, known=SCORES, or_code=True)]
 Scope = Annotated[str | None, functools.partial(_word, known=SCOPES)]
 Gain = Annotated[str | None, functools.partial(_word, known=("macs", "latency"))]
+Allocation = Annotated[str | None, functools.partial(_word, known=ALLOCATIONS)]
+Positive = Annotated[float | None, _positive]
+Pattern = Annotated[str | None, _pattern]
 Method = Annotated[str | None, functools.partial(_word, known=METHODS)]
 RankOfOne = int | Literal["evbmf"] | tuple[int, int]
 Rank = Annotated[RankOfOne | Mapping[str, RankOfOne] | None, _rank]
@@ -160,6 +175,21 @@ class Factorize(Step):
 
 
 @dataclasses.dataclass(frozen=True)
+class Prune(Step):
+    """The arguments of `tfcompress.post_training.prune_after_training`."""
+
+    sparsity: Share = None
+    pattern: Pattern = None
+    allocation: Allocation = None
+    depthwise: Flag = None
+    samples: Count = None
+    batch_size: Count = None
+    damp: Positive = None
+
+    function = "prune_after_training"
+
+
+@dataclasses.dataclass(frozen=True)
 class Separable(Step):
     """The arguments of `tfcompress.to_separable`."""
 
@@ -171,7 +201,7 @@ class Separable(Step):
 
 # The names of operations in recipes and in `Shrink`.
 OPERATIONS: dict[str, type[Step]] = {
-    step.__name__.lower(): step for step in (Channels, Factorize, Separable)
+    step.__name__.lower(): step for step in (Channels, Factorize, Prune, Separable)
 }
 
 
@@ -182,8 +212,9 @@ class Shrink:
     Args:
         steps: {operation: its arguments}, or pairs of these, in the order in which they are
             applied; kept as a tuple of pairs. Operations are
-            "channels" (see `tfcompress.prune_channels`), "factorize" (see `tfcompress.factorize`)
-            and "separable" (see `tfcompress.to_separable`).
+            "channels" (see `tfcompress.prune_channels`), "factorize" (see `tfcompress.factorize`),
+            "prune" (see `tfcompress.post_training.prune_after_training`; `Prune(preserve=True)`
+            then holds its zeros in training) and "separable" (see `tfcompress.to_separable`).
         epochs: how long `tfcompress compress` trains the smaller model, in float, before the
             techniques of the recipe begin.
 
@@ -237,7 +268,7 @@ class Shrink:
             >>> small = Shrink({"channels": {"macs": 0.5}}).apply(model)  # doctest: +SKIP
             >>> print(small.surgery_report)  # doctest: +SKIP
         """
-        from tfcompress.surgery.base import with_report
+        from tfcompress.surgery.base import report_of, with_report
         from tfcompress.surgery.pruning.judging import compiled_with
 
         # After the first step the model is another one, which is not compiled.
@@ -248,8 +279,8 @@ class Shrink:
             taken = inspect.signature(function).parameters
             shared = {"data": _data_for(name, arguments, data), "loss": loss, "seed": seed}
             given = {key: value for key, value in shared.items() if key in taken}
-            model = function(model, **{**given, **arguments})
-            reports.append(model.surgery_report)
+            before, model = model, function(model, **{**given, **arguments})
+            reports.append(report_of(before, model))
         return with_report(model, _joined(reports))
 
     @property
@@ -277,11 +308,13 @@ class Shrink:
 def function_of(operation: str) -> Any:
     """The function that carries out an operation."""
     # Late, as these take seconds, and the command line reads the classes of this file.
+    from tfcompress.post_training import prune_after_training
     from tfcompress.surgery.factors.factorize import factorize
     from tfcompress.surgery.pruning.prune_channels import prune_channels
     from tfcompress.surgery.separable import to_separable
 
-    functions = {f.__name__: f for f in (prune_channels, factorize, to_separable)}
+    every = prune_channels, factorize, prune_after_training, to_separable
+    functions = {f.__name__: f for f in every}
     return functions[OPERATIONS[operation].function]
 
 
@@ -313,9 +346,13 @@ def _pairs(rank: Any) -> Any:
 
 def _data_for(operation: str, arguments: Mapping[str, Any], data: Any) -> Any:
     """What of the data an operation can look at."""
-    if operation != "factorize":
+    if operation == "prune" and data is None:
+        raise ValueError(
+            "prune looks at what layers are given; received no data. Pass training inputs, data=x."
+        )
+    if operation not in ("factorize", "prune"):
         return data
-    if arguments.get("method", "svd") != "svd":
+    if operation == "factorize" and arguments.get("method", "svd") != "svd":
         return None
     return data[0] if isinstance(data, tuple) else data
 

@@ -13,7 +13,7 @@ from keras import ops
 
 from tfcompress.errors import check, fraction_meant
 from tfcompress.kinds import is_depthwise, weight_axes
-from tfcompress.schedules import Schedule, constant, polynomial, whole
+from tfcompress.schedules import Schedule, constant, one_shot, polynomial, whole
 from tfcompress.techniques import masks
 from tfcompress.techniques.masks import Groups, Pattern
 from tfcompress.techniques.technique import Technique
@@ -39,8 +39,8 @@ class Prune(Technique):
     Args:
         sparsity: fraction of zeros in [0, 1), as a schedule of `tfcompress.schedules`; or a number,
             which is reached gradually in the first 30% of the training. The masks then stay as
-            they are while the rest recovers what that cost. May be left out with `threshold`
-            and with an "n:m" pattern, which has its own.
+            they are while the rest recovers what that cost. Left out with `threshold` and
+            `preserve`, and with an "n:m" pattern, which has its own.
         pattern: what is pruned together: "unstructured"; "n:m", which keeps n of every m weights
             along the input channels ("2:4"; a last group that is not full keeps at most n); "RxC"
             blocks of R inputs and C outputs ("1x4"; cut off at the edge); "filters" (all weights of
@@ -62,6 +62,8 @@ class Prune(Technique):
         inputs, outputs: axes of the weight, filled in by `compress`.
         floor: with "global", the fraction of what all layers keep on average that each keeps at
             least: 0.25 at a sparsity of 0.8 leaves none with less than 5% of its weights.
+        preserve: instead of a sparsity, holds the zeros that weights have before the training, as
+            of `tfcompress.post_training.prune_after_training`; weights of zeros alone are free.
 
     Raises:
         TypeError, ValueError: if an argument is out of its range, or two contradict each other.
@@ -82,6 +84,7 @@ class Prune(Technique):
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     floor: float = 0.25
+    preserve: bool = False
 
     order: ClassVar[int] = 1
 
@@ -94,7 +97,10 @@ class Prune(Technique):
         check(known, "scope", "'layer' or 'global'", self.scope)
         low = isinstance(self.floor, numbers.Real) and 0 <= self.floor <= 1
         check(low, "floor", "in [0, 1]", self.floor, "0.25 is a quarter.")
-        if self.threshold is not None:
+        check(isinstance(self.preserve, bool), "preserve", "True or False", self.preserve)
+        if self.preserve:
+            self._check_preserved()
+        elif self.threshold is not None:
             if self.sparsity is not None:
                 raise ValueError(
                     f"give sparsity or threshold, not both; received sparsity={self.sparsity!r} "
@@ -117,6 +123,17 @@ class Prune(Technique):
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
+    def _check_preserved(self) -> None:
+        names = ("sparsity", "threshold", "score", "scope", "pattern")
+        given = {name: getattr(self, name) for name in names}
+        given = {k: v for k, v in given.items() if v not in (None, "unstructured")}
+        if given:
+            told = ", ".join(f"{k}={v!r}" for k, v in given.items())
+            raise ValueError(
+                f"preserve=True holds the zeros that are there already; received {told} with it. "
+                "Leave out either."
+            )
+
     def _check_together(self, pattern: Pattern) -> None:
         if pattern.kind == "n:m" and (self.scope == "global" or self.threshold is not None):
             raise ValueError(
@@ -137,15 +154,21 @@ class Prune(Technique):
     @property
     def schedule(self) -> Schedule:
         """The schedule of the sparsity or of the threshold."""
+        if self.preserve:
+            return one_shot(0.0)  # what there is, there is from the beginning
         return self.sparsity if self.threshold is None else self.threshold  # type: ignore
 
     @property
     def scheduled(self) -> bool:
-        return True
+        return not self.preserve
 
     @property
     def together(self) -> bool:
-        free = self.threshold is None and Pattern.parse(self.pattern).kind != "n:m"
+        free = (
+            self.threshold is None
+            and not self.preserve
+            and Pattern.parse(self.pattern).kind != "n:m"
+        )
         return self.scope == "global" or (self.scope is None and free)
 
     @property
@@ -158,7 +181,7 @@ class Prune(Technique):
 
     def scored(self, taylor: bool) -> "Prune":
         """This technique with a score: that of Taylor by default where it can be had."""
-        free = self.score is None and self.threshold is None
+        free = self.score is None and self.threshold is None and not self.preserve
         return dataclasses.replace(self, score="taylor") if free and taylor else self
 
     @property
@@ -203,6 +226,8 @@ class Prune(Technique):
         return super().from_config({"floor": 0.0, **config})  # type: ignore[return-value]
 
     def initial_state(self, weight) -> dict[str, Any]:
+        if self.preserve:
+            return {"mask": as_mask(_nonzero(ops.convert_to_numpy(weight)))}
         state = {"mask": ops.ones(weight.shape, "uint8")}
         return {**state, "scores": ops.zeros(weight.shape)} if self.learns_scores else state
 
@@ -222,6 +247,8 @@ class Prune(Technique):
         Returns:
             A bool array of the shape of `weight`.
         """
+        if self.preserve:
+            return _nonzero(weight)
         pattern = Pattern.parse(self.pattern)
         scores = self.scores(weight, scores)
         groups = self.groups(weight.shape)
@@ -280,6 +307,11 @@ class Prune(Technique):
         if self.overwritten_states:
             return _watched(weight, mask, state["scores"], by_weight=self.score == "taylor")
         return weight * mask
+
+
+def _nonzero(weight: np.ndarray) -> np.ndarray:
+    """The weights that are not zero; all of a weight that has not begun to learn."""
+    return weight != 0 if weight.any() else np.ones(weight.shape, bool)
 
 
 def taylor_scores(scores, product):
