@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from teacher_samples import SPECS, arrays_in, fill, filled, require_found, samples, take
 
-from tfcompress.distillation.cache import KEY, Kept, TeacherCache
+from tfcompress.distillation.cache import TeacherCache
+from tfcompress.distillation.kept_outputs import KEY, Kept
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -125,7 +126,7 @@ def test_a_new_sample_that_ends_in_zero_bytes_is_no_other_one():
 
 @pytest.mark.filterwarnings("ignore:none of the")
 def test_later_samples_are_merged_with_those_before(path, monkeypatch):
-    monkeypatch.setattr("tfcompress.distillation.cache._BLOCK", 100)  # Files are copied so.
+    monkeypatch.setattr("tfcompress.distillation.kept_outputs._BLOCK", 100)  # Files are copied so.
     inputs, outputs = samples(90)
     cache = TeacherCache(path)
     cache.begin("teacher", SPECS, whole_epochs=False)
