@@ -11,7 +11,7 @@ import tfcompress as tfc
 from tfcompress import distillation as kd
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan"), "half", True, None])
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan"), "half", True])
 def test_alpha(alpha):
     refused(
         r"alpha must be a number in \[0, 1\].*received",
@@ -19,7 +19,7 @@ def test_alpha(alpha):
     )
 
 
-@pytest.mark.parametrize("temperature", [0, -2.0, float("nan"), float("inf"), "4", None])
+@pytest.mark.parametrize("temperature", [0, -2.0, float("nan"), float("inf"), "4"])
 def test_temperature(temperature):
     refused(
         "temperature must be a number greater than 0; received",

@@ -215,7 +215,7 @@ def test_progress_shows_losses_and_the_metrics_of_the_user(stages, made, tmp_pat
 @pytest.mark.slow
 def test_the_summary_names_what_was_learned(run, made, tmp_path):
     found = run(recipe=made / "recipe.yaml", epochs=1)
-    assert f"{made / 'teacher.keras'}: soft_labels, features x0.01; alpha 0.1, temperature 4." in (
+    assert f"{made / 'teacher.keras'}: soft_labels, features x0.01; alpha 0.5, temperature 2." in (
         str(found)
     )
     assert found.to_dict()["taught"]["losses"] == {"soft_labels": 1.0, "features": 0.01}

@@ -103,6 +103,9 @@ def test_compress_passes_its_teacher_on(monkeypatch):
     words = "compress m.keras --recipe distill-int8 --data d.npz --epochs 2 -o a.tflite"
     assert main([*words.split(), "--teacher", "t.keras"]) == 0
     assert str(received["teacher"]) == "t.keras"
+    assert received["distill"] is False
+    assert main([*words.replace("distill-int8", "sparse80-int8").split(), "--distill"]) == 0
+    assert (received["teacher"], received["distill"]) == (None, True)
 
 
 @pytest.fixture
@@ -197,7 +200,7 @@ def test_data_without_labels_need_alpha_0(command, untrained, tmp_path):
     status, _, said = command("-q", data="unlabelled.npz")
     assert status == 2
     assert re.match(
-        r"Error: '.*unlabelled.npz' holds no labels, which alpha=0.1 gives a share .* received "
+        r"Error: '.*unlabelled.npz' holds no labels, which alpha=0.5 gives a share .* received "
         r"'x'. Add the array y, or learn from the teacher alone: --alpha 0.\n$",
         said,
     )
@@ -218,7 +221,7 @@ def test_data_without_labels_need_alpha_0(command, untrained, tmp_path):
     [
         (
             ["--recipe", "int8", "--teacher", "teacher.keras"],
-            "the recipe 'int8' must have a section distill .* pass --recipe distill-int8",
+            "the recipe 'int8' must have a section distill .* Pass --distill, or add 'distill: {}'",
         ),
         (["--recipe", "alone.yaml"], "the recipe has no rules, .* the command tfcompress distill"),
         (["--recipe", "distill-int8", "--teacher", "missing.keras"], "no file at 'missing.keras'"),

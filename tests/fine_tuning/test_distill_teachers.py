@@ -41,10 +41,19 @@ def test_compress_by_a_recipe_with_the_model_itself_for_a_teacher(made, tmp_path
     assert found.before == {"distillation_loss": pytest.approx(0, abs=1e-6), "agreement": 1.0}
     images = make_data()[0].astype("float32")
     student = np.log(load(made / "student.keras")(images))
-    after = distance(student, load(tmp_path / "out.keras")(images), 4.0)
+    after = distance(student, load(tmp_path / "out.keras")(images), 2.0)
     assert found.after["distillation_loss"] == pytest.approx(after, rel=0.01)  # 8 bits
     assert (found.taught.teacher, found.taught.bytes) == (None, None)
-    assert "Taught by itself as it was before: soft_labels; alpha 0, temperature 4." in str(found)
+    assert "Taught by itself as it was before: soft_labels; alpha 0, temperature 2." in str(found)
+
+
+@pytest.mark.slow
+def test_compress_learns_from_the_model_itself_by_a_recipe_that_does_not_say_so(made, tmp_path):
+    files = made / "student.keras", "int8", made / "data.npz", tmp_path / "out.keras"
+    found = fine_tune(*files, epochs=1, distill=True)
+    assert "Taught by itself as it was before: soft_labels; alpha 0.5, temperature 2." in str(found)
+    assert (found.taught.dropout, found.precision) == (False, None)
+    assert fine_tune(*files[:3], tmp_path / "alone.keras", epochs=1).taught is None
 
 
 @pytest.mark.slow

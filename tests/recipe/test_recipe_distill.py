@@ -41,12 +41,13 @@ def test_the_whole_section():
             - mae
           cache: memory
           start_from_teacher: true
+          dropout: true
         rules:
           - {layers: "*", techniques: [quantize]}
         """
     )
     losses = [SoftLabels(), Features("block4", "block2", weight=0.1), Regression("mae")]
-    distill = Distillation(losses, 0.25, 3.0, "memory", True)
+    distill = Distillation(losses, 0.25, 3.0, "memory", True, True)
     assert recipe == Recipe([Rule("*", [Quantize()])], distill)
     assert recipe != Recipe([Rule("*", [Quantize()])])
     assert type(recipe.distill.temperature) is float
@@ -130,9 +131,9 @@ def test_what_is_saved_is_loaded(tmp_path):
             "distill:\n  alpha: 0.2\n  teacher: big.keras",
             "3: .* the teacher is named on the command line, --teacher FILE",
         ),
-        ("distill: {alpha: null}", "1: alpha must be a number; received None"),
+        ("distill: {alpha: some}", "1: alpha must be a number or null; received 'some'"),
         ("distill:\n\n  temperature: 0", "3: distill: temperature must be .* greater than 0"),
-        ("distill: {temperature: warm}", "1: temperature must be a number; received 'warm'"),
+        ("distill: {temperature: warm}", "1: temperature must be a number or null; received 'warm'"),
         ("distill: {cache: [1]}", "1: cache must be null or text; received '.1.'"),
         ("distill: {cache: ''}", "1: distill: cache must be the path of a file, or 'memory'"),
         (

@@ -48,11 +48,19 @@ def compress(
     data: Data,
     epochs: Epochs,
     output: TrainedOutput,
+    distill: Annotated[
+        bool,
+        Option(
+            "--distill",
+            help="Learn from the model as it was before, too, also by a recipe without a section "
+            "distill.",
+        ),
+    ] = False,
     teacher: Annotated[
         Path | None,
         Option(
-            help="A .keras or .h5 file, for a recipe with a section distill; by default the model "
-            "itself as it was before."
+            help="A .keras or .h5 file to learn from instead, with --distill or a recipe with a "
+            "section distill."
         ),
     ] = None,
     *,
@@ -67,8 +75,8 @@ def compress(
           -o small.tflite
       tfcompress compress model.keras --recipe recipe.yaml --data train.npz --epochs 5 \\
           -o small.keras --loss mse --optimizer adam --learning-rate 1e-4
-      tfcompress compress model.keras --recipe distill-int8 --data train.npz --epochs 5 \\
-          -o small.tflite --resume
+      tfcompress compress model.keras --recipe sparse80-int8 --data train.npz --epochs 5 \\
+          -o small.tflite --distill --resume
 
     A recipe with a section shrink makes the model smaller first and trains it in float for the
     epochs of that section; --epochs is how long it trains under the rules. After each epoch the
@@ -83,6 +91,7 @@ def compress(
             output,
             epochs=epochs,
             progress=progress,
+            distill=distill,
             teacher=teacher,
             **dataclasses.asdict(training),
         )
@@ -116,7 +125,7 @@ def distill(
         Option(
             min=0.0,
             max=1.0,
-            help="Share of the labels in the loss, 0.1 if the recipe does not say; 0 needs no "
+            help="Share of the labels in the loss, 0.5 if the recipe does not say; 0 needs no "
             "labels.",
         ),
     ] = None,
@@ -124,7 +133,7 @@ def distill(
         float | None,
         Option(
             callback=above_zero("2 to 8"),
-            help="Softens the classes of both models, 4 if the recipe does not say.",
+            help="Softens the classes of both models, 2 if the recipe does not say.",
         ),
     ] = None,
     cache: Annotated[

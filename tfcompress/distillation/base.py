@@ -14,6 +14,7 @@ from tfcompress.distillation.plan import Term, as_losses
 from tfcompress.distillation.reading import Reader, Tensors, frozen
 from tfcompress.errors import check
 from tfcompress.graph.inputs import not_built, output_names, require_model
+from tfcompress.kinds import DROPOUTS, is_of
 from tfcompress.layers.compressed import is_compressed
 
 
@@ -25,12 +26,21 @@ class DistillingModel(keras.Model):
         losses: see `Distiller`.
         alpha: share of the labels in the loss, in [0, 1].
         temperature: of soft labels.
+        dropout: whether the dropout of the students is on while they learn.
     """
 
     objects: tuple[str, ...] = ("losses",)  # which arguments are objects of Keras, or lists of them
     whole_epochs = False  # whether each epoch goes through all data though `fit` is given its steps
 
-    def __init__(self, students: Sequence[keras.Model], losses, alpha, temperature, **kwargs):
+    def __init__(
+        self,
+        students: Sequence[keras.Model],
+        losses,
+        alpha,
+        temperature,
+        dropout: bool = True,
+        **kwargs,
+    ):
         for student in students:
             check_model(student, "student")
         check_alpha(alpha)
@@ -38,6 +48,8 @@ class DistillingModel(keras.Model):
         super().__init__(**kwargs)
         self._given = losses and as_losses(losses)
         self.alpha, self.temperature = float(alpha), float(temperature)
+        self.dropout = dropout
+        self._silent = _Silent([] if dropout else students)
         self.supports_masking = True
         self.autocast = False  # which is up to the student
         self._read = _Read()
@@ -60,7 +72,8 @@ class DistillingModel(keras.Model):
         self.built = True
 
     def call(self, inputs, training=None):
-        outputs, tensors = self._reader(inputs, training=training)
+        with self._silent:
+            outputs, tensors = self._reader(inputs, training=training)
         self._read.last = outputs, tensors
         return outputs
 
@@ -69,7 +82,8 @@ class DistillingModel(keras.Model):
         outputs, tensors = self._read.last
         self._read.last = None, {}
         if y_pred is None or outputs is None or not _same(outputs, y_pred):
-            return self._reader(x, training=training)
+            with self._silent:
+                return self._reader(x, training=training)
         return outputs, tensors
 
     def task_loss(self, y, y_pred, sample_weight) -> Any:
@@ -253,7 +267,40 @@ def check_alpha(alpha: Any) -> None:
     """Raises unless a share is a number from 0 to 1."""
     expected = "a number in [0, 1], the share of the labels in the loss"
     holds = is_number(alpha) and 0 <= alpha <= 1
-    check(holds, "alpha", expected, alpha, "0.1 is usual; 0 needs no labels.")
+    check(holds, "alpha", expected, alpha, "0.5 is usual; 0 needs no labels.")
+
+
+def check_dropout(dropout: Any) -> None:
+    """Raises unless it is said whether the dropout of a student is on, or left open."""
+    expected = "True, False, or None for the default"
+    check(dropout is None or isinstance(dropout, bool), "dropout", expected, dropout)
+
+
+class _Silent:
+    """While it is open, the dropout of some models does nothing; replicas open it in threads."""
+
+    def __init__(self, models: Sequence[keras.Model]):
+        self._rates: list[tuple[Any, str, float]] = []
+        for layer in (layer for model in models for layer in model._flatten_layers()):
+            names = ("rate", "stddev") if is_of(layer, DROPOUTS) else ()
+            if hasattr(layer, "get_dropout_mask"):  # cells of recurrent layers
+                names = ("dropout", "recurrent_dropout")
+            self._rates += [
+                (layer, name, rate) for name in names if (rate := getattr(layer, name, 0))
+            ]
+        self._opened, self._lock = 0, threading.Lock()
+
+    def __enter__(self):
+        with self._lock:
+            self._opened += 1
+            for layer, name, _ in self._rates:
+                setattr(layer, name, 0.0)
+
+    def __exit__(self, *error):
+        with self._lock:
+            self._opened -= 1
+            for layer, name, rate in self._rates if not self._opened else ():
+                setattr(layer, name, rate)
 
 
 class _Read(threading.local):

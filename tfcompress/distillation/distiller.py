@@ -9,13 +9,22 @@ from typing import Any
 
 import keras
 
-from tfcompress.distillation.base import DistillingModel, check_alpha, check_model, evaluate_terms
+from tfcompress.distillation.base import (
+    DistillingModel,
+    check_alpha,
+    check_dropout,
+    check_model,
+    evaluate_terms,
+)
 from tfcompress.distillation.cached import CachedTeachers
 from tfcompress.distillation.initialization import init_from_teacher
 from tfcompress.distillation.losses import check_temperature, is_number, register
 from tfcompress.distillation.plan import Plan, as_losses
 from tfcompress.distillation.reading import Reader, Tensors, symbolic_inputs
 from tfcompress.errors import check
+
+# What a teacher and labels have to say together, and how softly.
+ALPHA, TEMPERATURE = 0.5, 2.0
 
 
 @register
@@ -39,7 +48,10 @@ class Distiller(DistillingModel):
             `tfcompress.distillation`, names of Keras losses of the outputs such as "mse", dicts of
             these by the name of an output, or a list; None for `SoftLabels` of every output.
         alpha: share of the labels in the loss, in [0, 1]; 0 trains on unlabelled data.
-        temperature: of `SoftLabels` that have none of their own, greater than 0.
+            None takes 0.5.
+        temperature: of `SoftLabels` that have none of their own, greater than 0; None takes 2.
+        dropout: whether the student's dropout is on while it learns: soft labels regularize, too,
+            and a student that starts from its teacher is only kept from it. None turns it off.
         teacher_weights: shares of several teachers, greater than 0; equal ones by default.
         cache: path of a file in which the teacher's outputs are kept, or "memory": later epochs
             then cost no teacher. For data without random augmentation.
@@ -64,21 +76,24 @@ class Distiller(DistillingModel):
         teacher: keras.Model | Sequence[keras.Model],
         losses: Any = None,
         *,
-        alpha: float = 0.1,
-        temperature: float = 4.0,
+        alpha: float | None = None,
+        temperature: float | None = None,
+        dropout: bool | None = None,
         teacher_weights: Sequence[float] | None = None,
         cache: Any = None,
         **kwargs,
     ):
+        chosen = settled(alpha, temperature, dropout)
         teachers = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
         for each in teachers:
             check_model(each, "teacher")
-        super().__init__([student], losses, alpha, temperature, **kwargs)
+        super().__init__([student], losses, *chosen, **kwargs)
         _require_apart(student, teachers)
-        self.student, self.teachers = student, teachers
+        self.student = student
+        self.teachers: list[keras.Model] = teachers
         self._shares = _shares(teacher_weights, len(teachers))
         inputs = symbolic_inputs(student)
-        plan = Plan(student, teachers, losses, temperature, inputs, self._shares)
+        plan = Plan(student, teachers, losses, self.temperature, inputs, self._shares)
         self.terms = plan.terms
         self.adapters = plan.adapters
         self._teacher_readers = [
@@ -95,6 +110,16 @@ class Distiller(DistillingModel):
             Reader(student, plan.student_sources),
             ["task_loss", "distillation_loss", *(parts if len(parts) > 1 else [])],
         )
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        # Files of before there was the argument are of students with their dropout.
+        return super().from_config({"dropout": True, **config}, custom_objects)
+
+    def __repr__(self) -> str:
+        teachers = ", ".join(repr(teacher.name) for teacher in self.teachers)
+        settings = f"alpha={self.alpha:g}, temperature={self.temperature:g}, dropout={self.dropout}"
+        return f"<Distiller of '{self.student.name}' by {teachers}, {settings}>"
 
     @property
     def frozen_models(self) -> list[keras.Model]:
@@ -125,9 +150,22 @@ class Distiller(DistillingModel):
         return {
             "student": self.student,
             "teacher": self.teachers,
+            "dropout": self.dropout,
             "teacher_weights": self._shares,
             "cache": self._cached and os.fspath(self._cached.where),
         }
+
+
+def settled(
+    alpha: float | None, temperature: float | None, dropout: bool | None
+) -> tuple[float, float, bool]:
+    """The arguments of a `Distiller` with its defaults; docs/distillation.md says why these."""
+    check_dropout(dropout)
+    return (
+        ALPHA if alpha is None else alpha,
+        TEMPERATURE if temperature is None else temperature,
+        bool(dropout),
+    )
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -209,8 +247,7 @@ class Distillation:
     Args:
         losses: losses of `tfcompress.distillation`, names of Keras losses, dicts of these by the
             name of an output, or a list; None for soft labels of every output.
-        alpha: share of the labels in the loss, in [0, 1]; 0 needs no labels.
-        temperature: of soft labels that have none of their own, greater than 0.
+        alpha, temperature, dropout: see `Distiller`; None for its defaults.
         cache: path of a file in which the teacher's outputs are kept, or "memory".
         start_from_teacher: the student starts from the teacher's weights, as far as they fit; see
             `tfcompress.init_from_teacher`.
@@ -224,14 +261,17 @@ class Distillation:
     """
 
     losses: Any = None
-    alpha: float = 0.1
-    temperature: float = 4.0
+    alpha: float | None = None
+    temperature: float | None = None
     cache: str | os.PathLike[str] | None = None
     start_from_teacher: bool = False
+    dropout: bool | None = None
 
     def __post_init__(self):
-        check_alpha(self.alpha)
-        check_temperature(self.temperature)
+        if self.alpha is not None:
+            check_alpha(self.alpha)
+        if self.temperature is not None:
+            check_temperature(self.temperature)
         if self.losses is not None:
             object.__setattr__(self, "losses", tuple(as_losses(self.losses)))
         if self.cache is not None:
@@ -245,6 +285,14 @@ class Distillation:
             raise TypeError(
                 f"start_from_teacher must be True or False; received {self.start_from_teacher!r}."
             )
+        check_dropout(self.dropout)
+
+    @property
+    def settled(self) -> Distillation:
+        """The same with the defaults of `Distiller` where it says nothing."""
+        chosen = settled(self.alpha, self.temperature, self.dropout)
+        named = dict(zip(("alpha", "temperature", "dropout"), chosen, strict=True))
+        return dataclasses.replace(self, **named)
 
     def distiller(
         self, student: keras.Model, teacher: keras.Model | Sequence[keras.Model]
@@ -276,6 +324,7 @@ class Distillation:
             self.losses,
             alpha=self.alpha,
             temperature=self.temperature,
+            dropout=self.dropout,
             cache=self.cache,
         )
 
@@ -299,7 +348,8 @@ class Distillation:
         """The settings that `get_config` told."""
         load = keras.saving.deserialize_keras_object
         losses = config["losses"] and [load(loss) for loss in config["losses"]]
-        return cls(**{**config, "losses": losses})
+        # Of before there was the argument.
+        return cls(**{"dropout": True, **config, "losses": losses})
 
     def __repr__(self) -> str:
         told = [
@@ -314,4 +364,5 @@ class Distillation:
         return isinstance(other, Distillation) and self.get_config() == other.get_config()
 
     def __hash__(self) -> int:
-        return hash((self.alpha, self.temperature, self.cache, self.start_from_teacher))
+        given = self.alpha, self.temperature, self.dropout
+        return hash((*given, self.cache, self.start_from_teacher))

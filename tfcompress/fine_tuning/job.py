@@ -18,6 +18,7 @@ from tfcompress.compression.compress import compress
 from tfcompress.compression.finalize import finalize
 from tfcompress.compression.logger import weights_of
 from tfcompress.conversion.precisions import Precisions
+from tfcompress.fine_tuning import alone
 from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning.checkpoint import Checkpoint
 from tfcompress.fine_tuning.options import Options, PathLike, Settings, saved_settings
@@ -133,12 +134,18 @@ Wrapped = tuple[keras.Model, Any]
 
 
 def _wrapped(model: keras.Model, given: Read) -> Wrapped:
+    """A model under the techniques of the recipe, and what trains it."""
+    model = _under_techniques(model, given)
+    return model, given.with_teacher(model)
+
+
+def _under_techniques(model: keras.Model, given: Read) -> keras.Model:
     """A model under the techniques of the recipe; the model itself if there are none."""
     options, recipe = given.options, given.recipe
-    alone = options.told is not None or options.shrink is not None
-    if recipe is not None and (recipe.rules or not alone):
-        model = compress(model, dataclasses.replace(recipe, shrink=None))
-    return model, given.with_teacher(model)
+    by_itself = options.told is not None or options.shrink is not None
+    if recipe is not None and (recipe.rules or not by_itself):
+        return compress(model, dataclasses.replace(recipe, shrink=None))
+    return model
 
 
 def _trained(
@@ -156,7 +163,13 @@ def _trained(
         train(given.with_teacher(begin), given, checkpoint, range(first), done, known)
         keras.utils.set_random_seed(options.seed)  # the same if it was resumed
         wrapped, known = _wrapped(begin, given), ""
-    train(wrapped[1], given, checkpoint, range(first, options.all_epochs), done, known)
+    callbacks = []
+    if done <= first and alone.is_worth_it(given):
+        twin = _under_techniques(flatten(begin), given)
+        callbacks = [alone.Compare(alone.after_an_epoch(twin, given), given)]
+        keras.utils.set_random_seed(options.seed)  # the same if it was resumed
+    epochs = range(first, options.all_epochs)
+    train(wrapped[1], given, checkpoint, epochs, done, known, callbacks)
     return wrapped
 
 
@@ -178,6 +191,7 @@ def _measured_teacher(
     return Taught(
         teacher=None if path is None else os.fspath(path),
         alpha=trained.alpha,
+        dropout=trained.dropout,
         losses=losses,
         temperature=temperature,
         started=started,
@@ -236,6 +250,7 @@ def fine_tune(
     output: PathLike,
     *,
     epochs: int,
+    distill: bool = False,
     teacher: PathLike | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -246,6 +261,8 @@ def fine_tune(
     end; a training that is resumed gives what an uninterrupted one gives.
 
     Args:
+        distill: the model learns from the teacher, too, also without such a section in the recipe.
+        teacher: a file; by default the model itself as it was before.
         progress: called as `progress(stage, done, total)`.
         **options: batch_size=32;
             loss, optimizer: names of Keras losses and optimizers, instead of the saved ones;
@@ -261,7 +278,8 @@ def fine_tune(
             resume: go on with an interrupted training of the same settings;
             overwrite: begin anew although there is one.
     """
-    given = Options(model, recipe, data, output, epochs, teacher=teacher, **options)
+    told: dict[str, Any] | None = {} if distill else None
+    given = Options(model, recipe, data, output, epochs, teacher=teacher, told=told, **options)
     return _run(given, progress or _silent)
 
 

@@ -124,9 +124,8 @@ class Options:
         if found is None and self.teacher is not None:
             raise ValueError(
                 f"the recipe '{self.recipe}' must have a section distill for the teacher "
-                f"'{self.teacher}' to teach; received none. Add 'distill: {{alpha: 0.1, "
-                "temperature: 4}', pass --recipe distill-int8, or use the command tfcompress "
-                "distill."
+                f"'{self.teacher}' to teach; received none. Pass --distill, or add 'distill: {{}}' "
+                "to the recipe."
             )
         if found is not None and found.cache not in (None, "memory"):
             for other in (self.output, *self._sources()):
@@ -135,7 +134,7 @@ class Options:
                         f"the cache is another one of the files, '{other}'. Name a file of its own."
                     )
             writing.check_writable(found.cache)
-        return found
+        return found and found.settled
 
     @property
     def epochs_before(self) -> int:
@@ -164,7 +163,7 @@ class Options:
             "validation_split seed"
         ).split()
         # Of the losses the recipe tells; where outputs are kept changes nothing.
-        taught = ("alpha", "temperature", "start_from_teacher")
+        taught = ("alpha", "temperature", "start_from_teacher", "dropout")
         return {
             "tfcompress": VERSION,
             **{name: None if path is None else _hash(path) for name, path in read.items()},

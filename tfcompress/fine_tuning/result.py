@@ -24,6 +24,7 @@ class Taught:
         alpha: see `Distillation`.
         losses: names and weights of what was learned.
         temperature: of its soft labels; None if there are none, or several with different ones.
+        dropout: whether its own dropout was on.
         started: fraction of the weights that began as the teacher's; None if it was not asked for.
         scores: loss and metrics of the teacher, where there are labels and it gives what its
             student gives; empty if the teacher is the model itself.
@@ -39,6 +40,7 @@ class Taught:
     scores: dict[str, float]
     bytes: int | None = None
     zipped: int | None = None
+    dropout: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +194,8 @@ class FineTuned(Written):
         whom = taught.teacher or "itself as it was before"
         named = [n if w == 1 else f"{n} x{w:g}" for n, w in taught.losses.items()]
         line = f"Taught by {whom}: {', '.join(named)}; alpha {taught.alpha:g}"
-        line += "." if taught.temperature is None else f", temperature {taught.temperature:g}."
+        line += "" if taught.temperature is None else f", temperature {taught.temperature:g}"
+        line += ", its dropout on." if taught.dropout else "."
         if taught.started is not None:
             line += f" {taught.started:.1%} of its weights began as the teacher's."
         return [line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -13,13 +14,20 @@ from tfcompress.fine_tuning.reading import Progress, Read
 
 
 def train(
-    model: keras.Model, read: Read, checkpoint: Checkpoint, epochs: range, done: int, known: str
+    model: keras.Model,
+    read: Read,
+    checkpoint: Checkpoint,
+    epochs: range,
+    done: int,
+    known: str,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Compiles a model, fits it for some epochs, and keeps its state after each.
 
     Args:
         epochs: of the whole training, of which `done` are done.
         known: loss and metrics before, in words.
+        callbacks: more of them.
     """
     options, training, judged = read.options, read.training, read.judged
     steps = None if options.constant_rate else len(epochs) * read.batches
@@ -46,10 +54,11 @@ def train(
             shuffle=False,  # done already
             verbose=0,
             callbacks=[
-                _SeedEpochs(options.seed),
+                SeedEpochs(options.seed),
                 *([UpdateCompression()] if scheduled else []),
                 _ShowProgress(read.progress, options.all_epochs, read.batches, known, parts),
                 SaveCheckpoint(checkpoint),
+                *callbacks,
             ],
         )
     except ValueError as error:
@@ -63,7 +72,7 @@ class _Diverged(ValueError):
     """The loss is no longer finite."""
 
 
-class _SeedEpochs(keras.callbacks.Callback):
+class SeedEpochs(keras.callbacks.Callback):
     """Makes the random numbers of each epoch follow from the seed and its number.
 
     The state of random generators is not saved with the weights.

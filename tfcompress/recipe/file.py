@@ -63,7 +63,7 @@ from tfcompress.techniques.prune import gradual
 from tfcompress.techniques.rules import Rule
 
 _SECTIONS = ("rules", "distill", "shrink", "precision")
-_DISTILL = ("alpha", "temperature", "losses", "cache", "start_from_teacher")
+_DISTILL = ("alpha", "temperature", "losses", "cache", "start_from_teacher", "dropout")
 Parts = tuple[list[Rule], Distillation | None, Shrink | None, dict[str, str] | None]
 _FOLDER = resources.files("tfcompress.recipe") / "ready"
 
