@@ -14,7 +14,7 @@ MEASUREMENTS = {
     "mask_update": "training_cost",
     "joint_quality": "training_quality",
     "distillation_cost": "training_cost",
-    "distillation_quality": "training_quality",
+    "distillation_quality": "distillation_quality",
     "surgery_quality": "surgery_quality",
     "channel_groups": "channel_groups",
     "few_bits": "few_bits",

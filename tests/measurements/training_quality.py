@@ -1,9 +1,8 @@
-"""What quality compression costs: techniques together beside TFMOT, and what a teacher is worth.
+"""What quality compression costs: techniques together beside TFMOT.
 
-Run them on an idle machine:
+Run it on an idle machine:
 
     PYTHONPATH=tests python -m measurements joint_quality --seeds 3
-    PYTHONPATH=tests python -m measurements distillation_quality --seeds 5
 """
 
 import dataclasses
@@ -15,18 +14,15 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
 
 from measurements import parser_of, show, spread, tell
 from tfcompress import schedules
 from tfcompress.bench import demo, models
 from tfcompress.bench.models import fit
 from tfcompress.compression.callbacks import UpdateCompression
-from tfcompress.compression.compress import compress, quantize_aware
+from tfcompress.compression.compress import compress
 from tfcompress.compression.finalize import finalize
 from tfcompress.conversion.convert import convert
-from tfcompress.distillation import Distiller
-from tfcompress.graph.flatten import flatten
 from tfcompress.legacy import import_tf_keras
 from tfcompress.recipe.recipe import Recipe
 from tfcompress.techniques import Cluster, Prune, Quantize
@@ -204,80 +200,4 @@ def joint_quality(arguments: list[str] | None = None) -> int:
     columns = {"task": "", "method": "", "accuracy": "s", "bytes": ".0f", "zipped": ".0f"}
     columns |= {"times smaller": ".1f", "sparsity": ".1%", "values": ".0f"}
     show(options, results, "80% zeros, 16 values and int8", columns, rows)
-    return 0
-
-
-TEACHER, STUDENT = (32, 64, 64), (6, 8, 12)
-EPOCHS, TUNING_EPOCHS, RATE, TUNING_RATE = 30, 10, 5e-3, 2e-3
-ALPHA, TEMPERATURE = 0.1, 4.0
-
-
-def cnn(widths: tuple[int, ...], name: str) -> keras.Model:
-    """A CNN for the digits: convolutions of some widths, two poolings, average, softmax."""
-    x = inputs = keras.Input((8, 8, 1))
-    for index, width in enumerate(widths):
-        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization()(x))
-        x = layers.MaxPooling2D(2)(x) if index < 2 else x
-    x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, layers.Softmax()(x), name=name)
-
-
-def distill(student: keras.Model, teacher: keras.Model, data: Split, epochs: int, rate: float):
-    """Trains a student with soft labels."""
-    distiller = Distiller(student, teacher, alpha=ALPHA, temperature=TEMPERATURE, cache="memory")
-    fit(distiller, *data, epochs=epochs, rate=rate)
-
-
-def _taught(seed: int, teacher: keras.Model, data: Split, test: Split) -> dict[str, Figures]:
-    """All ways to make a small model with one seed."""
-    rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.tflite")
-        keras.utils.set_random_seed(seed)
-        alone = cnn(STUDENT, "student")
-        taught = flatten(alone)
-        fit(alone, *data, epochs=EPOCHS, rate=RATE)
-        rows["student alone"] = measure(path, alone, test, "float32")
-        keras.utils.set_random_seed(seed)
-        distill(taught, teacher, data, EPOCHS, RATE)
-        rows["with soft labels"] = measure(path, taught, test, "float32")
-        for start, model in (("alone", alone), ("taught", taught)):
-            for way in ("int8 QAT", "int8 QAT with soft labels"):
-                keras.utils.set_random_seed(seed)
-                small = quantize_aware(model)
-                if way == "int8 QAT":
-                    fit(small, *data, epochs=TUNING_EPOCHS, rate=TUNING_RATE)
-                else:
-                    distill(small, teacher, data, TUNING_EPOCHS, TUNING_RATE)
-                rows[f"{way}, from the student {start}"] = measure(path, small, test, "int8")
-    return rows
-
-
-def distillation_quality(arguments: list[str] | None = None) -> int:
-    """What a teacher is worth: a student trained alone and with soft labels, in float32 and int8.
-
-    One teacher; for each seed one small student, trained alone and distilled with the same steps
-    from the same initial weights, and int8 files of quantization-aware training with and without
-    the teacher, from the same float student.
-    """
-    parser = parser_of(distillation_quality, {"seeds": (5, "trainings of each kind")})
-    options = parser.parse_args(arguments)
-    data, test = demo.load_digits()
-    keras.utils.set_random_seed(0)
-    teacher = cnn(TEACHER, "teacher")
-    fit(teacher, *data, epochs=20, rate=RATE)
-    with tempfile.TemporaryDirectory() as folder:
-        best = measure(Path(folder, "model.tflite"), teacher, test, "float32")
-    seeds = []
-    for seed in range(options.seeds):
-        seeds.append(_taught(seed, teacher, data, test))
-        tell(f"seed {seed}: {seeds[-1]}")
-    sizes = teacher.count_params(), cnn(STUDENT, "student").count_params()
-    found = {"teacher": [best], **{way: [each[way] for each in seeds] for way in seeds[0]}}
-    rows = [(way, accuracy(r), median(r, "bytes"), median(r, "zipped")) for way, r in found.items()]
-    plain = {"parameters": sizes, "teacher": best, "seeds": seeds}
-    title = f"teacher {sizes[0]:,} parameters, student {sizes[1]:,}"
-    columns = {"way": "", "accuracy": "s", "bytes": ".0f", "zipped": ".0f"}
-    show(options, plain, title, columns, rows)
     return 0

@@ -133,7 +133,10 @@ def test_what_is_saved_is_loaded(tmp_path):
         ),
         ("distill: {alpha: some}", "1: alpha must be a number or null; received 'some'"),
         ("distill:\n\n  temperature: 0", "3: distill: temperature must be .* greater than 0"),
-        ("distill: {temperature: warm}", "1: temperature must be a number or null; received 'warm'"),
+        (
+            "distill: {temperature: warm}",
+            "1: temperature must be a number or null; .*'warm'",
+        ),
         ("distill: {cache: [1]}", "1: cache must be null or text; received '.1.'"),
         ("distill: {cache: ''}", "1: distill: cache must be the path of a file, or 'memory'"),
         (

@@ -290,9 +290,8 @@ class Distillation:
     @property
     def settled(self) -> Distillation:
         """The same with the defaults of `Distiller` where it says nothing."""
-        chosen = settled(self.alpha, self.temperature, self.dropout)
-        named = dict(zip(("alpha", "temperature", "dropout"), chosen, strict=True))
-        return dataclasses.replace(self, **named)
+        alpha, temperature, dropout = settled(self.alpha, self.temperature, self.dropout)
+        return dataclasses.replace(self, alpha=alpha, temperature=temperature, dropout=dropout)
 
     def distiller(
         self, student: keras.Model, teacher: keras.Model | Sequence[keras.Model]

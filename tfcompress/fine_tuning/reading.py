@@ -108,7 +108,7 @@ def read(options: Options, progress: Progress) -> Read:
         options.from_logits,
         options.optimizer,
         options.learning_rate,
-        needs_loss=distillation is None or distillation.alpha > 0,
+        needs_loss=distillation is None or bool(distillation.alpha),
     )
     found = Arrays(arrays, original, options.data)
     training = judged = _matched(found, settings, distillation)

@@ -27,8 +27,6 @@ _FEW = 200
 _SAMPLES = 1000
 # The share of the steps in which weights go.
 PRUNING = 0.3
-# How the float model teaches what is made of it.
-TAUGHT: dict[str, Any] = {"alpha": 0.0, "temperature": 1.0, "dropout": False}
 # Weights of few given values lie far from the float model's, so that labels count as well.
 _TAUGHT_FAR = {"alpha": 0.1, "temperature": 4.0, "dropout": True}
 INT8 = {"precision": "int8", "io_dtype": "int8"}
@@ -132,7 +130,7 @@ def _learn_steps(
         first[layer.name] = 4 if given is None or given.bits == 2 else given.bits
     start = gptq(model, run.calibration, bits=first, dense=dense).model
     qat = compress(start, rules)
-    run.fit(_taught(run, qat, temperature=4.0), rate=rate)
+    run.fit(_taught(run, qat, alpha=0.0, temperature=4.0), rate=rate)
     run.convert_coded(qat)
 
 
@@ -297,21 +295,12 @@ def _inputs(run: Run) -> np.ndarray:
 
 
 def _taught(run: Run, student: Any, **settings: Any) -> Any:
-    """What trains a student with the float model as its teacher, as `TAUGHT` says and `settings`.
-
-    Args:
-        settings: arguments of `Distiller`, and `dropout`: whether the student has its own.
-    """
+    """What trains a student with the float model as its teacher; see `Distiller` for settings."""
     from tfcompress.distillation import Distiller
 
-    given = {**TAUGHT, **settings}
-    if not given.pop("dropout"):
-        for layer in student.layers:
-            if hasattr(layer, "rate"):
-                layer.rate = 0.0
     # Reconstructions are numbers, for which soft labels are none.
     losses = "mse" if run.task.loss == "mse" else None
-    return Distiller(student, run.model, losses, cache="memory", **given)
+    return Distiller(student, run.model, losses, cache="memory", **settings)
 
 
 def _quantize_aware(run: Run, model: Any, distilled: bool = False) -> None:
