@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import keras
@@ -58,6 +59,7 @@ def train(
                 *([UpdateCompression()] if scheduled else []),
                 _ShowProgress(read.progress, options.all_epochs, read.batches, known, parts),
                 SaveCheckpoint(checkpoint),
+                *([TellOfFewEpochs(epochs.stop, len(training))] if parts else []),
                 *callbacks,
             ],
         )
@@ -88,6 +90,31 @@ class SeedEpochs(keras.callbacks.Callback):
             if variable.name == "seed_generator_state":
                 state = random.integers(0, 2**31, variable.shape)
                 variable.assign(state.astype(variable.dtype))
+
+
+class TellOfFewEpochs(keras.callbacks.Callback):
+    """Warns if the loss of a student still falls by more than a tenth in the last epoch.
+
+    Args:
+        epochs: of the training.
+        samples: of an epoch.
+    """
+
+    def __init__(self, epochs: int, samples: int):
+        super().__init__()
+        self.epochs, self.samples = epochs, samples
+        self.before: float | None = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        if epoch + 1 == self.epochs and self.before and loss < 0.9 * self.before:
+            warnings.warn(
+                f"the loss still fell by {1 - loss / self.before:.0%} in the last of {self.epochs} "
+                f"epochs of {self.samples:,} samples: they are too few for this student, which may "
+                f"be worse than alone after so few. Pass --epochs {2 * self.epochs}.",
+                stacklevel=2,
+            )
+        self.before = loss
 
 
 class _ShowProgress(keras.callbacks.Callback):

@@ -1,4 +1,4 @@
-"""distill: a student that does worse with its teacher than alone is told of in the first epoch."""
+"""distill: what is told of students that do worse with a teacher, or learn for too few epochs."""
 
 import dataclasses
 import warnings
@@ -10,6 +10,7 @@ import pytest
 from distilling_files import same_weights
 
 from tfcompress.fine_tuning.alone import Compare
+from tfcompress.fine_tuning.training import TellOfFewEpochs
 
 # Fixtures of all modules about distill.
 made, run = distilling_files.made, distilling_files.run
@@ -49,6 +50,21 @@ def test_the_loss_of_labels_is_compared_where_there_is_no_accuracy():
     alone = {"val_loss": 1.0, "val_mae": 0.1}
     assert not warned(alone, {"val_task_loss": 1.04, "val_loss": 3.0})
     assert "(val_loss 1.0600) than alone (1.0000)" in warned(alone, {"val_task_loss": 1.06})[0]
+
+
+def test_a_loss_that_still_falls_by_a_tenth_needs_more_epochs():
+    def told(losses, first=0):
+        few = TellOfFewEpochs(3, 1000)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for epoch, loss in enumerate(losses, first):
+                few.on_epoch_end(epoch, {"loss": loss})
+        return [str(each.message) for each in caught]
+
+    assert told([9.0, 2.0, 1.81]) == told([1.5], first=2) == []
+    (said,) = told([9.0, 2.0, 1.5])
+    assert "fell by 25% in the last of 3 epochs of 1,000 samples" in said
+    assert said.endswith("Pass --epochs 6.")
 
 
 @pytest.mark.slow
