@@ -146,7 +146,7 @@ def test_class_weight_is_the_sample_weight_of_classes():
         (weight * crossentropy(Y, student_before)).mean(), rel=1e-5
     )
     assert history["distillation_loss"][0] == pytest.approx(
-        (weight * divergence(logits(teacher), student_before, 4.0)).mean(), rel=1e-5
+        (weight * divergence(logits(teacher), student_before, 2.0)).mean(), rel=1e-5
     )
 
 
@@ -211,7 +211,7 @@ def test_outputs_by_name_and_position():
         assert distillation(student, teacher, losses) == pytest.approx(soft + squares, rel=1e-5)
     distiller = compiled(tfc.Distiller(student, teacher, {"kind": "mae"}, alpha=0))
     assert loss_of(distiller)[0] == pytest.approx(np.abs(theirs[0] - ours[0]).mean(), rel=1e-5)
-    both = divergence(theirs[1], ours[1], 4.0).mean() + divergence(theirs[0], ours[0], 4.0).mean()
+    both = divergence(theirs[1], ours[1], 2.0).mean() + divergence(theirs[0], ours[0], 2.0).mean()
     assert distillation(student, teacher) == pytest.approx(both, rel=1e-5)
 
 
@@ -273,7 +273,7 @@ def test_weights_for_one_output_alone():
 def test_several_teachers():
     student = mlp(4, "small")
     teachers = [mlp(5, "a", 5), mlp(6, "b", 6), mlp(7, "c", 7)]
-    each = [divergence(logits(t), logits(student), 4.0).mean() for t in teachers]
+    each = [divergence(logits(t), logits(student), 2.0).mean() for t in teachers]
     assert distillation(student, teachers) == pytest.approx(np.mean(each), rel=1e-5)
     weighted = distillation(student, teachers, teacher_weights=[3, 2, 5])
     assert weighted == pytest.approx(np.average(each, weights=[3, 2, 5]), rel=1e-5)

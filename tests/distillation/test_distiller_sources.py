@@ -49,7 +49,7 @@ def test_logits_are_found_behind_softmax(activations):
 
 def test_logits_of_subclassed_models_are_found_by_their_values():
     student, teacher = subclassed(4, seed=1), subclassed(8, seed=2)
-    plain = divergence(logits(teacher), logits(student), 4.0).mean()
+    plain = divergence(logits(teacher), logits(student), 2.0).mean()
     assert distillation(student, teacher) == pytest.approx(plain, rel=1e-5)
     soft = [subclassed(w, "softmax", s) for w, s in ((4, 1), (8, 2))]
     for model, same in zip(soft, (student, teacher), strict=True):
@@ -72,8 +72,8 @@ def test_sigmoid_outputs():
     student, teacher = pair("sigmoid")
     plain = [mlp(w, "plain", s) for w, s in ((4, 1), (8, 2))]
     t, s = (logits(model) for model in plain[::-1])
-    p, q = (1 / (1 + np.exp(-x / 4)) for x in (t, s))
-    expected = 16 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
+    p, q = (1 / (1 + np.exp(-x / 2)) for x in (t, s))
+    expected = 4 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
     assert distillation(student, teacher) == pytest.approx(expected, rel=1e-4)
     sigmoid = kd.SoftLabels(activation="sigmoid")
     assert distillation(*plain, sigmoid) == pytest.approx(expected, rel=1e-4)
@@ -167,7 +167,7 @@ def test_dictionaries_of_inputs():
 
     student, teacher = make(4, ("left", "right")), make(8, ("right", "left"))
     x = {"left": X[:, :3], "right": X[:, 3:]}
-    expected = divergence(logits(teacher, x), logits(student, x), 4.0).mean()
+    expected = divergence(logits(teacher, x), logits(student, x), 2.0).mean()
     assert distillation(student, teacher, x=x) == pytest.approx(expected, rel=1e-5)
     as_list = keras.Model([teacher.input["left"], teacher.input["right"]], teacher.output)
     assert distillation(student, as_list, x=x) == pytest.approx(expected, rel=1e-5)
@@ -187,9 +187,9 @@ def test_inputs_of_lists_and_dictionaries_go_by_name():
     student = two_inputs(("left", "right"), True, 1)
     teacher = two_inputs(("right", "left"), False, 2)
     t, s = logits(teacher, turned), logits(student, x)
-    expected = divergence(t, s, 4.0).mean()
+    expected = divergence(t, s, 2.0).mean()
     assert distillation(student, teacher, x=x) == pytest.approx(expected, rel=1e-5)
-    back = divergence(s, t, 4.0).mean()
+    back = divergence(s, t, 2.0).mean()
     assert distillation(teacher, student, x=turned) == pytest.approx(back, rel=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_padding_of_sequences_does_not_count(activation):
     student, teacher = text(4, 1, False), text(6, 2, False)
     t, s = logits(teacher, TOKENS), logits(student, TOKENS)
     mask = TOKENS != 0
-    expected = (divergence(t, s, 4.0) * mask).sum() / mask.sum()
+    expected = (divergence(t, s, 2.0) * mask).sum() / mask.sum()
     if activation:
         models = [
             keras.Model(m.input, layers.Activation(activation)(m.output))
@@ -229,7 +229,7 @@ def test_padding_of_sequences_does_not_count(activation):
         alone
     )
     weight = keras.ops.convert_to_tensor(np.array([0.0, 1.0, 2.0, 0.5], "float32"))
-    expected = (divergence(t, s, 4.0) * mask * as_numpy(weight)[:, None]).sum() / mask.sum()
+    expected = (divergence(t, s, 2.0) * mask * as_numpy(weight)[:, None]).sum() / mask.sum()
     assert distillation(*models, x=TOKENS, sample_weight=weight) == pytest.approx(
         expected, rel=1e-4
     )

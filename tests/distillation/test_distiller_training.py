@@ -34,7 +34,7 @@ def test_student_learns(trained):
     }
     assert history["loss"][1] < history["loss"][0]
     parts = np.array([history["task_loss"], history["distillation_loss"]])
-    np.testing.assert_allclose(history["loss"], [0.1, 0.9] @ parts, rtol=1e-5)
+    np.testing.assert_allclose(history["loss"], parts.mean(0), rtol=1e-5)
     sums = np.array(history["soft_labels"]) + history["features"]
     np.testing.assert_allclose(history["distillation_loss"], sums, rtol=1e-5)
 
@@ -122,7 +122,7 @@ def test_validation_and_metrics():
     history = fit(distiller, X, Y, epochs=1, validation_data=data)
     student, teacher = (as_numpy(m(data[0])) for m in (distiller.student, distiller.teachers[0]))
     task = (data[2] * crossentropy(data[1], student)).mean()
-    soft = (data[2] * divergence(teacher, student, 4.0)).mean()
+    soft = (data[2] * divergence(teacher, student, 2.0)).mean()
     assert history["val_task_loss"][0] == pytest.approx(task, rel=1e-4)
     assert history["val_distillation_loss"][0] == pytest.approx(soft, rel=1e-4)
     assert history["val_loss"][0] == pytest.approx((task + soft) / 2, rel=1e-4)
@@ -137,7 +137,7 @@ def test_unlabelled_data():
     student, teacher = pair()
     distiller = compiled(tfc.Distiller(student, teacher, alpha=0), loss=None)
     history = fit(distiller, X, epochs=3, validation_data=(X,))
-    expected = divergence(as_numpy(teacher(X)), as_numpy(student(X)), 4.0).mean()
+    expected = divergence(as_numpy(teacher(X)), as_numpy(student(X)), 2.0).mean()
     assert history["val_loss"][-1] == pytest.approx(expected, rel=1e-4)
     assert history["loss"][-1] < history["loss"][0]
     assert history["task_loss"] == [0, 0, 0]
@@ -169,14 +169,14 @@ def test_no_memory_of_a_batch_is_kept():
     assert distiller._read.last == (None, {})
 
 
-def test_dropout_of_the_teacher_is_off_and_the_students_is_on():
+def test_dropout_of_the_teacher_is_off_and_the_students_may_be_on():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
     x = keras.layers.Dropout(0.5, name="drop")(inputs)
     teacher = keras.Model(inputs, keras.layers.Dense(3, name="top")(x))
     student = keras.models.clone_model(teacher)
     student.set_weights(teacher.get_weights())
-    distiller = compiled(tfc.Distiller(student, teacher, "mse", alpha=0))
+    distiller = compiled(tfc.Distiller(student, teacher, "mse", alpha=0, dropout=True))
     assert distiller.evaluate(X, Y, verbose=0, return_dict=True)["loss"] == 0
     found = distiller.train_on_batch(X, Y, return_dict=True)
     assert found["loss"] > 0.01
