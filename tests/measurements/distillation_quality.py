@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 import tfcompress as tfc
 from measurements import parser_of, show, tell
@@ -22,11 +23,14 @@ from tfcompress.bench.models import compile_for
 from tfcompress.bench.running import child
 from tfcompress.bench.tasks import TASKS, Task
 from tfcompress.bench.tasks.task import Data
+from tfcompress.kinds import DEPTHWISE, is_of
 
 FORMS = ("full", "long")
-STUDENTS = ("quantized", "pruned", "cut", "tiny")
+STUDENTS = ("quantized", "pruned", "masked", "cut", "tiny")
 # Zeros, shares of the MACs, and of the steps in which weights go.
 SPARSITY, CUT, TINY, PRUNING = 0.8, 0.5, 0.25, 0.3
+# Weights pruned after training move but little: the share of the rate for them.
+NEAR = 0.3
 # What differs from the defaults of `Distiller`, by the name of a way to train.
 WAYS: dict[str, dict[str, Any] | None] = {
     "alone": None,
@@ -37,8 +41,11 @@ WAYS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def student_of(kind: str, model: keras.Model, seed: int, steps: int) -> keras.Model:
+def student_of(kind: str, model: keras.Model, data: Data, seed: int, steps: int) -> keras.Model:
     """What is to learn: the float model under techniques, cut, or a smaller one of new weights."""
+    rules: dict[str, list[Any]] = {"*": []}
+    if kind == "masked":
+        model, rules = masked(model, data)
     if kind in ("cut", "tiny"):
         model = tfc.prune_channels(model, macs=CUT if kind == "cut" else TINY)
     if kind == "tiny":
@@ -49,7 +56,31 @@ def student_of(kind: str, model: keras.Model, seed: int, steps: int) -> keras.Mo
         end, frequency = max(1, round(PRUNING * steps)), max(1, steps // 50)
         curve = schedules.polynomial(0.0, SPARSITY, end=end, frequency=frequency)
         techniques.insert(0, tfc.Prune(curve, scope="global", score="taylor"))
-    return tfc.compress(model, [tfc.Rule("*", techniques)])
+    return tfc.compress(model, [tfc.Rule(x, [*more, *techniques]) for x, more in rules.items()])
+
+
+def masked(model: keras.Model, data: Data) -> tuple[keras.Model, dict[str, list[Any]]]:
+    """Pruned after training, in each layer to a density that falls with the root of its size.
+
+    Returns (the model, techniques by the name of a layer that keep the zeros).
+    """
+    kinds = keras.layers.Conv2D, keras.layers.Dense
+    found = [x for x in model.layers if isinstance(x, kinds) and not is_of(x, DEPTHWISE)]
+    sizes = {x.name: math.prod(x.kernel.shape) for x in found}
+    budget, low, high = (1 - SPARSITY) * sum(sizes.values()), 0.0, 1e4
+    for _ in range(60):
+        middle = (low + high) / 2
+        kept = sum(n * min(1, middle * n**-0.5) for n in sizes.values())
+        low, high = (low, middle) if kept > budget else (middle, high)
+    wanted = {name: 1 - low * n**-0.5 for name, n in sizes.items() if low * n**-0.5 < 0.99}
+    x = data.x_train[:: max(1, len(data.x_train) // 1000)][:300]
+    x = x.astype("float32") * np.float32(data.scale)
+    small = tfc.post_training.prune_after_training(model, x, wanted, samples=None)
+    rules: dict[str, list[Any]] = {"*": []}
+    for name in wanted:
+        zeros = float(np.mean(np.asarray(small.get_layer(name).kernel) == 0))
+        rules[name] = [tfc.Prune(schedules.one_shot(zeros - 1e-6), scope="layer")]
+    return small, rules
 
 
 def quality(task: Task, data: Data, kind: str, form: str, way: str, seed: int) -> float:
@@ -63,7 +94,9 @@ def quality(task: Task, data: Data, kind: str, form: str, way: str, seed: int) -
     training, tuning = task.trainings(form)
     if kind == "tiny":
         tuning = dataclasses.replace(tuning, rate=training.rate)
-    student = fitted = student_of(kind, model, seed, tuning.steps)
+    if kind == "masked":
+        tuning = dataclasses.replace(tuning, rate=NEAR * tuning.rate)
+    student = fitted = student_of(kind, model, data, seed, tuning.steps)
     settings = WAYS[way]
     if settings is not None:
         fitted = tfc.Distiller(student, teacher, "mse" if task.loss == "mse" else None, **settings)
@@ -72,7 +105,7 @@ def quality(task: Task, data: Data, kind: str, form: str, way: str, seed: int) -
         data.batches(tuning.batch, seed),
         steps_per_epoch=tuning.steps,
         verbose=0,
-        callbacks=[tfc.UpdateCompression()] if kind == "pruned" else [],
+        callbacks=[tfc.UpdateCompression()] if kind in ("pruned", "masked") else [],
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.tflite")
