@@ -47,7 +47,7 @@ def student_of(kind: str, model: keras.Model, data: Data, seed: int, steps: int)
     if kind == "masked":
         model, rules = masked(model, data)
     if kind in ("cut", "tiny"):
-        model = tfc.prune_channels(model, macs=CUT if kind == "cut" else TINY)
+        model = tfc.prune_channels(model, macs=CUT if kind == "cut" else TINY, score="l2")
     if kind == "tiny":
         keras.utils.set_random_seed(seed + 100)
         model = keras.models.clone_model(model)
