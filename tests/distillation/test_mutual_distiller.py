@@ -128,7 +128,7 @@ def test_regularizers_of_all_students_count_once():
 
 def test_compressed_students():
     students = list(pair())
-    rules = [tfc.Rule("*", [tfc.Prune(tfc.schedules.linear(0.0, 0.5, end=6))])]
+    rules = [tfc.Rule("*", [tfc.Prune(tfc.schedules.linear(0.0, 0.5, end=6), scope="layer")])]
     students[0] = tfc.compress(students[0], rules)
     mutual = compiled(tfc.MutualDistiller(students))
     fit(mutual, X, Y, epochs=2, callbacks=[tfc.UpdateCompression()])

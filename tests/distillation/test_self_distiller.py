@@ -208,7 +208,7 @@ def test_unlabelled_data():
 
 
 def test_compressed_model():
-    rules = [tfc.Rule("*", [tfc.Prune(tfc.schedules.linear(0.0, 0.5, end=6))])]
+    rules = [tfc.Rule("*", [tfc.Prune(tfc.schedules.linear(0.0, 0.5, end=6), scope="layer")])]
     model = tfc.compress(deep(), rules)
     trainer = compiled(tfc.SelfDistiller(model, ["first"]))
     fit(trainer, X, Y, epochs=2, callbacks=[tfc.UpdateCompression()])

@@ -18,7 +18,9 @@ RECIPE = """
 rules:
   - layers: "*"
     techniques:
-      - prune: {sparsity: {polynomial: {initial: 0.0, final: 0.75, end: 60%, frequency: 1}}}
+      - prune:
+          sparsity: {polynomial: {initial: 0.0, final: 0.75, end: 60%, frequency: 1}}
+          scope: layer
       - cluster: {clusters: 8, frequency: 2}
       - quantize: {bits: 8}
 """
