@@ -7,7 +7,14 @@ import fine_tuning_files
 import keras
 import numpy as np
 import pytest
-from fine_tuning_files import LOSS, NAMES, check_killed_and_resumed, interrupted, make_data
+from fine_tuning_files import (
+    LOSS,
+    NAMES,
+    check_killed_and_resumed,
+    interrupted,
+    make_data,
+    make_model,
+)
 from keras import layers
 
 import tfcompress as tfc
@@ -193,3 +200,19 @@ def predict(model, structure, arrays):
 def test_a_killed_command_is_resumed(made, tmp_path, kind):
     files = [made / "model.keras", "--recipe", made / "recipe.yaml", "--data", made / "data.npz"]
     check_killed_and_resumed(tmp_path, kind, "compress", *files)
+
+
+def test_batch_normalization_has_the_statistics_of_the_last_weights(run, made, tmp_path, capsys):
+    lagging = make_model()
+    lagging.layers[1].momentum = 0.999
+    lagging.compile(keras.optimizers.Adam(0.05), LOSS, jit_compile=False)
+    lagging.save(tmp_path / "lagging.keras")
+    recipe = "rules: [{layers: '*', techniques: [{prune: {sparsity: 0.5}}]}]"
+    (tmp_path / "prune.yaml").write_text(recipe)
+    run(model=tmp_path / "lagging.keras", recipe=tmp_path / "prune.yaml")
+    assert "BatchNormalization got its statistics anew: loss " in capsys.readouterr().err
+    loaded = keras.saving.load_model(tmp_path / "out.keras")
+    (norm,) = (x for x in loaded.layers if isinstance(x, layers.BatchNormalization))
+    given = keras.Model(loaded.inputs, norm.input).predict(make_data()[0], verbose=0)
+    np.testing.assert_allclose(norm.moving_mean, given.mean((0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(norm.moving_variance, given.var((0, 1, 2)), rtol=1e-3)

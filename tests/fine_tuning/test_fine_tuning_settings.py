@@ -105,7 +105,7 @@ def test_data_that_does_not_fit(run, arrays, message, monkeypatch, tmp_path):
 def test_an_unknown_key_in_a_recipe_ends_it_before_training(run, monkeypatch, tmp_path):
     monkeypatch.setattr(keras.Model, "fit", lambda *args, **kwargs: pytest.fail("it trains"))
     (tmp_path / "r.yaml").write_text(RECIPE.replace("sparsity", "sparcity"))
-    with pytest.raises(ValueError, match=r"r\.yaml, line 5: unknown key 'sparcity' in prune"):
+    with pytest.raises(ValueError, match=r"r\.yaml, line 6: unknown key 'sparcity' in prune"):
         run(recipe=tmp_path / "r.yaml")
     (tmp_path / "r.yaml").write_text(RECIPE.replace('"*"', "convolution"))
     with pytest.raises(ValueError, match="the rule 'convolution' must match a layer"):

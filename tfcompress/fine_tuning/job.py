@@ -29,6 +29,8 @@ from tfcompress.fine_tuning.surgery import Operated, operate
 from tfcompress.fine_tuning.teaching import told_of
 from tfcompress.fine_tuning.training import train
 from tfcompress.graph.flatten import flatten
+from tfcompress.graph.folding import batch_norm_of
+from tfcompress.post_training import reestimate_batch_norm
 from tfcompress.recipe.flash import expected_flash
 from tfcompress.recipe.recipe import Recipe
 from tfcompress.results import say
@@ -72,7 +74,7 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     known = "" if given.teaching else f"loss {scores['loss']:.4f}"
     small, trained = _trained(begin, (small, trained), given, checkpoint, done, known)
     progress("write the file", 0, None)
-    final = finalize(small)
+    final = _settled(finalize(small), given)
     after = given.evaluate(final, trained)
     calibration = None if layers is None else given.calibration()
     compilation = given.settings.arguments
@@ -171,6 +173,32 @@ def _trained(
     epochs = range(first, options.all_epochs)
     train(wrapped[1], given, checkpoint, epochs, done, known, callbacks)
     return wrapped
+
+
+# Training samples that tell what BatchNormalization is given.
+_SETTLED = 1000
+
+
+def _settled(model: keras.Model, given: Read) -> keras.Model:
+    """The trained model with the statistics of its last weights, if that is better.
+
+    The moving averages of BatchNormalization lag behind weights that change much in few steps.
+    """
+    drawn = given.training.drawn(_SETTLED, given.options.seed)
+    if not drawn.labels or not any(map(batch_norm_of, model.layers)):
+        return model
+    names = [tensor.name for tensor in keras.tree.flatten(model._inputs_struct)]
+    x = dict(zip(names, drawn.inputs, strict=True))
+    new = reestimate_batch_norm(model, x, samples=None)
+    judged = dataclasses.replace(given, judged=drawn)
+    before, after = (judged.evaluate(each)["loss"] for each in (model, new))
+    if not after < before:
+        return model
+    say(
+        f"BatchNormalization got its statistics anew: loss {before:.4f} -> {after:.4f} on "
+        f"{len(drawn):,} training samples."
+    )
+    return new
 
 
 def _measured_teacher(
