@@ -11,7 +11,7 @@ from tfcompress import Prune
 from tfcompress.post_training import prune_after_training
 from tfcompress.post_training.layerwise import flat_copy
 from tfcompress.post_training.obc import Quadratic
-from tfcompress.post_training.pruned_model import erk, sparsify
+from tfcompress.post_training.pruned_model import by_size, sparsify
 
 
 def correlated(groups, d, channels, seed=0):
@@ -105,15 +105,23 @@ def test_layers_have_the_sparsity_of_their_name(model, data):
 
 
 def test_small_layers_keep_more_by_hand():
-    # (3 + 3 + 16 + 32) / 4608, (64 + 5) / 320 and (1 + 1 + 4 + 4) / 16, times 16.9 weights.
-    shapes = {"wide": (3, 3, 16, 32), "head": (64, 5), "tiny": (1, 1, 4, 4)}
-    found = erk(shapes, 0.5)
-    assert found["head"] == found["tiny"] == 0
-    assert found["wide"] == pytest.approx(1 - (0.5 * 4944 - 320 - 16) / 4608)
-    found = erk(shapes, 0.99)
-    assert found["tiny"] == pytest.approx(1 - 49.44 / 133 * 10 / 16)
-    assert sum(np.prod(shapes[n]) * (1 - s) for n, s in found.items()) == pytest.approx(49.44)
-    assert erk({"one": (8, 4)}, 0.75) == {"one": pytest.approx(0.75)}
+    # Of 6,144 weights 1,536 stay: 256 * 16 times the roots 64, 32 and 16 would be whole twice.
+    found = by_size({"large": 4096, "middle": 1024, "small": 1024}, 0.75)
+    assert found == pytest.approx(
+        {"large": 1 - 12 / 64, "middle": 1 - 12 / 32, "small": 1 - 12 / 32}
+    )
+    found = by_size({"large": 4096, "tiny": 4}, 0.5)  # 31.06 times the roots 64 and 2
+    assert found == pytest.approx({"large": 1 - 2046 / 4096, "tiny": 0.0})
+    assert by_size({"one": 32}, 0.75) == {"one": pytest.approx(0.75)}
+
+
+def test_the_drift_of_outputs_is_told_and_warned_of(model, data):
+    with pytest.warns(UserWarning, match=r"differ from the old ones by \d+% of their var"):
+        found = prune_after_training(model, data, 0.9, allocation="uniform")
+    old, new = (np.asarray(m(data)) for m in (model, found))
+    expected = np.square(new - old).sum() / np.square(old - old.mean(0)).sum()
+    assert found.correction_report.drift == pytest.approx(expected, rel=1e-3)
+    assert f"outputs differ by {expected:.1%} of" in str(found.correction_report)
 
 
 def test_one_sparsity_is_that_of_all_layers_together(model, data):
@@ -129,8 +137,8 @@ def test_what_is_wrong_is_said_before_work_starts(model, data):
         prune_after_training(model, data, {"haed": 0.5})
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\)"):
         prune_after_training(model, data)
-    with pytest.raises(ValueError, match="allocation must be 'erk' or 'uniform'; received 'EKR'"):
-        prune_after_training(model, data, 0.5, allocation="EKR")
+    with pytest.raises(ValueError, match="allocation must be 'size' or 'uniform'; received 'erk'"):
+        prune_after_training(model, data, 0.5, allocation="erk")
     with pytest.raises(ValueError, match="received 80"):
         prune_after_training(model, data, 80)
     with pytest.raises(ValueError, match=r"layers that can be pruned; received .*a depthwise"):

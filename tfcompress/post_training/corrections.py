@@ -25,15 +25,21 @@ class CorrectionReport:
         statistics: name of a layer -> mean and standard deviation of what it gives before its
             activation, float64 arrays of one number a channel, as far as BatchNormalization or
             data told them.
+        drift: the largest share of the variance of an output by which it differs on the data from
+            what it was; None where it was not measured.
     """
 
     operation: str
     changes: tuple[Change, ...]
     kept: tuple[Change, ...]
     statistics: Statistics
+    drift: float | None = None
 
     def __str__(self) -> str:
-        return "\n".join([self.operation, *change_lines(self.changes, self.kept)])
+        lines = [self.operation, *change_lines(self.changes, self.kept)]
+        if self.drift is not None:
+            lines.append(f"outputs differ by {self.drift:.1%} of their variance")
+        return "\n".join(lines)
 
 
 def reported(
@@ -42,12 +48,14 @@ def reported(
     changes: Mapping[str, str],
     kept: Mapping[str, str],
     statistics: Statistics | None = None,
+    drift: float | None = None,
 ) -> keras.Model:
     """The new model, with a report as its attribute `correction_report`, which is not saved."""
 
     def rows(found: Mapping[str, str]) -> Iterable[Change]:
         return (Change(name, detail) for name, detail in found.items())
 
-    report = CorrectionReport(operation, tuple(rows(changes)), tuple(rows(kept)), statistics or {})
+    rows_of_both = tuple(rows(changes)), tuple(rows(kept))
+    report = CorrectionReport(operation, *rows_of_both, statistics or {}, drift)
     model.correction_report = report
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from tfcompress.errors import check
 from tfcompress.graph.nodes import Graph
 from tfcompress.post_training.corrections import reported
+from tfcompress.post_training.drift import MOST, drift, outputs_of
 from tfcompress.post_training.hessians import Moments, kernel_of, matrix_of
 from tfcompress.post_training.kernels import Kernel, kernels_of
 from tfcompress.post_training.layerwise import (
@@ -27,7 +29,7 @@ from tfcompress.post_training.walk import batched
 from tfcompress.techniques import Prune
 from tfcompress.techniques.masks import Pattern
 
-ALLOCATIONS = ("erk", "uniform")
+ALLOCATIONS = ("size", "uniform")
 
 # Of the search for the weights to keep: how much both of its copies of the weights are pulled to
 # each other at first, by how much more after each step, and how many steps at most.
@@ -41,7 +43,7 @@ def prune_after_training(
     sparsity: float | Mapping[str, float] | None = None,
     *,
     pattern: str = "unstructured",
-    allocation: str = "erk",
+    allocation: str = "size",
     depthwise: bool = False,
     samples: int | None = 200,
     batch_size: int = 32,
@@ -65,9 +67,8 @@ def prune_after_training(
             is to be pruned, by name. May be left out with an "n:m" pattern, which has its own.
         pattern: what is pruned together, as `tfcompress.Prune` has it: "unstructured", "2:4",
             "1x4", "filters" or "channels".
-        allocation: of one number for all layers: "erk" lets layers keep the more of their weights
-            the smaller they are, in proportion to (inputs + outputs + height + width) / weights
-            (Evci et al. 2020, arXiv:1911.11134); "uniform" gives each the same.
+        allocation: of one number for all layers: "size" lets the share that layers keep fall with
+            the root of their size, so that small ones keep more; "uniform" gives each the same.
         depthwise: also prunes depthwise kernels, which are few and sensitive.
         samples: at most so many are taken, the first ones; None for all.
         batch_size: samples that are computed at once.
@@ -108,9 +109,9 @@ def prune_after_training(
     refused = {name: p.refuses(layers[name], layers[name].kernel) for name, p in pruners.items()}
     names = [name for name, why in refused.items() if why is None]
     check(bool(names), "model", "one with layers that can be pruned", refused)
-    if allocation == "erk" and not fixed and not isinstance(sparsity, Mapping):
-        shapes = {name: tuple(layers[name].kernel.shape) for name in names}
-        shares = erk(shapes, pruners[names[0]].schedule.final)
+    if allocation == "size" and not fixed and not isinstance(sparsity, Mapping):
+        sizes = {name: math.prod(layers[name].kernel.shape) for name in names}
+        shares = by_size(sizes, pruners[names[0]].schedule.final)
         pruners |= {n: dataclasses.replace(pruners[n], sparsity=s) for n, s in shares.items()}
     changes: dict[str, str] = {}
 
@@ -120,28 +121,34 @@ def prune_after_training(
         changes[kernel.name] = f"{zeros:.1%} zeros, SQNR {moments.sqnr(matrix):.1f} dB"
         return matrix
 
-    exchange(flat, batched(graph, data, batch_size, samples), names, change, progress=progress)
+    batches = batched(graph, data, batch_size, samples)
+    before = outputs_of(flat, batches)
+    exchange(flat, batches, names, change, progress=progress)
+    lost = drift(before, outputs_of(flat, batches))
+    if lost > MOST:
+        warnings.warn(
+            f"on the data the outputs of the pruned model differ from the old ones by {lost:.0%} "
+            f"of their variance; expected at most {MOST:.0%} where a short training is to follow. "
+            "Ask for fewer zeros, or let tfcompress.Prune find them while the model trains.",
+            stacklevel=2,
+        )
     kept = {name: why for name, why in refused.items() if why is not None}
-    return reported(flat, "prune_after_training", changes, kept)
+    return reported(flat, "prune_after_training", changes, kept, drift=lost)
 
 
-def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, float]:
-    """The sparsity of each kernel by its shape, for one of all; none gets less than 0.
+def by_size(sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:
+    """The sparsity of each kernel, for one of all: densities fall with the root of the size.
 
-    Each keeps a share in proportion to the sum of its dimensions over their product (Evci et al.
-    2020, arXiv:1911.11134); what some cannot take, as they are whole, the others keep.
+    What some cannot take, as they are whole, the others keep.
     """
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    left, free = (1 - sparsity) * sum(sizes.values()), dict(shapes)
+    left, free = (1 - sparsity) * sum(sizes.values()), dict(sizes)
     while free:
-        factor = left / sum(sum(shape) for shape in free.values())
-        whole = {name for name, shape in free.items() if factor * sum(shape) >= sizes[name]}
+        factor = left / sum(map(math.sqrt, free.values()))
+        whole = {name for name, size in free.items() if factor >= math.sqrt(size)}
         if not whole:
             break
-        left -= sum(sizes[name] for name in whole)
-        free = {name: shape for name, shape in free.items() if name not in whole}
-    kept = {name: factor * sum(shape) / sizes[name] for name, shape in free.items()}
-    return {name: 1 - kept.get(name, 1.0) for name in shapes}
+        left -= sum(free.pop(name) for name in whole)
+    return {name: 1 - factor / math.sqrt(n) if name in free else 0.0 for name, n in sizes.items()}
 
 
 def _pruned(kernel: Kernel, moments: Moments, pruner: Prune, damp: float) -> np.ndarray:

@@ -21,7 +21,7 @@ METHODS = ("svd", "tucker", "cp", "spatial_svd", "kronecker", "block_diagonal")
 LOOKING = ("taylor", "fisher", "apoz", "reconstruction")
 SCORES = ("l1", "l2", "max", "bn_gamma", "fpgm", "random", *LOOKING)
 SCOPES = ("global", "local", "sensitivity")
-ALLOCATIONS = ("erk", "uniform")
+ALLOCATIONS = ("size", "uniform")
 
 
 def _whole(name: str, value: Any, least: int = 1) -> None:

@@ -16,6 +16,7 @@ from tfcompress.errors import check, did_you_mean, expected_one_of, is_whole, re
 from tfcompress.files.samples import batches
 from tfcompress.graph.nodes import Graph
 from tfcompress.post_training.batch_norm import reestimate_batch_norm
+from tfcompress.post_training.drift import MOST, drift, outputs_of
 from tfcompress.surgery.base import Change, Wanted, opened, reported
 from tfcompress.surgery.factors import ranks
 from tfcompress.surgery.factors.layers import Part, with_parts
@@ -28,9 +29,7 @@ from tfcompress.surgery.factors.weighing import (
     ENOUGH,
     Samples,
     count_of,
-    difference,
     gather,
-    outputs_of,
     weigh,
 )
 from tfcompress.surgery.macs import count
@@ -139,18 +138,20 @@ def factorize(
             parts[id(site.layer)], energy = site.parts(found)
             detail = f"{site.text(found)}, {energy_words(site, energy)}"
             changes.append(Change(site.layer.name, detail))
-    outputs = outputs_of(flat, held)
+    starts = [tensor.name for tensor in keras.tree.flatten(flat._inputs_struct)]
+    judged = [[batch[name] for name in starts] for batch in held]
+    outputs = outputs_of(flat, judged)
     new = with_parts(graph, parts)
     if count_of(held) >= ENOUGH and any(isinstance(x, BatchNormalization) for x in new.layers):
         new = reestimate_batch_norm(new, held, samples=None, reference=model)
     if count_of(held) >= ENOUGH:
-        _warn_of(difference(outputs, outputs_of(new, held)), goal)
+        _warn_of(drift(outputs, outputs_of(new, judged)), goal)
     return reported(new, "factorize", changes, (*stay, *kept), before)
 
 
 def _warn_of(lost: float, goal: Goal) -> None:
     """Warns of a cut after which outputs differ more than a short training brings back."""
-    if lost <= _MOST_LOST:
+    if lost <= MOST:
         return
     mend = "Keep more of the layers"
     if goal.kind in ("macs", "params"):
@@ -161,7 +162,7 @@ def _warn_of(lost: float, goal: Goal) -> None:
         )
     warnings.warn(
         f"on the data the outputs of the new model differ from the old ones by {lost:.0%} of their "
-        f"variance; expected at most {_MOST_LOST:.0%}, as a short training does not bring back "
+        f"variance; expected at most {MOST:.0%}, as a short training does not bring back "
         f"more. {mend}.",
         stacklevel=3,
     )
@@ -181,9 +182,6 @@ def _checked(method, rank, energy, macs, params, data, samples) -> Goal:
 
 
 _DEFAULT_ENERGY = 0.95
-# Of the benchmark's nets one that lost 1% got back all but 0.3 points in 1000 steps of training,
-# one that lost 22% all but 0.5; in 256 steps all but 3.9.
-_MOST_LOST = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,28 +96,6 @@ def count_of(samples: Samples) -> int:
     return sum(len(next(iter(batch.values()))) for batch in samples)
 
 
-def outputs_of(model: keras.Model, samples: Samples) -> list[list[np.ndarray]]:
-    """The outputs of a flat model that are floats, for each batch."""
-    starts = tree.flatten(model._inputs_struct)
-    found = []
-    for batch in samples:
-        x = tree.pack_sequence_as(model._inputs_struct, [batch[start.name] for start in starts])
-        given = [ops.convert_to_numpy(y) for y in tree.flatten(model(x, training=False))]
-        found.append([y.astype("float64") for y in given if y.dtype.kind == "f"])
-    return found
-
-
-def difference(old: list[list[np.ndarray]], new: list[list[np.ndarray]]) -> float:
-    """The largest share of the variance of an output by which it differs from what it was."""
-    lost = [0.0]
-    for before, after in zip(zip(*old, strict=True), zip(*new, strict=True), strict=True):
-        if len({y.shape[1:] for y in before}) == 1:
-            a, b = np.concatenate(before), np.concatenate(after)
-            variance = float(np.sum((a - a.mean(0)) ** 2))
-            lost.append(float(np.sum((a - b) ** 2)) / variance if variance > 0 else 0.0)
-    return max(lost)
-
-
 def _is_normalized(graph: Graph, layer) -> bool:
     """Whether the mean of what a layer gives is taken off by a BatchNormalization."""
     nodes = [node for node in graph.nodes if node.operation is layer]
