@@ -10,6 +10,7 @@ import dataclasses
 import math
 import statistics
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from tfcompress.bench.models import compile_for
 from tfcompress.bench.running import child
 from tfcompress.bench.tasks import TASKS, Task
 from tfcompress.bench.tasks.task import Data
-from tfcompress.kinds import DEPTHWISE, is_of
 
 FORMS = ("full", "long")
 STUDENTS = ("quantized", "pruned", "masked", "cut", "tiny")
@@ -43,9 +43,8 @@ WAYS: dict[str, dict[str, Any] | None] = {
 
 def student_of(kind: str, model: keras.Model, data: Data, seed: int, steps: int) -> keras.Model:
     """What is to learn: the float model under techniques, cut, or a smaller one of new weights."""
-    rules: dict[str, list[Any]] = {"*": []}
     if kind == "masked":
-        model, rules = masked(model, data)
+        model = masked(model, data)
     if kind in ("cut", "tiny"):
         model = tfc.prune_channels(model, macs=CUT if kind == "cut" else TINY, score="l2")
     if kind == "tiny":
@@ -56,31 +55,18 @@ def student_of(kind: str, model: keras.Model, data: Data, seed: int, steps: int)
         end, frequency = max(1, round(PRUNING * steps)), max(1, steps // 50)
         curve = schedules.polynomial(0.0, SPARSITY, end=end, frequency=frequency)
         techniques.insert(0, tfc.Prune(curve, scope="global", score="taylor"))
-    return tfc.compress(model, [tfc.Rule(x, [*more, *techniques]) for x, more in rules.items()])
+    if kind == "masked":
+        techniques.insert(0, tfc.Prune(preserve=True))
+    return tfc.compress(model, [tfc.Rule("*", techniques)])
 
 
-def masked(model: keras.Model, data: Data) -> tuple[keras.Model, dict[str, list[Any]]]:
-    """Pruned after training, in each layer to a density that falls with the root of its size.
-
-    Returns (the model, techniques by the name of a layer that keep the zeros).
-    """
-    kinds = keras.layers.Conv2D, keras.layers.Dense
-    found = [x for x in model.layers if isinstance(x, kinds) and not is_of(x, DEPTHWISE)]
-    sizes = {x.name: math.prod(x.kernel.shape) for x in found}
-    budget, low, high = (1 - SPARSITY) * sum(sizes.values()), 0.0, 1e4
-    for _ in range(60):
-        middle = (low + high) / 2
-        kept = sum(n * min(1, middle * n**-0.5) for n in sizes.values())
-        low, high = (low, middle) if kept > budget else (middle, high)
-    wanted = {name: 1 - low * n**-0.5 for name, n in sizes.items() if low * n**-0.5 < 0.99}
+def masked(model: keras.Model, data: Data) -> keras.Model:
+    """Pruned before training, by what layers are given."""
     x = data.x_train[:: max(1, len(data.x_train) // 1000)][:300]
     x = x.astype("float32") * np.float32(data.scale)
-    small = tfc.post_training.prune_after_training(model, x, wanted, samples=None)
-    rules: dict[str, list[Any]] = {"*": []}
-    for name in wanted:
-        zeros = float(np.mean(np.asarray(small.get_layer(name).kernel) == 0))
-        rules[name] = [tfc.Prune(schedules.one_shot(zeros - 1e-6), scope="layer")]
-    return small, rules
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of outputs that differ much
+        return tfc.post_training.prune_after_training(model, x, SPARSITY, samples=None)
 
 
 def quality(task: Task, data: Data, kind: str, form: str, way: str, seed: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +26,6 @@ MOMENTUM = 0.95
 _FEW = 200
 # About so many training inputs tell means and variances.
 _SAMPLES = 1000
-# The share of the steps in which weights go.
-PRUNING = 0.3
 # Weights of few given values lie far from the float model's, so that labels count as well.
 _TAUGHT_FAR = {"alpha": 0.1, "temperature": 4.0, "dropout": True}
 INT8 = {"precision": "int8", "io_dtype": "int8"}
@@ -135,64 +134,36 @@ def _learn_steps(
 
 
 def prune_learned_int4(sparsity: float) -> Make:
-    """Zeros found before training, which hold, and learned steps of 4 bits for what is left.
-
-    Which weights go is told by what layers get, not by their size alone, and the others make up for
-    them before training begins; small layers lose less, as their density falls with the root of
-    their size.
-    """
+    """Zeros found before training, which hold, and learned steps of 4 bits for what is left."""
     return lambda run: _sparse_steps(run, sparsity)
 
 
 def _sparse_steps(run: Run, sparsity: float) -> None:
-    from keras import ops
-
-    from tfcompress import schedules
-    from tfcompress.compression.callbacks import UpdateCompression
     from tfcompress.compression.compress import compress
     from tfcompress.compression.finalize import finalize
-    from tfcompress.post_training import prune_after_training
     from tfcompress.techniques import Prune, Quantize
     from tfcompress.techniques.rules import Rule
 
-    model = run.model
-    shares = _sparsities(model, sparsity)
-    samples = _inputs(run)[: _SAMPLES // 2]
-    start = prune_after_training(model, samples, shares, samples=None)
+    start, held = _with_zeros(run, sparsity), Prune(preserve=True)
     steps = Quantize(bits=4, step="learned", dense="per_tensor", momentum=MOMENTUM)
     plain = Quantize(dense="per_tensor", momentum=MOMENTUM)
-    rules = [Rule("*", [steps])]
-    few = model.count_params() / _FEW
-    for layer in filter(_weights, start.layers):
-        own: list[Any] = [steps if _weights(layer) >= few else plain]
-        if layer.name in shares:
-            zeros = float(np.mean(ops.convert_to_numpy(layer.kernel) == 0))
-            # A little less: of weights as small, the mask would else keep some that are zeros.
-            held = schedules.one_shot(max(0.0, zeros - 1e-6))
-            own.insert(0, Prune(held, score="magnitude", scope="layer"))
-        rules.append(Rule(layer.name, own))
-    small = compress(start, rules)
+    few = run.model.count_params() / _FEW
+    small = [layer.name for layer in start.layers if 0 < _weights(layer) < few]
+    rules = [Rule("*", [held, steps]), *(Rule(name, [held, plain]) for name in small)]
+    student = compress(start, rules)
     # Weights that make up for others move but little.
-    run.fit(_taught(run, small), [UpdateCompression()], rate=0.3)
-    run.convert(finalize(small), io_dtype="int8")
+    run.fit(_taught(run, student), rate=0.3)
+    run.convert(finalize(student), io_dtype="int8")
 
 
-def _sparsities(model: Any, sparsity: float) -> dict[str, float]:
-    """Zeros of each layer, so that the densities are as one over the root of the sizes."""
-    from tfcompress.kinds import DEPTHWISE, is_of
+def _with_zeros(run: Run, sparsity: float) -> Any:
+    """The float model with zeros for which its other weights make up."""
+    from tfcompress.post_training import prune_after_training
 
-    layers = [layer for layer in model.layers if not is_of(layer, DEPTHWISE)]
-    sizes = {layer.name: _weights(layer) for layer in layers if _weights(layer)}
-    left, whole = (1 - sparsity) * sum(sizes.values()), 0
-    # Where a density would be more than 1, the others take what that leaves.
-    ordered = sorted(sizes.values())
-    for i, size in enumerate(ordered):
-        scale = (left - whole) / sum(map(math.sqrt, ordered[i:]))
-        if scale < math.sqrt(size):
-            break
-        whole += size
-    zeros = {name: 1 - scale / math.sqrt(size) for name, size in sizes.items()}
-    return {name: share for name, share in zeros.items() if share > 0.01}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of outputs that differ much, which methods look at
+        samples = _inputs(run)[: _SAMPLES // 2]
+        return prune_after_training(run.model, samples, sparsity, samples=None)
 
 
 def prune_int8(sparsity: float, distilled: bool = False) -> Make:
@@ -224,9 +195,11 @@ def channels_int8(macs: float, distilled: bool = False) -> Make:
     """Channels removed, then quantization-aware training."""
 
     def make(run: Run) -> None:
+        from tfcompress.compression.compress import quantize_aware
         from tfcompress.surgery.pruning.prune_channels import prune_channels
 
-        _quantize_aware(run, prune_channels(run.model, macs=macs, data=_inputs(run)), distilled)
+        small = prune_channels(run.model, macs=macs, data=_inputs(run))
+        _trained(run, quantize_aware(small, momentum=MOMENTUM), distilled)
 
     return make
 
@@ -235,10 +208,11 @@ def svd_int8(params: float, distilled: bool = False) -> Make:
     """Layers of low rank, then quantization-aware training."""
 
     def make(run: Run) -> None:
+        from tfcompress.compression.compress import quantize_aware
         from tfcompress.surgery.factors.factorize import factorize
 
-        small = factorize(run.model, "svd", params=params, data=run.calibration)
-        _quantize_aware(run, small, distilled)
+        small = factorize(run.model, "svd", params=params, data=_inputs(run))
+        _trained(run, quantize_aware(small, momentum=MOMENTUM), distilled)
 
     return make
 
@@ -249,27 +223,63 @@ def _compressed(
     clusters: int | None = None,
     distilled: bool = False,
 ) -> None:
-    from tfcompress import schedules
-    from tfcompress.compression.callbacks import UpdateCompression
     from tfcompress.compression.compress import compress
-    from tfcompress.compression.finalize import finalize
-    from tfcompress.recipe.recipe import Recipe
-    from tfcompress.techniques import Cluster, Prune, Quantize
+    from tfcompress.techniques import Cluster, Quantize
     from tfcompress.techniques.rules import Rule
 
     techniques: list[Any] = [Quantize(momentum=MOMENTUM)]
     if clusters is not None:
         techniques.insert(0, Cluster(clusters))
+    model, rate = run.model, 1.0
     if sparsity is not None:
-        steps = run.tuning.steps
-        # Most of so few steps recovers what pruning cost.
-        end, frequency = max(1, round(PRUNING * steps)), max(1, steps // 50)
-        schedule = schedules.polynomial(0.0, sparsity, end=end, frequency=frequency)
-        # By magnitude over all layers, small nets would lose whole layers.
-        techniques.insert(0, Prune(schedule, scope="global", score="taylor"))
-    small = compress(run.model, Recipe([Rule("*", techniques)]))
-    run.fit(_taught(run, small) if distilled else small, [UpdateCompression()])
-    run.convert(finalize(small), **INT8)
+        model, prune, rate = _pruned(run, sparsity)
+        techniques.insert(0, prune)
+    _trained(run, compress(model, [Rule("*", techniques)]), distilled, rate)
+
+
+def _pruned(run: Run, sparsity: float) -> tuple[Any, Any, float]:
+    """Zeros from before training where they change little, else those that training finds.
+
+    Returns (model, technique, share of the rate).
+    """
+    from tfcompress.post_training.drift import MOST
+    from tfcompress.techniques import Prune
+
+    start = _with_zeros(run, sparsity)
+    if start.correction_report.drift <= MOST:
+        return start, Prune(preserve=True), 1.0
+    # Weights that have far to go recover at the rate of the original training.
+    return run.model, Prune(sparsity), run.task.training.rate / run.tuning.rate
+
+
+def _trained(run: Run, small: Any, distilled: bool, rate: float = 1.0) -> None:
+    """Trains a model under techniques, and writes the file."""
+    from tfcompress.compression.callbacks import UpdateCompression
+    from tfcompress.compression.finalize import finalize
+
+    for layer in small.layers:
+        if hasattr(layer, "rate"):  # what has lost weights fits the data less, not too well
+            layer.rate = 0.0
+    run.fit(_taught(run, small) if distilled else small, [UpdateCompression()], rate=rate)
+    run.convert(_settled(run, finalize(small)), **INT8)
+
+
+def _settled(run: Run, model: Any) -> Any:
+    """A model with the BatchNormalization statistics of its last weights, if that is better.
+
+    Moving averages of so few steps still tell of weights before.
+    """
+    import keras
+
+    from tfcompress.post_training import reestimate_batch_norm
+
+    x, loss = _inputs(run), keras.losses.get(run.task.loss)
+    y = x if run.data.y_train is None else run.data.y_train[:: _every(run)]
+
+    def lost(each: Any) -> float:
+        return float(np.mean(loss(y, each.predict(x, verbose=0))))
+
+    return min(model, reestimate_batch_norm(model, x, samples=None), key=lost)
 
 
 def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
@@ -283,15 +293,18 @@ def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:
     rules = [Rule("*", [Codebook(values, **settings), quantize])]
     small = compress(run.model, [*rules, Rule("first_and_last", [quantize])])
     run.fit(_taught(run, small, **_TAUGHT_FAR))
-    # Moving averages of so few steps still tell of the float weights. The first inputs alone may be
-    # of one kind.
+    # Moving averages of so few steps still tell of the float weights.
     run.convert_coded(finalize(reestimate_batch_norm(small, _inputs(run), samples=None)))
 
 
 def _inputs(run: Run) -> np.ndarray:
-    """Training inputs from all over the data."""
-    x = run.data.x_train[:: max(1, len(run.data.x_train) // _SAMPLES)]
+    """Training inputs from all over the data: the first alone may be of one kind."""
+    x = run.data.x_train[:: _every(run)]
     return x.astype("float32") * np.float32(run.data.scale)
+
+
+def _every(run: Run) -> int:
+    return max(1, len(run.data.x_train) // _SAMPLES)
 
 
 def _taught(run: Run, student: Any, **settings: Any) -> Any:
