@@ -167,13 +167,14 @@ def test_half_of_the_macs_are_gone(make):
     assert 0.4 < ratio <= 0.5
 
 
-def test_small_layers_keep_more_of_their_weights():
-    """16, 64 and 256 weights, of which half go: the first 16 stay, of the others 152 of 320."""
-    layers = [keras.layers.Dense(n, name=f"of_{n}") for n in (4, 16)]
-    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(16, name="last")])
-    scale = 152 / (8 + 16)
-    expected = {"of_16": 1 - scale / 8, "last": 1 - scale / 16}
-    assert ours._sparsities(model, 0.5) == pytest.approx(expected)
+def test_zeros_come_before_training_where_that_changes_little(digits, checkpoint, tmp_path):
+    run = run_of(DIGITS, digits, tmp_path, checkpoint)
+    for sparsity, before in ((0.4, True), (0.98, False)):
+        model, prune, rate = ours._pruned(run, sparsity)
+        assert prune.preserve == before
+        kernels = [x.kernel for x in model.layers if x.name in ("stem", "pointwise", "wide")]
+        assert any(np.any(np.asarray(kernel) == 0) for kernel in kernels) == before
+        assert rate == (1.0 if before else run.task.training.rate / run.tuning.rate)
 
 
 def test_the_twin_gives_equal_outputs(digits, checkpoint, tmp_path):
