@@ -152,8 +152,13 @@ def _sparse_steps(run: Run, sparsity: float) -> None:
     rules = [Rule("*", [held, steps]), *(Rule(name, [held, plain]) for name in small)]
     student = compress(start, rules)
     # Weights that make up for others move but little.
-    run.fit(_taught(run, student), rate=0.3)
+    run.fit(_taught(run, student), rate=0.3 * _near(run))
     run.convert(finalize(student), io_dtype="int8")
+
+
+def _near(run: Run) -> float:
+    """The share of the rate for weights that begin near to where they are to end."""
+    return run.task.tuning.rate / run.tuning.rate
 
 
 def _with_zeros(run: Run, sparsity: float) -> Any:
@@ -247,7 +252,7 @@ def _pruned(run: Run, sparsity: float) -> tuple[Any, Any, float]:
 
     start = _with_zeros(run, sparsity)
     if start.correction_report.drift <= MOST:
-        return start, Prune(preserve=True), 1.0
+        return start, Prune(preserve=True), _near(run)
     # Weights that have far to go recover at the rate of the original training.
     return run.model, Prune(sparsity), run.task.training.rate / run.tuning.rate
 

@@ -161,6 +161,9 @@ def _pruned(run: Run, model: Any, sparsity: float, steps: int, share: float = _P
     # The last update must fall on a multiple of the frequency.
     end = max(1, round(share * steps) // frequency) * frequency
     schedule = keras.PolynomialDecay(0.0, sparsity, 0, end, frequency=frequency)
+    for layer in model.layers:
+        if hasattr(layer, "rate"):  # as for ours: dropout costs pruned weights much
+            layer.rate = 0.0
     pruned = keras.prune_low_magnitude(model, schedule)
     run.fit(pruned, [keras.UpdatePruningStep()], steps)
     return keras.strip_pruning(pruned)

@@ -130,7 +130,9 @@ class Task:
         if form == "short":
             return self.short
         if form == "long":
-            long = dataclasses.replace(self.tuning, steps=self.training.steps // 2)
+            # At the rate of the training, which suits so many steps (learning-rate rewinding, Renda
+            # et al. 2020, arXiv:2003.02389).
+            long = dataclasses.replace(self.training, steps=self.training.steps // 2)
             return self.training, long
         return self.training, self.tuning
 
