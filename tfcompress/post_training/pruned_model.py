@@ -62,7 +62,7 @@ def prune_after_training(
     Args:
         model: any built Keras 3 model of plain layers; it is left untouched.
         data: samples of the training inputs in any form that `tfcompress.convert` takes as
-            calibration; labels are left out. A hundred or two.
+            calibration, from all over them; labels are left out. Some hundred.
         sparsity: the share of zeros, in [0, 1), of all kernels together; or that of each layer that
             is to be pruned, by name. May be left out with an "n:m" pattern, which has its own.
         pattern: what is pruned together, as `tfcompress.Prune` has it: "unstructured", "2:4",
