@@ -220,7 +220,7 @@ def _check_averages(model: Any) -> None:
                     raise ValueError(
                         f"{type(technique).__name__} of layer '{layer.name}' keeps an average of "
                         "scores by itself; received an optimizer with use_ema=True, which Keras "
-                        "cannot combine with it. Use another optimizer, or score='movement'."
+                        "cannot combine with it. Use another optimizer, or score='magnitude'."
                     )
 
 

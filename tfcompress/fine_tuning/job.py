@@ -29,8 +29,7 @@ from tfcompress.fine_tuning.surgery import Operated, operate
 from tfcompress.fine_tuning.teaching import told_of
 from tfcompress.fine_tuning.training import train
 from tfcompress.graph.flatten import flatten
-from tfcompress.graph.folding import batch_norm_of
-from tfcompress.post_training import reestimate_batch_norm
+from tfcompress.post_training.batch_norm import settled
 from tfcompress.recipe.flash import expected_flash
 from tfcompress.recipe.recipe import Recipe
 from tfcompress.results import say
@@ -180,20 +179,17 @@ _SETTLED = 1000
 
 
 def _settled(model: keras.Model, given: Read) -> keras.Model:
-    """The trained model with the statistics of its last weights, if that is better.
-
-    The moving averages of BatchNormalization lag behind weights that change much in few steps.
-    """
+    """The trained model, with better statistics of BatchNormalization if the last weights have."""
     drawn = given.training.drawn(_SETTLED, given.options.seed)
-    if not drawn.labels or not any(map(batch_norm_of, model.layers)):
+    if not drawn.labels:
         return model
     names = [tensor.name for tensor in keras.tree.flatten(model._inputs_struct)]
-    x = dict(zip(names, drawn.inputs, strict=True))
-    new = reestimate_batch_norm(model, x, samples=None)
     judged = dataclasses.replace(given, judged=drawn)
-    before, after = (judged.evaluate(each)["loss"] for each in (model, new))
-    if not after < before:
+    x = dict(zip(names, drawn.inputs, strict=True))
+    found = settled(model, x, lambda each: judged.evaluate(each)["loss"])
+    if found is None:
         return model
+    new, before, after = found
     say(
         f"BatchNormalization got its statistics anew: loss {before:.4f} -> {after:.4f} on "
         f"{len(drawn):,} training samples."

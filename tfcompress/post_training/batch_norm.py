@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -91,6 +91,26 @@ def reestimate_batch_norm(
 
     walk(graph, batches, visit)
     return reported(flat, "reestimate_batch_norm", changes, kept)
+
+
+def settled(
+    model: keras.Model, data: Any, lost: Callable[[keras.Model], float]
+) -> tuple[keras.Model, float, float] | None:
+    """A flat model with the statistics of its last weights, if that is better.
+
+    The moving averages of BatchNormalization lag behind weights that change much in few steps.
+
+    Args:
+        data: see `reestimate_batch_norm`; all of it is used.
+        lost: a model -> what is to be small.
+
+    Returns (the model, what was lost before, and after); None if it is no better, or none is there.
+    """
+    if not any(map(_batch_norm_of, model.layers)):
+        return None
+    new = reestimate_batch_norm(model, data, samples=None)
+    before, after = lost(model), lost(new)
+    return (new, before, after) if after < before else None
 
 
 Statistics = tuple[np.ndarray, np.ndarray]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress.bench.methods.run import Make
+from tfcompress.bench.methods.run import Make, drop_nothing
 
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
@@ -262,29 +262,21 @@ def _trained(run: Run, small: Any, distilled: bool, rate: float = 1.0) -> None:
     from tfcompress.compression.callbacks import UpdateCompression
     from tfcompress.compression.finalize import finalize
 
-    for layer in small.layers:
-        if hasattr(layer, "rate"):  # what has lost weights fits the data less, not too well
-            layer.rate = 0.0
+    drop_nothing(small)
     run.fit(_taught(run, small) if distilled else small, [UpdateCompression()], rate=rate)
     run.convert(_settled(run, finalize(small)), **INT8)
 
 
 def _settled(run: Run, model: Any) -> Any:
-    """A model with the BatchNormalization statistics of its last weights, if that is better.
-
-    Moving averages of so few steps still tell of weights before.
-    """
+    """A model with better statistics of BatchNormalization, if its last weights have them."""
     import keras
 
-    from tfcompress.post_training import reestimate_batch_norm
+    from tfcompress.post_training.batch_norm import settled
 
     x, loss = _inputs(run), keras.losses.get(run.task.loss)
     y = x if run.data.y_train is None else run.data.y_train[:: _every(run)]
-
-    def lost(each: Any) -> float:
-        return float(np.mean(loss(y, each.predict(x, verbose=0))))
-
-    return min(model, reestimate_batch_norm(model, x, samples=None), key=lost)
+    found = settled(model, x, lambda each: float(np.mean(loss(y, each.predict(x, verbose=0)))))
+    return model if found is None else found[0]
 
 
 def _coded(run: Run, values: str, settings: dict[str, Any]) -> None:

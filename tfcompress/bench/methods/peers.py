@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfcompress.bench.methods.run import Make
+from tfcompress.bench.methods.run import Make, drop_nothing
 from tfcompress.legacy import import_tf_keras, import_tfmot
 from tfcompress.tflite.run import quiet
 
@@ -161,9 +161,7 @@ def _pruned(run: Run, model: Any, sparsity: float, steps: int, share: float = _P
     # The last update must fall on a multiple of the frequency.
     end = max(1, round(share * steps) // frequency) * frequency
     schedule = keras.PolynomialDecay(0.0, sparsity, 0, end, frequency=frequency)
-    for layer in model.layers:
-        if hasattr(layer, "rate"):  # as for ours: dropout costs pruned weights much
-            layer.rate = 0.0
+    drop_nothing(model)
     pruned = keras.prune_low_magnitude(model, schedule)
     run.fit(pruned, [keras.UpdatePruningStep()], steps)
     return keras.strip_pruning(pruned)
@@ -172,6 +170,7 @@ def _pruned(run: Run, model: Any, sparsity: float, steps: int, share: float = _P
 def _clustered(
     run: Run, model: Any, clusters: int, steps: int, preserve_sparsity: bool = False
 ) -> Any:
+    drop_nothing(model)
     under = clustered(model, clusters, preserve_sparsity)
     run.fit(under, steps=steps)
     return import_tfmot().clustering.keras.strip_clustering(under)

@@ -139,12 +139,14 @@ def factorize(
             detail = f"{site.text(found)}, {energy_words(site, energy)}"
             changes.append(Change(site.layer.name, detail))
     starts = [tensor.name for tensor in keras.tree.flatten(flat._inputs_struct)]
-    judged = [[batch[name] for name in starts] for batch in held]
+    # Fewer samples do not tell.
+    enough = count_of(held) >= ENOUGH
+    judged = [[batch[name] for name in starts] for batch in held] if enough else []
     outputs = outputs_of(flat, judged)
     new = with_parts(graph, parts)
-    if count_of(held) >= ENOUGH and any(isinstance(x, BatchNormalization) for x in new.layers):
+    if enough and any(isinstance(x, BatchNormalization) for x in new.layers):
         new = reestimate_batch_norm(new, held, samples=None, reference=model)
-    if count_of(held) >= ENOUGH:
+    if enough:
         _warn_of(drift(outputs, outputs_of(new, judged)), goal)
     return reported(new, "factorize", changes, (*stay, *kept), before)
 
