@@ -98,16 +98,7 @@ def test_levels_of_int8_fall_into_bins_evenly():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [
-        ("float32", 32),
-        ("float16", 16),
-        ("int8", 8),
-        pytest.param(
-            *("int4", 4),
-            marks=pytest.mark.xfail(reason="no SQNR of convolutions of 4 bits", strict=True),
-        ),
-        ("qat", 8),
-    ],
+    [("float32", 32), ("float16", 16), ("int8", 8), ("int4", 4), ("qat", 8)],
 )
 def test_every_precision_has_its_figures(name, bits, cnn_file, float_cnn, qat_cnn, images):
     path = cnn_file(name)

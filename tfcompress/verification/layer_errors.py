@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import Counter
 from typing import Any
 
 import keras
@@ -117,7 +118,9 @@ def _pairs(file: Any, exact: Any) -> dict[int, int]:
         if not flatbuffer.is_constant(exact, tensor)
     ]
     # The converter's own modes number some tensors anew.
-    by_name = {_unnumbered(tensor): index for index, tensor in activations}
+    counts = Counter(_last(tensor) for _, tensor in activations)
+    by_name = {n: index for index, tensor in activations if counts[n := _last(tensor)] == 1}
+    by_name.update((_unnumbered(tensor), index) for index, tensor in activations)
     by_name.update((flatbuffer.text(tensor.name), index) for index, tensor in activations)
     pairs = {}
     graph = file.subgraphs[0]
@@ -125,7 +128,7 @@ def _pairs(file: Any, exact: Any) -> dict[int, int]:
     for index in sorted({*graph.inputs, *(i for op in graph.operators for i in op.outputs)}):
         tensor = graph.tensors[index]
         name = flatbuffer.text(tensor.name)
-        names = (name, _unnumbered(tensor), name.removesuffix("_quantized"))
+        names = (name, _unnumbered(tensor), name.removesuffix("_quantized"), _last(tensor))
         other = next((by_name[n] for n in names if n in by_name), None)
         if other is None or flatbuffer.is_constant(file, tensor):
             continue
@@ -139,6 +142,13 @@ def _pairs(file: Any, exact: Any) -> dict[int, int]:
 
 def _unnumbered(tensor: Any) -> str:
     return re.sub(r"[\d_]+$", "", flatbuffer.text(tensor.name))
+
+
+def _last(tensor: Any) -> str:
+    """The last of the operations that were fused into the one that makes a tensor."""
+    # Where a kernel has 4 bits, the names of the others differ, and parts are counted anew.
+    last = flatbuffer.text(tensor.name).split(";")[0]
+    return re.sub(r"[\d_]+$|(?<=/part_)\d+(?=/)", "", last)
 
 
 def _measure(file, content, exact, pairs, batches) -> dict[int, float]:
