@@ -111,6 +111,17 @@ def test_scores_look_at_data_without_training(command, made, tmp_path):
     same_weights(keras.saving.load_model(tmp_path / "out.keras"), by_hand)
 
 
+def test_the_multiple_may_be_measured(monkeypatch, command, made, tmp_path):
+    monkeypatch.setattr(
+        "tfcompress.surgery.pruning.measuring.fastest_rounding", lambda *_args, **_settings: 4
+    )
+    words = ["--macs", "0.5", "--round-to", "latency", "--data", made / "data.npz", "-q"]
+    status, _, said = command(*words)
+    assert (status, said) == (0, "")
+    found = keras.saving.load_model(tmp_path / "out.keras")
+    assert {layer.filters % 4 for layer in found.layers if hasattr(layer, "filters")} == {0}
+
+
 def test_weights_are_fitted_to_data_without_training(command, made, tmp_path):
     status, _, said = command(*HALF, "--data", made / "data.npz", "-q")
     assert (status, said) == (0, "")
@@ -239,6 +250,12 @@ def test_methods_are_steps():
         ),
         ("--macs 0.5 --score taylor", "the score 'taylor' needs data; received none. Pass --data"),
         ("--macs 0.5 --scope sensitivity", "the scope 'sensitivity' needs data; received none"),
+        (
+            "--macs 0.5 --round-to latency",
+            "--round-to latency is measured of int8 files",
+        ),
+        ("--macs 0.5 --round-to 0", "round_to must be .* or 'latency'; received 0"),
+        ("--macs 0.5 --round-to few", "round_to must be .* or 'latency'; received 'few'"),
         ("--macs 0.5 --distill", "--distill is for training, which --epochs asks for"),
         ("--macs 0.5 --learning-rate 0.1", "--learning-rate is for training, which --epochs asks"),
         ("--macs 0.5 --resume", "--resume is for training, which --epochs asks for"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -254,8 +255,12 @@ class Amounts:
         ),
     ] = None
     round_to: Annotated[
-        int | None,
-        Option(help="The channels that stay in a layer are a multiple of it, by default of 8."),
+        str | None,
+        Option(
+            metavar="<int>|latency",
+            help="The channels that stay in a layer are a multiple of it, by default of 8; latency "
+            "measures which multiple is fastest here, and needs --data.",
+        ),
     ] = None
     max_sparsity: Annotated[
         float | None,
@@ -360,6 +365,8 @@ _WITHOUT_TRAINING = ("batch_size", "seed", "precision", "io_dtype", "target")
 def steps_of(method: str, given: Mapping[str, Any]) -> Shrink:
     """The surgery that options ask for; of these, None and empty ones were left out."""
     arguments = {name: value for name, value in given.items() if value not in (None, [])}
+    if re.fullmatch(r"-?\d+", arguments.get("round_to", "")):
+        arguments["round_to"] = int(arguments["round_to"])
     taken = _OPTIONS.get(method, _OPTIONS_OF_FACTORS)
     wrong = next((name for name in arguments if name not in taken), None)
     if wrong is not None:
@@ -388,8 +395,10 @@ def check_training(
         raise ValueError(
             f"the {looking[0]} '{given[looking[0]]}' needs data; received none. Pass --data."
         )
-    if given.get("latency") is not None and data is None:
-        raise ValueError("--latency is measured of int8 files, which need data. Pass --data.")
+    measured = {"--latency": given.get("latency") is not None}
+    measured |= {"--round-to latency": given.get("round_to") == "latency"}
+    for option in (name for name, asked in measured.items() if asked and data is None):
+        raise ValueError(f"{option} is measured of int8 files, which need data. Pass --data.")
     if epochs and data is None:
         raise ValueError(f"--epochs {epochs} needs data to train on; received none. Pass --data.")
     if data is not None and not epochs and method not in ("channels", "svd"):

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
-from tfcompress.errors import check, expected_one_of, require_share
+from tfcompress.errors import check, expected_one_of, is_whole, require_share
 
 if TYPE_CHECKING:
     import keras
@@ -25,8 +25,7 @@ ALLOCATIONS = ("size", "uniform")
 
 
 def _whole(name: str, value: Any, least: int = 1) -> None:
-    holds = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    check(holds, name, f"a whole number, {least} or more", value)
+    check(is_whole(value, least), name, f"a whole number, {least} or more", value)
 
 
 def _flag(name: str, value: Any) -> None:
@@ -66,8 +65,8 @@ def _rank(name: str, value: Any) -> None:
 
 
 def _multiple(name: str, value: Any) -> None:
-    if value != "latency":
-        _whole(name, value)
+    known = value == "latency" or is_whole(value)
+    check(known, name, "a whole number, 1 or more, or 'latency'", value)
 
 
 def _positive(name: str, value: Any) -> None:
