@@ -24,6 +24,8 @@ MOMENTUM = 0.95
 
 # A layer with fewer than this part of the weights keeps 8 bits.
 _FEW = 200
+# Steps of a training that is not short.
+_MANY = 500
 # About so many training inputs tell means and variances.
 _SAMPLES = 1000
 # Weights of few given values lie far from the float model's, so that labels count as well.
@@ -151,14 +153,9 @@ def _sparse_steps(run: Run, sparsity: float) -> None:
     small = [layer.name for layer in start.layers if 0 < _weights(layer) < few]
     rules = [Rule("*", [held, steps]), *(Rule(name, [held, plain]) for name in small)]
     student = compress(start, rules)
-    # Weights that make up for others move but little.
-    run.fit(_taught(run, student), rate=0.3 * _near(run))
+    # Weights that make up for others move but little, as in a short fine-tuning.
+    run.fit(_taught(run, student), rate=0.3 * run.task.tuning.rate / run.tuning.rate)
     run.convert(finalize(student), io_dtype="int8")
-
-
-def _near(run: Run) -> float:
-    """The share of the rate for weights that begin near to where they are to end."""
-    return run.task.tuning.rate / run.tuning.rate
 
 
 def _with_zeros(run: Run, sparsity: float) -> Any:
@@ -247,14 +244,18 @@ def _pruned(run: Run, sparsity: float) -> tuple[Any, Any, float]:
 
     Returns (model, technique, share of the rate).
     """
+    from tfcompress import schedules
     from tfcompress.post_training.drift import MOST
     from tfcompress.techniques import Prune
 
     start = _with_zeros(run, sparsity)
     if start.correction_report.drift <= MOST:
-        return start, Prune(preserve=True), _near(run)
+        return start, Prune(preserve=True), 1.0
+    # Some hundred steps recover most if they begin early; more leave time to choose.
+    end = "50%" if run.tuning.steps > _MANY else "30%"
+    zeros = schedules.polynomial(0.0, sparsity, end=end, frequency="1%")
     # Weights that have far to go recover at the rate of the original training.
-    return run.model, Prune(sparsity), run.task.training.rate / run.tuning.rate
+    return run.model, Prune(zeros), run.task.training.rate / run.tuning.rate
 
 
 def _trained(run: Run, small: Any, distilled: bool, rate: float = 1.0) -> None:
