@@ -8,6 +8,8 @@ import pytest
 from keras import layers
 
 from tfcompress import Prune
+from tfcompress.graph.flatten import flatten
+from tfcompress.graph.folding import folded, unfolded
 from tfcompress.post_training import prune_after_training
 from tfcompress.post_training.layerwise import flat_copy
 from tfcompress.post_training.obc import Quadratic
@@ -71,7 +73,9 @@ def data():
 
 
 def kernels(model):
-    return {x.name: keras.ops.convert_to_numpy(x.kernel) for x in model.layers if x.weights}
+    """Those of layers, which have the zeros of kernels with BatchNormalization folded."""
+    every = [x for x in model.layers if hasattr(x, "kernel")]
+    return {x.name: keras.ops.convert_to_numpy(x.kernel) for x in every}
 
 
 @pytest.mark.parametrize(("sparsity", "pattern"), [(0.7, "unstructured"), (None, "2:4")])
@@ -81,7 +85,7 @@ def test_zeros_are_as_many_as_asked_and_outputs_nearer_than_by_magnitude(
     how = {"pattern": pattern, "allocation": "uniform"}
     found, plain = prune_after_training(model, data, sparsity, **how), flat_copy(model)
     expected = np.asarray(model(data))
-    for name, kernel in kernels(found).items():
+    for name, kernel in kernels(flat_copy(found)).items():
         layer = plain.get_layer(name)
         if name == "dw":
             assert kernel.all()
@@ -93,6 +97,7 @@ def test_zeros_are_as_many_as_asked_and_outputs_nearer_than_by_magnitude(
         assert (kernel != 0).sum() == prune.mask(value, None, 0).sum()
     ours, theirs = (np.square(np.asarray(m(data)) - expected).mean() for m in (found, plain))
     assert ours < 0.2 * theirs
+    assert found.get_layer("bn").moving_mean.shape == (16,)
     report = str(found.correction_report)
     assert "dw         kept: a depthwise kernel (pass depthwise=True" in report
     assert "head       " in report
@@ -143,3 +148,43 @@ def test_what_is_wrong_is_said_before_work_starts(model, data):
         prune_after_training(model, data, 80)
     with pytest.raises(ValueError, match=r"layers that can be pruned; received .*a depthwise"):
         prune_after_training(model, data, {"dw": 0.5})
+
+
+def test_batch_norm_comes_out_of_changed_weights_as_it_went_in():
+    keras.utils.set_random_seed(0)
+    norm = layers.BatchNormalization
+    x = keras.Input((6, 6, 4))
+    y = norm()(layers.Conv2D(6, 3, padding="same", use_bias=False, name="plain")(x))
+    y = norm(center=False)(layers.DepthwiseConv2D(3, depth_multiplier=2, name="dw")(y))
+    y = norm(scale=False)(layers.Conv2DTranspose(5, 2, use_bias=False, name="up")(y))
+    y = layers.Conv2D(8, 1, groups=1, use_bias=False, name="between")(norm()(layers.ReLU()(y)))
+    y = layers.GlobalAveragePooling2D()(norm()(y))
+    model = keras.Model(x, norm()(layers.Dense(3, name="head")(layers.ReLU()(y))))
+    random = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, norm):
+            layer.set_weights([random.uniform(0.5, 2, w.shape) for w in layer.get_weights()])
+    other = folded(flatten(model))
+    assert not any(isinstance(layer, norm) for layer in other.layers)
+    names = ["plain", "dw", "up", "between", "head"]
+    for name in names:
+        layer = other.get_layer(name)
+        layer.set_weights([w * (random.random(w.shape) > 0.5) for w in layer.get_weights()])
+    found = unfolded(flatten(model), other, names)
+    assert sum(isinstance(layer, norm) for layer in found.layers) == 6
+    assert not found.get_layer("plain").use_bias
+    x = random.normal(size=(4, 6, 6, 4)).astype("float32")
+    np.testing.assert_allclose(np.asarray(found(x)), np.asarray(other(x)), rtol=1e-4, atol=1e-4)
+    kept = (np.count_nonzero(kernels(m)["plain"]) for m in (found, other))
+    assert len(set(kept)) == 1
+
+
+def test_a_channel_that_batch_norm_switches_off_stays_off():
+    x = keras.Input((3,))
+    norm = layers.BatchNormalization()
+    model = keras.Model(x, norm(layers.Dense(2, use_bias=False, name="dense")(x)))
+    norm.gamma.assign([0.0, 1.0])
+    other = folded(flatten(model))
+    found = unfolded(flatten(model), other, ["dense"])
+    inputs = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    np.testing.assert_allclose(np.asarray(found(inputs)), np.asarray(model(inputs)), atol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -27,8 +27,14 @@ from tfcompress.kinds import (
 # What a BatchNormalization can go into.
 _TAKING = LINEAR - {"EinsumDense"}
 
+# The least part of the largest scale that weights can be divided by.
+_LEAST = 1e-6
+
 # A weight's name and its new value, in double precision.
 Values = dict[str, np.ndarray]
+
+# How a layer takes in a scale and an offset: `after_outputs` or `before_inputs`.
+_Change = Callable[[Any, Values, np.ndarray, np.ndarray], Values]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +78,43 @@ def folded(flat: keras.Model) -> keras.Model:
     return fold(flat).model
 
 
+def unfolded(flat: keras.Model, other: keras.Model, names: Iterable[str]) -> keras.Model:
+    """A model with BatchNormalization that computes what one does into which it was folded.
+
+    Args:
+        flat: a copy that `flatten` made, which is used up.
+        other: what `folded` made of another such copy.
+        names: the layers whose weights have changed there since.
+    """
+    graph = Graph.of(flat)
+    folder = _Folder(graph)
+    for node in graph.nodes:
+        if batch_norm_of(node.operation) is not None:
+            folder.fold(node)
+    values: dict[int, Values] = {}
+    for name in names:
+        layer, found = flat.get_layer(name), values_of(other.get_layer(name))
+        for norm, change in reversed(folder.taken.get(id(layer), [])):
+            scale, offset = scale_and_offset(norm)
+            # A channel that is worth nothing stays so.
+            divisor = np.where(np.abs(scale) > _LEAST * np.abs(scale).max(), scale, 1.0)
+            found = change(layer, found, 1 / divisor, -offset / divisor)
+            if change is after_outputs and not layer.use_bias:
+                norm.moving_mean.assign_sub(np.broadcast_to(found.pop("bias"), scale.shape))
+                found["bias"] = np.zeros(1)
+        if not layer.use_bias and not found["bias"].any():
+            del found["bias"]
+        values[id(layer)] = found
+    return with_values(graph, values)
+
+
 @dataclasses.dataclass
 class _Folder:
     """Folds BatchNormalizations one by one.
 
     `values` has the new weights of layers, by their identity; `gone` the identity of
-    the nodes that were folded -> the node that took them in; `statistics` those of `Folding`.
+    the nodes that were folded -> the node that took them in; `taken` what layers took in, by their
+    identity, and how; `statistics` those of `Folding`.
     """
 
     graph: Graph
@@ -86,6 +123,7 @@ class _Folder:
         self.calls = Counter(id(node.operation) for node in self.graph.nodes)
         self.values: dict[int, Values] = {}
         self.gone: dict[int, Node] = {}
+        self.taken: dict[int, list[tuple[Any, _Change]]] = {}
         self.statistics: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def fold(self, node: Node) -> Node | str:
@@ -158,11 +196,11 @@ class _Folder:
             return f"'{layer.name}' has no plain weights (LoRA or quantized)"
         return None
 
-    def _take_in(self, node: Node, target: Node, change) -> Node:
-        layer = target.operation
+    def _take_in(self, node: Node, target: Node, change: _Change) -> Node:
+        layer, norm = target.operation, batch_norm_of(node.operation)
         values = self.values.get(id(layer)) or values_of(layer)
-        scale, offset = scale_and_offset(batch_norm_of(node.operation))
-        self.values[id(layer)] = change(layer, values, scale, offset)
+        self.values[id(layer)] = change(layer, values, *scale_and_offset(norm))
+        self.taken.setdefault(id(layer), []).append((norm, change))
         self.gone[id(node)] = target
         return target
 

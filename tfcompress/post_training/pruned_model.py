@@ -12,6 +12,8 @@ import keras
 import numpy as np
 
 from tfcompress.errors import check
+from tfcompress.graph.flatten import flatten
+from tfcompress.graph.folding import unfolded
 from tfcompress.graph.nodes import Graph
 from tfcompress.post_training.corrections import reported
 from tfcompress.post_training.drift import MOST, drift, outputs_of
@@ -77,7 +79,7 @@ def prune_after_training(
         progress: called as `progress(done, total)` after each layer.
 
     Returns:
-        A flat Functional `keras.Model` with BatchNormalization folded, not compiled. Its
+        A flat Functional `keras.Model`, not compiled, whose BatchNormalization stays. Its
         `correction_report` names every layer that was pruned, with the signal to noise ratio of
         what it gives, and every one that was not and why.
 
@@ -133,7 +135,9 @@ def prune_after_training(
             stacklevel=2,
         )
     kept = {name: why for name, why in refused.items() if why is not None}
-    return reported(flat, "prune_after_training", changes, kept, drift=lost)
+    # Weights that are trained on need the statistics of batches to stay where they learn.
+    pruned = unfolded(flatten(model), flat, names)
+    return reported(pruned, "prune_after_training", changes, kept, drift=lost)
 
 
 def by_size(sizes: Mapping[str, int], sparsity: float) -> dict[str, float]:

@@ -64,6 +64,7 @@ _ALL = (
     *_family(
         "prune80_distill_int8", "80% zeros, distilled, int8", ours.prune_int8(0.8, distilled=True)
     ),
+    *_family("prune90_int8", "90% zeros, int8", ours.prune_int8(0.9), tfmot=peers.prune_int8(0.9)),
     *_family(
         "cluster16_int8", "16 values, int8", ours.cluster_int8(16), tfmot=peers.cluster_int8(16)
     ),

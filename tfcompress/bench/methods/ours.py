@@ -231,7 +231,9 @@ def _compressed(
 
     techniques: list[Any] = [Quantize(momentum=MOMENTUM)]
     if clusters is not None:
-        techniques.insert(0, Cluster(clusters))
+        # Weights that have lost their neighbours move before they share values.
+        begin = None if sparsity is None else _soon(run)
+        techniques.insert(0, Cluster(clusters, begin=begin))
     model, rate = run.model, 1.0
     if sparsity is not None:
         model, prune, rate = _pruned(run, sparsity)
@@ -251,11 +253,14 @@ def _pruned(run: Run, sparsity: float) -> tuple[Any, Any, float]:
     start = _with_zeros(run, sparsity)
     if start.correction_report.drift <= MOST:
         return start, Prune(preserve=True), 1.0
-    # Some hundred steps recover most if they begin early; more leave time to choose.
-    end = "50%" if run.tuning.steps > _MANY else "30%"
-    zeros = schedules.polynomial(0.0, sparsity, end=end, frequency="1%")
+    zeros = schedules.polynomial(0.0, sparsity, end=_soon(run), frequency="1%")
     # Weights that have far to go recover at the rate of the original training.
     return run.model, Prune(zeros), run.task.training.rate / run.tuning.rate
+
+
+def _soon(run: Run) -> str:
+    """When zeros have come: early where steps are few, as what remains has to recover."""
+    return "50%" if run.tuning.steps > _MANY else "30%"
 
 
 def _trained(run: Run, small: Any, distilled: bool, rate: float = 1.0) -> None:
