@@ -136,6 +136,11 @@ _ALL = (
         ours.prune_learned_int4(0.8),
     ),
     *_family(
+        "prune90_learned_int4",
+        "90% zeros, int4 weights, learned steps",
+        ours.prune_learned_int4(0.9),
+    ),
+    *_family(
         "qat_learned_int3",
         "QAT, 3-bit weights, learned steps",
         ours.qat_learned_int3,
