@@ -153,8 +153,8 @@ def _sparse_steps(run: Run, sparsity: float) -> None:
     small = [layer.name for layer in start.layers if 0 < _weights(layer) < few]
     rules = [Rule("*", [held, steps]), *(Rule(name, [held, plain]) for name in small)]
     student = compress(start, rules)
-    # Weights that make up for others move but little, as in a short fine-tuning.
-    run.fit(_taught(run, student), rate=0.3 * run.task.tuning.rate / run.tuning.rate)
+    # In few steps weights that make up for others had better move but little.
+    run.fit(_taught(run, student), rate=1.0 if run.tuning.steps > _MANY else 0.3)
     run.convert(finalize(student), io_dtype="int8")
 
 
