@@ -146,7 +146,8 @@ def _sparse_steps(run: Run, sparsity: float) -> None:
     from tfcompress.techniques import Prune, Quantize
     from tfcompress.techniques.rules import Rule
 
-    start, held = _with_zeros(run, sparsity), Prune(preserve=True)
+    # Small layers have rules of their own, depthwise ones, too.
+    start, held = _with_zeros(run, sparsity), Prune(preserve=True, depthwise=True)
     steps = Quantize(bits=4, step="learned", dense="per_tensor", momentum=MOMENTUM)
     plain = Quantize(dense="per_tensor", momentum=MOMENTUM)
     few = run.model.count_params() / _FEW
