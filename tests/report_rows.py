@@ -29,6 +29,7 @@ _FAMILIES = {
     "qat_int8": (0.30, 0.85, 0.45, 0.1),
     "prune50_int8": (0.30, 0.60, 0.45, 0.3),
     "prune80_int8": (0.30, 0.35, 0.45, 1.2),
+    "prune90_int8": (0.30, 0.30, 0.45, 2.0),
     "prune80_distill_int8": (0.30, 0.35, 0.45, 0.6),
     "cluster16_int8": (0.30, 0.42, 0.45, 0.7),
     "cluster32_int8": (0.30, 0.53, 0.45, 0.3),
@@ -51,6 +52,7 @@ _FAMILIES = {
     "prune65_learned_int4": (0.18, 0.58, 0.5, 0.4),
     "prune75_learned_int4": (0.18, 0.46, 0.5, 0.5),
     "prune80_learned_int4": (0.18, 0.40, 0.5, 0.7),
+    "prune90_learned_int4": (0.18, 0.35, 0.5, 0.9),
     "qat_learned_int3": (0.16, 0.86, 0.5, 0.8),
     "qat_learned_int2_dense": (0.18, 0.86, 0.6, 0.8),
 }

@@ -76,7 +76,7 @@ def test_methods_of_a_family_are_ours_and_peers():
         who = [method.who for method in METHODS.values() if method.family == family]
         assert who.count(OURS) == 1
     peers = [name for name in METHODS if METHODS[name].who != OURS]
-    assert len(peers) == 14
+    assert len(peers) == 15
     assert "ptq_int8" in families
     # The short form compares ours with each peer.
     assert len({method.who for method in METHODS.values() if method.short}) == 4
