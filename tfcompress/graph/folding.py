@@ -94,16 +94,20 @@ def unfolded(flat: keras.Model, other: keras.Model, names: Iterable[str]) -> ker
     values: dict[int, Values] = {}
     for name in names:
         layer, found = flat.get_layer(name), values_of(other.get_layer(name))
-        for norm, change in reversed(folder.taken.get(id(layer), [])):
+        taken = folder.taken.get(id(layer), [])
+        for norm, change in reversed(taken):
             scale, offset = scale_and_offset(norm)
             # A channel that is worth nothing stays so.
             divisor = np.where(np.abs(scale) > _LEAST * np.abs(scale).max(), scale, 1.0)
             found = change(layer, found, 1 / divisor, -offset / divisor)
-            if change is after_outputs and not layer.use_bias:
-                norm.moving_mean.assign_sub(np.broadcast_to(found.pop("bias"), scale.shape))
-                found["bias"] = np.zeros(1)
-        if not layer.use_bias and not found["bias"].any():
-            del found["bias"]
+        if not layer.use_bias:
+            # What comes after takes it off the mean.
+            after = next((norm for norm, change in taken if change is after_outputs), None)
+            if after is not None:
+                bias = np.broadcast_to(found.pop("bias"), after.moving_mean.shape)
+                after.moving_mean.assign_sub(bias)
+            elif not found["bias"].any():
+                del found["bias"]
         values[id(layer)] = found
     return with_values(graph, values)
 

@@ -150,7 +150,7 @@ def _sparse_steps(run: Run, sparsity: float) -> None:
     start, held = _with_zeros(run, sparsity), Prune(preserve=True, depthwise=True)
     steps = Quantize(bits=4, step="learned", dense="per_tensor", momentum=MOMENTUM)
     plain = Quantize(dense="per_tensor", momentum=MOMENTUM)
-    few = run.model.count_params() / _FEW
+    few = start.count_params() / _FEW
     small = [layer.name for layer in start.layers if 0 < _weights(layer) < few]
     rules = [Rule("*", [held, steps]), *(Rule(name, [held, plain]) for name in small)]
     student = compress(start, rules)
