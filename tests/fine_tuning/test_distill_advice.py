@@ -57,11 +57,16 @@ def test_a_cache_file_of_other_data_is_refused(run, tmp_path):
 def test_a_teacher_that_is_exchanged_with_its_student_is_told_of_once(made, tmp_path, capsys):
     small, big, data = made / "student.keras", made / "teacher.keras", made / "data.npz"
     words = ["--data", data, "--epochs", 2, "-o", tmp_path / "a.keras", "-q"]
+
+    def told():
+        lines = capsys.readouterr().err.splitlines(keepends=True)
+        return "".join(x for x in lines if not x.startswith("BatchNormalization got"))
+
     assert main([str(word) for word in ["distill", big, small, *words]]) == 0
-    assert capsys.readouterr().err == ""
+    assert told() == ""
     assert main([str(word) for word in ["distill", small, big, *words]]) == 0
     sizes = [keras.saving.load_model(path).count_params() for path in (small, big)]
-    said = capsys.readouterr().err
+    said = told()
     assert re.fullmatch(
         rf"Warning: the teacher '{small}' has loss \d\.\d+ on the training data \(70 samples\), "
         rf"the student 0\.\d+ before training and has {sizes[0]} parameters, the student "

@@ -227,4 +227,5 @@ def test_layers_are_written_in_their_precisions(run, tmp_path):
     assert run("out.tflite", recipe=recipe, epochs=1).precision == "mixed"
     found = [x for x in tfc.inspect(tmp_path / "out.tflite").layer_bytes if x.weights]
     assert [layer.precision for layer in found] == ["int4 x int8", "int8 x int16"]
-    assert 0.4 < found[0].sparsity < 0.7
+    # The zeros are shared out over all layers.
+    assert 0.2 < found[0].sparsity < 0.7

@@ -133,7 +133,7 @@ def measure(job: Job) -> dict[str, Any]:
             tuning=tuning,
             checkpoint=job.checkpoint,
             folder=Path(scratch),
-            metered=job.form != "long",
+            metered=job.form != "long" and job.seed == 0,
         )
         before = _forget_peak()
         method.make(run)
