@@ -18,6 +18,7 @@ MEASUREMENTS = {
     "surgery_quality": "surgery_quality",
     "channel_groups": "channel_groups",
     "few_bits": "few_bits",
+    "peer_rate": "peer_rate",
     "zoo": "zoo",
 }
 # Needs packages that `make zoo` installs.
