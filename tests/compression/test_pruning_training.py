@@ -135,7 +135,8 @@ def test_mirrored_strategy_on_two_devices():
         tf.config.set_logical_device_configuration(cpus[0], halves)
         import keras, tfcompress as tfc
         from tfcompress import Cluster, Prune, PruneCallback
-        from pruning_models import GROWING, SCORES, X, Y, compiled, make_float, wanted, zeros
+        from pruning_models import GROWING, SCORES, X, Y
+        from pruning_models import compiled, in_layers, make_float, wanted, zeros
 
         mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 

@@ -14,7 +14,8 @@ from tfcompress.tflite.inspect import inspect
 @pytest.fixture(scope="module")
 def pruned(float_cnn, images):
     """A model of which half of the weights are masked while it trains for int8."""
-    recipe = tfc.Recipe([tfc.Rule("*", [tfc.Prune(0.5), tfc.Quantize()])])
+    half = tfc.Prune(tfc.schedules.constant(0.5), score="magnitude", scope="layer")
+    recipe = tfc.Recipe([tfc.Rule("*", [half, tfc.Quantize()])])
     model = tfc.compress(float_cnn, recipe)
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(*images, epochs=1, verbose=0, callbacks=[tfc.UpdateCompression()])
