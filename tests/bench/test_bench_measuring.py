@@ -181,3 +181,24 @@ def test_a_damaged_float_model_is_trained_anew(monkeypatch, tmp_path, float_cnn)
     loaded = models.load_model(path).get_weights()
     for a, b in zip(loaded, float_cnn.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("form", "seed", "metered"),
+    [("full", 0, True), ("full", 1, False), ("short", 0, True), ("long", 0, False)],
+)
+def test_steps_are_metered_with_the_first_seed(monkeypatch, tmp_path, form, seed, metered):
+    seen = []
+
+    class Method:
+        def make(self, run):
+            seen.append(run.metered)
+            raise InterruptedError
+
+    task, _ = make_task(np.zeros((80, 4)), np.zeros(80))
+    monkeypatch.setitem(child.TASKS, "tiny", task)
+    monkeypatch.setitem(child.METHODS, "seen", Method())
+    job = child.Job("tiny", "seen", seed, form, None, tmp_path / "run", tmp_path / "a.keras")
+    with pytest.raises(InterruptedError):
+        child.measure(job)
+    assert seen == [metered]

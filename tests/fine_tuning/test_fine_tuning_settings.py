@@ -224,8 +224,10 @@ def test_precisions_by_layer_are_for_a_tflite_file(run, tmp_path):
 def test_layers_are_written_in_their_precisions(run, tmp_path):
     recipe = tmp_path / "mixed.yaml"
     recipe.write_text(MIXED)
-    assert run("out.tflite", recipe=recipe, epochs=1).precision == "mixed"
+    made = run("out.tflite", recipe=recipe, epochs=1)
+    # The zeros are shared out over all layers.
+    assert (made.precision, made.sparsity) == ("mixed", 0.5)
     found = [x for x in tfc.inspect(tmp_path / "out.tflite").layer_bytes if x.weights]
     assert [layer.precision for layer in found] == ["int4 x int8", "int8 x int16"]
-    # The zeros are shared out over all layers.
-    assert 0.2 < found[0].sparsity < 0.7
+    zeros = [layer.sparsity * layer.weights for layer in found]
+    assert sum(zeros) >= 0.5 * sum(layer.weights for layer in found)

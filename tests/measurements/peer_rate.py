@@ -27,19 +27,23 @@ def peer_rate(arguments: list[str] | None = None) -> int:
     data = task.generate()
     training, tuning = task.trainings("full")
     rates = {"fine-tuning's rate": tuning.rate, "first training's rate": training.rate}
+    floats = [_quality("float32", task, data, tuning, seed) for seed in range(options.seeds)]
     for name in PEERS:
         found[name] = {}
         for rate, value in rates.items():
             again = dataclasses.replace(tuning, rate=value)
-            found[name][rate] = [_lost(name, task, data, again, s) for s in range(options.seeds)]
+            found[name][rate] = [
+                _quality(name, task, data, again, seed) - before
+                for seed, before in enumerate(floats)
+            ]
     rows = [[name, *map(statistics.fmean, by.values())] for name, by in found.items()]
     columns = {"peer": "", **dict.fromkeys(rates, "+.2f")}
     show(options, found, "points of quality to float32", columns, rows)
     return 0
 
 
-def _lost(name: str, task, data, tuning, seed: int) -> float:
-    """The points between the int8 file of a peer and the float model."""
+def _quality(name: str, task, data, tuning, seed: int) -> float:
+    """That of the file of a method, in percent."""
     checkpoint = child.train(task.name, seed, "full", None)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(
@@ -52,6 +56,4 @@ def _lost(name: str, task, data, tuning, seed: int) -> float:
             metered=False,
         )
         METHODS[name].make(run)
-        model = run.model
-        float_quality = task.score(lambda x: model.predict(x, verbose=0, batch_size=256), data)
-        return 100 * (child.file_quality(task, data, run.path) - float_quality)
+        return 100 * child.file_quality(task, data, run.path)

@@ -133,6 +133,7 @@ def measure(job: Job) -> dict[str, Any]:
             tuning=tuning,
             checkpoint=job.checkpoint,
             folder=Path(scratch),
+            # Other seeds take the same steps.
             metered=job.form != "long" and job.seed == 0,
         )
         before = _forget_peak()
