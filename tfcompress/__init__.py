@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tfcompress.surgery.pruning.prune_channels import prune_channels, prune_channels_iteratively
     from tfcompress.surgery.separable import to_separable
     from tfcompress.surgery.shrink import Shrink
+    from tfcompress.surgery.streams.stream import Stream
+    from tfcompress.surgery.streams.streaming import streaming
     from tfcompress.targets.check import check
     from tfcompress.targets.targets import list_targets, load_target
     from tfcompress.techniques import (
@@ -93,6 +95,8 @@ _HOMES = {
     ],
     "tfcompress.surgery.separable": ["to_separable"],
     "tfcompress.surgery.shrink": ["Shrink"],
+    "tfcompress.surgery.streams.stream": ["Stream"],
+    "tfcompress.surgery.streams.streaming": ["streaming"],
     "tfcompress.targets.check": ["check"],
     "tfcompress.targets.targets": ["list_targets", "load_target"],
     "tfcompress.techniques": [
@@ -133,6 +137,7 @@ __all__ = [
     "SelfDistiller",
     "Sensitivity",
     "Shrink",
+    "Stream",
     "Technique",
     "TensorMetadata",
     "UpdateCompression",
@@ -166,6 +171,7 @@ __all__ = [
     "remove_dead_channels",
     "schedules",
     "sensitivity",
+    "streaming",
     "to_separable",
     "verify",
 ]

@@ -125,20 +125,32 @@ class Graph:
         """A new Functional model of this graph, with nodes replaced or inserted by `call`."""
         new_inputs = tree.map_structure(lambda t: new_input(t, batch_size), self.inputs)
         outputs = self.run(tree.flatten(new_inputs), call or call_node)
-        nodes = _sorted_nodes(new_inputs, outputs)
-        _make_names_unique([node.operation for node in nodes])
-        with _deep_recursion(len(nodes)):
-            if self.like is not None:
-                try:
+        if self.like is not None:
+            try:
+                with _prepared(new_inputs, outputs):
                     return _model_like(self.like, new_inputs, outputs, self.name)
-                except TypeError as error:
-                    warnings.warn(
-                        f"a model of class {type(self.like).__name__} cannot be made again: "
-                        f"{error}. The new model is a plain keras.Model, without the class's own "
-                        "train_step or losses.",
-                        stacklevel=3,
-                    )
-            return keras.Model(new_inputs, outputs, name=self.name)
+            except TypeError as error:
+                warnings.warn(
+                    f"a model of class {type(self.like).__name__} cannot be made again: "
+                    f"{error}. The new model is a plain keras.Model, without the class's own "
+                    "train_step or losses.",
+                    stacklevel=3,
+                )
+        return model_of(new_inputs, outputs, self.name)
+
+
+def model_of(inputs, outputs, name: str | None = None) -> keras.Model:
+    """A Functional model, also a deep one, with a name of its own for each operation."""
+    with _prepared(inputs, outputs):
+        return keras.Model(inputs, outputs, name=name)
+
+
+@contextlib.contextmanager
+def _prepared(inputs, outputs):
+    nodes = _sorted_nodes(inputs, outputs)
+    _make_names_unique([node.operation for node in nodes])
+    with _deep_recursion(len(nodes)):
+        yield
 
 
 def exchanged(graph: Graph, call: Callable) -> keras.Model:

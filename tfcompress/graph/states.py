@@ -1,0 +1,34 @@
+"""The names by which the states of a step model are known, in Keras and in every file.
+
+A state comes in as the input `<what>_state` and goes out as the output `<what>_state_out`, which is
+the next call's input. One that starts late, as what it remembers comes late, bears the number of
+the calls before which it stays as it began: `<what>_state_from_3`. All begin as zeros.
+"""
+
+import re
+from collections.abc import Iterable
+
+_STATE = re.compile(r".+_state(?:_from_(\d+))?")
+_OUT = "_out"
+
+
+def state_name(what: str, start: int = 0) -> str:
+    """The name of a state that begins at a call, the first by default."""
+    return f"{what}_state_from_{start}" if start else f"{what}_state"
+
+
+def out_of(name: str) -> str:
+    """The name of the output that a state is fed back from."""
+    return name + _OUT
+
+
+def start_of(name: str) -> int:
+    """The number of calls before which a state stays as it began."""
+    found = _STATE.fullmatch(name)
+    return int(found[1] or 0) if found else 0
+
+
+def states_of(inputs: Iterable[str], outputs: Iterable[str]) -> list[str]:
+    """Those of the inputs that are states, by the names of inputs and outputs."""
+    given = set(outputs)
+    return [name for name in inputs if _STATE.fullmatch(name) and out_of(name) in given]

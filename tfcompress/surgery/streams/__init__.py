@@ -1,0 +1,1 @@
+"""A model over a window made one over the next frames of a stream."""

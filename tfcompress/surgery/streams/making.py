@@ -1,0 +1,130 @@
+"""What the rules of layers make a step model of: states, delays and windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers
+
+from tfcompress.graph.copying import copy_operation, copy_weights
+from tfcompress.graph.nodes import scope_name
+from tfcompress.graph.states import out_of, state_name
+from tfcompress.layers.batch_norm import FusedBatchNorm
+from tfcompress.layers.compressed import Compressed
+from tfcompress.surgery.streams.lines import Ahead, Line
+
+
+class Maker:
+    """Makes the tensors of a step model.
+
+    Args:
+        chunk: frames of the input in one call.
+
+    Attributes:
+        inputs, outputs: the states, by name, as they come and as they go.
+    """
+
+    def __init__(self, chunk: int):
+        self.chunk = chunk
+        self.inputs: dict[str, Any] = {}
+        self.outputs: dict[str, Any] = {}
+        self._names: dict[str, int] = {}
+        self._copies: dict[tuple, Any] = {}
+        self._fill: list[tuple[Any, Any]] = []
+
+    def layer(self, operation, **changes):
+        """A copy of an operation with other settings, one for all calls that ask for the same."""
+        key = id(operation), repr(sorted(changes.items()))
+        if key not in self._copies:
+            inside = isinstance(operation, Compressed | FusedBatchNorm)
+            settings = {f"layer.{k}" if inside else k: v for k, v in changes.items()}
+            self._copies[key] = copy_operation(operation, settings or None)
+            self._fill.append((operation, self._copies[key]))
+        return self._copies[key]
+
+    def fill(self) -> None:
+        """Gives the copies their weights, once all are built."""
+        copy_weights(self._fill)
+
+    def frames(self, line: Line) -> int:
+        """How many frames of a tensor one call has."""
+        if self.chunk % line.stride:
+            raise Ahead(
+                f"has one frame for {line.stride} of the input, but a call has {self.chunk}: pass "
+                f"a chunk that is a multiple of {line.stride}",
+                window=False,
+            )
+        return self.chunk // line.stride
+
+    def call_of(self, line: Line) -> int | None:
+        """The call that a tensor's first frame comes in; None if it is not that call's first."""
+        call, rest = divmod(line.first * line.stride, self.chunk)
+        return None if rest else call
+
+    def state(self, what: str, like, shape: tuple, start: int = 0):
+        """A state of a shape, as an input of the model, and its name."""
+        what = scope_name(what)
+        count = self._names[what] = self._names.get(what, 0) + 1
+        name = state_name(what if count == 1 else f"{what}_{count}", start)
+        self.inputs[name] = keras.Input(batch_shape=shape, dtype=like.dtype, name=name)
+        return self.inputs[name], name
+
+    def keep(self, name: str, value) -> None:
+        """What a state is for the next call."""
+        self.outputs[out_of(name)] = value
+
+    def remember(self, what: str, x, line: Line, frames: int, start: int = 0):
+        """A tensor behind the last frames before it."""
+        if frames <= 0:
+            return x
+        axis, shape = line.place, list(x.shape)
+        count, shape[axis] = shape[axis], frames
+        state, name = self.state(what, x, tuple(shape), start)
+        label = name.replace("_state", "_frames")
+        both = layers.Concatenate(axis=axis, name=label, dtype=x.dtype)([state, x])
+        self.keep(name, along(both, axis, count, count + frames))
+        return both
+
+    def delay(self, what: str, x, line: Line, frames: int) -> tuple[Any, Line]:
+        """A tensor that comes later by some frames."""
+        if frames <= 0:
+            return x, line
+        both = self.remember(f"{what}_delay", x, line, frames)
+        late = line.changed(late=line.late + frames)
+        return along(both, line.place, 0, x.shape[line.axis]), late
+
+    def begun(self, what: str, x, line: Line) -> tuple[Any, Line, int]:
+        """A tensor whose first frame is the first of a call, and the number of that call."""
+        while self.call_of(line) is None:
+            x, line = self.delay(what, x, line, self._missing(line))
+        return x, line, self.call_of(line) or 0
+
+    def _missing(self, line: Line) -> int:
+        frames = self.frames(line)
+        return -line.first % frames
+
+    def window(self, what: str, x, line: Line, reach: int | None = None) -> tuple[Any, Line]:
+        """The whole window that ends with a call, as the window model has it.
+
+        Args:
+            reach: what the window has to have, for one that others come later than.
+        """
+        if line.zeros:
+            raise Ahead("reads padded frames: pad behind the layer that keeps its window")
+        more = 0 if reach is None else reach - line.reach
+        if more % line.stride:
+            raise Ahead(f"reads tensors that come {more} frames after one another", window=False)
+        length = (line.length or 0) + more // line.stride
+        whole = self.remember(f"{what}_window", x, line, length - self.frames(line))
+        if self.frames(line) > length:  # the call has more than the window
+            start = self.frames(line) - length
+            whole = along(x, line.place, start, start + (line.length or 0))
+        elif more:
+            whole = along(whole, line.place, 0, line.length)
+        return whole, Line(None, line.length, line.stride, line.late + more // line.stride)
+
+
+def along(x, axis: int, start: int, stop: int | None):
+    """Part of a tensor along an axis."""
+    return x[(slice(None),) * axis + (slice(start, stop),)]

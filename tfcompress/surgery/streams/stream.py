@@ -1,0 +1,171 @@
+"""Stream: a step model or its file, run from call to call with the states that it left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from tfcompress.files import models
+from tfcompress.graph.states import out_of, start_of, states_of
+from tfcompress.tflite import flatbuffer, run
+
+
+class Stream:
+    """Runs a step model, or its .tflite file, over a stream: it keeps the states between calls.
+
+    Args:
+        model: what `streaming` made, also after `quantize_aware`; or the path of its .keras or
+            .tflite file.
+        batch_size: how many streams run side by side; a file tells its own.
+
+    Attributes:
+        states: what comes next into the inputs that are states, by name.
+        calls: how many there were since the stream began.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it has no states, or cannot be run.
+
+    Example:
+        >>> stream = Stream("step.tflite")  # doctest: +SKIP
+        >>> scores = stream(frames)  # doctest: +SKIP
+        >>> stream.reset()  # doctest: +SKIP
+    """
+
+    def __init__(self, model: keras.Model | str | os.PathLike[str], batch_size: int = 1):
+        if isinstance(model, str | os.PathLike):
+            if os.fspath(model).endswith(".tflite"):
+                model = _File(model)
+            else:
+                model = models.load_model(model)
+        if isinstance(model, keras.Model):
+            model = _Model(model, batch_size)
+        if not isinstance(model, _File | _Model):
+            raise TypeError(
+                "model must be a keras.Model from streaming, or the path of its .keras or .tflite "
+                f"file; received {type(model).__name__}."
+            )
+        self._runs: _File | _Model = model
+        self._names = states_of(model.shapes, model.outputs)
+        if not self._names:
+            raise ValueError(
+                f"model must have states; received inputs {[*model.shapes]} and outputs "
+                f"{model.outputs}, of which none is <name>_state with an output <name>_state_out. "
+                "Make one with tfcompress.streaming(model)."
+            )
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a new stream."""
+        self.calls = 0
+        self.states = {
+            name: np.zeros(shape, dtype)
+            for name, (shape, dtype) in self._runs.shapes.items()
+            if name in self._names
+        }
+
+    def __call__(self, frames: Any) -> Any:
+        """What the model gives for the next frames.
+
+        Args:
+            frames: an array as the input, with the batch; a dict of such by name where there are
+                several inputs.
+
+        Returns:
+            An array; a dict by name where there are several outputs.
+        """
+        outputs = self._runs.run(self._with_states(frames))
+        self.calls += 1
+        for name in self._names:
+            new = outputs.pop(out_of(name))
+            if self.calls > start_of(name):
+                self.states[name] = new
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+    def run(self, frames: Any, axis: int = 1) -> Iterator[Any]:
+        """Yields what the model gives for each chunk of some frames; what is left over is unused.
+
+        Args:
+            frames: as for a call, of any length along `axis`.
+        """
+        for part in self._chunks(frames, axis):
+            yield self(part)
+
+    def samples(self, frames: Any, axis: int = 1) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the inputs of each call over some frames, states included, to calibrate with."""
+        for part in self._chunks(frames, axis):
+            yield self._with_states(part)
+            self(part)
+
+    def _chunks(self, frames: Any, axis: int) -> Iterator[dict[str, np.ndarray]]:
+        given = self._given(frames)
+        chunk = next(self._runs.shapes[name][0][axis] for name in given)
+        length = min(values.shape[axis] for values in given.values())
+        for start in range(0, length - chunk + 1, chunk):
+            place = (slice(None),) * axis + (slice(start, start + chunk),)
+            yield {name: values[place] for name, values in given.items()}
+
+    def _given(self, frames: Any) -> dict[str, np.ndarray]:
+        names = [name for name in self._runs.shapes if name not in self._names]
+        if not isinstance(frames, Mapping):
+            if len(names) > 1:
+                raise TypeError(
+                    f"frames must be a dict of arrays for inputs {names}; received "
+                    f"{type(frames).__name__}."
+                )
+            frames = {names[0]: frames}
+        if set(frames) != set(names):
+            raise ValueError(f"frames must be for inputs {names}; received {list(frames)}.")
+        return {name: np.asarray(frames[name]) for name in names}
+
+    def _with_states(self, frames: Any) -> dict[str, np.ndarray]:
+        given = self._given(frames)
+        for name, values in given.items():
+            shape, dtype = self._runs.shapes[name]
+            if values.shape != tuple(shape):
+                raise ValueError(
+                    f"input '{name}' takes frames of shape {tuple(shape)} in each call; received "
+                    f"{values.shape}."
+                )
+            given[name] = values.astype(dtype)
+        return {**given, **self.states}
+
+
+class _Model:
+    """A Keras model as a function of arrays by name."""
+
+    def __init__(self, model: keras.Model, batch_size: int):
+        self.model = model
+        inputs = tree.flatten(model._inputs_struct)
+        self.shapes = {
+            x.name: ((x.shape[0] or batch_size, *x.shape[1:]), str(x.dtype)) for x in inputs
+        }
+        struct = model._outputs_struct
+        self.outputs = [str(key) for key in struct] if isinstance(struct, dict) else []
+
+    def run(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        made = self.model(values, training=False)
+        return {name: keras.ops.convert_to_numpy(value) for name, value in made.items()}
+
+
+class _File:
+    """A .tflite file as a function of real values by name."""
+
+    def __init__(self, path: Any):
+        content = flatbuffer.load(path)
+        self.runner = run.Runner(
+            flatbuffer.read(content), content, f"'{os.fspath(path)}'", reference=False
+        )
+        self.shapes = {
+            port.name: (port.shape, "float32" if port.scale is not None else port.dtype)
+            for port in self.runner.inputs
+        }
+        self.outputs = [port.name for port in self.runner.outputs]
+
+    def run(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self.outputs, self.runner.run(values), strict=True))
