@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cli_files import run
 
+import tfcompress as tfc
 from tfcompress.cli.app import main
 
 folder = cli_files.folder
@@ -58,8 +59,22 @@ def test_convert_writes_a_file_and_reports(folder, tmp_path, capsys):
 
 def test_images_are_not_read_in_a_range_that_nobody_told(folder, tmp_path, capsys):
     command = ["convert", folder / "model.keras", "-o", tmp_path / "out.tflite"]
-    assert run(*command, "--calibration", folder / "photos") == 2
+    assert run(*command, "--calibration", folder / "photos", "--scaling", "0_1") == 2
     assert "nothing tells how the model takes pixels" in capsys.readouterr().err
+
+
+def test_convert_makes_a_model_over_the_next_frames(folder, tmp_path, capsys):
+    command = ["convert", folder / "model.keras", "-o", tmp_path / "step.tflite", "-q"]
+    assert run(*command, "--window", "Flatten") == 2
+    assert "--window is for --chunk" in capsys.readouterr().err
+    assert run(*command, "--chunk", 2, "--calibration", folder / "photos", "--scaling", "0_1") == 2
+    assert ".npy" in capsys.readouterr().err
+    data = ["--calibration", folder / "x.npy"]
+    assert run(*command, "--chunk", 2, *data) == 2
+    assert "windows=['flatten']" in capsys.readouterr().err
+    assert run(*command, "--chunk", 2, "--window", "Flatten", *data) == 0
+    stream = tfc.Stream(tmp_path / "step.tflite")
+    assert set(stream.states) == {"conv2d_state", "flatten_window_state"}
 
 
 def test_convert_passes_every_option_on(folder, tmp_path, monkeypatch):

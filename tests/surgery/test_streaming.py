@@ -177,7 +177,7 @@ def test_what_looks_ahead_is_named_with_ways_out_that_work():
         tfc.streaming(model)
     for told in ("'conv' (Conv1D) pads", "'both' (Bidirectional) runs backwards", "'flat'"):
         assert told in str(caught.value)
-    step = tfc.streaming(model, windows=["conv", "both", "flat"])
+    step = tfc.streaming(model, 12, windows=["conv", "both", "flat"])
     x = sound(FRAMES, 5)
     *_, last = tfc.Stream(step).run(x)
     np.testing.assert_allclose(last, np.asarray(model(x)), atol=1e-6)

@@ -53,6 +53,20 @@ def _converted(given: Mapping[str, Any]) -> list[Path]:
     return [given["output"], *([] if plain and not codes else [cache_folder() / "*"])]
 
 
+def _step(model: Any, chunk: int, windows: Any, data: Any) -> tuple[Any, Any]:
+    """The step model of a model over a window, and its calls over windows of data."""
+    from tfcompress.surgery.streams.stream import Stream
+    from tfcompress.surgery.streams.streaming import streaming
+
+    if data is not None and not (hasattr(data, "shape") or isinstance(data, Mapping)):
+        raise ValueError(
+            "with --chunk, --calibration must be the .npy or .npz file of arrays of windows of "
+            "frames; received something else."
+        )
+    made = streaming(model, chunk, windows=windows)
+    return made, None if data is None else Stream(made).samples(data)
+
+
 @command(fails=does_not_run, writes=_converted)
 def convert(
     model: Model,
@@ -176,6 +190,22 @@ def convert(
         str | None,
         Option(help="Which signature of a SavedModel; by default serve, or the only one."),
     ] = None,
+    chunk: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Make the model one over the next so many frames of a stream: what it keeps of "
+            "those before goes in and out as states. --calibration is windows of frames.",
+        ),
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME",
+            help="With --chunk: a layer, or a pattern, that reads a whole window, which is kept; "
+            "may be given several times.",
+        ),
+    ] = None,
     strict: Annotated[bool, Option("--strict", help="Fail if any operation stays float.")] = False,
     select_tf_ops: Annotated[
         bool, Option("--select-tf-ops", help="Allow TensorFlow operations (Flex delegate).")
@@ -195,6 +225,7 @@ def convert(
       tfcompress convert model.keras -o model.tflite --calibration x.npy --precision mixed.yaml
       tfcompress convert qat.keras -o model.tflite --target microcontroller --flash 48k --ram 64k
       tfcompress convert qat.keras -o model.onnx
+      tfcompress convert qat.keras -o step.tflite --io-dtype int8 --chunk 2 --window pool
 
     Without training for quantization, int8, int16x8 and int4 need --calibration. The file is
     written whole or not at all.
@@ -229,7 +260,11 @@ def convert(
     writing.check_writable(output)
     if writing.is_same(output, model):
         raise ValueError(f"--output is the model itself, '{model}'. Name another file.")
+    if window and chunk is None:
+        raise ValueError("--window is for --chunk, which is missing. Pass --chunk 1, say.")
     loaded, data = reading.load(model, calibration, progress)
+    if chunk is not None:
+        loaded, data = _step(loaded, chunk, window or (), data)
     from tfcompress.conversion.convert import convert as run
 
     return run(

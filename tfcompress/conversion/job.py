@@ -23,6 +23,7 @@ from tfcompress.conversion import (
     pointwise,
     quantize,
     ranges,
+    states,
 )
 from tfcompress.conversion.calibration import (
     Calibration,
@@ -332,6 +333,7 @@ class Job:
         batches = batches[: found.batches]
         data.found(found, self.batch_size)
         seen = found.limits
+        states.tie(parsed, found.ranges, ranges.same_scale, wide)
         known = {i: ranges.with_zero(*limits) for i, limits in found.ranges.items()}
         self.divisors = ranges.drop_small_divisors(parsed, known, seen)
         bits = 16 if self.precision == "int16x8" else 8

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfcompress.conversion import states
 from tfcompress.kinds import FIXED_RANGES
 from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer
@@ -113,8 +114,10 @@ def spread(model, ranges: dict[int, Range], wide: Collection[int] = ()) -> dict[
             high = found.maximum if width(found) >= 1 else found.minimum + 1
             known[op.outputs[0]] = Range(found.minimum, high, found.bits)
     # A constant that is selected need not be in the range of what it is selected from.
-    moved = [_same_scale(model, op) for op in graph.operators if not _selects(model, op)]
-    every = [_same_scale(model, op)[:: -1 if _selects(model, op) else 1] for op in graph.operators]
+    pairs = states.pairs(model)
+    moved = [same_scale(model, op) for op in graph.operators if not _selects(model, op)] + pairs
+    every = [same_scale(model, op)[:: -1 if _selects(model, op) else 1] for op in graph.operators]
+    every += pairs
     for groups, left_out in ((moved, own), (every, own), (every, set[int]())):
         changed = True
         while changed:
@@ -165,7 +168,7 @@ def widen_softmax_inputs(model, ranges: dict[int, Range]) -> None:
         if op_name(model, op) in ("SOFTMAX", "LOG_SOFTMAX"):
             wide.add(op.inputs[0])
         elif wide.intersection(op.outputs):
-            wide.update(_same_scale(model, op))
+            wide.update(same_scale(model, op))
     for index in wide.intersection(ranges):
         found = ranges[index]
         least = found.minimum + 255 * _SOFTMAX_SCALE
@@ -183,7 +186,7 @@ def widen_products(model, ranges: dict[int, Range]) -> None:
         (source, made), name = ends(op), op_name(model, op)
         if name in _FACTORS:
             least[made] = math.prod(_coarsest(model, op.inputs[i], ranges) for i in _FACTORS[name])
-        elif source in least and (name in ("RELU", "RELU6") or made in _same_scale(model, op)):
+        elif source in least and (name in ("RELU", "RELU6") or made in same_scale(model, op)):
             least[made] = least[source]
         known = ranges.get(made)
         if known is not None and known.bits == 8 and width(known) < least.get(made, 0.0):
@@ -222,7 +225,7 @@ def widen_sums(model, ranges: dict[int, Range]) -> None:
             if known.bits == 16 and _are_powers([*steps, _wide_step(known)]):
                 by = 2.0 ** (2 * _POWER)
                 widened[made] = Range(by * known.minimum, by * known.maximum, 16)
-        elif source in widened and made in _same_scale(model, op):
+        elif source in widened and made in same_scale(model, op):
             widened[made] = widened[source]
         if made in widened:
             ranges[made] = widened[made]
@@ -259,7 +262,7 @@ def make_kernels_symmetric(model, ranges: dict[int, Range]) -> None:
         if op_name(model, op) in _WITH_KERNEL:
             kernels.add(op.inputs[1])
         elif kernels.intersection(op.outputs):
-            kernels.update(_same_scale(model, op))
+            kernels.update(same_scale(model, op))
     for index in kernels.intersection(ranges):
         found = ranges[index]
         most = max(-found.minimum * 127 / 128, found.maximum)
@@ -389,7 +392,7 @@ def constant(model, index: int) -> Any:
     return flatbuffer.tensor_values(model, model.subgraphs[0].tensors[index])
 
 
-def _same_scale(model, op) -> list[int]:
+def same_scale(model, op) -> list[int]:
     """The float tensors, constants among them, that an op keeps on one scale."""
     if op_name(model, op) not in SAME_SCALE:
         return []

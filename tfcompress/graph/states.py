@@ -7,6 +7,9 @@ the calls before which it stays as it began: `<what>_state_from_3`. All begin as
 
 import re
 from collections.abc import Iterable
+from typing import Any
+
+from keras import tree
 
 _STATE = re.compile(r".+_state(?:_from_(\d+))?")
 _OUT = "_out"
@@ -32,3 +35,11 @@ def states_of(inputs: Iterable[str], outputs: Iterable[str]) -> list[str]:
     """Those of the inputs that are states, by the names of inputs and outputs."""
     given = set(outputs)
     return [name for name in inputs if _STATE.fullmatch(name) and out_of(name) in given]
+
+
+def pairs_of(graph: Any) -> list[tuple[Any, Any]]:
+    """The tensors that the states of a step model's graph come as and go as."""
+    if not isinstance(graph.outputs, dict):
+        return []
+    given = {tensor.name: tensor for tensor in tree.flatten(graph.inputs)}
+    return [(given[name], graph.outputs[out_of(name)]) for name in states_of(given, graph.outputs)]

@@ -16,6 +16,7 @@ from keras import layers, tree
 
 from tfcompress.graph.layers import Constant, FixedTraining, KeepMask, Parameter, RepeatBatch
 from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
+from tfcompress.graph.states import pairs_of
 from tfcompress.kinds import (
     FILLING,
     FIXED_RANGES,
@@ -227,8 +228,20 @@ class _Placer:
                     self.sources[id(node.outputs[0])] = (technique, None, node)
             else:
                 self._add_unit(node, done)
+        self._tie_states()
         self._make_quantizers()
         return self.placement
+
+    def _tie_states(self) -> None:
+        """Gives a state one scale as it comes and goes: it is rounded where it is made."""
+        pairs = pairs_of(self.graph)
+        for given, made in pairs:
+            self.parent[self._root(id(given))] = self._root(id(made))
+        inputs = {id(given) for given, _ in pairs}
+        rounded = {self._root(key) for key in self.sources.keys() - inputs}
+        for key in inputs & self.sources.keys():
+            if self._root(key) in rounded:
+                del self.sources[key]
 
     def _of_weights(self, rounded: Collection[int] = ()) -> set[int]:
         """Nodes that compute with weights and constants alone; the file has what they give.

@@ -1,19 +1,13 @@
-"""Rules of the layers that remember frames: convolutions, pooling, padding and recurrent ones."""
+"""Rules of the layers that remember frames: convolutions, pooling and padding."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import keras
 from keras import layers
 
 from tfcompress.graph.nodes import Node
 from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker, along
-
-# Layers of that many steps are written out for the file; LiteRT has loops of floats alone.
-_UNROLLED = 64
 
 
 def convolution(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
@@ -144,59 +138,3 @@ def crop(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     if not any(sum(pair) for pair in pairs):
         return args[0], new
     return maker.layer(node.operation, cropping=tuple(pairs))(*args, **kwargs), new
-
-
-def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
-    """A recurrent layer that takes its states and gives them back."""
-    layer = inner_layer(node.operation)
-    line = lines[0]
-    if layer.go_backwards:
-        raise Ahead("runs backwards from the window's end")
-    rest = {key: value for key, value in kwargs.items() if key != "training"}
-    if any(value is not None for value in (*args[1:], *rest.values())):
-        raise Ahead(
-            "begins with states that the model computes, or reads masks: make what comes from "
-            "there on a model of its own, with these as inputs",
-            window=False,
-        )
-    if line.axis != 1:
-        raise Ahead("has the frames at another axis than the second")
-    if line.zeros:
-        raise Ahead("reads padded frames", window=False)
-    x, line, start = maker.begun(node.name, args[0], line)
-    states = _states(maker, node, layer, x, start)
-    frames = maker.frames(line)
-    changes: dict[str, Any] = {"return_state": True, "stateful": False}
-    if frames <= _UNROLLED and not _is_convolution(layer):
-        changes["unroll"] = True
-    twin = maker.layer(node.operation, **changes)
-    given = [state for state, _ in states]
-    y, *after = twin(x, initial_state=given if len(given) > 1 else given[0])
-    for (_, name), value in zip(states, after, strict=True):
-        maker.keep(name, value)
-    sequence = Line(1, line.length, line.stride, line.late)
-    latest = sequence.changed(axis=None)
-    made = [sequence if layer.return_sequences else latest] + [latest] * len(after)
-    if layer.return_state:
-        return [y, *after], made
-    return y, made[0]
-
-
-def _is_convolution(layer) -> bool:
-    return type(layer).__name__.startswith("ConvLSTM")
-
-
-def _states(maker: Maker, node: Node, layer, x, start: int) -> list:
-    """The states of a recurrent layer, as inputs."""
-    given = layer.get_initial_state(batch_size=1) if not _is_convolution(layer) else None
-    if given is None:
-        raise Ahead("is a convolution over time with states, which no rule is for yet")
-    flat = keras.tree.flatten(given)
-    if any(keras.ops.any(state != 0) for state in flat):
-        raise Ahead("begins with states that are not 0", window=False)
-    letters = ["h", "c"] if type(layer) is layers.LSTM else [str(i) for i in range(len(flat))]
-    what = [node.name] if len(flat) == 1 else [f"{node.name}_{letter}" for letter in letters]
-    return [
-        maker.state(name, x, (x.shape[0], *state.shape[1:]), start)
-        for name, state in zip(what, flat, strict=True)
-    ]

@@ -27,7 +27,8 @@ from tfcompress.kinds import (
 from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker
-from tfcompress.surgery.streams.memories import convolution, crop, pad, pooling, recurrent
+from tfcompress.surgery.streams.memories import convolution, crop, pad, pooling
+from tfcompress.surgery.streams.recurrent import recurrent
 
 # (maker, node, lines of its inputs or None of constants, args, kwargs) -> (outputs, their line)
 Rule = Callable[[Maker, Node, list, tuple, dict], tuple[Any, Any]]

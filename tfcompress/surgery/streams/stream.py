@@ -97,10 +97,20 @@ class Stream:
             yield self(part)
 
     def samples(self, frames: Any, axis: int = 1) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the inputs of each call over some frames, states included, to calibrate with."""
-        for part in self._chunks(frames, axis):
-            yield self._with_states(part)
-            self(part)
+        """Yields the inputs of each call over some frames, states included, to calibrate with.
+
+        Args:
+            frames: as for `run`; each of several windows, such as those of the training, begins a
+                stream.
+        """
+        given = self._given(frames)
+        streams = next(self._runs.shapes[name][0][0] for name in given)
+        for first in range(0, min(map(len, given.values())) - streams + 1, streams):
+            self.reset()
+            rows = {name: values[first : first + streams] for name, values in given.items()}
+            for part in self._chunks(rows, axis):
+                yield self._with_states(part)
+                self(part)
 
     def _chunks(self, frames: Any, axis: int) -> Iterator[dict[str, np.ndarray]]:
         given = self._given(frames)
@@ -140,7 +150,7 @@ class _Model:
     """A Keras model as a function of arrays by name."""
 
     def __init__(self, model: keras.Model, batch_size: int):
-        self.model = model
+        self._call = _compiled(model)
         inputs = tree.flatten(model._inputs_struct)
         self.shapes = {
             x.name: ((x.shape[0] or batch_size, *x.shape[1:]), str(x.dtype)) for x in inputs
@@ -149,8 +159,21 @@ class _Model:
         self.outputs = [str(key) for key in struct] if isinstance(struct, dict) else []
 
     def run(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        made = self.model(values, training=False)
+        made = self._call(values)
         return {name: keras.ops.convert_to_numpy(value) for name, value in made.items()}
+
+
+def _compiled(model: keras.Model):
+    """A model as a function, in TensorFlow as a graph: calls are many, and short."""
+
+    def call(values):
+        return model(values, training=False)
+
+    if keras.backend.backend() != "tensorflow":
+        return call
+    import tensorflow as tf
+
+    return tf.function(call, jit_compile=False)
 
 
 class _File:

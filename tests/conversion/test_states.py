@@ -1,0 +1,66 @@
+"""Files of step models: states have one scale, as they come in and as they go out."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tfcompress as tfc
+from tfcompress.surgery.streams.stream import Stream
+
+
+def recurrent():
+    x = inputs = keras.Input((16, 5), name="sound")
+    x = layers.Conv1D(6, 3, padding="causal", activation="relu")(x)
+    x = layers.SimpleRNN(5, return_sequences=True)(layers.LSTM(4, return_sequences=True)(x))
+    x = layers.Dense(3, activation="softmax", name="word")(layers.GRU(6)(x))
+    keras.utils.set_random_seed(0)
+    return keras.Model(inputs, x)
+
+
+def sound(frames=60):
+    return np.random.default_rng(0).normal(size=(1, frames, 5)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def step():
+    return tfc.streaming(recurrent())
+
+
+def require_one_scale(stream):
+    runner = stream._runs.runner
+    taken = {port.name: (port.scale, port.zero_point, port.dtype) for port in runner.inputs}
+    states = [port for port in runner.outputs if port.name.endswith("_state_out")]
+    assert len(states) == 5
+    for port in states:
+        assert (port.scale, port.zero_point, port.dtype) == taken[port.name.removesuffix("_out")]
+
+
+@pytest.mark.parametrize(
+    ("precision", "io_dtype", "most"), [("int8", "int8", 0.03), ("int16x8", "int16", 0.01)]
+)
+def test_calibrated_states_have_one_scale(step, tmp_path, precision, io_dtype, most):
+    x = sound()
+    samples = Stream(step).samples(x)
+    path = tmp_path / "step.tflite"
+    made = {"precision": precision, "io_dtype": io_dtype, "calibration": samples}
+    assert tfc.convert(step, path, **made).float_ops == []
+    stream = Stream(path)
+    require_one_scale(stream)
+    expected = np.concatenate(list(Stream(step).run(x)))
+    np.testing.assert_allclose(np.concatenate(list(stream.run(x))), expected, atol=most)
+
+
+def test_trained_states_have_one_scale(step, tmp_path):
+    x = sound(24)
+    rows = list(Stream(step).samples(x))
+    data = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    qat = tfc.quantize_aware(step)
+    qat(data, training=True)  # which observes ranges
+    path = tmp_path / "step.tflite"
+    assert tfc.convert(qat, path, precision="int8", io_dtype="int8").float_ops == []
+    stream = Stream(path)
+    require_one_scale(stream)
+    simulated = np.concatenate(list(Stream(qat).run(x)))
+    steps = np.abs(np.concatenate(list(stream.run(x))) - simulated) * 256
+    assert steps.max() <= 2

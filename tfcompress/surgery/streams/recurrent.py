@@ -1,0 +1,129 @@
+"""The rule of recurrent layers: their states go in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from tfcompress.graph.nodes import Node
+from tfcompress.layers.compressed import Compressed
+from tfcompress.quantization.pieces import activate, dense_of
+from tfcompress.quantization.placement import inner_layer
+from tfcompress.surgery.streams.lines import Ahead
+from tfcompress.surgery.streams.making import Maker
+
+# Steps that are written out one by one; LiteRT has loops of floats alone.
+_UNROLLED = 64
+
+
+def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
+    """A recurrent layer that takes its states and gives them back."""
+    layer, line = inner_layer(node.operation), lines[0]
+    _require_plain(layer, line, args, kwargs)
+    x, line, start = maker.begun(node.name, args[0], line)
+    states = _states(maker, node, layer, x, start)
+    given, frames = [state for state, _ in states], maker.frames(line)
+    cell = None if isinstance(node.operation, Compressed) else _cell_of(layer)
+    if cell is not None and frames <= _UNROLLED:
+        y, after = _stepped(layer, cell, x, given)
+    else:
+        # The states of a layer that keeps them from batch to batch are the model's now.
+        settings: dict[str, Any] = {"return_state": True, "stateful": False}
+        if frames <= _UNROLLED:
+            settings["unroll"] = True
+        twin = maker.layer(node.operation, **settings)
+        y, *after = twin(x, initial_state=given if len(given) > 1 else given[0])
+    for (_, name), value in zip(states, after, strict=True):
+        maker.keep(name, value)
+    latest = line.changed(axis=None)
+    made = line if layer.return_sequences else latest
+    if layer.return_state:
+        return [y, *after], [made, *[latest] * len(after)]
+    return y, made
+
+
+def _require_plain(layer, line, args: tuple, kwargs: dict) -> None:
+    if layer.go_backwards:
+        raise Ahead("runs backwards from the window's end")
+    rest = {key: value for key, value in kwargs.items() if key != "training"}
+    if any(value is not None for value in (*args[1:], *rest.values())):
+        raise Ahead(
+            "begins with states that the model computes, or reads masks: make what comes from "
+            "there on a model of its own, with these as inputs",
+            window=False,
+        )
+    if line.axis != 1:
+        raise Ahead("has the frames at another axis than the second")
+    if line.zeros:
+        raise Ahead("reads padded frames", window=False)
+
+
+def _states(maker: Maker, node: Node, layer, x, start: int) -> list:
+    """The states of a recurrent layer, as inputs, and their names."""
+    if type(layer).__name__.startswith("ConvLSTM"):
+        raise Ahead("is a convolution with states, which no rule is for")
+    flat = keras.tree.flatten(layer.get_initial_state(batch_size=1))
+    if any(keras.ops.any(state != 0) for state in flat):
+        raise Ahead("begins with states that are not 0", window=False)
+    letters = ["h", "c"] if type(layer) is layers.LSTM else [str(i) for i in range(len(flat))]
+    what = [node.name] if len(flat) == 1 else [f"{node.name}_{letter}" for letter in letters]
+    return [
+        maker.state(name, x, (x.shape[0], *state.shape[1:]), start)
+        for name, state in zip(what, flat, strict=True)
+    ]
+
+
+def _stepped(layer, step, x, states: list):
+    """A layer's steps written out in operations that have integer kernels."""
+    made = []
+    for time in range(x.shape[1]):
+        states = step(x[:, time], states)
+        made.append(states[0])
+    if not layer.return_sequences:
+        return made[-1], states
+    y = ops.expand_dims(made[0], 1) if len(made) == 1 else ops.stack(made, axis=1)
+    return y, states
+
+
+def _cell_of(layer):
+    """(frame, states) -> new states, of layers whose gates are known; None of others."""
+    if type(layer) not in _CELLS or (type(layer) is layers.GRU and not layer.reset_after):
+        return None
+    cell = layer.cell
+    if type(layer) is layers.GRU and cell.use_bias:
+        biases = cell.bias[0], cell.bias[1]
+    else:
+        biases = cell.bias, None
+    inputs = dense_of(layer, cell.kernel, biases[0], f"{layer.name}_inputs")
+    recurrent = dense_of(layer, cell.recurrent_kernel, biases[1], f"{layer.name}_recurrent")
+    step = _CELLS[type(layer)]
+    return lambda x, states: step(cell, layer.name, inputs(x), recurrent(states[0]), states)
+
+
+def _lstm(cell, name: str, x, of_h, states: list) -> list:
+    i, f, g, o = ops.split(ops.add(x, of_h), 4, axis=-1)
+    i, f, o = (
+        activate(cell.recurrent_activation, gate, f"{name}_{kind}")
+        for gate, kind in ((i, "input"), (f, "forget"), (o, "output"))
+    )
+    g = activate(cell.activation, g, f"{name}_candidate")
+    c = ops.add(ops.multiply(f, states[1]), ops.multiply(i, g))
+    return [ops.multiply(o, activate(cell.activation, c, f"{name}_cell")), c]
+
+
+def _gru(cell, name: str, x, of_h, states: list) -> list:
+    z, r, n = ops.split(x, 3, axis=-1)
+    z_h, r_h, n_h = ops.split(of_h, 3, axis=-1)
+    z = activate(cell.recurrent_activation, ops.add(z, z_h), f"{name}_update")
+    r = activate(cell.recurrent_activation, ops.add(r, r_h), f"{name}_reset")
+    n = activate(cell.activation, ops.add(n, ops.multiply(r, n_h)), f"{name}_candidate")
+    return [ops.add(n, ops.multiply(z, ops.subtract(states[0], n)))]
+
+
+def _simple(cell, name: str, x, of_h, states: list) -> list:
+    return [activate(cell.activation, ops.add(x, of_h), f"{name}_output")]
+
+
+_CELLS = {layers.LSTM: _lstm, layers.GRU: _gru, layers.SimpleRNN: _simple}
