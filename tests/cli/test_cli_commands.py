@@ -67,8 +67,6 @@ def test_convert_makes_a_model_over_the_next_frames(folder, tmp_path, capsys):
     command = ["convert", folder / "model.keras", "-o", tmp_path / "step.tflite", "-q"]
     assert run(*command, "--window", "Flatten") == 2
     assert "--window is for --chunk" in capsys.readouterr().err
-    assert run(*command, "--chunk", 2, "--calibration", folder / "photos", "--scaling", "0_1") == 2
-    assert ".npy" in capsys.readouterr().err
     data = ["--calibration", folder / "x.npy"]
     assert run(*command, "--chunk", 2, *data) == 2
     assert "windows=['flatten']" in capsys.readouterr().err
