@@ -12,7 +12,7 @@ from keras import layers
 import tfcompress as tfc
 from tfcompress import kinds
 
-OURS = {"AddLoss", "FakeQuant", "KeepMask", "Parameter", "RepeatBatch", "SetMask"}
+OURS = {"AddLoss", "FakeQuant", "IntegerLSTM", "KeepMask", "Parameter", "RepeatBatch", "SetMask"}
 OTHERS = {"StochasticDepth"}  # of KerasHub
 
 

@@ -21,6 +21,7 @@ _TABLE = {
     "Embedding ReversibleEmbedding Parameter InputLayer": "| integer",
     "Normalization PReLU Matmul Dot": "| integer",
     "LSTM GRU SimpleRNN": "recurrent |",
+    "IntegerLSTM": "| UNIDIRECTIONAL_SEQUENCE_LSTM",
     "ConvLSTM1D ConvLSTM2D ConvLSTM3D": "conv_recurrent |",
     "BatchNormalization": "| integer fusing",
     "LayerNormalization GroupNormalization RMSNormalization": "normalizing |",
@@ -106,7 +107,7 @@ OPERATORS = dict.fromkeys(
     "LOGISTIC MAXIMUM MAX_POOL_2D MEAN MIRROR_PAD MUL NOT_EQUAL PACK PAD PADV2 REDUCE_MIN RELU "
     "RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SELECT SELECT_V2 SLICE SOFTMAX "
     "SPACE_TO_DEPTH SPLIT SQRT SQUARED_DIFFERENCE STRIDED_SLICE SUB SUM TANH TRANSPOSE "
-    "TRANSPOSE_CONV UNPACK".split(),
+    "TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK".split(),
     0,
 ) | {
     "LEAKY_RELU": 2, "RELU6": 2, "RELU_N1_TO_1": 1, "PRELU": 1, "ELU": 1, "EXPAND_DIMS": 1,
@@ -173,6 +174,10 @@ _AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "Dense": ((0,), (1,)),
     "Embedding": ((0,), (1,)),
 }
+
+# Layer -> axes of its kernels along which the file has scales where these are not all outputs: the
+# gates of an LSTM.
+_SCALED = {"IntegerLSTM": (1,)}
 
 _HOMES = ("keras", "tf_keras", "tfcompress")
 
@@ -293,6 +298,8 @@ def weight_axes(
         rank = next((len(v.shape) for v in layer.variables if v.name == weight), None)
     if weight == "depthwise_kernel":
         return (), (rank - 2, rank - 1) if rank else ()
+    if is_of(layer, _SCALED):  # (inputs, gates, units)
+        return (0,), (1, 2)
     if weight in ("pointwise_kernel", "recurrent_kernel") and rank:
         return (rank - 2,), (rank - 1,)
     for kind in kinds_of(layer):
@@ -305,6 +312,9 @@ def weight_axes(
 
 def channel_axes(layer) -> tuple[int, ...]:
     """The axes of a layer's kernel that count its output channels; () if LiteRT knows none."""
+    for kind in kinds_of(layer):
+        if kind in _SCALED:
+            return _SCALED[kind]
     known = (_AXES[kind][1] for kind in kinds_of(layer) if kind in _AXES and kind != "Embedding")
     return next(known, ())
 

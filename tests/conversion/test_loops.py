@@ -11,7 +11,7 @@ SAMPLES = np.random.default_rng(0).random((8, 4, 3)).astype("float32")
 MEND = "rebuild the recurrent layer with unroll=True"
 
 
-def recurrent(kind=layers.LSTM, **options):
+def recurrent(kind=layers.GRU, **options):
     inputs = keras.Input((4, 3))
     hidden = kind(5, name="memory", **options)(inputs)
     return keras.Model(inputs, layers.Dense(2)(hidden))
@@ -20,9 +20,9 @@ def recurrent(kind=layers.LSTM, **options):
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        (layers.LSTM, {"io_dtype": "int8"}),
+        (layers.SimpleRNN, {"io_dtype": "int8"}),
         (layers.GRU, {"io_dtype": "uint8"}),
-        (layers.LSTM, {"target": "microcontroller"}),
+        (layers.SimpleRNN, {"target": "microcontroller"}),
     ],
 )
 def test_integer_inputs_and_a_loop(kind, settings, tmp_path):

@@ -215,7 +215,7 @@ def test_a_model_that_is_its_input(precision, tmp_path):
     np.testing.assert_allclose(only(run(path, x=x)), x, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+@pytest.mark.parametrize("kind", [layers.SimpleRNN, layers.GRU])
 def test_a_loop_stays_float_and_says_so(kind, tmp_path):
     inputs = keras.Input((5, 3), name="x")
     model = keras.Model(inputs, layers.Dense(2)(kind(4, name="loop")(inputs)))

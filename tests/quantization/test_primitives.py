@@ -242,7 +242,7 @@ def test_primitives_and_things_that_are_not_layers_have_no_opener():
         *(
             Parameter((3,)),
             layers.GroupNormalization(3, axis=1),
-            layers.Bidirectional(layers.LSTM(3)),
+            layers.Bidirectional(layers.LSTM(3, activation="relu")),
         ),
         *(layers.LayerNormalization(dtype="mixed_float16"), None, "x"),
     ):

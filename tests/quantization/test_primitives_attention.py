@@ -7,7 +7,9 @@ import pytest
 from keras import layers
 from opened_layers import kinds, normal, open_and_compare
 
+from tfcompress.layers.integer_lstm import IntegerLSTM
 from tfcompress.quantization.openers import opener
+from tfcompress.techniques import Quantize
 
 _seeded = opened_layers.seeded
 
@@ -182,15 +184,36 @@ def test_einsum_over_an_axis_of_unknown_length():
      {"use_bias": False, "go_backwards": True}],
 )  # fmt: skip
 def test_unrolled_rnns(kind, settings):
-    opened = open_and_compare(kind(3, unroll=True, **settings), normal(2, 4, 5))
+    wide = Quantize(activation_bits=16)  # of 8 bits an LSTM is one operator
+    opened = open_and_compare(kind(3, unroll=True, **settings), normal(2, 4, 5), technique=wide)
     assert sum(isinstance(layer, layers.Dense) for layer in opened.layers) == 2
+
+
+LSTMS = {
+    "last": lambda: layers.LSTM(3),
+    "all": lambda: layers.LSTM(3, return_sequences=True, unroll=True),
+    "backwards": lambda: layers.LSTM(3, return_sequences=True, go_backwards=True),
+    "no bias": lambda: layers.LSTM(3, use_bias=False, dropout=0.2),
+    "both ways": lambda: layers.Bidirectional(layers.LSTM(3)),
+    "all both ways": lambda: layers.Bidirectional(layers.LSTM(3, return_sequences=True)),
+    "sums": lambda: layers.Bidirectional(layers.LSTM(3), merge_mode="sum"),
+    "products": lambda: layers.Bidirectional(layers.LSTM(3), merge_mode="mul"),
+    "means": lambda: layers.Bidirectional(layers.LSTM(3), merge_mode="ave"),
+}
+
+
+@pytest.mark.parametrize("name", LSTMS)
+@pytest.mark.parametrize("steps", [4, 70])  # which are a loop
+def test_lstms(name, steps, tmp_path):
+    opened = open_and_compare(LSTMS[name](), normal(2, steps, 5), tmp_path=tmp_path)
+    assert sum(isinstance(x, IntegerLSTM) for x in opened.layers) in (1, 2)
 
 
 def test_rnns_that_are_left():
     x = keras.Input((4, 5))
     for layer in (
-        layers.LSTM(3),
-        layers.LSTM(3, unroll=True, dropout=0.1),
+        layers.LSTM(3, return_state=True),
+        layers.LSTM(3, recurrent_dropout=0.1),
         layers.LSTM(3, unroll=True, activation="relu"),
         layers.GRU(3, unroll=True, reset_after=False),
         layers.SimpleRNN(3, unroll=True),

@@ -27,7 +27,7 @@ from tfcompress.techniques.rules import Rule, Rules, quantize_of
 # Operations that take a constant as they take an activation, on a grid of its own.
 _BY_VALUE = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
 # Layers whose weights are quantized: LiteRT has integer kernels for them.
-_QUANTIZABLE_WEIGHTS = FOLDING | {"Embedding", "ReversibleEmbedding"}
+_QUANTIZABLE_WEIGHTS = FOLDING | {"Embedding", "ReversibleEmbedding", "IntegerLSTM"}
 
 
 def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None) -> keras.Model:

@@ -3,12 +3,13 @@
 What it leaves as DEQUANTIZE -> float op -> QUANTIZE becomes the op itself on integers.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from tfcompress.conversion import ranges
+from tfcompress.conversion import lstm, ranges
 from tfcompress.conversion.ranges import Range
 from tfcompress.kinds import OPERATORS
 from tfcompress.tflite.flatbuffer import (
@@ -34,17 +35,29 @@ SAME_SCALE = KERNELS.keys() & ranges.SAME_SCALE
 _FLOAT, _INT32, _BOOL, _INT8 = 0, 2, 6, 9
 
 
-def fold(model, known: dict[str, Range]) -> None:
-    """Turns float ops between DEQUANTIZE and QUANTIZE into integer ones. Changes `model`."""
+def fold(
+    model,
+    known: dict[str, Range],
+    cells: Mapping[str, float] | None = None,
+    widths: Collection[int] | None = None,
+) -> None:
+    """Turns float ops between DEQUANTIZE and QUANTIZE into integer ones. Changes `model`.
+
+    Args:
+        known: ranges of tensors by name.
+        cells: the greatest values of the cell states of LSTMs, by the tensors that these give.
+        widths: the bits of weights that were trained for them; None if none were.
+    """
     for graph in model.subgraphs:
-        _Folder(model, graph, known).run()
+        _Folder(model, graph, known, cells or {}, widths).run()
 
 
 class _Folder:
     """Folds the ops of a graph in their order, so that chains of them are folded too."""
 
-    def __init__(self, model, graph, known: dict[str, Range]):
+    def __init__(self, model, graph, known: dict[str, Range], cells, widths):
         self.model, self.graph, self.ranges = model, graph, known
+        self.cells, self.widths = cells, widths
         self.operators: list = []
         self.gone: set[int] = set()
         # float tensor -> the int8 tensor that it is read from
@@ -60,6 +73,9 @@ class _Folder:
             if id(op) in self.gone:
                 continue
             name = op_name(self.model, op)
+            if name == lstm.NAME and (known := self._states_of(op)):
+                self._fold_lstm(op, known)
+                continue
             if name in KERNELS and self._is_foldable(op, name):
                 if name == "CAST" and tensors[op.inputs[0]].type != _BOOL:
                     self._quantize_count(op)
@@ -125,23 +141,25 @@ class _Folder:
 
     def _wanted_grid(self, output: int) -> tuple[float, int] | None:
         """Scale and zero point that an output is to have; None if it is to stay float."""
-        known = self.ranges.get(bytes(self.graph.tensors[output].name).decode())
-        if known is None or known.bits != 8:
+        known = self._range_of(output)
+        if known is None:
             return None
         for op in self.quantizes.get(output, []):
             if self.graph.tensors[op.outputs[0]].type == _INT8:
                 return _grid(self.graph.tensors[op.outputs[0]])
-        scale = max(known.maximum - known.minimum, 1e-9) / 255
-        return scale, round(np.clip(-128 - known.minimum / scale, -128, 127))
+        return _grid_over(known)
+
+    def _range_of(self, output: int) -> Range | None:
+        """The range of 8 bits that is known of a tensor."""
+        known = self.ranges.get(bytes(self.graph.tensors[output].name).decode())
+        return known if known is not None and known.bits == 8 else None
 
     def _fold(self, op, name: str) -> None:
         """Moves an op onto integer tensors; a DEQUANTIZE after it serves those that read floats."""
         tensors = self.graph.tensors
         for index in self._floats(op.inputs):
             if index in self.graph.inputs and index not in self.source:
-                made = self._integer_tensor(index, self._wanted_grid(index))
-                self.operators.append(_conversion(self.model, "QUANTIZE", index, made))
-                self.source[index] = made
+                self._quantize(index)
         op.inputs = [self.source.get(i, i) for i in op.inputs]
         first = next((i for i in op.inputs if i >= 0 and tensors[i].type == _INT8), -1)
         for index in self._floats(op.inputs):
@@ -160,6 +178,38 @@ class _Folder:
             self.operators.append(back)
         op.outputs = outputs
         _raise_version(self.model, op)
+
+    def _quantize(self, index: int) -> None:
+        """Makes an int8 tensor of a float one."""
+        made = self._integer_tensor(index, self._wanted_grid(index))
+        self.operators.append(_conversion(self.model, "QUANTIZE", index, made))
+        self.source[index] = made
+
+    def _states_of(self, op) -> Range | None:
+        """The range of the hidden states of an LSTM, if also what it reads has one."""
+        read = self._grid_of(op.inputs[0]) or self._wanted_grid(op.inputs[0])
+        return None if read is None else self._range_of(op.outputs[0])
+
+    def _fold_lstm(self, op, known: Range) -> None:
+        """Writes an LSTM on integers, which gives its hidden state on the grid of that."""
+        x, made = op.inputs[0], op.outputs[0]
+        if x not in self.source:
+            self._quantize(x)
+        # One that differs in the last bit of its scale is that of the QUANTIZE after it.
+        grid = _grid_over(known)
+        wanted = self._wanted_grid(made)
+        same = wanted is not None and wanted[1] == grid[1] and _is_near(wanted[0], grid[0])
+        given = self.source[made] = self._integer_tensor(made, wanted if same else grid)
+        states = {op.inputs[place] for place in (lstm.HIDDEN, lstm.CELL)}
+        self.operators = [old for old in self.operators if not states.intersection(old.outputs)]
+        for index in states:
+            self.graph.tensors[index].isVariable = False
+        name = bytes(self.graph.tensors[made].name).decode()
+        most = self.cells.get(name, 1.0)
+        self.operators += lstm.integer_operators(
+            self.model, op, self.source[x], given, most, self.widths
+        )
+        self.operators.append(_conversion(self.model, "DEQUANTIZE", given, made))
 
     def _quantize_count(self, op) -> None:
         """Writes a CAST of whole numbers as their QUANTIZE, and as it is for readers of floats."""
@@ -219,6 +269,16 @@ class _Folder:
 def _grid(tensor) -> tuple[float, int]:
     scales, points = scales_of(tensor)
     return scales[0], points[0] if points else 0
+
+
+def _is_near(one: float, other: float) -> bool:
+    return abs(one - other) < 1e-6 * other
+
+
+def _grid_over(known: Range) -> tuple[float, int]:
+    """Scale and zero point of a range."""
+    scale = max(known.maximum - known.minimum, 1e-9) / 255
+    return scale, round(np.clip(-128 - known.minimum / scale, -128, 127))
 
 
 def _quantization(scale: float, zero: int):

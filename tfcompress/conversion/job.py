@@ -17,6 +17,7 @@ from tfcompress.conversion import (
     forms,
     grids,
     lower,
+    lstm,
     markers,
     observation,
     packing,
@@ -57,12 +58,16 @@ from tfcompress.quantization.opening import EVERYWHERE
 from tfcompress.targets.check import check_parsed, judge, mapped
 from tfcompress.targets.operators import operators
 from tfcompress.targets.targets import Target
+from tfcompress.techniques import Quantize
+from tfcompress.techniques.rules import Rule, Rules
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.inspect import inspect_parsed
 from tfcompress.tflite.metadata import described
 from tfcompress.tflite.signature import inputs as inputs_of
 
 STATIC = ("int8", "int16x8", "int4")
+# As `EVERYWHERE`, in 16 bits.
+_WIDE = Rules([Rule("*", [Quantize(activation_bits=16)])])
 _TUNABLE = "a float Keras 3 model that calibration data quantize"
 
 
@@ -71,7 +76,7 @@ def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integ
 
     Returns (a `ModelT` without markers, ranges by tensor index, indices of tensors of float ops).
     """
-    return _marked(lower.to_float(model, batch_size, select_tf_ops, integer=integer))
+    return _marked(lower.to_float(model, batch_size, select_tf_ops, integer=integer))[:3]
 
 
 def _marked(lowering: Lowering):
@@ -81,8 +86,9 @@ def _marked(lowering: Lowering):
     constants.fold(parsed, known, floats)
     forms.rewrite(parsed, known, floats)
     constants.part(parsed, known)
+    told = lstm.write_floats(parsed)
     lowering.name(parsed)
-    return parsed, known, floats
+    return parsed, known, floats, told
 
 
 def _takes_int4(target: Target | None) -> bool:
@@ -104,6 +110,7 @@ class Job:
         self.divisors: set[int] = set()  # that come near 0
         self.tuned: Tuned | None = None  # the model, where it is corrected before
         self.layers: dict[str, str] = {}  # what layers were given
+        self.cells: dict[int, float] = {}  # greatest values of the cell states of LSTMs
         self.kept: set[str] = set()  # tensors that are float as they were asked to be
         self.trial = Trial()
         self.model: Any = None
@@ -165,7 +172,7 @@ class Job:
             self.weights_only = True
             self.is_trained = techniques != []
             self.notes.append("activations stay float: pass calibration= to make them int8")
-            parsed, _, _ = self.timed("lower", self._float_file, model, False)
+            parsed = self.timed("lower", self._float_file, model, False)[0]
             widths = {technique.bits for technique in techniques}
             chosen = self.settings.weight_observer
             return self.timed("quantize", quantize.weight_only, parsed, 4, widths, chosen)
@@ -191,13 +198,18 @@ class Job:
         if isinstance(model, models.SavedModel):
             found = lower.from_saved_model(model, self.batch_size, self.select_tf_ops)
         else:
-            layers = self.settings.layers
-            rules = EVERYWHERE if layers is None else layers.opened
+            rules = self._rules()
             made = self.batch_size, self.select_tf_ops
             prepared = None if self.tuned is None else self.tuned.prepared()
             found = lower.to_float(model, *made, integer=integer, rules=rules, prepared=prepared)
         self.notes += [found.note] if found.note else []
         return found
+
+    def _rules(self) -> Rules:
+        """Rules that quantize the activations of what is opened, in the bits of the precision."""
+        if self.settings.layers is not None:
+            return self.settings.layers.opened
+        return _WIDE if self.precision == "int16x8" else EVERYWHERE
 
     def _float_file(self, model, integer: bool = True):
         return _marked(self._lowering(model, integer))
@@ -217,7 +229,7 @@ class Job:
                 return bits_of(layer, self.precision, quantize.INT4_OPS)
             return bits_of(layer, settings.layers.of_layer(source))
 
-        rules = EVERYWHERE if settings.layers is None else settings.layers.opened
+        rules = self._rules()
         try:
             self.tuned = self.timed(
                 "tune",
@@ -237,7 +249,7 @@ class Job:
 
     def _integer(self, model, calibration, samples) -> Any:
         self._tune(model)
-        parsed, known, floats = self.timed("lower", self._float_file, model)
+        parsed, known, floats, told_of = self.timed("lower", self._float_file, model)
         require_no_loops(parsed, model, self.io_dtype)
         is_trained = isinstance(model, keras.Model) and quantize_techniques(model) != []
         widths = weight_bits_of(model) if is_trained or calibration is None else None
@@ -248,14 +260,17 @@ class Job:
             known = self.timed("calibrate", self._calibrate, parsed, model, seen, early, wide)
             self.notes += told(seen, model)
             floats |= skipped(parsed, model, self.settings.skip)
+            told_of = {i: (known[i], most) for i, most in self.cells.items() if i in known}
         else:
             self._check_bits(known)
             known = {**grids.table_ranges(parsed, widths or {8}), **known}
+            known = {**{i: limits for i, (limits, _) in told_of.items()}, **known}
             self.notes += extremes.lost_scores(parsed, known)
             every = ranges.spread(parsed, known, assigned.wide)
             known = {**extremes.narrow_constants(parsed, every), **known}
             self.divisors = ranges.unknown_divisors(parsed, known, floats)
-        known = ranges.spread(parsed, known, assigned.wide)
+        own = {i: limits for i, (limits, _) in told_of.items()}
+        known = ranges.spread(parsed, {**own, **known}, assigned.wide) | own
         known = ranges.with_bits(parsed, known, assigned.wide)
         ranges.widen_softmax_inputs(parsed, known)
         ranges.widen_products(parsed, known)
@@ -278,6 +293,8 @@ class Job:
             floats=floats,
             weight_observer=self.settings.weight_observer,
             scales=scales,
+            cells={i: most for i, (_, most) in told_of.items()},
+            widths=widths if self.is_trained else None,
         )
 
     def _handed(self, parsed, tuned: Tuned) -> dict[int, Any]:
@@ -334,10 +351,12 @@ class Job:
         data.found(found, self.batch_size)
         seen = found.limits
         states.tie(parsed, found.ranges, ranges.same_scale, wide)
-        known = {i: ranges.with_zero(*limits) for i, limits in found.ranges.items()}
+        held = lstm.states_of(parsed)
+        known = {i: ranges.with_zero(*r) for i, r in found.ranges.items() if i not in held}
         self.divisors = ranges.drop_small_divisors(parsed, known, seen)
         bits = 16 if self.precision == "int16x8" else 8
         extremes.narrow(parsed, known, batches, bits)
+        self.cells = lstm.greatest_cells(parsed, batches)
         fix_ranges(parsed, model, known, self.settings.ranges)
         self.trial.remember(parsed, content, batches)
         if self.tuned is not None:

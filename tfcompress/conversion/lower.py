@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 from keras import layers, tree
 
+from tfcompress.conversion import lstm
 from tfcompress.conversion.converters import LARGE, Lowering, Names, allow, converter_of
 from tfcompress.conversion.markers import named_for, told_as
 from tfcompress.conversion.scopes import Scopes
@@ -31,6 +32,7 @@ from tfcompress.layers.compressed import (
     target_variables,
 )
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.layers.integer_lstm import IntegerLSTM
 from tfcompress.layers.kernel_rounding import table_step
 from tfcompress.quantization import transforms
 from tfcompress.quantization.openers import Rsqrt
@@ -201,6 +203,7 @@ def to_float(
     with run.quiet():
         converter = _converter_of(exported, structure, call, batch_size)
     allow(converter, select_tf_ops)
+    converter.allow_custom_ops = lstm.is_in(exported)
     return Lowering(converter, names, model=exported, note=note)
 
 
@@ -326,7 +329,10 @@ def _plain_layer(operation, integer: bool):
             return Marker(operation, *(float(limit) for limit in operation.limits())), None
         return layers.Activation(operation.activation or "linear", name=operation.name), None
     source = operation.layer if isinstance(operation, FusedBatchNorm) else operation
-    twin = copy_operation(source.layer if isinstance(source, Compressed) else source)
+    plain = source.layer if isinstance(source, Compressed) else source
+    if isinstance(plain, IntegerLSTM):
+        return lstm.plain_layer(plain, integer), source
+    twin = copy_operation(plain)
     if not isinstance(twin, keras.Layer):
         return twin, None
     for layer in twin._flatten_layers():
@@ -428,6 +434,7 @@ def _converter_of(
     model: keras.Model, structure: Any, call: Callable, batch_size: int
 ) -> tf.lite.TFLiteConverter:
     large = sum(4 * math.prod(v.shape) for v in model.variables) >= LARGE
+    large = large or lstm.is_in(model)  # of which only a SavedModel keeps the stand-ins
     inputs = tree.flatten(structure)
     specs = [tf.TensorSpec((batch_size, *t.shape[1:]), t.dtype) for t in inputs]
 

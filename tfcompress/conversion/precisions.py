@@ -114,8 +114,10 @@ class Precisions:
         """Rules that quantize the activations of layers that are to have integer kernels."""
         rules = [Rule("*", [Quantize()])]
         for rule, precision in self:
+            bits = 16 if precision == "int16x8" else 8
             opens = precision not in ("float16", "float32")
-            rules.append(dataclasses.replace(rule, techniques=[Quantize()] if opens else []))
+            asked = [Quantize(activation_bits=bits)] if opens else []
+            rules.append(dataclasses.replace(rule, techniques=asked))
         return Rules(rules)
 
     def check_layers(self, model: keras.Model) -> None:

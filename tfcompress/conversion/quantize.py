@@ -72,6 +72,8 @@ def static(
     floats: set[int] | frozenset[int] = frozenset(),
     weight_observer: str = "max",
     scales: Mapping[int, tuple[str, np.ndarray]] | None = None,
+    cells: Mapping[int, float] | None = None,
+    widths: Collection[int] | None = None,
 ) -> Any:
     """Quantizes weights and activations of a float model.
 
@@ -88,14 +90,17 @@ def static(
         floats: tensors whose operators stay as they are.
         scales: by the tensors that operators give, the layer whose weights were rounded to a grid
             before, and the scales of that; see `grids.handed_grid`.
+        cells: the greatest values of the cell states of LSTMs, by the tensors that these give.
+        widths: the bits of weights that were trained for them; None if none were.
 
     Returns the `ModelT` of the integer file.
     """
     graph = model.subgraphs[0]
     ranges, floats, told = dict(ranges), set(floats), dict(precisions or {})
     handed, stored = dict(scales or {}), None if trained is None else dict(trained)
+    most = dict(cells or {})
     # litert-quantizer fails on a constant that nothing reads and whose buffer another has, too.
-    drop_unused(model, ranges, floats, told, handed, {} if stored is None else stored)
+    drop_unused(model, ranges, floats, told, handed, most, {} if stored is None else stored)
     part_outputs(model, ranges, floats, told)
     require_ranges(model, ranges, io_dtype)
     if stored is not None:
@@ -115,7 +120,9 @@ def static(
     quantized = _run(model, static_recipe({*tag_of.values()}, io_dtype), qsv)
     named = {graph.tensors[i].name.decode(): known for i, known in ranges.items()}
     type_unread_outputs(quantized)
-    islands.fold(quantized, {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)})
+    named = {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)}
+    named_cells = {graph.tensors[i].name.decode(): value for i, value in most.items()}
+    islands.fold(quantized, named, named_cells, widths)
     _share_tables(quantized)
     _store_narrow(quantized)
     drop_unused(quantized)

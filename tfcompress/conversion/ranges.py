@@ -376,10 +376,10 @@ def drop_clipped_relus(model, ranges: dict[int, Range]) -> None:
 
 
 def floats_of(model, op) -> list[int]:
-    """The float activations that an op reads and writes (constants and -1 left out)."""
-    graph = model.subgraphs[0]
-    indices = [i for i in (*op.inputs, *op.outputs) if i >= 0]
-    return [i for i in indices if graph.tensors[i].type == 0 and not is_constant(model, i)]
+    """The float activations that an op reads and writes (constants, states and -1 left out)."""
+    tensors = model.subgraphs[0].tensors
+    indices = [i for i in (*op.inputs, *op.outputs) if i >= 0 and not tensors[i].isVariable]
+    return [i for i in indices if tensors[i].type == 0 and not is_constant(model, i)]
 
 
 def is_constant(model, index: int) -> bool:

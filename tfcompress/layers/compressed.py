@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+import weakref
 from typing import Any
 
 import keras
@@ -108,6 +109,8 @@ class Compressed(keras.layers.Layer):
         self.techniques = list(techniques)
         self.targets = tuple(targets)
         self.supports_masking = layer.supports_masking
+        if hasattr(layer, "wrapped_by"):
+            layer.wrapped_by = weakref.ref(self)  # not tracked, nor saved
         self._bound: tuple[Target, ...] = ()
 
     def build(self, input_shape=None):

@@ -95,6 +95,21 @@ def kernel_codes(y, step, added: Sum | None):
     return ops.cast(shifted, "float32") if added.once else _nearest(shifted, down)
 
 
+def rescaled(whole, factor):
+    """Whole numbers times a factor, in fixed point and rounded twice."""
+    mantissa, power = _fixed_point(factor, 1)
+    up, down = 2.0 ** ops.maximum(power, 0.0), 2.0 ** ops.minimum(power, 0.0)
+    return _wide(_nearest(ops.floor(whole * (mantissa * up) + 0.5), down))
+
+
+def scale_before(operation):
+    """A function that gives the scale of what a layer reads first; None if that has none."""
+    for node in operation._inbound_nodes:
+        first = node.arguments.args[:1]
+        return _scale_of(first[0]) if first and _is_symbolic(first[0]) else None
+    return None
+
+
 def values_of(codes, low, step):
     """The values of codes that are clipped to a range."""
     lowest = ops.round(low / step)
@@ -340,6 +355,9 @@ def _scale_of(tensor):
         return None if before is None else _scale_of(before)
     if is_of(getattr(operation, "layer", operation), ("Embedding",)):
         return (lambda: table_step(operation)) if hasattr(operation, "bound") else None
+    inner = getattr(operation, "layer", operation)
+    if is_of(inner, ("IntegerLSTM",)):
+        return lambda: grid_step(*inner.hidden.limits())
     if type(operation).__name__ not in _KEEPING or not given.args:
         return None
     first = given.args[0][0] if isinstance(given.args[0], list | tuple) else given.args[0]

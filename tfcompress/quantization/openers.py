@@ -21,7 +21,7 @@ from tfcompress.graph.nodes import Graph, call_node, has_own_call, tensors_in, u
 from tfcompress.graph.recording import parameter_of
 from tfcompress.graph.tracing import trace
 from tfcompress.kinds import FOLDING, LINEAR, SEPARABLE, is_exactly
-from tfcompress.quantization import functions
+from tfcompress.quantization import functions, recurrent
 from tfcompress.quantization.attention import (
     is_dot_attention,
     is_dot_product,
@@ -46,30 +46,37 @@ from tfcompress.quantization.pieces import (
     with_weights,
 )
 from tfcompress.quantization.placement import has_kernel
+from tfcompress.techniques.quantize import Quantize
 
 __all__ = ["Rsqrt", "constant", "opener", "with_weights"]
 
 
-def opener(layer, args: tuple = ()) -> Callable | None:
+def opener(layer, args: tuple = (), technique: Quantize | None = None) -> Callable | None:
     """The function that opens a layer, `f(layer, *args, **kwargs)`; None if it is a primitive.
 
     Args:
         args: what it is called with, on which that may depend.
+        technique: how its activations are quantized; by default as usual.
 
     Returns a function that computes what the layer does, up to float rounding, with primitives that
     carry copies of its weights; or None. The function calls the layer itself if it is called in a
     way that has no primitives (with masks, say).
     """
-    function = next((f for fits, f in _OPENERS if fits(layer)), functions.opener_of(layer, args))
-    return None if function is None else functools.partial(_open_deeply, function)
+    function = recurrent.opener_of(layer, technique)
+    if function is None:
+        usual = functions.opener_of(layer, args)
+        function = next((f for fits, f in _OPENERS if fits(layer)), usual)
+    return None if function is None else functools.partial(_open_deeply, function, technique)
 
 
-def _open_deeply(function: Callable, operation, *args, **kwargs):
+def _open_deeply(function: Callable, technique: Quantize | None, operation, *args, **kwargs):
     """What an operation is opened into, opened in its turn."""
     outputs = function(operation, *args, **kwargs)
     tensors = unique(with_masks(tensors_in((args, kwargs)))[0])
     pieces = Graph(tensors, outputs)
-    found = {id(node.operation): opener(node.operation, node.args) for node in pieces.nodes}
+    found = {
+        id(node.operation): opener(node.operation, node.args, technique) for node in pieces.nodes
+    }
     left = getattr(operation, "activation", None)
     for node in pieces.nodes:
         part = node.operation

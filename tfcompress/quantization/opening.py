@@ -61,7 +61,8 @@ def open_with(flat: keras.Model, rules: Rules):
             return numbers[id(node)]
         technique = quantize_of(rules.techniques_of(operation))
         quantized = technique is not None and technique.activation_bits is not None
-        function = openers.opener(operation, args) if quantized and id(node) in ways else None
+        opens = quantized and id(node) in ways
+        function = openers.opener(operation, args, technique) if opens else None
         if node.is_input or not quantized or not (function or _is_fused(operation)):
             return call_node(node, *args, **kwargs)
         if function and isinstance(operation, keras.Layer) and not operation.supports_masking:

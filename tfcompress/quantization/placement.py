@@ -374,9 +374,9 @@ class _Placer:
         rounded = {self._root(id(t)) for n in self._rounding() for t in n.outputs}
         for root, keys in groups.items():
             technique, _, node = self.sources[keys[0]]
-            embedded = technique is not None and looks_up(node)
+            embedded = technique is not None and (looks_up(node) or has_own_grid(node))
             if embedded and len(keys) == 1 and root not in rounded:
-                continue  # its rows lie on the grid of its weights already
+                continue  # what it gives is on a grid already: of its weights, of its states
             # A float operation's output takes the settings of those that read it.
             techniques = [self.sources[key][0] for key in keys] + own + [Quantize()]
             technique = next(t for t in techniques if t is not None)
@@ -492,6 +492,11 @@ def _selected(node: Node):
     values = tree.flatten((node.args, node.kwargs))[1:]
     known = [x for x in values if not isinstance(x, keras.KerasTensor)]
     return known[0] if len(values) == 2 and len(known) == 1 else None
+
+
+def has_own_grid(node: Node) -> bool:
+    """Whether a node rounds what it gives by itself, be it under techniques or not."""
+    return kind_of(getattr(node.operation, "layer", node.operation)) == "IntegerLSTM"
 
 
 def looks_up(node: Node) -> bool:
