@@ -82,6 +82,9 @@ def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integ
 def _marked(lowering: Lowering):
     """What a converter writes: the named file without its markers, and what they said."""
     parsed = lowering.run()
+    if lstm.unknown_operators(parsed):  # which were let pass with the stand-ins
+        lowering.converter.allow_custom_ops = False
+        lowering.run()
     known, floats = markers.take_markers(parsed)
     constants.fold(parsed, known, floats)
     forms.rewrite(parsed, known, floats)

@@ -32,6 +32,8 @@ NAME = "UNIDIRECTIONAL_SEQUENCE_LSTM"
 STAND_IN = "TfcompressLSTM"
 _IMPLEMENTS = f'name: "{STAND_IN}" attr {{ key: "tfl_fusable_op" value {{ b: true }} }}'
 
+_NAMELESS = b"tfl.custom"
+
 # Where the operator has its operands, each of the gates (input, forget, cell, output) in turn.
 KERNELS, RECURRENT, BIASES = range(1, 5), range(5, 9), range(12, 16)
 HIDDEN, CELL = 18, 19
@@ -48,7 +50,9 @@ class FusedLSTM(IntegerLSTM):
 
     def call(self, x, training=False):
         limits = [*self.hidden.limits(), self.cell.limits()[1]]
-        told = tf.stack([tf.cast(limit, "float32") for limit in limits])
+        # The converter forgets where the function was called.
+        name = f"{tf.compat.v1.get_default_graph().get_name_scope()}/lstm".encode()
+        told = tf.stack([tf.cast(told, "float32") for told in (*limits, *name)])
         kernels = (tf.convert_to_tensor(x) for x in (self.kernel, self.recurrent_kernel))
         bias = tf.zeros((4, self.units)) if self.bias is None else tf.convert_to_tensor(self.bias)
 
@@ -107,7 +111,10 @@ def write_floats(model: Any) -> dict[int, tuple[Range, float]]:
             continue
         x, *operands = op.inputs
         kernel, recurrent, bias, limits = (constant(model, index) for index in operands)
-        low, high, most = map(float, limits)
+        low, high, most, *name = map(float, limits)
+        tensor = graph.tensors[op.outputs[0]]
+        if bytes(tensor.name).startswith(_NAMELESS):
+            tensor.name = bytes(map(int, name))
         if high > low:
             told[op.outputs[0]] = Range(low, high), most
         written += _float_operators(model, op, x, (kernel, recurrent, bias))

@@ -40,6 +40,12 @@ class Op:
         return tuple(t for t in self.inputs if t is not None)
 
     @property
+    def sets_state(self) -> bool:
+        """Whether it only writes what a variable tensor begins with."""
+        tensors = self.model.subgraphs[self.info.subgraph].tensors
+        return bool(self.outputs) and all(tensors[t.index].isVariable for t in self.outputs)
+
+    @property
     def activations(self) -> tuple[TensorInfo, ...]:
         """Outputs, and inputs that are no constants."""
         return (*(t for t in self.given if not t.is_constant), *self.outputs)

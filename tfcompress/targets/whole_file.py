@@ -135,7 +135,7 @@ def _precision(ops: list[Op], target: Target) -> Iterator[Finding]:
 
 def _computed(ops: list[Op]) -> str:
     """The precision, as of `convert`, that the operators' dtypes come closest to."""
-    dtypes = {op.info.dtype for op in ops}
+    dtypes = {op.info.dtype for op in ops if not op.sets_state}
     computed = next((p for dtype, p in _PRECISIONS.items() if dtype in dtypes), None)
     return computed or ("float16" if "float16" in dtypes else "float32")
 

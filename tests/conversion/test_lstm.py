@@ -1,0 +1,277 @@
+"""LSTMs as one operator of integers: trained, converted, and run by LiteRT's kernels."""
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from keras import layers
+
+import tfcompress as tfc
+from tfcompress.conversion import lstm
+from tfcompress.layers.fixed_point import sigmoid_table, tanh_table
+from tfcompress.tflite import flatbuffer
+
+REFERENCE, DEFAULT = OpResolverType.BUILTIN_REF, OpResolverType.AUTO
+
+
+def slow(*values):
+    return [
+        pytest.param(*v, marks=pytest.mark.slow)
+        if isinstance(v, tuple)
+        else pytest.param(v, marks=pytest.mark.slow)
+        for v in values
+    ]
+
+
+# In front of the last Dense layer, and how many LSTMs there are.
+NETS = {
+    "last": (lambda x: layers.LSTM(6)(x), 1),
+    "all": (lambda x: layers.LSTM(6, return_sequences=True)(x), 1),
+    "no bias, backwards": (
+        lambda x: layers.LSTM(5, use_bias=False, go_backwards=True, dropout=0.1)(x),
+        1,
+    ),
+    "stacked": (lambda x: layers.LSTM(4)(layers.LSTM(6, return_sequences=True)(x)), 2),
+    "behind a Dense": (lambda x: layers.LSTM(6)(layers.Dense(7, activation="relu")(x)), 1),
+    "both ways": (lambda x: layers.Bidirectional(layers.LSTM(5))(x), 2),
+    "all both ways": (
+        lambda x: layers.LSTM(4)(layers.Bidirectional(layers.LSTM(5, return_sequences=True))(x)),
+        3,
+    ),
+    "summed": (lambda x: layers.Bidirectional(layers.LSTM(5), merge_mode="sum")(x), 2),
+    "pooled": (
+        lambda x: layers.GlobalAveragePooling1D()(layers.LSTM(5, return_sequences=True)(x)),
+        1,
+    ),
+}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def make(name="last", steps=7, head=True):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((steps, 3), name="x")
+    y = NETS[name][0](x)
+    return keras.Model(x, layers.Dense(2, name="head")(y) if head else y)
+
+
+def trained(model, recipe=None, epochs=4):
+    """A model trained with quantization for a little while, so that its weights are any."""
+    qat = tfc.quantize_aware(model) if recipe is None else tfc.compress(model, recipe)
+    qat.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=False)
+    x = normal(64, *model.input_shape[1:])
+    y = normal(64, *model.output_shape[1:], seed=1)
+    callbacks = [tfc.UpdateCompression()]
+    qat.fit(x, y, epochs=epochs, batch_size=16, verbose=0, callbacks=callbacks)
+    return qat
+
+
+def ran(path, data, kernels=REFERENCE):
+    """What LiteRT gives for samples one by one, or for as many at once as the file takes."""
+    file = Interpreter(str(path), experimental_op_resolver_type=kernels)
+    file.allocate_tensors()
+    taken, given = file.get_input_details()[0], file.get_output_details()[0]
+    found, size = [], taken["shape"][0]
+    for start in range(0, len(data), size):
+        file.set_tensor(taken["index"], data[start : start + size])
+        file.invoke()
+        found.append(file.get_tensor(given["index"]))
+    return np.concatenate(found)
+
+
+def step(path):
+    """The scale of the tensor from which the output is made."""
+    file = flatbuffer.read(path)
+    last = file.subgraphs[0].operators[-1]
+    return flatbuffer.scales_of(file.subgraphs[0].tensors[last.inputs[0]])[0][0]
+
+
+def counted(report):
+    return {
+        name: count for name, dtype, count in report.ops if "LSTM" in name or dtype == "float32"
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["last", "all both ways", *slow(*(NETS.keys() - {"last", "all both ways"}))]
+)
+def test_the_file_gives_the_bits_of_the_simulation(name, tmp_path):
+    qat = trained(make(name))
+    report = tfc.convert(qat, tmp_path / "m.tflite", strict=True)
+    assert report.float_ops == []
+    assert counted(report) == {lstm.NAME: NETS[name][1]}
+    data = normal(40, 7, 3, seed=2)
+    want = qat.predict(data, verbose=0)
+    np.testing.assert_allclose(ran(tmp_path / "m.tflite", data), want, atol=1e-5)
+    # XNNPACK rounds the layers around it otherwise.
+    off = np.abs(ran(tmp_path / "m.tflite", data, DEFAULT) - want).max()
+    assert off < 2.01 * step(tmp_path / "m.tflite")
+    assert np.std(want) > 5 * step(tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (3, 4), *slow((49, 1), (100, 2))])
+def test_any_length_and_batch(steps, batch, tmp_path):
+    qat = trained(make("last", steps))
+    tfc.convert(qat, tmp_path / "m.tflite", batch_size=batch)
+    data = normal(24, steps, 3, seed=2)
+    want = qat.predict(data, verbose=0)
+    np.testing.assert_allclose(ran(tmp_path / "m.tflite", data), want, atol=1e-5)
+    size = (tmp_path / "m.tflite").stat().st_size
+    assert size < 6000
+
+
+def test_finalized_and_saved_models_give_the_same(tmp_path):
+    qat = trained(make())
+    data = normal(16, 7, 3, seed=2)
+    want = qat.predict(data, verbose=0)
+    qat.save(tmp_path / "qat.keras")
+    again = keras.saving.load_model(tmp_path / "qat.keras")
+    for copy in (again, tfc.finalize(qat)):
+        np.testing.assert_array_equal(copy.predict(data, verbose=0), want)
+        tfc.convert(copy, tmp_path / "m.tflite")
+        np.testing.assert_allclose(ran(tmp_path / "m.tflite", data), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["all both ways", *slow("last", "pooled")])
+def test_after_training(name, tmp_path):
+    model = make(name)
+    for v in model.trainable_variables:
+        v.assign(0.8 * np.random.default_rng(3).normal(size=v.shape))
+    data = normal(64, 7, 3)
+    path = tmp_path / "m.tflite"
+    report = tfc.convert(model, path, precision="int8", calibration=data)
+    assert report.float_ops == []
+    assert counted(report) == {lstm.NAME: NETS[name][1]}
+    want = model.predict(data, verbose=0)
+    assert np.abs(ran(path, data) - want).max() < 0.06 * np.abs(want).max()
+    # One whose cell state went further than its range would be far off.
+    assert min(report.sqnr.values()) > 25
+
+
+def test_the_kernel_step_by_step(tmp_path):
+    """What LiteRT gives is what integers give that are computed here from the file's tensors."""
+    qat = trained(make("all", steps=9, head=False))
+    tfc.convert(qat, tmp_path / "m.tflite", io_dtype="int8")
+    file = flatbuffer.read(tmp_path / "m.tflite")
+    (op,) = lstm.operators_of(file)
+    tensors = [None if i < 0 else file.subgraphs[0].tensors[i] for i in op.inputs]
+    given = file.subgraphs[0].tensors[op.outputs[0]]
+    scale = lambda tensor: flatbuffer.scales_of(tensor)[0][0]  # noqa: E731
+    zero = lambda tensor: flatbuffer.scales_of(tensor)[1][0]  # noqa: E731
+    values = lambda tensor: flatbuffer.tensor_values(file, tensor).astype(np.int64)  # noqa: E731
+    cell = int(np.log2(scale(tensors[19])))
+    assert scale(tensors[19]) == 2.0**cell
+    assert [t.isVariable for t in (tensors[18], tensors[19])] == [True, True]
+    data = np.random.default_rng(0).integers(-128, 128, (5, 9, 3)).astype(np.int8)
+    codes = data.astype(np.int64) - zero(tensors[0])
+    h, c, found = np.zeros((5, 6), np.int64), np.zeros((5, 6), np.int64), []
+    for t in range(9):
+        sums = []
+        for gate in range(4):
+            units = [scale(tensors[0]) * scale(tensors[1 + gate])]
+            units.append(scale(given) * scale(tensors[5 + gate]))
+            first = codes[:, t] @ values(tensors[1 + gate]).T + values(tensors[12 + gate])
+            second = h @ values(tensors[5 + gate]).T
+            parts = [
+                times(x, unit / 2.0**-12) for x, unit in zip((first, second), units, strict=True)
+            ]
+            sums.append(wide(wide(parts[0]) + parts[1]))
+        i, f, o = (sigmoid_table(3)[sums[gate] + 2**15] for gate in (0, 1, 3))
+        g = tanh_table(3)[sums[2] + 2**15]
+        c = wide(halved(f * c, 15) + halved(i * g, 30 + cell))
+        h = times(o * tanh_table(15 + cell)[c + 2**15], 2.0**-30 / scale(given)) + zero(given)
+        h = np.clip(h, -128, 127)
+        found.append(h)
+        h = h - zero(given)
+    np.testing.assert_array_equal(ran(tmp_path / "m.tflite", data), np.stack(found, axis=1))
+
+
+def wide(x):
+    return np.clip(x, -(2**15), 2**15 - 1)
+
+
+def halved(x, times):
+    """Halves away from zero."""
+    return (np.sign(x) * ((np.abs(x) + (1 << (times - 1))) >> times)).astype(np.int64)
+
+
+def times(x, factor):
+    """A product in fixed point: by 31 bits, then by a power of two, each rounded."""
+    mantissa, power = np.frexp(factor)
+    mantissa, shape = round(mantissa * 2**31), np.shape(x)
+    x = [(int(v) << max(int(power), 0)) * mantissa for v in np.ravel(x)]
+    x = [int(np.sign(v)) * ((abs(v) + (1 << 30)) >> 31) for v in x]
+    x = np.reshape(x, shape)
+    return x if power >= 0 else halved(x, -int(power))
+
+
+@pytest.mark.parametrize("bits", [0, 3, 6])
+def test_functions_of_16_bits(bits):
+    codes = np.arange(-(2**15), 2**15)
+    x = codes / 2.0 ** (15 - bits)
+    assert np.abs(tanh_table(bits) / 2.0**15 - np.tanh(x)).max() < 5e-4
+    if bits:
+        assert np.abs(sigmoid_table(bits) / 2.0**15 - 1 / (1 + np.exp(-x))).max() < 5e-4
+    for table in (tanh_table(bits), sigmoid_table(3)):
+        assert table.min() >= -32768
+        assert table.max() <= 32767
+
+
+def test_a_pruned_and_clustered_lstm(tmp_path):
+    recipe = [tfc.Rule("LSTM", [tfc.Prune(0.5, score="magnitude"), tfc.Quantize()])]
+    recipe.append(tfc.Rule("head", [tfc.Quantize()]))
+    qat = trained(make(), recipe, epochs=8)
+    small = tfc.finalize(qat)
+    tfc.convert(small, tmp_path / "m.tflite")
+    file = flatbuffer.read(tmp_path / "m.tflite")
+    (op,) = lstm.operators_of(file)
+    tensors = file.subgraphs[0].tensors
+    kernels = [flatbuffer.tensor_values(file, tensors[op.inputs[i]]) for i in range(1, 9)]
+    zeros = sum(int((k == 0).sum()) for k in kernels) / sum(k.size for k in kernels)
+    assert 0.45 < zeros < 0.6
+    data = normal(16, 7, 3, seed=2)
+    want = qat.predict(data, verbose=0)
+    np.testing.assert_allclose(ran(tmp_path / "m.tflite", data), want, atol=1e-5)
+
+
+def test_what_the_range_of_the_states_is_for(tmp_path):
+    """Quantization that begins late, and ranges that are frozen."""
+    model = make()
+    recipe = [tfc.Rule("*", [tfc.Quantize(delay=8, freeze=12)])]
+    qat = trained(model, recipe)
+    tfc.convert(qat, tmp_path / "m.tflite")
+    data = normal(16, 7, 3, seed=2)
+    want = qat.predict(data, verbose=0)
+    np.testing.assert_allclose(ran(tmp_path / "m.tflite", data), want, atol=1e-5)
+    early = tfc.compress(model, recipe)
+    np.testing.assert_allclose(
+        early.predict(data, verbose=0), model.predict(data, verbose=0), atol=1e-5
+    )
+
+
+def test_16_bits_are_not_fused(tmp_path):
+    data = normal(16, 7, 3)
+    report = tfc.convert(make(), tmp_path / "m.tflite", precision="int16x8", calibration=data)
+    assert "WHILE" in {op.op for op in report.float_ops}
+    with pytest.warns(UserWarning, match=r"stay float.*\(LSTM\)"):
+        tfc.quantize_aware(make(), activation_bits=16)
+
+
+def test_floats(tmp_path):
+    data = normal(8, 7, 3)
+    qat = trained(make())
+    for precision in ("float32", "float16"):
+        tfc.convert(qat, tmp_path / "m.tflite", precision=precision)
+        want = qat.predict(data, verbose=0)
+        off = np.abs(ran(tmp_path / "m.tflite", data, DEFAULT) - want)
+        assert np.median(off) < 0.01  # outputs of integers end with their range
+
+
+def test_an_lstm_that_is_left_float(tmp_path):
+    """It is the operator of floats, which begins each run anew, too."""
+    model, data = make(), normal(32, 7, 3)
+    tfc.convert(model, tmp_path / "m.tflite", precision="int8", calibration=data, skip="lstm*")
+    want = model.predict(data, verbose=0)
+    np.testing.assert_allclose(ran(tmp_path / "m.tflite", data, DEFAULT), want, atol=0.02)
