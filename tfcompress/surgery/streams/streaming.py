@@ -17,7 +17,8 @@ from tfcompress.layers.compressed import is_compressed
 from tfcompress.quantization.opening import output_names
 from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.base import rules_of
-from tfcompress.surgery.macs import count
+from tfcompress.surgery.macs import count, macs_by_node
+from tfcompress.surgery.shapes import specs_of
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker
 from tfcompress.surgery.streams.rules import rule_of
@@ -36,8 +37,8 @@ class StreamReport:
             model's. Of one that is for a whole window: how many frames of the input there are
             from the window's first on.
         windows: the outputs that are for a whole window.
-        macs: multiply-accumulate operations of one call, and those of one call's share of the
-            window model.
+        macs: multiply-accumulate operations of one call, and those that the window model spends on
+            as many new frames.
     """
 
     chunk: int
@@ -53,7 +54,7 @@ class StreamReport:
             what = "the window that began" if name in self.windows else "delayed by"
             lines.append(f"{name}  {what} {delay} frames{' before' * (name in self.windows)}")
         step, share = self.macs
-        ratio = f" ({step / share:.2f} times the window's for its frames)" if share else ""
+        ratio = f" ({step / share:.2f} times the window's for them)" if share else ""
         return "\n".join([*lines, f"MACs of {self.chunk} frames: {step:,}{ratio}"])
 
 
@@ -122,10 +123,25 @@ def streaming(
         f"{model.name}_step",
     )
     maker.fill()
-    share = count(flat)[0] * chunk / length if length else 0.0
+    share = _share(graph, walk.lines, chunk, length)
     shapes = {name: tuple(x.shape[1:]) for name, x in maker.inputs.items()}
     step.stream_report = _reported(chunk, length, shapes, lines, (count(step)[0], share))
     return step
+
+
+def _share(graph: Graph, lines: dict[int, Line], chunk: int, length: int | None) -> float:
+    """The MACs that one call's frames are worth in the window model: of each layer's frames as
+    many as come in a call; of what has none, as the part of the window that is new.
+    """
+    total = 0.0
+    for node, macs in macs_by_node(graph, specs_of(graph)):
+        line = lines.get(id(node.outputs[0]))
+        if not macs or line is None:
+            continue
+        frames = None if line.axis is None else line.length
+        part = chunk / line.stride / frames if frames else chunk / length if length else 1.0
+        total += macs * part
+    return total
 
 
 def _reported(chunk, length, states, lines: dict[str, Line], macs) -> StreamReport:
