@@ -191,6 +191,8 @@ def test_what_is_refused():
     refused(r"'pol\*' matches none", lambda: tfc.streaming(model, 2, windows="pol*"))
     refused("one step already", lambda: tfc.streaming(tfc.streaming(model, 2)))
     unknown = made(lambda x: layers.GlobalMaxPooling1D()(x), None)
+    lstm = tfc.quantize_aware(made(lambda x: layers.LSTM(3, name="cells")(x)))
+    refused("'cells' .*make the step model of the float model", lambda: tfc.streaming(lstm))
     refused("no known length", lambda: tfc.streaming(unknown, windows="*"))
     refused("must have states", lambda: tfc.Stream(model))
     stream = tfc.Stream(tfc.streaming(model, 2))

@@ -298,6 +298,13 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCING, reduce),
     **dict.fromkeys(("Parameter", "Constant"), constant),
     "Flatten": reshape,
+    **dict.fromkeys(
+        ("IntegerLSTM", "StepRNN"),
+        whole(
+            "runs over whole sequences once it is quantized: make the step model of the float "
+            "model, and train quantize_aware(step) or calibrate it"
+        ),
+    ),
     "Bidirectional": whole("runs backwards from the window's end"),
     **dict.fromkeys(
         (f"Global{kind}Pooling{n}D" for kind in ("Average", "Max") for n in (1, 2, 3)),
