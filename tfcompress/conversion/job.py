@@ -99,6 +99,13 @@ def _takes_int4(target: Target | None) -> bool:
     return target is None or "int4" in target.precisions
 
 
+def _lacks_spectra(target: Target | None) -> bool:
+    """Whether nothing on a target runs the operator that LiteRT has for spectra in float."""
+    if target is None or "RFFT2D" in target.operators:
+        return False
+    return target.elsewhere is None or "float32" not in target.precisions
+
+
 class Job:
     """One conversion: its settings, and what is found on the way."""
 
@@ -204,7 +211,10 @@ class Job:
             rules = self._rules()
             made = self.batch_size, self.select_tf_ops
             prepared = None if self.tuned is None else self.tuned.prepared()
-            found = lower.to_float(model, *made, integer=integer, rules=rules, prepared=prepared)
+            spectral = _lacks_spectra(self.settings.target)
+            found = lower.to_float(
+                model, *made, integer=integer, rules=rules, prepared=prepared, spectral=spectral
+            )
         self.notes += [found.note] if found.note else []
         return found
 

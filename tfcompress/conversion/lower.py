@@ -173,6 +173,7 @@ def to_float(
     integer: bool,
     rules: Rules = EVERYWHERE,
     prepared: tuple[keras.Model, dict[int, str]] | None = None,
+    spectral: bool = False,
 ) -> Lowering:
     """A model on its way to a float file.
 
@@ -183,6 +184,7 @@ def to_float(
             take the forms that have integer kernels.
         rules: that quantize the activations of what is to have such forms.
         prepared: what `opened_by` made of the model, and was done more to.
+        spectral: make products of spectra, for which the target has no operator.
     """
     structure, call = _as_it_is(model)
     _require_all_fixed(structure)
@@ -192,7 +194,8 @@ def to_float(
         if integer and not is_compressed(model):
             opened, origins = prepared or opened_by(model, rules)
         flat = as_flat(opened)
-        names, exported = io_names(flat), _plain_copy(flat, batch_size, integer, Scopes(origins))
+        names = io_names(flat)
+        exported = _plain_copy(flat, batch_size, integer, spectral, Scopes(origins))
         structure, call = exported._inputs_struct, functools.partial(exported, training=False)
     except Exception as error:  # What users' layers raise is of any kind.
         if is_compressed(model):
@@ -267,7 +270,9 @@ def _own_names(model: keras.Model) -> Names:
     return inputs, [f"output_{i}" for i, _ in enumerate(tree.flatten(made))]
 
 
-def _plain_copy(flat: keras.Model, batch_size: int, integer: bool, scopes: Scopes) -> keras.Model:
+def _plain_copy(
+    flat: keras.Model, batch_size: int, integer: bool, spectral: bool, scopes: Scopes
+) -> keras.Model:
     """The flat model with every layer of ours, and what LiteRT has no good form for, exchanged."""
     graph = Graph.of(flat)
     numbers = {id(node): number for number, node in enumerate(graph.nodes)}
@@ -284,7 +289,7 @@ def _plain_copy(flat: keras.Model, batch_size: int, integer: bool, scopes: Scope
             special = _canonical(graph, node) if integer else None
             if special is not None:  # not kept: a shared layer may be folded elsewhere
                 return special(args[0])
-            lacking = transforms.opener_of(operation)
+            lacking = transforms.opener_of(operation, spectral)
             if lacking is not None:
                 return lacking(operation, *args, **kwargs)
             if id(operation) not in copies:

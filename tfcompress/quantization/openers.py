@@ -21,7 +21,7 @@ from tfcompress.graph.nodes import Graph, call_node, has_own_call, tensors_in, u
 from tfcompress.graph.recording import parameter_of
 from tfcompress.graph.tracing import trace
 from tfcompress.kinds import FOLDING, LINEAR, SEPARABLE, is_exactly
-from tfcompress.quantization import functions, recurrent
+from tfcompress.quantization import functions, recurrent, spectra
 from tfcompress.quantization.attention import (
     is_dot_attention,
     is_dot_product,
@@ -370,6 +370,7 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (is_dot_product, open_dot_product),
     (lambda x: type(x) is layers.Softmax, open_softmax),
     (lambda x: type(x) is layers.GlobalAveragePooling1D, open_masked_mean),
+    (lambda x: type(x) is layers.MelSpectrogram, spectra.mel_spectrogram),
     (is_simple_user_layer, open_user_layer),
 ]
 

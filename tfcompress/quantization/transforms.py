@@ -9,15 +9,20 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-# The longest axis that is transformed by a matrix: it has as many values as this, squared.
-_LONGEST = 1024
+from tfcompress.quantization import spectra
 
 
-def opener_of(operation) -> Callable | None:
-    """The function that opens an operation that no file can hold; None if it is another."""
-    if isinstance(operation, keras.Layer):
+def opener_of(operation, spectral: bool = True) -> Callable | None:
+    """The function that opens an operation that no file can hold; None if it is another.
+
+    Args:
+        spectral: whether files cannot hold spectra of real numbers, either.
+    """
+    if not spectral and spectra.has_operator(operation):
         return None
-    return _OPENERS.get(type(operation).__name__)
+    if isinstance(operation, keras.Layer):
+        return spectra.opener_of(operation)
+    return _OPENERS.get(type(operation).__name__) or spectra.opener_of(operation)
 
 
 def _fft(operation, x):
@@ -50,7 +55,7 @@ def _ifft2(operation, x):
 
 
 def _is_short(sizes) -> bool:
-    return all(size is not None and size <= _LONGEST for size in sizes)
+    return all(size is not None and size <= spectra.LONGEST for size in sizes)
 
 
 def _or_none(imaginary):
