@@ -59,7 +59,7 @@ def test_convert_writes_a_file_and_reports(folder, tmp_path, capsys):
 
 def test_images_are_not_read_in_a_range_that_nobody_told(folder, tmp_path, capsys):
     command = ["convert", folder / "model.keras", "-o", tmp_path / "out.tflite"]
-    assert run(*command, "--calibration", folder / "photos", "--scaling", "0_1") == 2
+    assert run(*command, "--calibration", folder / "photos") == 2
     assert "nothing tells how the model takes pixels" in capsys.readouterr().err
 
 

@@ -10,11 +10,11 @@ from tfcompress.surgery.streams.stream import Stream
 
 
 def recurrent():
+    keras.utils.set_random_seed(0)
     x = inputs = keras.Input((16, 5), name="sound")
     x = layers.Conv1D(6, 3, padding="causal", activation="relu")(x)
     x = layers.SimpleRNN(5, return_sequences=True)(layers.LSTM(4, return_sequences=True)(x))
     x = layers.Dense(3, activation="softmax", name="word")(layers.GRU(6)(x))
-    keras.utils.set_random_seed(0)
     return keras.Model(inputs, x)
 
 
@@ -64,3 +64,23 @@ def test_trained_states_have_one_scale(step, tmp_path):
     simulated = np.concatenate(list(Stream(qat).run(x)))
     steps = np.abs(np.concatenate(list(stream.run(x))) - simulated) * 256
     assert steps.max() <= 2
+
+
+def test_a_file_keeps_variables_by_itself(step, tmp_path):
+    x = sound(30)
+    kept = tfc.streaming(recurrent(), states="variables")
+    expected = np.concatenate(list(Stream(step).run(x)))
+    np.testing.assert_array_equal(np.concatenate(list(Stream(kept).run(x))), expected)
+    files = []
+    for model, name in ((step, "io"), (kept, "kept")):
+        made = {"precision": "int8", "io_dtype": "int8", "calibration": Stream(model).samples(x)}
+        report = tfc.convert(model, tmp_path / f"{name}.tflite", **made)
+        assert report.float_ops == []
+        files.append(Stream(tmp_path / f"{name}.tflite"))
+    io, variables = files
+    assert variables.states == {}
+    assert [port.name for port in variables._runs.runner.inputs] == ["sound"]
+    first = np.concatenate(list(variables.run(x)))
+    np.testing.assert_array_equal(first, np.concatenate(list(io.run(x))))
+    variables.reset()
+    np.testing.assert_array_equal(np.concatenate(list(variables.run(x))), first)

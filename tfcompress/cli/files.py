@@ -53,12 +53,12 @@ def _converted(given: Mapping[str, Any]) -> list[Path]:
     return [given["output"], *([] if plain and not codes else [cache_folder() / "*"])]
 
 
-def _step(model: Any, chunk: int, windows: Any, data: Any) -> tuple[Any, Any]:
+def _step(model: Any, chunk: int, windows: Any, states: str, data: Any) -> tuple[Any, Any]:
     """The step model of a model over a window, and its calls over windows of data."""
     from tfcompress.surgery.streams.stream import Stream
     from tfcompress.surgery.streams.streaming import streaming
 
-    made = streaming(model, chunk, windows=windows)
+    made = streaming(model, chunk, windows=windows, states=states)
     return made, None if data is None else Stream(made).samples(data)
 
 
@@ -201,6 +201,14 @@ def convert(
             "may be given several times.",
         ),
     ] = None,
+    states: Annotated[
+        str | None,
+        choice(
+            ("io", "variables"),
+            "With --chunk: whether states are inputs and outputs, which the application feeds "
+            "back, or variables that the file keeps; by default io.",
+        ),
+    ] = None,
     strict: Annotated[bool, Option("--strict", help="Fail if any operation stays float.")] = False,
     select_tf_ops: Annotated[
         bool, Option("--select-tf-ops", help="Allow TensorFlow operations (Flex delegate).")
@@ -255,11 +263,12 @@ def convert(
     writing.check_writable(output)
     if writing.is_same(output, model):
         raise ValueError(f"--output is the model itself, '{model}'. Name another file.")
-    if window and chunk is None:
-        raise ValueError("--window is for --chunk, which is missing. Pass --chunk 1, say.")
+    if (window or states) and chunk is None:
+        wrong = "--window" if window else "--states"
+        raise ValueError(f"{wrong} is for --chunk, which is missing. Pass --chunk 1, say.")
     loaded, data = reading.load(model, calibration, progress)
     if chunk is not None:
-        loaded, data = _step(loaded, chunk, window or (), data)
+        loaded, data = _step(loaded, chunk, window or (), states or "io", data)
     from tfcompress.conversion.convert import convert as run
 
     return run(

@@ -7,9 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tfcompress.conversion import (
-    exchange,
-)
+from tfcompress.conversion import exchange, states
 from tfcompress.conversion.job import Job
 from tfcompress.conversion.report import Report
 from tfcompress.conversion.settings import (
@@ -20,6 +18,7 @@ from tfcompress.conversion.settings import (
 from tfcompress.files import models, writing
 from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.targets.targets import Target
+from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.metadata import Metadata, TensorMetadata, load_metadata
 from tfcompress.tflite.pixels import normalization_of
 from tfcompress.tools import runtimes
@@ -180,8 +179,12 @@ def convert(
         format = settle_format(job.settings, format, path, metadata)
     file = job.with_narrow_kernels(job.run(model, calibration, samples))
     described = _with_pixels(model, file, known)
-    data = job.finish(file, described)
+    held = states.kept(file)
+    data = flatbuffer.write(file) if held else job.finish(file, described)
     job.notes += job.timed("run", job.trial.passed_by, file, data)
+    if held:
+        states.keep(file)
+        data = job.finish(file, described)
     report = job.report(path, file, data)
     if settings.compressed_weights:
         data, report = job.with_coded_weights(file, described, report)

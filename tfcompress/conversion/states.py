@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tfcompress.graph.states import out_of, states_of
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.graph.states import is_variable, out_of, states_of
 from tfcompress.kinds import FIXED_RANGES
 from tfcompress.tflite import signature
-from tfcompress.tflite.flatbuffer import op_name
+from tfcompress.tflite.flatbuffer import (
+    add_buffer,
+    changed,
+    dtype_name,
+    op_code,
+    op_name,
+    scales_of,
+)
 
 # What kernels of 16 bits give for a softmax, a sigmoid or tanh has steps of 1/32768.
 _WIDE = (0.0, 32767 / 32768)
@@ -16,11 +26,77 @@ _WIDE = (0.0, 32767 / 32768)
 
 def pairs(model: Any) -> list[list[int]]:
     """The tensors of a file that its states come in and go out as."""
+    return list(_named(model).values())
+
+
+def _named(model: Any) -> dict[str, list[int]]:
     graph = model.subgraphs[0]
     inputs, outputs = signature.io_names(model)
     given = dict(zip(inputs, graph.inputs, strict=True))
     made = dict(zip(outputs, graph.outputs, strict=True))
-    return [[int(given[name]), int(made[out_of(name)])] for name in states_of(inputs, outputs)]
+    names = states_of(inputs, outputs)
+    return {name: [int(given[name]), int(made[out_of(name)])] for name in names}
+
+
+def kept(model: Any) -> list[list[int]]:
+    """The tensors of those states that a file is to keep by itself, as they come and as they go."""
+    return [pair for name, pair in _named(model).items() if is_variable(name)]
+
+
+def keep(model: Any) -> None:
+    """Makes resource variables of such states, neither inputs nor outputs any more. Changes
+    `model`.
+
+    A second subgraph, which CALL_ONCE runs before the first call, sets them to zeros.
+    """
+    graph, named = model.subgraphs[0], _named(model)
+    found = {name: pair for name, pair in named.items() if is_variable(name)}
+    start = schema.SubGraphT([], [], [], [], b"begin")
+    once = schema.CallOnceOptionsT(len(model.subgraphs))
+    before = [_operator(model, "CALL_ONCE", [], [], schema.BuiltinOptions.CallOnceOptions, once)]
+    for name, (given, made) in found.items():
+        pattern = graph.tensors[given]
+        first = changed(pattern, name=name.encode() + b"_begin", buffer=_zeros(model, pattern))
+        start.tensors.append(first)
+        zeros = len(start.tensors) - 1
+        for side in (start, graph):
+            side.tensors.append(_handle(name))
+        handles = len(start.tensors) - 1, len(graph.tensors) - 1
+        begin, own = (_opened(model, name, handle) for handle in handles)
+        start.operators += [begin, _operator(model, "ASSIGN_VARIABLE", [handles[0], zeros], [])]
+        before += [own, _operator(model, "READ_VARIABLE", [handles[1]], [given])]
+        graph.operators.append(_operator(model, "ASSIGN_VARIABLE", [handles[1], made], []))
+    model.subgraphs.append(start)
+    graph.operators = before + graph.operators
+    gone = {index for pair in found.values() for index in pair}
+    graph.inputs = [index for index in graph.inputs if index not in gone]
+    graph.outputs = [index for index in graph.outputs if index not in gone]
+    for entry in model.signatureDefs:
+        entry.inputs = [x for x in entry.inputs if x.tensorIndex not in gone]
+        entry.outputs = [x for x in entry.outputs if x.tensorIndex not in gone]
+
+
+def _operator(model: Any, name: str, inputs: list, outputs: list, kind: int = 0, options=None):
+    code = op_code(model, getattr(schema.BuiltinOperator, name))
+    return schema.OperatorT(code, inputs, outputs, kind, options)
+
+
+def _opened(model: Any, name: str, handle: int) -> Any:
+    """The operator that gives the handle of a variable."""
+    options = schema.VarHandleOptionsT(b"", name.encode())
+    kind = schema.BuiltinOptions.VarHandleOptions
+    return _operator(model, "VAR_HANDLE", [], [handle], kind, options)
+
+
+def _handle(name: str) -> Any:
+    return schema.TensorT([], schema.TensorType.RESOURCE, 0, name.encode() + b"_handle")
+
+
+def _zeros(model: Any, tensor: Any) -> int:
+    """A buffer with the codes of zeros."""
+    _, points = scales_of(tensor)
+    values = np.full(tensor.shape, points[0] if points else 0, dtype_name(tensor))
+    return add_buffer(model, values.tobytes())
 
 
 def tie(model: Any, limits: dict[int, tuple], same_scale: Callable, wide: set[int]) -> None:

@@ -2,7 +2,9 @@
 
 A state comes in as the input `<what>_state` and goes out as the output `<what>_state_out`, which is
 the next call's input. One that starts late, as what it remembers comes late, bears the number of
-the calls before which it stays as it began: `<what>_state_from_3`. All begin as zeros.
+the calls before which it stays as it began: `<what>_state_from_3`. All begin as zeros. One that is
+called `<what>_variable` is the same in Keras; in a file it is neither an input nor an output, but a
+variable that the file keeps from call to call.
 """
 
 import re
@@ -11,13 +13,23 @@ from typing import Any
 
 from keras import tree
 
-_STATE = re.compile(r".+_state(?:_from_(\d+))?")
+_STATE = re.compile(r".+_(?:variable|state(?:_from_(\d+))?)")
 _OUT = "_out"
 
 
 def state_name(what: str, start: int = 0) -> str:
     """The name of a state that begins at a call, the first by default."""
     return f"{what}_state_from_{start}" if start else f"{what}_state"
+
+
+def variable_name(what: str) -> str:
+    """The name of a state that a file keeps by itself."""
+    return f"{what}_variable"
+
+
+def is_variable(name: str) -> bool:
+    """Whether a state is kept by the file itself."""
+    return name.endswith("_variable")
 
 
 def out_of(name: str) -> str:

@@ -9,7 +9,7 @@ from keras import layers
 
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.nodes import scope_name
-from tfcompress.graph.states import out_of, state_name
+from tfcompress.graph.states import out_of, state_name, variable_name
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed
 from tfcompress.surgery.streams.lines import Ahead, Line
@@ -20,13 +20,14 @@ class Maker:
 
     Args:
         chunk: frames of the input in one call.
+        variables: whether files keep states by themselves.
 
     Attributes:
         inputs, outputs: the states, by name, as they come and as they go.
     """
 
-    def __init__(self, chunk: int):
-        self.chunk = chunk
+    def __init__(self, chunk: int, variables: bool):
+        self.chunk, self.variables = chunk, variables
         self.inputs: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
         self._names: dict[str, int] = {}
@@ -66,7 +67,14 @@ class Maker:
         """A state of a shape, as an input of the model, and its name."""
         what = scope_name(what)
         count = self._names[what] = self._names.get(what, 0) + 1
-        name = state_name(what if count == 1 else f"{what}_{count}", start)
+        what = what if count == 1 else f"{what}_{count}"
+        if self.variables and start:
+            raise Ahead(
+                f"begins with call {start + 1}, but variables with the first: pad in front instead "
+                "of padding='valid' before it, or pass states='io'",
+                window=False,
+            )
+        name = variable_name(what) if self.variables else state_name(what, start)
         self.inputs[name] = keras.Input(batch_shape=shape, dtype=like.dtype, name=name)
         return self.inputs[name], name
 
@@ -81,7 +89,7 @@ class Maker:
         axis, shape = line.place, list(x.shape)
         count, shape[axis] = shape[axis], frames
         state, name = self.state(what, x, tuple(shape), start)
-        label = name.replace("_state", "_frames")
+        label = f"{name.rpartition('_')[0]}_frames"
         both = layers.Concatenate(axis=axis, name=label, dtype=x.dtype)([state, x])
         self.keep(name, along(both, axis, count, count + frames))
         return both

@@ -52,7 +52,7 @@ class Stream:
             )
         self._runs: _File | _Model = model
         self._names = states_of(model.shapes, model.outputs)
-        if not self._names:
+        if not self._names and not getattr(model, "has_variables", False):
             raise ValueError(
                 f"model must have states; received inputs {[*model.shapes]} and outputs "
                 f"{model.outputs}, of which none is <name>_state with an output <name>_state_out. "
@@ -63,6 +63,7 @@ class Stream:
     def reset(self) -> None:
         """Begins a new stream."""
         self.calls = 0
+        self._runs.reset()
         self.states = {
             name: np.zeros(shape, dtype)
             for name, (shape, dtype) in self._runs.shapes.items()
@@ -158,6 +159,9 @@ class _Model:
         struct = model._outputs_struct
         self.outputs = [str(key) for key in struct] if isinstance(struct, dict) else []
 
+    def reset(self) -> None:
+        """A model keeps nothing by itself."""
+
     def run(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         made = self._call(values)
         return {name: keras.ops.convert_to_numpy(value) for name, value in made.items()}
@@ -181,14 +185,22 @@ class _File:
 
     def __init__(self, path: Any):
         content = flatbuffer.load(path)
-        self.runner = run.Runner(
-            flatbuffer.read(content), content, f"'{os.fspath(path)}'", reference=False
-        )
+        model = flatbuffer.read(content)
+        self._loads = (model, content, f"'{os.fspath(path)}'")
+        operators = model.subgraphs[0].operators
+        self.has_variables = any(flatbuffer.op_name(model, x) == "VAR_HANDLE" for x in operators)
+        self.runner, self.is_used = run.Runner(*self._loads, reference=False), False
         self.shapes = {
             port.name: (port.shape, "float32" if port.scale is not None else port.dtype)
             for port in self.runner.inputs
         }
         self.outputs = [port.name for port in self.runner.outputs]
 
+    def reset(self) -> None:
+        """Loads the file again, if it has variables that were written."""
+        if self.has_variables and self.is_used:
+            self.runner, self.is_used = run.Runner(*self._loads, reference=False), False
+
     def run(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.is_used = True
         return dict(zip(self.outputs, self.runner.run(values), strict=True))

@@ -78,7 +78,9 @@ def streaming(
             kept in a buffer, and they and what follows compute as in the window model, for the
             window that ends with the call.
         states: "io": each state is an input, named `<layer>_state`, and the output of that name
-            with `_out` behind, to be the next call's input. Zeros begin a stream.
+            with `_out` behind, to be the next call's input. Zeros begin a stream. "variables":
+            they are called `<layer>_variable`, and files that `convert` makes keep them by
+            themselves, as resource variables.
 
     Returns:
         A Functional `keras.Model`, not compiled, of a dict of inputs and a dict of outputs, with a
@@ -96,8 +98,8 @@ def streaming(
         ...     scores = stream(frames)
     """
     require_model(model)
-    if states != "io":
-        raise ValueError(f"states must be 'io'; received {states!r}.")
+    if states not in ("io", "variables"):
+        raise ValueError(f"states must be 'io' or 'variables'; received {states!r}.")
     if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
         raise ValueError(f"chunk must be a number of frames, 1 or more; received {chunk!r}.")
     flat = model if is_compressed(model) else flatten(model)
@@ -105,7 +107,7 @@ def streaming(
     length = _require_frames(graph, axis)
     kept = rules_of(windows)
     _require_matches(graph, kept, windows)
-    walk = _Walk(Maker(chunk), kept, model.name)
+    walk = _Walk(Maker(chunk, states == "variables"), kept, model.name)
     new_inputs = []
     for tensor in tree.flatten(graph.inputs):
         shape = list(tensor.shape)
