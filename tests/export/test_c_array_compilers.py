@@ -104,6 +104,29 @@ def test_main_fills_the_input_and_prints_the_output(tmp_path):
     assert b"AddSoftMax" in run(*command, "-o", tmp_path / "main", check=False).stderr
 
 
+def step_file():
+    """A file whose second input is a state, which goes out as the second output."""
+    grid = {"scale": [0.5], "zero_point": [5]}
+    shapes = {"x": 3, "a_state": 2, "y": 3, "a_state_out": 2, "b_state_from_2": 1}
+    tensors = [tensor(name, [1, n], TYPES.INT8, **grid) for name, n in shapes.items()]
+    tensors.append(tensor("b_state_from_2_out", [1, 1], TYPES.INT8, **grid))
+    return build([], [graph(tensors, [], [0, 1, 4], [2, 3, 5])], [])
+
+
+def test_states_begin_as_zeros_and_are_fed_back(tmp_path):
+    stub = write_stub(tmp_path / "stub")
+    written(tmp_path, step_file())
+    header = (tmp_path / "model_states.h").read_text()
+    assert "if (states.calls > 2) memcpy(states.state_1, interpreter.output(2)" in header
+    command = [compiler("g++", "g++"), "-std=c++17", *STRICT, "-I", stub, tmp_path / "main.cc"]
+    run(*command, tmp_path / "model.cc", "-o", tmp_path / "main")
+    # The stub has one tensor for all: the pattern, and upon it the states, zeros of code 5.
+    lines = run(tmp_path / "main").stdout.decode().splitlines()
+    call = ["output 0[0]: 5", "output 0[1]: 5", "output 0[2]: -126"]
+    assert lines[:6] == call * 2
+    assert "b_state_from_2" in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8", "every operator"])
 def test_main_compiles_for_a_cortex_m4_and_here(tmp_path, dtype):
     arm = compiler("arm-none-eabi-g++", "gcc-arm-none-eabi")

@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from keras import tree
-
 _STATE = re.compile(r".+_(?:variable|state(?:_from_(\d+))?)")
 _OUT = "_out"
 
@@ -53,5 +51,6 @@ def pairs_of(graph: Any) -> list[tuple[Any, Any]]:
     """The tensors that the states of a step model's graph come as and go as."""
     if not isinstance(graph.outputs, dict):
         return []
-    given = {tensor.name: tensor for tensor in tree.flatten(graph.inputs)}
+    inputs = [node.outputs[0] for node in graph.nodes if node.is_input]
+    given = {tensor.name: tensor for tensor in inputs}
     return [(given[name], graph.outputs[out_of(name)]) for name in states_of(given, graph.outputs)]

@@ -12,6 +12,7 @@ from tfcompress.export.microcontroller.generation import (
     file_names,
     generate,
     resolver_methods,
+    states_of_ports,
 )
 from tfcompress.export.microcontroller.result import CArray, Port
 from tfcompress.files.writing import check_new, write_all
@@ -86,7 +87,7 @@ def examine(data: bytes, name: str, where: str) -> CArray:
     )
     return CArray(
         folder="",
-        files=file_names(name),
+        files=file_names(name, bool(states_of_ports(inputs, outputs))),
         name=name,
         array_bytes=len(data),
         ops=tuple(ops.values()),

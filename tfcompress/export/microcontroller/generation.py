@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from tfcompress.export.filling import Values, fill
 from tfcompress.export.microcontroller.result import CArray, Port
+from tfcompress.graph.states import out_of, start_of, states_of
 from tfcompress.tflite.inspection import Inspection
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -45,19 +46,26 @@ _FILES = {
     "array.cc": "{}.cc",
     "ops.h": "{}_ops.h",
     "settings.h": "{}_settings.h",
+    "states.h": "{}_states.h",
     "main.cc": "main.cc",
     "README.md": "README.md",
 }
 
 
-def file_names(name: str) -> tuple[str, ...]:
-    """The files, named after the model."""
-    return tuple(file.format(name) for file in _FILES.values())
+def _templates(states: bool) -> dict[str, str]:
+    return {key: file for key, file in _FILES.items() if states or key != "states.h"}
+
+
+def file_names(name: str, states: bool = False) -> tuple[str, ...]:
+    """The files, named after the model, which may keep states from call to call."""
+    return tuple(file.format(name) for file in _templates(states).values())
 
 
 def generate(found: CArray, data: bytes) -> dict[str, str]:
     """Write the files as texts."""
     big, measured = found.name.upper(), found.arena_bytes or 0
+    states = states_of_ports(found.inputs, found.outputs)
+    held, given = ({pair[side] for pair in states} for side in (0, 1))
     values: Values = {
         "name": found.name,
         "NAME": big,
@@ -78,13 +86,42 @@ def generate(found: CArray, data: bytes) -> dict[str, str]:
         "lower_bytes": f"{found.arena_lower_bound:,}",
         "guess": _rounded(2 * found.arena_lower_bound + 16 * 1024),
         "variables": found.variables,
-        "fills": "\n".join(_fill(i, port) for i, port in enumerate(found.inputs)),
-        "prints": "\n".join(_print(i, port) for i, port in enumerate(found.outputs)),
+        "fills": "\n".join(_fill(i, p) for i, p in enumerate(found.inputs) if i not in held),
+        "prints": "\n".join(_print(i, p) for i, p in enumerate(found.outputs) if i not in given),
         "ports": "\n".join(_port_lines(found, big)),
         "table": "\n".join(_table(found)),
+        "states": bool(states),
+        "times": "in two calls" if states else "once",
+        **_state_lines(found, states),
     }
-    texts = (fill(_TEMPLATES, template, values) for template in _FILES)
-    return dict(zip(file_names(found.name), texts, strict=True))
+    texts = (fill(_TEMPLATES, template, values) for template in _templates(bool(states)))
+    return dict(zip(file_names(found.name, bool(states)), texts, strict=True))
+
+
+def states_of_ports(inputs: Sequence[Port], outputs: Sequence[Port]) -> list[tuple[int, int]]:
+    """The numbers of the inputs that are states, and of the outputs that they go out as."""
+    taken, given = ([port.name for port in ports] for ports in (inputs, outputs))
+    names = states_of(taken, given)
+    return [(taken.index(name), given.index(out_of(name))) for name in names]
+
+
+def _state_lines(found: CArray, states: list[tuple[int, int]]) -> dict[str, str]:
+    """The lines of the header of states, one for each."""
+    fields, begins, gives, takes = [], [], [], []
+    for number, (i, j) in enumerate(states):
+        port, field = found.inputs[i], f"states.state_{number}"
+        member = TYPES[port.dtype].member
+        start = start_of(port.name)
+        fields.append(f"  /* {comment(port.name)} */")
+        fields.append(f"  alignas(8) uint8_t state_{number}[{port.bytes}];")
+        zero = (port.zero_point or 0) % 256 if port.dtype in ("int8", "uint8") else 0
+        begins.append(f"  memset({field}, {zero}, sizeof({field}));")
+        gives.append(f"  memcpy(interpreter.input({i})->data.{member}, {field}, sizeof({field}));")
+        condition = f"if (states.calls > {start}) " if start else ""
+        taken = f"memcpy({field}, interpreter.output({j})->data.{member}, sizeof({field}));"
+        takes.append(f"  {condition}{taken}")
+    lines = {"fields": fields, "begins": begins, "gives": gives, "takes": takes}
+    return {f"state_{key}": "\n".join(text) for key, text in lines.items()}
 
 
 def _rounded(size: int) -> int:
