@@ -97,3 +97,14 @@ def several(names=("a", "b", "c", "d"), types=("float32", "int32", "bool", "floa
         [],
         signatureDefs=[signature("serve", *ends)],
     )
+
+
+def step():
+    """A file that adds what it keeps to its input: a state that begins with the third call."""
+    names = ["x", "sum_state_from_2", "y", "sum_state_from_2_out"]
+    tensors = [tensor(name.encode(), [1, 3], TYPES.FLOAT32) for name in names]
+    kind, options = schema.BuiltinOptions.AddOptions, schema.AddOptionsT()
+    operators = [operator(0, [0, 1], [made], kind, options) for made in (2, 3)]
+    ends = ({names[0]: 0, names[1]: 1}, {names[2]: 2, names[3]: 3})
+    made = graph(tensors, operators, [0, 1], [2, 3])
+    return build([code(OPS.ADD)], [made], [], signatureDefs=[signature("serve", *ends)])

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import typer
-from android_files import classifier, several
+from android_files import classifier, several, step
 from conftest import run_tflite
 from metadata_models import colours
 
@@ -161,6 +161,21 @@ def test_several_inputs_and_outputs_are_typed(make):
     assert "classify" not in text
     assert "Bitmap" not in text
     assert report.tolerances[0] == 0.0
+
+
+def test_a_step_gets_a_class_that_keeps_its_states(make):
+    project, _ = make(step())
+    stream = project[f"{SOURCES}/DigitsStream.kt"]
+    for line in (
+        "private val taken = intArrayOf(1)",
+        "private val given = intArrayOf(1)",
+        "private val starts = intArrayOf(2)",
+        "        x: FloatArray,\n    ): DigitsModel.Outputs {",
+        "            0 to DigitsTensors.inputs[0].encode(x),",
+        "        1 to DigitsTensors.inputs[1].encode(FloatArray(3)),",
+    ):
+        assert line in stream
+    assert "`DigitsStream(model)` keeps its states" in project["README.md"]
 
 
 def test_reference_is_what_litert_gives(make, tmp_path):

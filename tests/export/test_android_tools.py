@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from android_files import classifier, several
+from android_files import classifier, several, step
 from conftest import run_tflite
 from tflite_by_hand import OPS, TYPES, build, code, graph, operator, tensor
 
@@ -64,6 +64,7 @@ def test_numpy_formulas_are_those_of_litert(tmp_path, dtype):
         (classifier("int8"), "CompiledModel", 9 * (144 + 3) + 144),
         (classifier("uint8", channels=3), "Interpreter", 9 * (432 + 3) + 432),
         (classifier("int16", height=49), "Interpreter", 9 * (588 + 3)),
+        (step(), "CompiledModel", 9 * 12),
         (several(ASCII), "CompiledModel", 9 * 6 + 8 * 4 + 8 * 4 + 9 * 6),
         (several(NAMES, ("float32", "int32", "int64", "float32")), "Interpreter", 172),
     ],

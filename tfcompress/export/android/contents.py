@@ -214,6 +214,11 @@ def _notes(app: App) -> list[str]:
             "of ASCII in a signature. A file with such inputs and outputs (io_dtype float32 or "
             "int8) gets it."
         )
+    if app.interface.states:
+        notes.append(
+            f"The model takes the next frames of a stream: `{app.base}Stream(model)` keeps its "
+            "states from one `run` to the next, and begins a new stream with `reset()`."
+        )
     tolerances = ", ".join(f"{t:g}" for t in app.reference.tolerances)
     notes.append(f"The test lets outputs differ by {tolerances} as stored (integers: in LSB).")
     return notes
@@ -233,11 +238,37 @@ def _library(app: App) -> dict[str, str]:
         "TensorSpec.kt": fill("TensorSpec.kt", package),
         f"{app.runner}.kt": fill(f"{app.runner}.kt", package),
     }
+    if app.interface.states:
+        files[f"{app.base}Stream.kt"] = fill("Stream.kt", {**values, **_states(app)})
     if app.classes is not None:
         files["Classification.kt"] = fill("Classification.kt", package)
     if app.normalizations:
         files["Pixels.kt"] = fill("Pixels.kt", package)
     return files
+
+
+def _states(app: App) -> Values:
+    """What a stream keeps, of which numbers among inputs and outputs."""
+    inputs, tensors = app.interface.inputs, f"{app.base}Tensors"
+    states = app.interface.states
+    held = {taken for taken, _, _ in states}
+    frames = [(i, t) for i, t in enumerate(inputs) if i not in held]
+    return {
+        "states_taken": ", ".join(str(taken) for taken, _, _ in states),
+        "states_given": ", ".join(str(given) for _, given, _ in states),
+        "states_starts": ", ".join(str(start) for _, _, start in states),
+        "states_zeros": _indented(
+            8,
+            (
+                f"{i} to {tensors}.inputs[{i}].encode({inputs[i].array}({inputs[i].size})),"
+                for i in sorted(held)
+            ),
+        ),
+        "frame_parameters": _indented(8, (f"{t.identifier}: {t.array}," for _, t in frames)),
+        "frames_encoded": _indented(
+            12, (f"{i} to {tensors}.inputs[{i}].encode({t.identifier})," for i, t in frames)
+        ),
+    }
 
 
 def _kotlin_values(app: App) -> Values:

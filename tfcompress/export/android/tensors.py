@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfcompress.export.android.naming import identifiers
+from tfcompress.graph.states import out_of, start_of, states_of
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.makers import maker_of
 from tfcompress.tflite.signature import io_names
@@ -81,6 +82,15 @@ class Interface:
     outputs: tuple[Tensor, ...]
     signature: str | None
     compiled: bool  # whether CompiledModel can run it; else the Interpreter
+
+    @property
+    def states(self) -> list[tuple[int, int, int]]:
+        """Of each state the numbers of its input and output, and the calls before it begins."""
+        taken, given = ([t.name for t in tensors] for tensors in (self.inputs, self.outputs))
+        return [
+            (taken.index(name), given.index(out_of(name)), start_of(name))
+            for name in states_of(taken, given)
+        ]
 
     @property
     def runner(self) -> str:
