@@ -13,6 +13,7 @@ import tfcompress as tfc
 from tfcompress import kinds
 
 OURS = {"AddLoss", "FakeQuant", "IntegerLSTM", "KeepMask", "Parameter", "RepeatBatch", "SetMask"}
+OURS |= {"StepRNN"}
 OTHERS = {"StochasticDepth"}  # of KerasHub
 
 

@@ -18,7 +18,7 @@ _TABLE = {
     "Conv3DTranspose": "linear transposed |",
     "DepthwiseConv1D DepthwiseConv2D": "linear depthwise | integer folding fusing",
     "SeparableConv1D SeparableConv2D": "linear separable |",
-    "Embedding ReversibleEmbedding Parameter InputLayer": "| integer",
+    "Embedding ReversibleEmbedding Parameter InputLayer StepRNN": "| integer",
     "Normalization PReLU Matmul Dot": "| integer",
     "LSTM GRU SimpleRNN": "recurrent |",
     "IntegerLSTM": "| UNIDIRECTIONAL_SEQUENCE_LSTM",

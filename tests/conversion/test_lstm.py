@@ -1,5 +1,7 @@
 """LSTMs as one operator of integers: trained, converted, and run by LiteRT's kernels."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -251,11 +253,13 @@ def test_what_the_range_of_the_states_is_for(tmp_path):
     )
 
 
-def test_16_bits_are_not_fused(tmp_path):
+def test_16_bits_are_opened_step_by_step(tmp_path):
     data = normal(16, 7, 3)
     report = tfc.convert(make(), tmp_path / "m.tflite", precision="int16x8", calibration=data)
-    assert "WHILE" in {op.op for op in report.float_ops}
-    with pytest.warns(UserWarning, match=r"stay float.*\(LSTM\)"):
+    assert report.float_ops == []
+    assert "UNIDIRECTIONAL_SEQUENCE_LSTM" not in {name for name, _, _ in report.ops}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         tfc.quantize_aware(make(), activation_bits=16)
 
 

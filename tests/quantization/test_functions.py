@@ -187,7 +187,11 @@ def test_what_no_file_can_hold_is_rewritten(tmp_path):
 
 def test_why_operations_stay_float():
     x = keras.Input((6, 8))
-    y = layers.GRU(4, return_sequences=True, name="loop")(x)
+
+    class Loop(layers.GRU):
+        pass
+
+    y = Loop(4, return_sequences=True, name="loop")(x)
 
     class Noisy(layers.Layer):
         def call(self, x, training=None):
@@ -202,7 +206,7 @@ def test_why_operations_stay_float():
     assert reasons_of(Graph.of(qat))["noisy"] == "does something else in training"
     message = next(str(w.message) for w in told if "stay float" in str(w.message))
     for said in (
-        "'loop' (GRU), as it is a loop, which unroll=True undoes",
+        "'loop' (Loop), as it is a loop of a class of its own: use keras.layers.RNN over a cell",
         "(Sin), as it is SIN, which has no integer kernel",
         "'noisy' (Noisy), as it does something else in training",
     ):

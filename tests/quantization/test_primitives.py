@@ -239,11 +239,7 @@ def test_primitives_and_things_that_are_not_layers_have_no_opener():
     for thing in (
         *(operation, nested, wrapper, layers.Dense(3), layers.Activation("relu"), layers.ReLU()),
         *(layers.BatchNormalization(), layers.Embedding(3, 4), layers.Concatenate(), Rsqrt()),
-        *(
-            Parameter((3,)),
-            layers.GroupNormalization(3, axis=1),
-            layers.Bidirectional(layers.LSTM(3, activation="relu")),
-        ),
+        *(Parameter((3,)), layers.GroupNormalization(3, axis=1)),
         *(layers.LayerNormalization(dtype="mixed_float16"), None, "x"),
     ):
         assert opener(thing) is None

@@ -9,7 +9,6 @@ from opened_layers import kinds, normal, open_and_compare
 
 from tfcompress.layers.integer_lstm import IntegerLSTM
 from tfcompress.quantization.openers import opener
-from tfcompress.techniques import Quantize
 
 _seeded = opened_layers.seeded
 
@@ -177,18 +176,6 @@ def test_einsum_over_an_axis_of_unknown_length():
     assert opener(layer)(layer, x)._keras_history.operation is layer
 
 
-@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"return_sequences": True}, {"go_backwards": True, "return_sequences": True},
-     {"use_bias": False, "go_backwards": True}],
-)  # fmt: skip
-def test_unrolled_rnns(kind, settings):
-    wide = Quantize(activation_bits=16)  # of 8 bits an LSTM is one operator
-    opened = open_and_compare(kind(3, unroll=True, **settings), normal(2, 4, 5), technique=wide)
-    assert sum(isinstance(layer, layers.Dense) for layer in opened.layers) == 2
-
-
 LSTMS = {
     "last": lambda: layers.LSTM(3),
     "all": lambda: layers.LSTM(3, return_sequences=True, unroll=True),
@@ -207,21 +194,3 @@ LSTMS = {
 def test_lstms(name, steps, tmp_path):
     opened = open_and_compare(LSTMS[name](), normal(2, steps, 5), tmp_path=tmp_path)
     assert sum(isinstance(x, IntegerLSTM) for x in opened.layers) in (1, 2)
-
-
-def test_rnns_that_are_left():
-    x = keras.Input((4, 5))
-    for layer in (
-        layers.LSTM(3, return_state=True),
-        layers.LSTM(3, recurrent_dropout=0.1),
-        layers.LSTM(3, unroll=True, activation="relu"),
-        layers.GRU(3, unroll=True, reset_after=False),
-        layers.SimpleRNN(3, unroll=True),
-    ):
-        layer(x)
-        assert opener(layer) is None
-    layer, masked = layers.LSTM(3, unroll=True), layers.Masking()(x)
-    layer(masked)
-    assert opener(layer)(layer, masked)._keras_history.operation is layer
-    state = [keras.Input((3,)), keras.Input((3,))]
-    assert opener(layer)(layer, x, initial_state=state)._keras_history.operation is layer

@@ -14,10 +14,11 @@ from keras import layers, tree
 from tfcompress.compression.rules import check_rules, resolved
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.graph.flatten import flatten
-from tfcompress.graph.nodes import Node
+from tfcompress.graph.nodes import Graph, Node
 from tfcompress.kinds import FOLDING
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed, is_compressed, target_variables
+from tfcompress.layers.step_rnn import StepRNN
 from tfcompress.quantization.opening import detach, name_outputs, open_with
 from tfcompress.quantization.placement import Placement, kind_of, place
 from tfcompress.techniques import Prune, Quantize, Technique
@@ -65,14 +66,24 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
     _, graph, origin = open_with(flat, recipe)
 
     # Before layers give their names to what is put behind them.
-    calls = Counter(id(node.operation) for node in graph.nodes)
+    calls = _calls(graph)
     asked = _with_scores(recipe, [(node, origin(node)) for node in graph.nodes], calls)
-
-    def technique_of(node: Node) -> Quantize | None:
-        return quantize_of(asked[id(node)])
-
-    placement = place(graph, technique_of)
+    placement = place(graph, lambda node: quantize_of(asked[id(node)]))
     name_outputs(flat, graph, placement)
+    return _wrapped(graph, placement, asked, calls)
+
+
+def _calls(graph: Graph) -> Counter:
+    """How often each operation is called; the inside of a loop more often than once."""
+    calls = Counter(id(node.operation) for node in graph.nodes)
+    for node in graph.nodes:
+        if isinstance(node.operation, StepRNN):
+            calls[id(node.operation)] += 1
+    return calls
+
+
+def _wrapped(graph: Graph, placement: Placement, asked: dict, calls: Counter) -> keras.Model:
+    """The model of a graph with its operations under their techniques, and rounded between."""
     _warn_left_float(placement)
     wrapped: dict[int, Any] = {}
     for node in graph.nodes:
@@ -87,7 +98,8 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
             args, kwargs = tree.map_structure(
                 lambda x: exact[id(x)][1] if id(x) in exact else x, (args, kwargs)
             )
-        if (technique := technique_of(node)) and technique.activation_bits is not None:
+        technique = quantize_of(asked[id(node)])
+        if technique and technique.activation_bits is not None:
             args = tuple(_on_grid(x, kind_of(node.operation), technique) for x in args)
         if node.is_input or id(node) in placement.absorbed:
             y = args[0]
@@ -97,6 +109,16 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
         return _quantize_outputs(node, y, placement, exact)
 
     return graph.rebuild(call)
+
+
+def _wrapped_step(loop: StepRNN, techniques: tuple[Technique, ...]) -> StepRNN:
+    """A loop whose step trains under techniques, its states on one grid from step to step."""
+    graph = loop.graph
+    asked = {id(node): techniques for node in graph.nodes}
+    states = list(zip(loop.state_specs, tree.flatten(graph.outputs)[1:], strict=True))
+    placement = place(graph, lambda node: quantize_of(techniques), states)
+    calls = Counter({key: count + 1 for key, count in _calls(graph).items()})
+    return loop.with_step(_wrapped(graph, placement, asked, calls))
 
 
 def quantize_aware(
@@ -136,7 +158,9 @@ def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, w
     if id(operation) in wrapped:
         return wrapped[id(operation)]
     new = operation
-    if isinstance(operation, keras.Layer) and target_variables(operation):
+    if isinstance(operation, StepRNN):
+        new = _wrapped_step(operation, techniques)
+    elif isinstance(operation, keras.Layer) and target_variables(operation):
         kept = []
         for technique in techniques:
             if isinstance(technique, Quantize):

@@ -19,6 +19,7 @@ from tfcompress.layers.compressed import (
     require_advanced,
     target_variables,
 )
+from tfcompress.layers.step_rnn import StepRNN
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.quantize import Granularity
 
@@ -77,6 +78,8 @@ def _bake(operation):
     if isinstance(operation, FusedBatchNorm):
         twin = copy_operation(operation.layer)
         return twin, lambda: copy_weights([(operation.layer, twin)])
+    if isinstance(operation, StepRNN):
+        return operation.with_step(rebuild_copy(operation.step, _bake)), lambda: None
     if not isinstance(operation, Compressed):
         return None
     kept = [_unbound(t) for t in operation.bound[0].techniques if isinstance(t, Quantize)]

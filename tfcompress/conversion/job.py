@@ -36,7 +36,13 @@ from tfcompress.conversion.calibration import (
 from tfcompress.conversion.converters import Lowering
 from tfcompress.conversion.layer_names import fix_ranges, namer, require_none, skipped
 from tfcompress.conversion.precisions import FLOATS, bits_of
-from tfcompress.conversion.report import Report, float_reasons, listed, require_no_loops
+from tfcompress.conversion.report import (
+    Report,
+    float_reasons,
+    listed,
+    require_no_float_loops,
+    require_no_loops,
+)
 from tfcompress.conversion.settings import (
     quantize_techniques,
     require_calibration,
@@ -261,6 +267,8 @@ class Job:
             self.notes.append(f"weights are rounded to nearest: {models.reason_of(error)}")
 
     def _integer(self, model, calibration, samples) -> Any:
+        if isinstance(model, keras.Model) and self.settings.layers is None:
+            require_no_float_loops(model, self.settings.skip, self.io_dtype)
         self._tune(model)
         parsed, known, floats, told_of = self.timed("lower", self._float_file, model)
         require_no_loops(parsed, model, self.io_dtype)

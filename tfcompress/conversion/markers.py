@@ -90,12 +90,15 @@ def _is_same(one: Range, other: Range) -> bool:
 
 def _made_again(model, operators: list, source: int) -> int:
     """A twin of a tensor, with an operator of its own: the converter takes equal ones for one,
-    though they were rounded to several ranges. What no operator makes is its own twin.
+    though they were rounded to several ranges. An input is its own twin.
     """
     maker = next((op for op in operators if source in op.outputs), None)
-    if maker is None:
-        return source
     tensors = model.subgraphs[0].tensors
+    if maker is None:
+        if flatbuffer.is_constant(model, tensors[source]):  # such as zeros of several states
+            tensors.append(changed(tensors[source], name=bytes(tensors[source].name) + b"_again"))
+            return len(tensors) - 1
+        return source
     twins = {}
     for index in maker.outputs:
         twins[index] = len(tensors)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.graph.nodes import Graph
 from tfcompress.kinds import OPERATORS
 from tfcompress.layers.compressed import is_compressed
+from tfcompress.quantization.loops import is_loop, loop_reason
 from tfcompress.quantization.placement import reasons_of
 from tfcompress.results import Result
 from tfcompress.targets.targets import io_pair
@@ -179,7 +182,7 @@ def listed(file: Inspection, reasons: Mapping[str, str], model: Any) -> list[Flo
         reason = reasons.get(tensor, f"LiteRT has no integer kernel of {op.name}")
         if layer in whole and op.name in OPERATORS and not reason.startswith("its divisor"):
             reason = f"its layer {whole[layer]}"
-        reason = loop_reason(file, op) or reason
+        reason = operator_in_loop(file, op) or reason
         found.append(FloatOp(op.name, tensor, reason, layer))
     return found
 
@@ -194,43 +197,48 @@ def _layers(model: Any) -> tuple[Callable[[str], str], dict[str, str]]:
         return lambda tensor: "", {}
 
 
-_MEND = "rebuild the recurrent layer with unroll=True"
-
-
 def require_no_loops(file: Any, model: Any, io_dtype: str) -> None:
     """Raise if a file with a loop is to have integer inputs and outputs."""
     graph = file.subgraphs[0]
     loops = [op for op in graph.operators if flatbuffer.op_name(file, op) == "WHILE"]
-    if not loops or io_dtype == "float32":
-        return
-    layers = _rolled(model)
-    if layers:
-        named = f"layer {layers[0]}" if len(layers) == 1 else f"each of layers {', '.join(layers)}"
-    else:
-        named = f"'{flatbuffer.text(graph.tensors[loops[0].outputs[0]].name)}'"
-    raise ValueError(
-        f"{named} is a loop (WHILE), for which LiteRT has no integer kernel; received "
-        f"io_dtype='{io_dtype}' (a target may ask for it): {_MEND}, which becomes integer as a "
-        "whole, or pass io_dtype='float32', which leaves the loop float."
+    if loops and io_dtype != "float32":
+        tensor = flatbuffer.text(graph.tensors[loops[0].outputs[0]].name)
+        raise _loop_error([f"'{tensor}' is a loop"], io_dtype)
+
+
+def require_no_float_loops(model: keras.Model, skip: Sequence[str], io_dtype: str) -> None:
+    """Raise before any work if a layer that will stay a loop is to have integers around it.
+
+    With floats around it warns.
+    """
+    found = {
+        layer.name: reason
+        for layer in model._flatten_layers()
+        if is_loop(layer) and (reason := loop_reason(layer)) is not None
+        if not any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in skip)
+    }
+    told = [f"layer '{name}' {reason}" for name, reason in found.items()]
+    if told and io_dtype != "float32":
+        raise _loop_error(told, io_dtype)
+    if told:
+        warnings.warn(f"these loops stay float: {'; '.join(told)}.", stacklevel=6)
+
+
+def _loop_error(told: list[str], io_dtype: str) -> ValueError:
+    return ValueError(
+        f"{'; '.join(told)} (LiteRT has no integer kernel of WHILE); received io_dtype="
+        f"'{io_dtype}' (a target may ask for it). Mend that, or pass io_dtype='float32', which "
+        "leaves the loop float."
     )
 
 
-def _rolled(model: Any) -> list[str]:
-    """The quoted names of a Keras model's recurrent layers that are not unrolled."""
-    if not isinstance(model, keras.Model):
-        return []
-    layers = model._flatten_layers()
-    names = [e.name for e in layers if isinstance(e, keras.layers.RNN) and not e.unroll]
-    return [f"'{name}'" for name in dict.fromkeys(names)]
-
-
-def loop_reason(file: Inspection, op: OperatorInfo) -> str | None:
+def operator_in_loop(file: Inspection, op: OperatorInfo) -> str | None:
     """Why an operator of a quantized file is float, if a loop is why.
 
     Returns the reason in words; None if it is another.
     """
     if op.name == "WHILE":
-        return f"a loop: {_MEND}"
+        return "a loop, of which LiteRT has no integer kernel"
     if op.subgraph != 0 and any(other.name == "WHILE" for other in file.operators):
-        return f"inside a loop (WHILE): {_MEND}"
+        return "inside a loop (WHILE), of which LiteRT has no integer kernel"
     return None

@@ -88,6 +88,7 @@ class FakeQuant(keras.layers.Layer):
         self.fixed = tuple(fixed) if fixed is not None else None
         self.float_source, self.observes, self.symmetric = float_source, observes, symmetric
         self.extremes, self.divides, self.learned = extremes, divides, learned
+        self.before = None  # the range before a batch that is observed in several calls
         self.supports_masking = True
 
     @property
@@ -210,9 +211,10 @@ class FakeQuant(keras.layers.Layer):
 
     def _observe(self, x, source, clips: bool):
         """Moves the range towards that of `x`, if it is a source; returns the range."""
-        old = as_tensor(self.range)
+        now = as_tensor(self.range)
         if source is None:
-            return old
+            return now
+        old = now if self.before is None else self.before
         x = ops.stop_gradient(x)
         high = ops.max(x)
         low = ops.zeros_like(high) if clips else ops.min(x)
@@ -225,14 +227,13 @@ class FakeQuant(keras.layers.Layer):
             lowest = -(2.0 ** (self.bits - 1))
             batch = ops.max(ops.abs(batch)) * ops.array([lowest / (-lowest - 1.0), 1.0])
         batch = ops.where(ops.all(batch == 0.0), ops.array([0.0, ONLY_ZEROS]), batch)
-        if self.sources == 1:
-            new = moving_range(old, batch[None], self.momentum)
-        else:
-            new = ops.where(
-                ops.arange(self.sources)[:, None] == source,
-                moving_range(old, batch, self.momentum),
-                old,
-            )
+        moved = moving_range(old, batch[None], self.momentum)
+        if self.before is not None:  # of all steps of a loop
+            low, high = ops.minimum(moved, now)[:, 0], ops.maximum(moved, now)[:, 1]
+            moved = ops.stack([low, high], axis=1)
+        new = moved
+        if self.sources > 1:
+            new = ops.where(ops.arange(self.sources)[:, None] == source, moved, now)
         if self.divides:
             nearest = ops.maximum(ops.maximum(ops.min(x), -ops.max(x)), 0.0)
             self.least.assign(ops.minimum(as_tensor(self.least), ops.cast(nearest, "float32")))
@@ -240,6 +241,11 @@ class FakeQuant(keras.layers.Layer):
             new = ops.where(as_tensor(self.phase) < 2, new, old)
         self.range.assign(new)
         return new
+
+    @staticmethod
+    def unseen(rows):
+        """Ranges of the shape of `rows` that any other is wider than."""
+        return ops.zeros_like(rows) + ops.array([_HIGHEST, _LOWEST])
 
     @property
     def only_zeros(self) -> bool:

@@ -7,19 +7,15 @@ smaller pieces that carry the layer's weights. The results are equal up to float
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-import warnings
 from collections.abc import Callable
 
 import keras
-from keras import layers, ops, tree
+from keras import layers, ops
 
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.inputs import mask_of
-from tfcompress.graph.nodes import Graph, call_node, has_own_call, tensors_in, unique
-from tfcompress.graph.recording import parameter_of
-from tfcompress.graph.tracing import trace
+from tfcompress.graph.nodes import Graph, call_node, exchanged, tensors_in, unique
 from tfcompress.kinds import FOLDING, LINEAR, SEPARABLE, is_exactly
 from tfcompress.quantization import functions, recurrent, spectra
 from tfcompress.quantization.attention import (
@@ -35,17 +31,21 @@ from tfcompress.quantization.attention import (
     open_other_einsum,
     open_softmax,
 )
+from tfcompress.quantization.loops import is_recurrent
 from tfcompress.quantization.pieces import (
     Rsqrt,
     activate,
     constant,
-    dense_of,
-    hand_on,
-    is_by_value,
     parts_of_separable,
     with_weights,
 )
 from tfcompress.quantization.placement import has_kernel
+from tfcompress.quantization.step_openers import (
+    is_bidirectional,
+    open_bidirectional,
+    open_recurrent,
+)
+from tfcompress.quantization.traced import is_simple_user_layer, open_user_layer
 from tfcompress.techniques.quantize import Quantize
 
 __all__ = ["Rsqrt", "constant", "opener", "with_weights"]
@@ -62,10 +62,12 @@ def opener(layer, args: tuple = (), technique: Quantize | None = None) -> Callab
     carry copies of its weights; or None. The function calls the layer itself if it is called in a
     way that has no primitives (with masks, say).
     """
-    function = recurrent.opener_of(layer, technique)
-    if function is None:
-        usual = functions.opener_of(layer, args)
-        function = next((f for fits, f in _OPENERS if fits(layer)), usual)
+    usual = functions.opener_of(layer, args)
+    function = next((f for fits, f in _OPENERS if fits(layer)), usual)
+    if is_bidirectional(layer):
+        inside = functools.partial(opener, technique=technique)
+        function = functools.partial(open_bidirectional, inside)
+    function = recurrent.opener_of(layer, technique, function) or function
     return None if function is None else functools.partial(_open_deeply, function, technique)
 
 
@@ -90,6 +92,18 @@ def _open_deeply(function: Callable, technique: Quantize | None, operation, *arg
         return call_node(node, *a, **k) if opened is None else opened(node.operation, *a, **k)
 
     return pieces.run(tensors, call)
+
+
+def _deepened(model: keras.Model) -> keras.Model:
+    """A model of one step with its operations opened."""
+
+    def call(node, *args, **kwargs):
+        opened = None if node.is_input else opener(node.operation, node.args)
+        if opened is None:
+            return call_node(node, *args, **kwargs)
+        return opened(node.operation, *args, **kwargs)
+
+    return exchanged(Graph.of(model), call)
 
 
 def with_masks(tensors: list) -> tuple[list, tuple[int, ...]]:
@@ -244,93 +258,6 @@ def open_time_distributed(layer, x, mask=None):
     return y if dense else ops.reshape(y, (-1, shape[1], *y.shape[1:]))
 
 
-def is_simple_user_layer(layer) -> bool:
-    """Whether a user's leaf layer may be opened without losing what it does in training."""
-    if not isinstance(layer, keras.Layer) or isinstance(layer, keras.Model) or layer._layers:
-        return False
-    if not has_own_call(type(layer)) and type(layer) is not layers.Lambda:
-        return False
-    return len(layer.variables) == len(layer.weights)  # else it is random
-
-
-def open_user_layer(layer, *args, **kwargs):
-    """A user's layer written in `keras.ops` -> its operations; as it is if it cannot be traced."""
-    if _reads_mask(layer) and any(mask_of(x) is not None for x in tree.flatten((args, kwargs))):
-        return layer(*args, **kwargs)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", ".*computes something else if")
-            inner = trace(layer, args, kwargs)
-    except (ValueError, UserWarning):
-        return layer(*args, **kwargs)
-    tensors = unique(tensors_in((args, kwargs)))
-    made: dict[int, object] = {}
-
-    def as_tensor(value):
-        if not isinstance(value, keras.Variable):
-            return value
-        if id(value) not in made:
-            made[id(value)] = parameter_of(value, layer)(tensors[0])
-        return made[id(value)]
-
-    def call(node, *a, **k):
-        if node.is_input:
-            return a[0]
-        a, k = tree.map_structure(as_tensor, (a, k))
-        return node.operation(*a, **k)
-
-    return inner.run(tensors, call)
-
-
-def _reads_mask(layer) -> bool:
-    """Whether a user's layer does something of its own with masks."""
-    own = type(layer).compute_mask is not keras.Layer.compute_mask
-    parameters = inspect.signature(layer.call).parameters
-    return own or any(name == "mask" or name.endswith("_mask") for name in parameters)
-
-
-def open_lstm(layer, x, initial_state=None, mask=None, **kwargs):
-    """An unrolled LSTM -> Dense layers shared by all time steps, and gates."""
-    if not _is_plain_call(x, initial_state, mask):
-        return layer(x, initial_state=initial_state, mask=mask, **kwargs)
-    cell = layer.cell
-    inputs = dense_of(layer, cell.kernel, cell.bias, f"{layer.name}_inputs")
-    recurrent = dense_of(layer, cell.recurrent_kernel, None, f"{layer.name}_recurrent")
-    h = c = None
-    outputs = []
-    for step in _time_steps(layer, x):
-        z = inputs(step) if h is None else ops.add(inputs(step), recurrent(h))
-        i, f, g, o = ops.split(z, 4, axis=-1)
-        c_new = ops.multiply(ops.sigmoid(i), ops.tanh(g))
-        c = c_new if c is None else ops.add(ops.multiply(ops.sigmoid(f), c), c_new)
-        h = ops.multiply(ops.sigmoid(o), ops.tanh(c))
-        outputs.append(h)
-    return _sequence(layer, outputs)
-
-
-def open_gru(layer, x, initial_state=None, mask=None, **kwargs):
-    """An unrolled GRU (reset_after) -> Dense layers shared by all time steps, and gates."""
-    if not _is_plain_call(x, initial_state, mask):
-        return layer(x, initial_state=initial_state, mask=mask, **kwargs)
-    cell = layer.cell
-    biases = (cell.bias[0], cell.bias[1]) if cell.use_bias else (None, None)
-    inputs = dense_of(layer, cell.kernel, biases[0], f"{layer.name}_inputs")
-    recurrent = dense_of(layer, cell.recurrent_kernel, biases[1], f"{layer.name}_recurrent")
-    if cell.use_bias:  # an indexed variable does not hand on how it trains
-        hand_on(inputs, "bias", cell.bias)
-        hand_on(recurrent, "bias", cell.bias)
-    h = ops.multiply(x[:, 0, :1], ops.zeros((1, layer.units), x.dtype))
-    outputs = []
-    for step in _time_steps(layer, x):
-        z_x, r_x, n_x = ops.split(inputs(step), 3, axis=-1)
-        z_h, r_h, n_h = ops.split(recurrent(h), 3, axis=-1)
-        z, r = ops.sigmoid(ops.add(z_x, z_h)), ops.sigmoid(ops.add(r_x, r_h))
-        n = ops.tanh(ops.add(n_x, ops.multiply(r, n_h)))
-        h = ops.add(n, ops.multiply(z, ops.subtract(h, n)))
-        outputs.append(h)
-    return _sequence(layer, outputs)
-
-
 def open_masked_mean(layer, x, mask=None):
     """GlobalAveragePooling1D with a mask -> cast, multiply, sum, sum, divide."""
     mask = mask_of(x) if mask is None else mask
@@ -357,8 +284,7 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (lambda x: _is_float32(x, layers.RMSNormalization), open_rms_norm),
     (lambda x: _is_float32(x, layers.GroupNormalization) and x.axis == -1, open_group_norm),
     (is_plain_attention, open_attention),
-    (lambda x: is_plain_rnn(x) and type(x) is layers.LSTM, open_lstm),
-    (lambda x: is_plain_rnn(x) and type(x) is layers.GRU and _has_parted_bias(x), open_gru),
+    (is_recurrent, lambda *args, **kwargs: open_recurrent(_deepened, *args, **kwargs)),
     (lambda x: type(x) is layers.Average, open_average),
     (lambda x: type(x) in (layers.Add, layers.Multiply), open_many),
     (lambda x: type(x) is layers.ReLU and not has_kernel(x), functions.relu),
@@ -373,36 +299,3 @@ _OPENERS: list[tuple[Callable, Callable]] = [
     (lambda x: type(x) is layers.MelSpectrogram, spectra.mel_spectrogram),
     (is_simple_user_layer, open_user_layer),
 ]
-
-
-def is_plain_rnn(layer) -> bool:
-    """Whether an unrolled LSTM or GRU has the gates that `open_lstm`, `open_gru` know."""
-    known = type(layer) is layers.LSTM or (type(layer) is layers.GRU and layer.reset_after)
-    return (
-        known
-        and layer.unroll
-        and not (layer.stateful or layer.return_state)
-        and not (layer.dropout or layer.recurrent_dropout)
-        and layer.activation is keras.activations.tanh
-        and layer.recurrent_activation is keras.activations.sigmoid
-    )
-
-
-def _has_parted_bias(gru) -> bool:
-    """Whether the two rows of a GRU's bias can train as two weights."""
-    bias = gru.cell.bias
-    return bias is None or (bias.constraint is None and is_by_value(bias.regularizer))
-
-
-def _is_plain_call(x, initial_state, mask) -> bool:
-    masked = mask is not None or mask_of(x) is not None
-    return not masked and initial_state is None and None not in x.shape[1:]
-
-
-def _time_steps(layer, x) -> list:
-    steps = [x[:, t] for t in range(x.shape[1])]
-    return steps[::-1] if layer.go_backwards else steps
-
-
-def _sequence(layer, outputs: list):
-    return ops.stack(outputs, axis=1) if layer.return_sequences else outputs[-1]

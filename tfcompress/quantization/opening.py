@@ -16,6 +16,7 @@ from tfcompress.quantization import openers
 from tfcompress.quantization.attention import is_matrix_einsum
 from tfcompress.quantization.functions import numbers_of
 from tfcompress.quantization.placement import Placement, relu_name
+from tfcompress.quantization.unrolling import has_loops, unrolled
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.rules import Rule, Rules, quantize_of
 
@@ -41,6 +42,10 @@ def opened_by(model: keras.Model, rules: Rules) -> tuple[keras.Model, dict[int, 
     flat = flatten(model)
     opened, graph, origin = open_with(flat, rules)
     origins = {id(node.operation): origin(node).name for node in graph.nodes}
+    if has_loops(opened):
+        opened, sources = unrolled(opened)
+        graph = Graph.of(opened)
+        origins = {key: origins.get(id(source), source.name) for key, source in sources.items()}
     name_outputs(flat, graph, None)
     return opened, origins
 

@@ -8,7 +8,7 @@ concatenation the scale of their inputs, and fixes the ranges of softmax, sigmoi
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import keras
 import numpy as np
@@ -32,6 +32,7 @@ from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.extremes import Extremes
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.quantization.loops import is_loop, loop_reason
 from tfcompress.techniques.quantize import Quantize
 
 # The ranges of outputs that LiteRT fixes.
@@ -68,9 +69,16 @@ class Placement:
     exact: set[int] = dataclasses.field(default_factory=set)
 
 
-def place(graph: Graph, technique_of: Callable[[Node], Quantize | None]) -> Placement:
-    """Decides where fake-quantization of activations goes."""
-    return _Placer(graph, technique_of).run()
+def place(
+    graph: Graph, technique_of: Callable[[Node], Quantize | None], states: Sequence[tuple] = ()
+) -> Placement:
+    """Decides where fake-quantization of activations goes.
+
+    Args:
+        states: of the step of a loop, whose inputs are rounded outside: each state that it reads,
+            and the new one, which has its scale.
+    """
+    return _Placer(graph, technique_of, states).run()
 
 
 def kind_of(operation) -> str:
@@ -150,21 +158,17 @@ def is_idle(node: Node) -> bool:
 def float_reason(node: Node) -> str:
     """Why an operation that was asked to be quantized stays float, as "it ..." goes on."""
     operation = inner_layer(node.operation)
-    loops = [
-        operation,
-        getattr(operation, "layer", None),
-        getattr(operation, "forward_layer", None),
-    ]
-    if any(isinstance(x, layers.RNN) and not x.unroll for x in loops):
-        return "is a loop, which unroll=True undoes"
-    if any(getattr(t, "_keras_mask", None) is not None for t in node.inputs):
+    sized = not any(None in t.shape[1:] for t in node.inputs)
+    if is_loop(operation) and (reason := loop_reason(operation)):
+        return reason
+    if sized and any(getattr(t, "_keras_mask", None) is not None for t in node.inputs):
         return "reads masks"
     if isinstance(operation, keras.Layer) and has_own_call(type(operation)):
         random = len(operation.variables) != len(operation.weights)
         takes = "training" in inspect.signature(operation.call).parameters
         if random or takes:
             return "does something else in training"
-    if isinstance(operation, keras.Layer) and any(None in t.shape[1:] for t in node.inputs):
+    if isinstance(operation, keras.Layer) and not sized:
         return "reads tensors of no fixed size: pass inputs= of the size that the file is for"
     if isinstance(operation, keras.Layer) and has_own_call(type(operation)):
         return "has a call() that is no graph of Keras layers and keras.ops"
@@ -198,8 +202,8 @@ def fills(node: Node) -> bool:
 
 
 class _Placer:
-    def __init__(self, graph: Graph, technique_of):
-        self.graph, self.technique_of = graph, technique_of
+    def __init__(self, graph: Graph, technique_of, states: Sequence[tuple]):
+        self.graph, self.technique_of, self.states = graph, technique_of, states
         self.placement = Placement({}, set(), set(), [])
         self.parent: dict[int, int] = {}
         self.names: dict[str, int] = {}
@@ -210,6 +214,8 @@ class _Placer:
         self.sources: dict[int, tuple[Quantize | None, str | None, Node]] = {}
 
     def run(self) -> Placement:
+        for old, new in self.states:
+            self.parent[self._root(id(old))] = self._root(id(new))
         self.fixed = self._of_weights()
         while True:
             self.wanted = self._find_wanted()
@@ -296,6 +302,8 @@ class _Placer:
             return all(map(_is_float, node.inputs))
         if (number := _selected(node)) is not None and not np.any(number):
             return True  # 0 is on any grid
+        if self.states and number is None and kind_of(node.operation) == "Where":
+            return True  # a state that stays what it was
         return id(node) in self.idle or passes_through(node.operation)
 
     def _is_read_by_floats(self, tensor, floats: set[int]) -> bool:
@@ -368,6 +376,8 @@ class _Placer:
             groups.setdefault(self._root(key), []).append(key)
         # What no quantized operation gives or reads stays float.
         groups = {root: keys for root, keys in groups.items() if any(map(self._is_asked, keys))}
+        if self.states:
+            groups = {root: x for root, keys in groups.items() if (x := self._of_step(keys))}
         own = [technique for technique, _, _ in self.sources.values() if technique is not None]
         shared: dict[int, FakeQuant] = {}
         multiplied = self._multiplied()
@@ -386,6 +396,12 @@ class _Placer:
             if not shared[root].observes:
                 self.placement.exact.update(k for k in keys if self._is_exact(*self.sources[k]))
         self._round_again(shared)
+
+    def _of_step(self, keys: list[int]) -> list[int]:
+        """What is to be rounded in a step: no states, nor frames that nothing is joined with."""
+        old = {id(state) for state, _ in self.states}
+        keys = [key for key in keys if key not in old]
+        return keys if any(not self.sources[key][2].is_input for key in keys) else []
 
     def _is_asked(self, key: int) -> bool:
         technique, _, node = self.sources[key]
@@ -496,7 +512,7 @@ def _selected(node: Node):
 
 def has_own_grid(node: Node) -> bool:
     """Whether a node rounds what it gives by itself, be it under techniques or not."""
-    return kind_of(getattr(node.operation, "layer", node.operation)) == "IntegerLSTM"
+    return kind_of(getattr(node.operation, "layer", node.operation)) in ("IntegerLSTM", "StepRNN")
 
 
 def looks_up(node: Node) -> bool:

@@ -14,20 +14,21 @@ from tfcompress.quantization.pieces import fill
 from tfcompress.techniques.quantize import Quantize
 
 
-def opener_of(layer, technique: Quantize | None) -> Callable | None:
+def opener_of(layer, technique: Quantize | None, otherwise: Callable | None) -> Callable | None:
     """The function that opens a layer whose inside is LSTMs that become one operator each.
 
     Args:
         technique: how its activations are quantized: the operator is used in 8 bits.
+        otherwise: opens the layer where it is called in a way that the operator has not.
     """
     technique = technique or Quantize()
     if technique.activation_bits != 8:
         return None
     if is_fusable(layer):
-        return functools.partial(open_lstm, technique)
+        return functools.partial(open_lstm, technique, otherwise)
     inner = (getattr(layer, f"{way}_layer", None) for way in ("forward", "backward"))
     if type(layer) is layers.Bidirectional and all(map(is_fusable, inner)):
-        return functools.partial(open_bidirectional, technique)
+        return functools.partial(open_bidirectional, technique, otherwise)
     return None
 
 
@@ -41,17 +42,19 @@ def is_fusable(layer) -> bool:
     )
 
 
-def open_lstm(technique: Quantize, layer, x, initial_state=None, mask=None, **kwargs):
+def open_lstm(technique: Quantize, otherwise, layer, x, initial_state=None, mask=None, **kwargs):
     """LSTM -> dropout, flip, IntegerLSTM."""
     if not _is_plain_call(x, initial_state, mask):
-        return layer(x, initial_state=initial_state, mask=mask, **kwargs)
+        return otherwise(layer, x, initial_state=initial_state, mask=mask, **kwargs)
     return _fused(technique, layer, x)
 
 
-def open_bidirectional(technique: Quantize, layer, x, initial_state=None, mask=None, **kwargs):
+def open_bidirectional(
+    technique: Quantize, otherwise, layer, x, initial_state=None, mask=None, **kwargs
+):
     """Bidirectional -> two IntegerLSTMs, one of them between flips, and what merges them."""
     if not _is_plain_call(x, initial_state, mask):
-        return layer(x, initial_state=initial_state, mask=mask, **kwargs)
+        return otherwise(layer, x, initial_state=initial_state, mask=mask, **kwargs)
     parts = layer.forward_layer, layer.backward_layer
     forward, backward = (_fused(technique, part, x) for part in parts)
     if layer.return_sequences:
