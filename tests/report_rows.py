@@ -7,12 +7,14 @@ import numpy as np
 
 from tfcompress.bench.methods import METHODS
 from tfcompress.bench.methods.run import OURS, TFMOT
+from tfcompress.bench.tasks import TASKS as KNOWN
 
 # name -> quality of float32, bytes of its file, milliseconds, layers
 TASKS = {
     "digits": (0.98, 52_000, 0.02, 6),
     "glyphs": (0.87, 320_000, 1.1, 14),
     "keywords": (0.93, 98_000, 0.55, 12),
+    "wake_word": (0.95, 192_000, 0.1, 9),
     "wake_vision": (0.91, 850_000, 0.9, 28),
     "anomaly": (0.86, 1_070_000, 0.12, 10),
 }
@@ -27,6 +29,8 @@ _FAMILIES = {
     "ptq_tensor_int8": (0.29, 0.85, 0.45, 0.9),
     "ptq_tensor_best_int8": (0.29, 0.85, 0.45, 0.5),
     "qat_int8": (0.30, 0.85, 0.45, 0.1),
+    "stream_ptq": (0.35, 0.85, 0.05, 0.2),
+    "stream_qat": (0.35, 0.85, 0.05, 0.1),
     "prune50_int8": (0.30, 0.60, 0.45, 0.3),
     "prune80_int8": (0.30, 0.35, 0.45, 1.2),
     "prune90_int8": (0.30, 0.30, 0.45, 2.0),
@@ -76,7 +80,8 @@ def make_rows(tasks=tuple(TASKS), methods=tuple(METHODS), seeds=(0, 1, 2)):
     rows = [MACHINE]
     for task in tasks:
         for seed in seeds:
-            runs = [_run(task, METHODS[method], seed, random) for method in methods]
+            made = [METHODS[name] for name in methods if METHODS[name].suits(KNOWN[task])]
+            runs = [_run(task, method, seed, random) for method in made]
             rows += runs
             rows += [_latency(row, random) for row in runs]
             if seed == seeds[0]:
@@ -96,7 +101,7 @@ def _run(task, method, seed, random):
     share, packed, _, lost = _FAMILIES[method.family]
     lost = lost + 0.4 * (method.who != OURS) + random.normal(0, 0.15)
     size = int(size * share * (1.04 if method.who == TFMOT else 1) + 900)
-    trained = not method.family.startswith(("float", "dynamic", "ptq", "mixed"))
+    trained = not method.family.startswith(("float", "dynamic", "ptq", "mixed", "stream_ptq"))
     plain = 40 * random.uniform(0.95, 1.05)
     ratio = random.normal(1.45 if method.who == OURS else 1.7, 0.05) if trained else None
     return {
@@ -115,7 +120,7 @@ def _run(task, method, seed, random):
         "error": None,
         "quality_keras": quality - (lost - 0.05) / 100,
         "quality": quality - lost / 100 + random.normal(0, 0.002),
-        "measure": "AUC" if task == "anomaly" else "accuracy",
+        "measure": KNOWN[task].measure,
         "bytes": size,
         "zipped": int(size * packed * random.uniform(0.995, 1.005)),
         "params": int(size / share / 4.2),

@@ -37,6 +37,28 @@ def task_of(build, loss="sparse_categorical_crossentropy") -> tuple[Task, Data]:
     return dataclasses.replace(task, loss=loss), data
 
 
+def separable(kit, classes):
+    """Takes three frames, and looks at all of them."""
+    layers = kit.layers
+    inputs = layers.Input((3, 1, 4))
+    x = layers.DepthwiseConv2D((3, 1))(layers.Conv2D(16, 1)(inputs))
+    x = layers.Flatten()(layers.ReLU()(layers.BatchNormalization()(x)))
+    return kit.Model(inputs, layers.Softmax()(layers.Dense(classes)(x)))
+
+
+def streams_of(build) -> tuple[Task, Data]:
+    """Streams of seven frames of four numbers, five windows each."""
+    random = np.random.default_rng(0)
+    frames = random.normal(size=(120, 7, 1, 4)).astype("float32")
+    windows = np.stack([frames[:, i : i + 3] for i in range(5)], 1)
+    heard = windows[..., 0].sum((2, 3)) > 1
+    x, y = windows[:80].reshape(-1, 3, 1, 4), 1 - heard[:80].ravel().astype("int64")
+    data = Data(x, y, windows[80:], heard[80:].any(1), 2, "", "")
+    training = Training(40, 16, 1e-2)
+    made = Task("small", "", build, (2, 0, 0), lambda: data, training, training, (training,) * 2)
+    return dataclasses.replace(made, streams=True), data
+
+
 def run_of(task, data, folder, checkpoint=None, steps=12, seed=0) -> Run:
     if checkpoint is None:
         checkpoint = folder / "float.keras"

@@ -47,6 +47,18 @@ def test_quality_is_the_share_of_right_answers(float_cnn, qat_cnn, images, tflit
         assert 0.2 < expected < 0.8
 
 
+def test_how_sure_a_model_gets_in_a_stream_is_what_counts():
+    """The largest of five windows: streams 0 and 2 have the word."""
+    sure = np.array([[1, 9, 2, 0, 0], [3, 3, 8, 3, 3], [7, 0, 0, 0, 0], [1, 1, 1, 1, 1]]) / 10
+    windows = sure.reshape(4, 5, 1).astype("float32")
+    steps = Training(1, 1, 0.1)
+    data = Data(windows[0], sure, windows, np.array([1, 0, 1, 0], bool), 2, "generated", "0")
+    task = Task("tiny", "", None, (2, 0, 0), lambda: data, steps, steps, (steps,) * 2, streams=True)
+    assert task.measure == "AUC"
+    # One of the four pairs is the wrong way round: 7 of one with it, 8 of one without.
+    assert task.score(lambda x: np.concatenate([x, 1 - x], 1), data) == 0.75
+
+
 @pytest.mark.parametrize("name", ["float32", "int8"])
 def test_files_run_in_batches_as_sample_by_sample(name, images, tflites, monkeypatch):
     x, path = images[0], tflites / f"{name}.tflite"

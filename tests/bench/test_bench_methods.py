@@ -5,12 +5,13 @@ import math
 import keras
 import numpy as np
 import pytest
-from bench_runs import DIGITS, dropping, rebuilding, run_of, task_of
+from bench_runs import DIGITS, dropping, rebuilding, run_of, separable, streams_of, task_of
 from conftest import run_tflite
 
 import tfcompress as tfc
 from tfcompress.bench.methods import METHODS, ours, peers
 from tfcompress.bench.methods.run import OURS, train_float
+from tfcompress.bench.running import child
 from tfcompress.bench.tasks.task import Data, Training
 from tfcompress.tflite import flatbuffer
 
@@ -119,11 +120,39 @@ def test_a_method_gives_a_file_of_its_precision(make, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [m for m in METHODS if m not in (*QUICK, *PRUNED, *STAGED)])
+@pytest.mark.parametrize(
+    "name",
+    [m for m in METHODS if m not in (*QUICK, *PRUNED, *STAGED) and METHODS[m].suits(DIGITS)],
+)
 def test_every_other_method_does_too(make, name):
     run = make(name)
     check_file(run, name)
     check_cost(run, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stream_ptq_int8", "stream_qat_int8"])
+def test_a_file_over_the_next_frame_gives_what_windows_give(name, tmp_path):
+    task, data = streams_of(separable)
+    run = run_of(task, data, tmp_path)
+    METHODS[name].make(run)
+    found = tfc.inspect(run.path)
+    assert found.float_ops == ()
+    assert sorted(t.shape[1] for t in found.inputs) == [1, 2]  # a frame, and what was before
+    macs = [tfc.profile(tfc.finalize(x)).macs for x in (run.kept, run.model)]
+    assert macs == [64 + 48 + 32, 3 * 64 + 48 + 32]
+    windows = data.test_inputs()
+    step = child.streamed(run.kept, data)(windows)
+    model = run.model
+    if name == "stream_qat_int8":
+        plain = run_of(task, data, tmp_path, run.checkpoint)
+        of_step = child.file_quality(task, data, run.path)
+        METHODS["qat_int8"].make(plain)
+        model = plain.kept
+        assert child.file_quality(task, data, plain.path) == of_step
+    np.testing.assert_allclose(step, model(windows, training=False), atol=1e-6)
+    quality = child.keras_quality(task, data, run.kept)
+    assert quality == pytest.approx(child.keras_quality(task, data, model), abs=1e-6)
 
 
 @pytest.mark.slow

@@ -300,6 +300,9 @@ def test_plans():
     assert not make_plan().named
     refused("unknown task 'digit'.*Did you mean 'digits'?", lambda: make_plan(["digit"]))
     refused("unknown method 'xyz'.*See `tfcompress bench --list`", lambda: make_plan(None, ["xyz"]))
+    said = "'stream_qat_int8' is for tasks whose data are streams; received digits. Add --task wake"
+    refused(said, lambda: make_plan(["digits"], ["stream_qat_int8"]))
+    assert "stream_qat_int8" in make_plan(["digits", "wake_word"], ["stream_qat_int8"]).methods
     refused("seeds must be a whole number of at least 1; received 0", lambda: make_plan(seeds=0))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import fft
 
-from tfcompress.bench.tasks import anomaly, cache, keywords, sounds
+from tfcompress.bench.tasks import anomaly, cache, keywords, sounds, wake_word
 from tfcompress.bench.tasks.keywords import CLASSES, SILENCE, TEST, TRAIN, UNKNOWN
 from tfcompress.bench.tasks.sounds import Utterance
 from tfcompress.tools.environments import Unavailable
@@ -30,6 +30,7 @@ def few(monkeypatch, tmp_path):
     monkeypatch.setattr(keywords, "TRAIN", TRAIN._replace(each=3, unknowns=5))
     monkeypatch.setattr(keywords, "TEST", TEST._replace(each=2, unknowns=2))
     monkeypatch.setattr(anomaly, "_CLIPS", {"train": 3, "test": 2})
+    monkeypatch.setattr(wake_word, "_COUNTS", {"train": 9, "test": 4})
     monkeypatch.setenv("TFCOMPRESS_CACHE", str(tmp_path))
 
 
@@ -66,6 +67,22 @@ def test_one_frame_of_mfccs_by_hand():
     expected = np.sqrt(2 / 40) * np.cos(angles) @ np.log(energies + 1e-6)
     found = sounds.mfcc(clip[None].astype("float32"))[0, 7, :, 0]
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_log_mels_are_those_of_tensorflow():
+    import tensorflow as tf
+
+    sound = np.random.default_rng(0).normal(0, 0.1, (2, 3 * RATE)).astype("float32")
+    sound[1, RATE:] *= 1e-3
+    risen = sound - np.float32(1 - 2**-5) * np.pad(sound, ((0, 0), (1, 0)))[:, :-1]
+    window = lambda size, dtype: tf.signal.hamming_window(size, periodic=False, dtype=dtype)  # noqa: E731
+    power = tf.square(tf.abs(tf.signal.stft(risen, 1024, 512, window_fn=window))) / 1024
+    matrix = tf.signal.linear_to_mel_weight_matrix(40, 513, RATE, 0.0, 8000.0)
+    decibels = 10 * np.log10(tf.tensordot(power, matrix, 1))
+    found = sounds.log_mels(sound)
+    assert found.shape == (2, 92, 40)
+    np.testing.assert_allclose(found, np.clip((decibels + 52) / 64, 0, 1), atol=1e-4)
+    assert 0 < found.mean() < 1
 
 
 def test_mfccs_refuse_clips_of_another_length():
@@ -157,6 +174,38 @@ def test_words_are_kept_in_the_cache(spoken, few, monkeypatch):
     assert made.classes == made.y_test.max() + 1 == 12
     monkeypatch.setattr(sounds, "speak", None)  # Nothing may be spoken the second time.
     assert keywords.generate().digest == made.digest
+
+
+def test_windows_of_a_stream_have_the_word_or_half_of_it():
+    """Windows are of 15,872 samples, one every 512."""
+    spans = np.array([[2000, 9000], [20_000, 26_000], [0, 0]])
+    labels = np.array([wake_word.UNKNOWN, wake_word.WAKE, wake_word.SILENCE])
+    found = wake_word.labels_of(spans, labels)
+    assert len(found) == wake_word.WINDOWS == 63
+    # Half of the wake word is in windows that end at 23,000, all of it in those to 26,000.
+    half, whole = np.arange(63) * 512 + 15_872 > 23_000, np.arange(63) * 512 + 15_872 >= 26_000
+    begins, middle = np.arange(63) * 512 <= 20_000, np.arange(63) * 512 < 23_000
+    np.testing.assert_array_equal(found == wake_word.WAKE, whole & begins)
+    np.testing.assert_array_equal(found == -1, half & middle & ~(whole & begins))
+    assert found[0] == wake_word.UNKNOWN
+    assert found[-1] == wake_word.SILENCE
+    silent = wake_word.labels_of(spans[2:], labels[2:])
+    assert set(silent) == {wake_word.SILENCE}
+
+
+def test_streams_are_kept_in_the_cache(spoken, few, monkeypatch):
+    made = wake_word.generate()
+    assert made.x_train.shape[1:] == (30, 1, 40)
+    assert made.x_train.dtype == made.x_test.dtype == np.uint8
+    assert len(made.x_train) == len(made.y_train) == 27
+    assert set(made.y_train) <= {0, 1, 2}
+    assert made.x_test.shape == (4, 63, 30, 1, 40)
+    # Windows follow one another by a frame.
+    np.testing.assert_array_equal(made.x_test[:, 1:, :-1], made.x_test[:, :-1, 1:])
+    assert made.y_test.dtype == bool
+    assert made.test_inputs(0, 2).max() <= 1
+    monkeypatch.setattr(sounds, "speak", None)
+    assert wake_word.generate().digest == made.digest
 
 
 def test_sounds_are_kept_in_the_cache(few, monkeypatch):

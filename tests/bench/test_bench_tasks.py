@@ -21,6 +21,7 @@ from tfcompress.tools.environments import Unavailable
     [
         ("glyphs", (10, 78_666, 12_501_632)),
         ("keywords", (12, 24_908, 2_656_768)),
+        ("wake_word", (3, 47_707, 826_368)),
         ("wake_vision", (2, 221_794, 7_489_664)),
         ("anomaly", (0, 269_992, 264_192)),
     ],
@@ -65,6 +66,7 @@ def test_the_model_of_generated_data_is_the_one_that_is_listed():
         ("digits", 420, 420),
         ("glyphs", 160, 1000),
         ("keywords", 256, 1000),
+        ("wake_word", 256, 1000),
         ("wake_vision", 180, 750),
         ("anomaly", 512, 640),
     ],

@@ -149,6 +149,15 @@ def trained():
     return qat, tfc.streaming(qat, 2, windows="pool")
 
 
+def test_a_step_model_rounds_what_the_window_model_rounds(trained):
+    qat, step = trained
+    x = sound(800, 6, 1)
+    online = list(tfc.Stream(step).run(x))
+    calls, windows = zip(*windows_of(x, 13, 2, step.stream_report), strict=True)
+    expected = np.asarray(qat(np.concatenate(windows), training=False))
+    np.testing.assert_array_equal(np.concatenate([online[i] for i in calls]), expected)
+
+
 def test_a_file_of_a_step_gives_what_that_of_the_window_gives(trained, tmp_path):
     qat, step = trained
     for model, name in ((qat, "window"), (step, "step")):

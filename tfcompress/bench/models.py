@@ -1,4 +1,4 @@
-"""The models of the benchmark: the four of MLPerf Tiny v1, by hand, and a small CNN for digits.
+"""The models of the benchmark: the five of MLPerf Tiny, by hand, and a small CNN for digits.
 
 Source: the model definitions and the parameter counts of github.com/mlcommons/tiny.
 """
@@ -41,6 +41,17 @@ def ds_cnn(kit: Any = keras, classes: int = 12) -> keras.Model:
         x = _conv(kit, _depthwise(kit, x), 64, kernel=1)
     x = layers.AveragePooling2D((25, 5))(layers.Dropout(0.4)(x))
     return kit.Model(inputs, _classes(kit, layers.Flatten()(x), classes), name="ds_cnn")
+
+
+def wake_word(kit: Any = keras, classes: int = 3) -> keras.Model:
+    """Separable convolutions over 30 frames of 40 mel bands, without padding: a word or none."""
+    layers = kit.layers
+    x = inputs = kit.Input((30, 1, 40), name="bands")
+    for size, filters in ((3, 128), (5, 128), (10, 128), (15, 32)):
+        x = layers.DepthwiseConv2D((size, 1), use_bias=False)(x)
+        x = layers.Conv2D(filters, 1, use_bias=False)(x)
+        x = layers.Dropout(0.2)(layers.ReLU()(layers.BatchNormalization()(x)))
+    return kit.Model(inputs, _classes(kit, layers.Flatten()(x), classes), name="wake_word")
 
 
 def mobilenet_v1(kit: Any = keras, classes: int = 2) -> keras.Model:

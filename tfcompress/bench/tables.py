@@ -137,7 +137,9 @@ def _count(here: Sequence[Summary]) -> int:
 
 def overview(summaries: Sequence[Summary]) -> Table:
     """Of each method and task quality in percent, and zipped KiB."""
-    title = "Quality in percent (accuracy; AUC of anomaly), and KiB of the zipped file"
+    title = (
+        "Quality in percent (accuracy; AUC of wake_word and anomaly), and KiB of the zipped file"
+    )
     return _crossed(summaries, title, _in_short)
 
 

@@ -360,5 +360,6 @@ def _scale_of(tensor):
         return lambda: grid_step(*inner.hidden.limits())
     if type(operation).__name__ not in _KEEPING or not given.args:
         return None
-    first = given.args[0][0] if isinstance(given.args[0], list | tuple) else given.args[0]
-    return _scale_of(first) if _is_symbolic(first) else None
+    # All have one scale, but states of a stream come in without a range of their own.
+    known = (_scale_of(x) for x in tree.flatten(given.args[0]) if _is_symbolic(x))
+    return next((scale for scale in known if scale is not None), None)

@@ -53,6 +53,22 @@ _ALL = (
         ours.ptq("int8", tune="best", **ours.TENSOR),
     ),
     *_family("qat_int8", "QAT int8", ours.qat_int8, short=True, tfmot=peers.qat_int8),
+    Method(
+        "stream_ptq_int8",
+        "streaming, PTQ int8",
+        OURS,
+        ours.stream_ptq_int8,
+        "stream_ptq",
+        streams=True,
+    ),
+    Method(
+        "stream_qat_int8",
+        "streaming, QAT int8",
+        OURS,
+        ours.stream_qat_int8,
+        "stream_qat",
+        streams=True,
+    ),
     *_family("prune50_int8", "50% zeros, int8", ours.prune_int8(0.5), tfmot=peers.prune_int8(0.5)),
     *_family(
         "prune80_int8",

@@ -80,6 +80,29 @@ def qat_int8(run: Run) -> None:
     _quantize_aware(run, run.model)
 
 
+def stream_ptq_int8(run: Run) -> None:
+    """A model over the next frame, calibrated as it runs over windows."""
+    from tfcompress.surgery.streams.stream import Stream
+
+    step = _step_of(run.model)
+    run.convert(step, calibration=Stream(step).samples(run.calibration), **INT8)
+
+
+def stream_qat_int8(run: Run) -> None:
+    """Quantization-aware training over windows, then a model over the next frame."""
+    from tfcompress.compression.compress import quantize_aware
+
+    qat = quantize_aware(run.model, momentum=MOMENTUM)
+    run.fit(qat)
+    run.convert(_step_of(qat), **INT8)
+
+
+def _step_of(model: Any) -> Any:
+    from tfcompress.surgery.streams.streaming import streaming
+
+    return streaming(model, windows="Flatten")
+
+
 def qat_int4(run: Run) -> None:
     """Quantization-aware training with 4-bit weights."""
     from tfcompress.compression.compress import quantize_aware

@@ -246,6 +246,7 @@ class Method:
         make: carries it out: calls `run.fit` and ends with `run.convert` or `run.write`.
         family: methods of one family do the same: what is ours is compared with the peers in it.
         short: whether the short form of the benchmark has it.
+        streams: whether it makes a file over the next frames, for tasks whose data are streams.
     """
 
     name: str
@@ -254,3 +255,8 @@ class Method:
     make: Make
     family: str
     short: bool = False
+    streams: bool = False
+
+    def suits(self, task: Task) -> bool:
+        """Whether it is for a task."""
+        return task.streams or not self.streams

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ from tfcompress.version import VERSION
 if TYPE_CHECKING:
     from tfcompress.bench.methods.run import Run
     from tfcompress.bench.tasks import Data, Task
+
+Predict = Callable[[np.ndarray], np.ndarray]
 
 # A method's file in its folder.
 FILE = "model.tflite"
@@ -220,8 +223,6 @@ def counts(model: Any, plain: Any) -> dict[str, int | None]:
     return {"params": params, "macs": None if unknown else found.macs}
 
 
-Predict = Callable[[np.ndarray], np.ndarray]
-
 # Samples that LiteRT takes at a time, where a file can.
 _BATCH = 64
 
@@ -230,6 +231,8 @@ def keras_quality(task: Task, data: Data, model: Any) -> float:
     """The quality of a Keras 3 or tf_keras model."""
     import tensorflow as tf
 
+    if len(model.inputs) > 1:
+        return task.score(streamed(model, data), data)
     # Not `predict`: beside a GPU, even a hidden one, Keras compiles it with XLA, which makes
     # depthwise convolutions several times slower on a CPU.
     shape = (None, *data.x_train.shape[1:])
@@ -241,7 +244,36 @@ def keras_quality(task: Task, data: Data, model: Any) -> float:
 
 def file_quality(task: Task, data: Data, path: str | os.PathLike[str]) -> float:
     """The quality of a .tflite file on LiteRT's default kernels, XNNPACK where they can."""
-    return task.score(predictor(Path(path).read_bytes(), data.test_inputs(0, 4)), data)
+    content = Path(path).read_bytes()
+    if len(ports(flatbuffer.read(content))[0]) > 1:
+        return task.score(streamed(os.fspath(path), data), data)
+    return task.score(predictor(content, data.test_inputs(0, 4)), data)
+
+
+def streamed(model: Any, data: Data) -> Predict:
+    """A step model, or the path of its file, as a function on windows that follow one another.
+
+    Args:
+        data: whose streams have as many windows as are given, or a multiple.
+    """
+    from tfcompress.surgery.streams.stream import Stream
+
+    each = data.x_test.shape[1]
+    made = functools.cache(lambda count: Stream(model, count))
+
+    def outputs(frames: np.ndarray) -> np.ndarray:
+        stream = made(len(frames))
+        stream.reset()
+        return np.stack([*stream.run(frames)][-each:], 1)
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        windows = x.reshape(-1, each, *x.shape[1:])
+        frames = np.concatenate([windows[:, 0], windows[:, 1:, -1]], axis=1)
+        # A file takes one stream at a time.
+        parts = np.split(frames, len(frames)) if isinstance(model, str) else [frames]
+        return np.concatenate([*map(outputs, parts)]).reshape(len(x), -1)
+
+    return predict
 
 
 def predictor(content: bytes, samples: np.ndarray) -> Predict:

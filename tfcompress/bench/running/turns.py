@@ -55,6 +55,7 @@ def make_plan(
     _check("method", wanted, METHODS)
     chosen = set(tasks or (SHORT_TASKS if form == "short" else TASKS))
     _check("task", chosen, TASKS)
+    _check_streams(methods or (), chosen)
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ValueError(f"seeds must be a whole number of at least 1; received {seeds!r}. Try 3.")
     return Plan(_chosen(TASKS, chosen), _chosen(METHODS, wanted), seeds, form, bool(tasks))
@@ -66,6 +67,17 @@ def _check(what: str, names: Iterable[str], known: Mapping[str, Any]) -> None:
             mend = did_you_mean(name, known, f"See `tfcompress bench --list` for all {what}s.")
             few = f"{', '.join(list(known)[:5])}{', ...' if len(known) > 5 else ''}"
             raise ValueError(f"unknown {what} {name!r}; expected one of {few}. {mend}")
+
+
+def _check_streams(methods: Iterable[str], tasks: Iterable[str]) -> None:
+    """Raises a ValueError for a method that is for none of the tasks."""
+    for name in methods:
+        if not any(METHODS[name].suits(TASKS[task]) for task in tasks):
+            streams = ", ".join(task for task in TASKS if TASKS[task].streams)
+            raise ValueError(
+                f"method '{name}' is for tasks whose data are streams; received {', '.join(tasks)}."
+                f" Add --task {streams}."
+            )
 
 
 def _chosen(known: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
@@ -262,7 +274,9 @@ class Running:
         known = {row["method"]: row for row in self._rows("run", task, seed)}
         versions = {row["id"]: row["versions"] for row in self.file.rows if "versions" in row}
         missing = []
-        for method in self.plan.methods:
+        for method, made in self.plan.methods.items():
+            if not made.suits(self.plan.tasks[task]):
+                continue
             row = known.get(method, {})
             settings = self._settings(task, method, source)
             same = all(row.get(name) == value for name, value in settings.items())

@@ -1,6 +1,6 @@
 """The tasks of the benchmark: an architecture, and data made or found on any machine."""
 
-from tfcompress.bench.tasks import anomaly, glyphs, keywords, wake_vision
+from tfcompress.bench.tasks import anomaly, glyphs, keywords, wake_vision, wake_word
 from tfcompress.bench.tasks.task import Data, Task, Training, architecture
 
 
@@ -28,6 +28,10 @@ DIGITS = Task(
 )
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (DIGITS, glyphs.TASK, keywords.TASK, wake_vision.TASK, anomaly.TASK)
+    task.name: task
+    for task in (
+        *(DIGITS, glyphs.TASK, keywords.TASK, wake_word.TASK),
+        *(wake_vision.TASK, anomaly.TASK),
+    )
 }
 __all__ = ["TASKS", "Data", "Task", "Training"]

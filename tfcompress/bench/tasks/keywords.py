@@ -22,7 +22,7 @@ _GENERATOR = 2
 _SEED = 0
 
 # By how much words are louder than noise, in decibels.
-_LOUDER = (8.0, 36.0)
+LOUDER = (8.0, 36.0)
 
 # How many clips are in memory at a time.
 PIECE = 256
@@ -76,15 +76,19 @@ TEST = Part(_TEST_ACCENTS, _TEST_VARIANTS, [*_UNKNOWN, *_UNHEARD], 200, 200)
 def generate() -> Data:
     """12,500 clips to train with and 2,400 to test with."""
     said = {"train": TRAIN._asdict(), "test": TEST._asdict(), "espeak-ng": sounds.version()}
-    missing = sorted({*TRAIN.variants, *TEST.variants} - sounds.variants())
-    if missing:
-        raise Unavailable(
-            f"espeak-ng {said['espeak-ng']} lacks the voices {', '.join(missing)}: 1.50 or later "
-            "is needed, with all of its data (espeak-ng-data)"
-        )
-    settings = {**said, "louder": _LOUDER, "generator": _GENERATOR, "seed": _SEED}
+    require_voices()
+    settings = {**said, "louder": LOUDER, "generator": _GENERATOR, "seed": _SEED}
     arrays = cache.cached("keywords", settings, lambda: make(TRAIN, TEST, _SEED))
     return Data.of(arrays, len(CLASSES))
+
+
+def require_voices() -> None:
+    """Raises an `Unavailable` unless eSpeak NG has the voices of all parts."""
+    if missing := sorted({*TRAIN.variants, *TEST.variants} - sounds.variants()):
+        raise Unavailable(
+            f"espeak-ng {sounds.version()} lacks the voices {', '.join(missing)}: 1.50 or later "
+            "is needed, with all of its data (espeak-ng-data)"
+        )
 
 
 def make(train: Part, test: Part, seed: int) -> cache.Arrays:
@@ -132,11 +136,28 @@ def heard(
     Args:
         spoken: words, float32 (samples,) at 16 kHz.
     """
-    words = sounds.in_rooms(sounds.placed(spoken, random), random)
+    return among_noise(sounds.placed(spoken, random), random, labels == SILENCE)
+
+
+def among_noise(
+    words: np.ndarray,
+    random: np.random.Generator,
+    silent: np.ndarray | None = None,
+    levels: tuple[float, float] = (-40, -15),
+) -> np.ndarray:
+    """Clips of words in rooms, among noise that is softer.
+
+    Args:
+        words: float32 (count, samples).
+        silent: bool (count,): whether all but the noise is taken away.
+        levels: between which each clip has its own, in decibels.
+    """
+    words = sounds.in_rooms(words, random)
     noise = sounds.noises(words, random)
-    words[labels == SILENCE] = 0
-    clips = sounds.mixed(words, noise, random.uniform(*_LOUDER, len(words)))
-    level = 10 ** (random.uniform(-40, -15, (len(words), 1)) / 20)
+    if silent is not None:
+        words[silent] = 0
+    clips = sounds.mixed(words, noise, random.uniform(*LOUDER, len(words)))
+    level = 10 ** (random.uniform(*levels, (len(words), 1)) / 20)
     return np.clip(clips * level, -1, 1).astype("float32")
 
 

@@ -31,6 +31,9 @@ _BANDS, _LOW, _HIGH = 40, 20.0, 4000.0
 # What is added before the logarithm.
 _FLOOR = 1e-6
 
+# Of the streaming wake word of MLPerf Tiny: windows of 64 ms every 32 ms.
+BANDS, WINDOW, HOP = 40, 1024, 512
+
 
 def mfcc(samples: np.ndarray) -> np.ndarray:
     """MFCCs of clips of a second."""
@@ -48,12 +51,33 @@ def mfcc(samples: np.ndarray) -> np.ndarray:
     return waves.astype("float32")
 
 
-def mel_filters() -> np.ndarray:
-    """Triangles of height 1 that are straight on the mel scale, float32 (bins, 40)."""
-    bins = mel(np.linspace(0, RATE / 2, _FFT // 2 + 1))[:, None]
-    edges = mel(mel_edges(_LOW, _HIGH, _BANDS))
-    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
-    rising, falling = (bins - low) / (middle - low), (high - bins) / (high - middle)
+def log_mels(samples: np.ndarray) -> np.ndarray:
+    """Loudness of mel bands, as the streaming wake word of MLPerf Tiny takes it.
+
+    Args:
+        samples: float32 (clips, samples) at 16 kHz.
+
+    Returns float32 (clips, frames, 40): -52 to 12 decibels as 0 to 1, after pre-emphasis. Source:
+    benchmark/training/streaming_wakeword of github.com/mlcommons/tiny.
+    """
+    before = np.pad(samples, ((0, 0), (1, 0)))[:, :-1]
+    risen = (samples - np.float32(1 - 2**-5) * before).astype("float32")
+    frames = np.lib.stride_tricks.sliding_window_view(risen, WINDOW, axis=1)[:, ::HOP]
+    window = scipy.signal.windows.hamming(WINDOW).astype("float32")
+    power = np.square(np.abs(scipy.fft.rfft(frames * window))) / np.float32(WINDOW)
+    energy = power @ mel_filters(WINDOW, 0.0, RATE / 2, BANDS)
+    decibels = 10 * np.log10(np.maximum(energy, 1e-30))
+    return np.clip((decibels + 52) / 64, 0, 1).astype("float32")
+
+
+def mel_filters(
+    fft: int = _FFT, low: float = _LOW, high: float = _HIGH, count: int = _BANDS
+) -> np.ndarray:
+    """Triangles of height 1 that are straight on the mel scale, float32 (bins, bands)."""
+    bins = mel(np.linspace(0, RATE / 2, fft // 2 + 1))[:, None]
+    edges = mel(mel_edges(low, high, count))
+    first, middle, last = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (bins - first) / (middle - first), (last - bins) / (last - middle)
     return np.maximum(0, np.minimum(rising, falling)).astype("float32")
 
 
@@ -99,10 +123,7 @@ def _refused(path: Path, why: str) -> ValueError:
     )
 
 
-# Echoes are as long as clips at most, and must not come round to their beginnings.
-_PADDED = 2 * LENGTH
 _VOICES, _HARMONICS = 5, 12
-_TIME = np.arange(LENGTH, dtype="float32") / RATE
 Random = np.random.Generator
 
 
@@ -130,50 +151,57 @@ def in_rooms(clips: np.ndarray, random: Random) -> np.ndarray:
     differently, by 3 dB as a standard deviation.
 
     Args:
-        clips: float32 (count, 16000).
+        clips: float32 (count, samples), of half a second or more.
     """
-    count = len(clips)
+    count, length = clips.shape
+    # Echoes are as long as clips at most, and must not come round to their beginnings.
+    padded = 2 * length
     time = np.arange(RATE // 2, dtype="float32") / RATE
     rates = 6.9 / random.uniform(0.1, 0.5, (count, 1)).astype("float32")
     echoes = _white(count, len(time), random) * np.exp(-rates * time)
     echoes *= random.uniform(0, 0.4, (count, 1)) / np.linalg.norm(echoes, axis=1, keepdims=True)
     echoes[:, 0] = 1
-    heard = scipy.fft.rfft(clips, _PADDED) * scipy.fft.rfft(echoes, _PADDED)
+    heard = scipy.fft.rfft(clips, padded) * scipy.fft.rfft(echoes, padded)
     gains = 10 ** (random.normal(0, 3, (count, 8)) / 20)
     # Knots are an octave apart, from 62.5 Hz up.
-    knots = np.log2(np.maximum(scipy.fft.rfftfreq(_PADDED, 1 / RATE), 1) / 62.5)
+    knots = np.log2(np.maximum(scipy.fft.rfftfreq(padded, 1 / RATE), 1) / 62.5)
     heard *= _between(gains.astype("float32"), knots.astype("float32"))
-    return scipy.fft.irfft(heard, _PADDED)[:, :LENGTH]
+    return scipy.fft.irfft(heard, padded)[:, :length]
 
 
 def noises(clips: np.ndarray, random: Random) -> np.ndarray:
     """Noise of five kinds: steady, swelling, of a motor, of bangs, of people who talk.
 
     Args:
-        clips: float32 (count, 16000), of words: what people say.
+        clips: float32 (count, samples), of words: what people say.
     """
-    noise = _steady(len(clips), random)
+    length = clips.shape[1]
+    noise = _steady(len(clips), length, random)
     kinds = random.integers(0, 5, len(clips))
     for kind, make in enumerate((_swells, _motors, _bangs), 1):
         rows = kinds == kind
         noise[rows] = make(noise[rows], random)
     talk = kinds == 4
     voices = random.integers(0, len(clips), (_VOICES, talk.sum()))
-    shift = random.integers(LENGTH)
+    shift = random.integers(length)
     noise[talk] = _power_1(np.roll(clips[voices].sum(0), shift, 1)) + 0.3 * noise[talk]
     return _power_1(noise)
 
 
-def _steady(count: int, random: Random) -> np.ndarray:
+def _steady(count: int, length: int, random: Random) -> np.ndarray:
     """White, pink, brown and all between."""
-    frequencies = np.maximum(scipy.fft.rfftfreq(LENGTH, 1 / RATE), 20).astype("float32")
+    frequencies = np.maximum(scipy.fft.rfftfreq(length, 1 / RATE), 20).astype("float32")
     slopes = frequencies ** -random.uniform(0, 1, (count, 1)).astype("float32")
-    return _power_1(scipy.fft.irfft(scipy.fft.rfft(_white(count, LENGTH, random)) * slopes, LENGTH))
+    return _power_1(scipy.fft.irfft(scipy.fft.rfft(_white(count, length, random)) * slopes, length))
+
+
+def _times(noise: np.ndarray) -> np.ndarray:
+    return np.arange(noise.shape[1], dtype="float32") / RATE
 
 
 def _swells(noise: np.ndarray, random: Random) -> np.ndarray:
     speed, start = random.uniform(1, 8, (2, len(noise), 1))
-    return noise * (1 + 0.9 * np.sin(2 * np.pi * (speed * _TIME + start)))
+    return noise * (1 + 0.9 * np.sin(2 * np.pi * (speed * _times(noise) + start)))
 
 
 def _motors(noise: np.ndarray, random: Random) -> np.ndarray:
@@ -181,7 +209,7 @@ def _motors(noise: np.ndarray, random: Random) -> np.ndarray:
     shape = (len(noise), _HARMONICS)
     levels = random.lognormal(0, 1, shape) / np.arange(1, _HARMONICS + 1)
     levels = levels * np.exp(2j * np.pi * random.uniform(0, 1, shape))
-    turn = np.exp(2j * np.pi * random.uniform(40, 200, (len(noise), 1)) * _TIME)
+    turn = np.exp(2j * np.pi * random.uniform(40, 200, (len(noise), 1)) * _times(noise))
     # By Horner's rule: a sine of each harmonic would take ten times as long.
     hum = np.zeros(turn.shape)
     for level in levels.T[::-1]:
@@ -191,7 +219,7 @@ def _motors(noise: np.ndarray, random: Random) -> np.ndarray:
 
 def _bangs(noise: np.ndarray, random: Random) -> np.ndarray:
     """About three a second, each dying away within a tenth of one."""
-    struck = np.where(random.uniform(size=noise.shape) < 3 / LENGTH, 1.0, 0.0)
+    struck = np.where(random.uniform(size=noise.shape) < 3 / RATE, 1.0, 0.0)
     ring = scipy.signal.lfilter([1.0], [1.0, -np.exp(-60 / RATE)], struck)
     return noise * (0.2 + 5 * ring)
 
@@ -200,7 +228,7 @@ def mixed(words: np.ndarray, noise: np.ndarray, decibels: np.ndarray) -> np.ndar
     """Words over noise.
 
     Args:
-        words: float32 (count, 16000).
+        words: float32 (count, samples), a multiple of 400.
     """
     squares = np.square(words)
     # A word is shorter than its clip: of the silence around it nothing must be seen.

@@ -34,8 +34,9 @@ class Data:
     Attributes:
         x_train: (count, *input shape), float32, or uint8 to be scaled.
         y_train: int (count,), or None if the inputs are to be reconstructed.
-        x_test: as `x_train`; for anomalies (clips, frames, *input shape).
-        y_test: int (count,); for anomalies bool (clips,): whether there is one.
+        x_test: as `x_train`; for anomalies (clips, frames, *input shape), for streams (streams,
+            windows, *input shape).
+        y_test: int (count,); for anomalies and streams bool: whether there is one, or the word.
         classes: how many; 0 for anomalies.
         source: "generated", or the name of the data set.
         digest: SHA-256 over all arrays, hexadecimal.
@@ -104,6 +105,7 @@ class Task:
         build: (`keras` or `tf_keras`, classes) -> an untrained model.
         published: classes, parameters and MACs of the published architecture.
         generated: the same with the classes of the generated data, if these are others.
+        streams: whether streams are tested with: how sure the model gets in one of its first class.
         generate: makes the data, or takes them from the cache.
         read: reads the real data set from its folder.
         real: its name, and what its folder holds.
@@ -124,6 +126,7 @@ class Task:
     real: str = ""
     loss: str = "sparse_categorical_crossentropy"
     generated: tuple[int, int, int] | None = None
+    streams: bool = False
 
     def trainings(self, form: str) -> tuple[Training, Training]:
         """Of the float model, and of what every method gets, in a form of the benchmark."""
@@ -139,7 +142,7 @@ class Task:
     @property
     def measure(self) -> str:
         """What quality is: "accuracy" or "AUC"."""
-        return "AUC" if self.loss == "mse" else "accuracy"
+        return "AUC" if self.loss == "mse" or self.streams else "accuracy"
 
     def score(self, predict: Callable[[np.ndarray], np.ndarray], data: Data) -> float:
         """The quality on the whole test set.
@@ -155,13 +158,17 @@ class Task:
             return float(np.mean(np.concatenate(found) == data.y_test))
         from sklearn.metrics import roc_auc_score
 
-        clips = max(1, BATCH // data.x_test.shape[1])
-        errors = []
+        each = data.x_test.shape[1]
+        clips, signs = max(1, BATCH // each), []
         for first in range(0, len(data.x_test), clips):
             x = data.test_inputs(first, first + clips)
-            squares = np.square(predict(x) - x).mean(tuple(range(1, x.ndim)))
-            errors.append(squares.reshape(-1, data.x_test.shape[1]).mean(1))
-        return float(roc_auc_score(data.y_test, np.concatenate(errors)))
+            y = predict(x)
+            if self.streams:
+                signs.append(y[:, 0].reshape(-1, each).max(1))
+            else:
+                errors = np.square(y - x).mean(tuple(range(1, x.ndim)))
+                signs.append(errors.reshape(-1, each).mean(1))
+        return float(roc_auc_score(data.y_test, np.concatenate(signs)))
 
 
 def architecture(name: str) -> Callable[[Any, int], Any]:
