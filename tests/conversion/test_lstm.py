@@ -12,6 +12,8 @@ import tfcompress as tfc
 from tfcompress.conversion import lstm
 from tfcompress.layers.fixed_point import sigmoid_table, tanh_table
 from tfcompress.tflite import flatbuffer
+from tfcompress.tools.comparison import operators_alone
+from tfcompress.tools.subject import read_subject
 
 REFERENCE, DEFAULT = OpResolverType.BUILTIN_REF, OpResolverType.AUTO
 
@@ -279,3 +281,64 @@ def test_an_lstm_that_is_left_float(tmp_path):
     tfc.convert(model, tmp_path / "m.tflite", precision="int8", calibration=data, skip="lstm*")
     want = model.predict(data, verbose=0)
     np.testing.assert_allclose(ran(tmp_path / "m.tflite", data, DEFAULT), want, atol=0.02)
+
+
+def stateful(steps=3):
+    keras.utils.set_random_seed(0)
+    x = keras.Input(batch_shape=(1, steps, 3), name="x")
+    return keras.Model(x, layers.Dense(2)(layers.LSTM(6, stateful=True)(x)))
+
+
+def test_states_that_are_kept_from_run_to_run(tmp_path):
+    path, data = tmp_path / "m.tflite", normal(12, 3, 3, seed=2)
+    qat = tfc.quantize_aware(stateful())
+    qat.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=False)
+    qat.fit(normal(64, 3, 3), normal(64, 2, seed=1), epochs=3, batch_size=1, verbose=0)
+    report = tfc.convert(qat, path, strict=True)
+    assert [name for name, _, _ in report.ops if name == "SLICE"] == []
+
+    def given(model):
+        for layer in model._flatten_layers():
+            if getattr(layer, "stateful", False):
+                layer.reset_states()
+        return np.concatenate([np.asarray(model(row[None])) for row in data])
+
+    want = given(qat)
+    assert not np.allclose(given(qat)[1:], np.concatenate([qat(row[None]) for row in data])[:-1])
+    np.testing.assert_allclose(ran(path, data), want, atol=1e-5)
+    plain = stateful()
+    report = tfc.convert(plain, path, precision="int8", calibration=data)
+    assert report.float_ops == []
+    # What calibration did not see, as its states are others, ends with the range.
+    assert np.quantile(np.abs(ran(path, data) - given(plain)), 0.9) < 0.02
+
+
+def test_macs():
+    model = make("all both ways")
+    # 7 steps of 4 gates of 5 cells that read 3 numbers and 5 states, and so on.
+    wanted = 2 * 7 * 4 * 5 * (3 + 5) + 7 * 4 * 4 * (10 + 4) + 4 * 2
+    assert tfc.profile(model).macs == tfc.profile(tfc.quantize_aware(model)).macs == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["last", "all both ways"])
+def test_tflite_micro(name, tmp_path):
+    runtimes = pytest.importorskip("tfcompress.tools.runtimes")
+    try:
+        runtimes.require_tflm()
+    except Exception as error:
+        pytest.skip(str(error))
+    tfc.convert(trained(make(name)), tmp_path / "m.tflite", io_dtype="int8")
+    codes = np.random.default_rng(0).integers(-128, 128, (30, 7, 3)).astype(np.int8)
+    data = (tmp_path / "m.tflite").read_bytes()
+    found = runtimes.tflm_outputs(data, [[row[None]] for row in codes])
+    found = np.concatenate([outputs[0] for outputs in found]).astype(int)
+    assert np.abs(found - ran(tmp_path / "m.tflite", codes)).max() <= 2
+    assert tfc.accept(tmp_path / "m.tflite", ["tflm"]).passed
+
+
+def test_operators_are_compared_alone(tmp_path):
+    tfc.convert(trained(make()), tmp_path / "m.tflite", io_dtype="int8")
+    alone = operators_alone(read_subject(tmp_path / "m.tflite", {}))
+    assert [list(x) for x in alone.inputs[0].values()] != []
+    assert len(alone.expected[0]) == 3  # of LSTM, STRIDED_SLICE, FULLY_CONNECTED

@@ -200,15 +200,15 @@ class _Folder:
         wanted = self._wanted_grid(made)
         same = wanted is not None and wanted[1] == grid[1] and _is_near(wanted[0], grid[0])
         given = self.source[made] = self._integer_tensor(made, wanted if same else grid)
-        states = {op.inputs[place] for place in (lstm.HIDDEN, lstm.CELL)}
-        self.operators = [old for old in self.operators if not states.intersection(old.outputs)]
-        for index in states:
-            self.graph.tensors[index].isVariable = False
         name = bytes(self.graph.tensors[made].name).decode()
         most = self.cells.get(name, 1.0)
         self.operators += lstm.integer_operators(
             self.model, op, self.source[x], given, most, self.widths
         )
+        states = {op.inputs[place] for place in (lstm.HIDDEN, lstm.CELL)}
+        self.operators = [old for old in self.operators if not states.intersection(old.outputs)]
+        for index in states:
+            self.graph.tensors[index].isVariable = False
         self.operators.append(_conversion(self.model, "DEQUANTIZE", given, made))
 
     def _quantize_count(self, op) -> None:

@@ -5,8 +5,8 @@ operator, in whose place the real one is written, in floats. What litert-quantiz
 becomes integers here (activations and weights of 8 bits, a cell state of 16: the variant that
 LiteRT, TFLite Micro and Vela know).
 
-The operator keeps its states in variables from one run to the next. Before it two SLICEs of
-constants write zeros there, so that each run begins anew.
+The operator keeps its states in variables from one run to the next, as a stateful LSTM does. Before
+any other two SLICEs of constants write zeros there, so that each run begins anew.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class FusedLSTM(IntegerLSTM):
         limits = [*self.hidden.limits(), self.cell.limits()[1]]
         # The converter forgets where the function was called.
         name = f"{tf.compat.v1.get_default_graph().get_name_scope()}/lstm".encode()
-        told = tf.stack([tf.cast(told, "float32") for told in (*limits, *name)])
+        every = (*limits, self.stateful, *name)
+        told = tf.stack([tf.cast(told, "float32") for told in every])
         kernels = (tf.convert_to_tensor(x) for x in (self.kernel, self.recurrent_kernel))
         bias = tf.zeros((4, self.units)) if self.bias is None else tf.convert_to_tensor(self.bias)
 
@@ -111,18 +112,20 @@ def write_floats(model: Any) -> dict[int, tuple[Range, float]]:
             continue
         x, *operands = op.inputs
         kernel, recurrent, bias, limits = (constant(model, index) for index in operands)
-        low, high, most, *name = map(float, limits)
+        low, high, most, stateful, *name = map(float, limits)
         tensor = graph.tensors[op.outputs[0]]
         if bytes(tensor.name).startswith(_NAMELESS):
             tensor.name = bytes(map(int, name))
         if high > low:
             told[op.outputs[0]] = Range(low, high), most
-        written += _float_operators(model, op, x, (kernel, recurrent, bias))
+        written += _float_operators(model, op, x, (kernel, recurrent, bias), bool(stateful))
     graph.operators = written
     return told
 
 
-def _float_operators(model: Any, op: Any, x: int, weights: Sequence[np.ndarray]) -> list[Any]:
+def _float_operators(
+    model: Any, op: Any, x: int, weights: Sequence[np.ndarray], stateful: bool
+) -> list[Any]:
     made = op.outputs[0]
     name = bytes(model.subgraphs[0].tensors[made].name)
     inputs = [-1] * _OPERANDS
@@ -137,7 +140,7 @@ def _float_operators(model: Any, op: Any, x: int, weights: Sequence[np.ndarray])
     batch, units = model.subgraphs[0].tensors[made].shape[0], weights[1].shape[0]
     zeros = np.zeros((batch, units), np.float32)
     hidden, cell = (_Tensor(name + end, zeros) for end in (b"_hidden", b"_cell"))
-    return _with_states(model, name, inputs, made, hidden, cell)
+    return _with_states(model, name, inputs, made, (hidden, cell), stateful)
 
 
 class _Tensor:
@@ -167,19 +170,23 @@ class _Tensor:
 
 
 def _with_states(
-    model: Any, name: bytes, inputs: list[int], made: int, hidden: _Tensor, cell: _Tensor
+    model: Any, name: bytes, inputs: list[int], made: int, states: Sequence[_Tensor], stateful: bool
 ) -> list[Any]:
-    """The operator, after what sets its states to what they begin with."""
-    operators = []
-    shape = np.asarray(hidden.values.shape, np.int32)
-    begin = _Tensor(name + b"_begin", np.zeros(2, np.int32)).add(model)
-    size = _Tensor(name + b"_size", shape).add(model)
-    for place, state in ((HIDDEN, hidden), (CELL, cell)):
+    """The operator, after what sets its hidden and cell state to what they begin with."""
+    operators: list[Any] = []
+    places: tuple[int, ...] = ()
+    if not stateful:
+        shape = np.asarray(states[0].values.shape, np.int32)
+        ends = ((b"_begin", 0 * shape), (b"_size", shape))
+        places = tuple(_Tensor(name + end, values).add(model) for end, values in ends)
+    for place, state in zip((HIDDEN, CELL), states, strict=True):
         inputs[place] = state.add(model, variable=True)
+        if stateful:
+            continue
         operators.append(
             schema.OperatorT(
                 _code(model, schema.BuiltinOperator.SLICE, 3 if state.scale else 1),
-                [state.add(model), begin, size],
+                [state.add(model), *places],
                 [inputs[place]],
                 schema.BuiltinOptions.SliceOptions,
                 schema.SliceOptionsT(),
@@ -211,6 +218,12 @@ def states_of(model: Any) -> set[int]:
     return {int(op.inputs[place]) for op in operators_of(model) for place in (HIDDEN, CELL)}
 
 
+def is_stateful(model: Any, op: Any) -> bool:
+    """Whether an LSTM goes on with the states that the last run ended with."""
+    graph = model.subgraphs[0]
+    return not any(op.inputs[CELL] in other.outputs for other in graph.operators)
+
+
 def greatest_cells(model: Any, batches: Sequence[dict]) -> dict[int, float]:
     """The greatest values of the cell states for some samples, by the tensors that LSTMs give.
 
@@ -224,29 +237,37 @@ def greatest_cells(model: Any, batches: Sequence[dict]) -> dict[int, float]:
     read = [int(op.inputs[0]) for op in operators_of(model)]
     opened.subgraphs[0] = changed(graph, outputs=[*graph.outputs, *read])
     runner = run.Runner(model, flatbuffer.write(opened), "the float file", reference=False)
+    kept: dict[int, Any] = {}
     for batch in batches:
         runner.run(batch)
         for op in operators_of(model):
-            x = runner.tensor(run.port(model, op.inputs[0]))
-            most = float(np.abs(_cells(model, op, x)).max(initial=0.0))
-            found[op.outputs[0]] = max(found[op.outputs[0]], most)
+            made, x = int(op.outputs[0]), runner.tensor(run.port(model, op.inputs[0]))
+            cells, states = _cells(model, op, x, kept.get(made))
+            found[made] = max(found[made], float(np.abs(cells).max(initial=0.0)))
+            if is_stateful(model, op):
+                kept[made] = states
     return found
 
 
-def _cells(model: Any, op: Any, x: np.ndarray) -> np.ndarray:
-    """The cell states of all steps that an LSTM of floats goes through."""
+def _cells(model: Any, op: Any, x: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+    """The cell states of all steps that an LSTM of floats goes through, and its last states.
+
+    Args:
+        states: that it begins with; None for zeros.
+    """
     kernel, recurrent, bias = (
         np.concatenate([constant(model, op.inputs[place]) for place in places])
         for places in (KERNELS, RECURRENT, BIASES)
     )
-    h = c = np.zeros((x.shape[0], recurrent.shape[1]), np.float32)
+    zeros = np.zeros((x.shape[0], recurrent.shape[1]), np.float32)
+    h, c = (zeros, zeros) if states is None else states
     cells = []
     for t in range(x.shape[1]):
         i, f, g, o = np.split(x[:, t] @ kernel.T + h @ recurrent.T + bias, 4, axis=-1)
         c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
         h = _sigmoid(o) * np.tanh(c)
         cells.append(c)
-    return np.stack(cells, axis=1)
+    return np.stack(cells, axis=1), (h, c)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -283,7 +304,8 @@ def integer_operators(
     shape = tensors[op.inputs[HIDDEN]].shape
     hidden = _Tensor(name + b"_hidden", np.full(shape, zero, np.int8), scale, zero)
     cell = _Tensor(name + b"_cell", np.zeros(shape, np.int16), _cell_step(most))
-    written = _with_states(model, name, inputs, made, hidden, cell)
+    kept = is_stateful(model, op)
+    written = _with_states(model, name, inputs, made, (hidden, cell), kept)
     gates = [_Tensor(name + b"_gate", np.zeros(0, np.int16), _SUM)] * 4
     inner = [*gates, _Tensor(name + b"_inner", np.zeros(0, np.int8), scale, zero)]
     written[-1].intermediates = [_empty(model, tensor) for tensor in inner]

@@ -38,7 +38,7 @@ _WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 
 @keras.saving.register_keras_serializable("tfcompress")
 class IntegerLSTM(keras.layers.Layer):
-    """An LSTM from zeros on whose hidden and cell state are rounded to integers.
+    """An LSTM whose hidden and cell state are rounded to integers.
 
     While training the hidden state is rounded, and the ranges of both states are observed; in
     inference everything is computed in whole numbers, as the kernel does.
@@ -47,6 +47,8 @@ class IntegerLSTM(keras.layers.Layer):
         units: how many cells there are.
         use_bias: whether a bias is added.
         return_sequences: whether it gives the hidden state of all steps, else that of the last.
+        stateful: whether each batch begins with the states that the one before it ended with,
+            instead of zeros.
         momentum, delay, freeze: of the ranges of the states, see `Quantize`.
         **kwargs: also regularizers and constraints of the weights, by their names: those of Keras's
             LSTM, whose gates are an axis of their own here: (inputs, 4, units).
@@ -60,6 +62,7 @@ class IntegerLSTM(keras.layers.Layer):
         units: int,
         use_bias: bool = True,
         return_sequences: bool = False,
+        stateful: bool = False,
         momentum: float = 0.99,
         delay=0,
         freeze=None,
@@ -73,6 +76,8 @@ class IntegerLSTM(keras.layers.Layer):
         for name in (f"{weight}_{rule}" for weight in _WEIGHTS for rule in _RULES):
             setattr(self, name, self.__dict__.pop(f"_given_{name}"))
         self.units, self.use_bias, self.return_sequences = units, use_bias, return_sequences
+        self.stateful = stateful
+        self.states: list[Any] = []
         self.momentum, self.delay, self.freeze = momentum, delay, freeze
         settings = {"momentum": momentum, "delay": delay, "freeze": freeze}
         self.hidden = FakeQuant(8, name=f"{self.name}_hidden_range", **settings)
@@ -90,21 +95,32 @@ class IntegerLSTM(keras.layers.Layer):
             setattr(self, name, self.add_weight(name=name, shape=shapes[name], **rules))
         for part in (self.hidden, self.cell):
             part.build(None)
+        if self.stateful:
+            kept = {"shape": (input_shape[0], self.units), "initializer": "zeros"}
+            names = ("hidden_state", "cell_state")
+            self.states = [self.add_weight(name=n, trainable=False, **kept) for n in names]
 
     def call(self, x, training=False):
         x32 = ops.cast(x, "float32")
         if training:
-            states, cells = self._train(x32)
+            hidden, cells, last = self._train(x32)
             # Observed after use: a batch is rounded by what was seen before it.
-            self.hidden._observe(states, 0, False)
+            self.hidden._observe(hidden, 0, False)
             self.cell._observe(cells, 0, False)
+            states = last, cells[:, -1]
         else:
             rounds = self._rounds()
-            states = ops.cond(
-                rounds, lambda: self._infer(x32), lambda: self._run(x32, float_step)[0]
-            )
-        y = states if self.return_sequences else states[:, -1]
-        return ops.cast(y, x.dtype)
+            hidden, *states = ops.cond(rounds, lambda: self._infer(x32), lambda: self._plain(x32))
+        for kept, state in zip(self.states, states, strict=False):
+            kept.assign(state)
+        return ops.cast(hidden if self.return_sequences else hidden[:, -1], x.dtype)
+
+    def reset_states(self) -> None:
+        """Sets the states to zeros that are kept from batch to batch."""
+        for state in self.states:
+            state.assign(ops.zeros_like(state))
+
+    reset_state = reset_states  # Keras has both names
 
     def _rounds(self):
         """Whether the ranges of the states are known, and rounding has begun."""
@@ -114,21 +130,36 @@ class IntegerLSTM(keras.layers.Layer):
         return functools.reduce(ops.logical_and, map(ops.convert_to_tensor, known))
 
     def _train(self, x):
-        """Hidden and cell states of all steps, the hidden ones rounded by the range so far."""
+        """Hidden states, rounded by the range so far, cell states, and the last hidden one."""
         low, high = (ops.stop_gradient(ops.convert_to_tensor(v)) for v in self.hidden.limits())
         rounds = self._rounds()
 
         def round_state(h):
             return ops.where(rounds, quantize_activation(h, low, ops.where(rounds, high, 1.0)), h)
 
-        return self._run(x, functools.partial(float_step, rounded=round_state))
+        hidden, cells = self._run(x, functools.partial(float_step, rounded=round_state))
+        return hidden, cells, hidden[:, -1]
+
+    def _plain(self, x):
+        """Hidden states in floats, and the last of both."""
+        hidden, cells = self._run(x, float_step)
+        return hidden, hidden[:, -1], cells[:, -1]
 
     def _run(self, x, step: Callable):
-        """Hidden and cell states of all steps, from zeros on."""
+        """Hidden and cell states of all steps."""
         sums = self._product(x, self.kernel)
         if self.bias is not None:
             sums = sums + ops.convert_to_tensor(self.bias)
-        return self._loop(sums, lambda h: self._product(h, self.recurrent_kernel), step)
+        start = self._start(sums)
+        return self._loop(sums, start, lambda h: self._product(h, self.recurrent_kernel), step)
+
+    def _start(self, sums):
+        """The states before the first step."""
+        if self.stateful:
+            return tuple(
+                ops.cast(ops.convert_to_tensor(state), sums.dtype) for state in self.states
+            )
+        return (ops.zeros_like(sums[:, 0, 0]),) * 2
 
     def _product(self, x, kernel):
         """Sums of products by gate: (..., 4, units)."""
@@ -136,9 +167,8 @@ class IntegerLSTM(keras.layers.Layer):
         sums = ops.matmul(x, ops.cast(flat, x.dtype))
         return ops.reshape(sums, (*ops.shape(sums)[:-1], 4, self.units))
 
-    def _loop(self, sums, recur: Callable, step: Callable):
+    def _loop(self, sums, start: tuple, recur: Callable, step: Callable):
         """(hidden states, cell states) of all steps: (batch, time, units)."""
-        start = ops.zeros_like(sums[:, 0, 0])
 
         def advance(states, z):
             h, c = step(z + recur(states[0]), states[1])
@@ -146,10 +176,10 @@ class IntegerLSTM(keras.layers.Layer):
 
         count = sums.shape[1]
         if count is None or count > _UNROLLED:
-            _, found = ops.scan(advance, (start, start), ops.moveaxis(sums, 1, 0))
+            _, found = ops.scan(advance, start, ops.moveaxis(sums, 1, 0))
             hidden, cells = (ops.moveaxis(states, 0, 1) for states in found)
             return hidden, cells
-        states, found = (start, start), []
+        states, found = start, []
         for t in range(count):
             states, made = advance(states, sums[:, t])
             found.append(made)
@@ -157,7 +187,7 @@ class IntegerLSTM(keras.layers.Layer):
         return hidden, cells
 
     def _infer(self, x):
-        """The hidden states of all steps, as the kernel computes them in whole numbers."""
+        """Hidden states as the kernel computes them in whole numbers, and the last of both."""
         low, high = self.hidden.limits()
         step = grid_step(low, high)
         lowest, scale = _wide(ops.round(low / step)), _wide(step)
@@ -177,7 +207,11 @@ class IntegerLSTM(keras.layers.Layer):
             return ops.clip(h, lowest, lowest + 255.0), c
 
         sums = ops.clip(sums, _LOWEST, _HIGHEST)
-        return ops.cast(self._loop(sums, recur, advance)[0] * scale, "float32")
+        h, c = self._start(sums)
+        start = ops.round(h / scale), ops.round(c / cell)
+        hidden, cells = self._loop(sums, start, recur, advance)
+        found = hidden * scale, hidden[:, -1] * scale, cells[:, -1] * cell
+        return tuple(ops.cast(states, "float32") for states in found)
 
     def _units(self) -> list:
         """The scale of what is read, and by gate those of the kernels; None if they have none."""
@@ -208,7 +242,7 @@ class IntegerLSTM(keras.layers.Layer):
         return keras.KerasTensor(shape if self.return_sequences else (shape[0], shape[2]), x.dtype)
 
     def get_config(self):
-        names = "units use_bias return_sequences momentum delay freeze".split()
+        names = "units use_bias return_sequences stateful momentum delay freeze".split()
         config: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in (f"{weight}_{rule}" for weight in _WEIGHTS for rule in _RULES):
             kind = getattr(keras, name.rpartition("_")[2] + "s")

@@ -19,32 +19,39 @@ def opener_of(layer, technique: Quantize | None, otherwise: Callable | None) -> 
 
     Args:
         technique: how its activations are quantized: the operator is used in 8 bits.
-        otherwise: opens the layer where it is called in a way that the operator has not.
+        otherwise: opens the layer where it is called in a way that the operator has not, if
+            anything does.
     """
-    technique = technique or Quantize()
+    technique, otherwise = technique or Quantize(), otherwise or _as_it_is
     if technique.activation_bits != 8:
         return None
     if is_fusable(layer):
         return functools.partial(open_lstm, technique, otherwise)
     inner = (getattr(layer, f"{way}_layer", None) for way in ("forward", "backward"))
-    if type(layer) is layers.Bidirectional and all(map(is_fusable, inner)):
+    ways = type(layer) is layers.Bidirectional and not layer.stateful
+    if ways and all(map(is_fusable, inner)):
         return functools.partial(open_bidirectional, technique, otherwise)
     return None
 
 
 def is_fusable(layer) -> bool:
-    """Whether a layer is an LSTM with the gates that the operator has, from zeros on."""
+    """Whether a layer is an LSTM with the gates that the operator has, of one output."""
     return (
         type(layer) is layers.LSTM
-        and not (layer.stateful or layer.return_state or layer.recurrent_dropout)
+        and not (layer.return_state or layer.recurrent_dropout)
         and layer.activation is keras.activations.tanh
         and layer.recurrent_activation is keras.activations.sigmoid
     )
 
 
+def _as_it_is(layer, *args, **kwargs):
+    return layer(*args, **kwargs)
+
+
 def open_lstm(technique: Quantize, otherwise, layer, x, initial_state=None, mask=None, **kwargs):
     """LSTM -> dropout, flip, IntegerLSTM."""
-    if not _is_plain_call(x, initial_state, mask):
+    fixed = x.shape[0] is not None or not layer.stateful
+    if not (fixed and _is_plain_call(x, initial_state, mask)):
         return otherwise(layer, x, initial_state=initial_state, mask=mask, **kwargs)
     return _fused(technique, layer, x)
 
@@ -87,6 +94,7 @@ def _fused(technique: Quantize, layer, x):
         layer.units,
         cell.use_bias,
         layer.return_sequences,
+        layer.stateful,
         momentum=technique.momentum,
         delay=technique.delay,
         freeze=technique.freeze,

@@ -246,6 +246,10 @@ def _rnn(call: Call) -> int | None:
     return steps * sum(call.weight(cell, "kernel", "recurrent_kernel") for cell in cells)
 
 
+def _integer_lstm(call: Call) -> int:
+    return size(call.inputs[0][:2]) * call.weight(call.layer, "kernel", "recurrent_kernel")
+
+
 def _conv_lstm(call: Call) -> int:
     """Both convolutions of a step give as many places; the states keep the padding "same"."""
     layer = call.layer
@@ -362,6 +366,7 @@ _LAYERS = _named(
         "AdditiveAttention": _additive_attention,
         "ConvLSTM": _conv_lstm,
         "RNN": _rnn,
+        "IntegerLSTM": _integer_lstm,
         "Bidirectional": _bidirectional,
         "TimeDistributed": _time_distributed,
         "FixedTraining SpectralNormalization Compressed FusedBatchNorm": _wrapper,

@@ -177,16 +177,19 @@ def operators_alone(file: Subject) -> Subject | None:
     float where those of the whole are. The samples are what LiteRT's reference kernels compute on
     the way through the whole file.
 
-    Returns the `Subject` of the cut file; None if it has state or control flow.
+    What is written to a variable before it is read stays with its reader.
+
+    Returns the `Subject` of the cut file; None if it has other state or control flow.
     """
     model = flatbuffer.read(file.data)
     graph = model.subgraphs[0]
-    if len(model.subgraphs) > 1 or any(tensor.isVariable for tensor in graph.tensors):
+    variables = {i for i, tensor in enumerate(graph.tensors) if tensor.isVariable}
+    if len(model.subgraphs) > 1 or variables - {i for op in graph.operators for i in op.outputs}:
         return None
     floats = any(value.dtype.kind == "f" for value in file.inputs[0].values())
     if floats:  # Those at the new inputs and outputs do the same.
         graph.operators = [op for op in graph.operators if not _is_edge(model, op)]
-    fixed = _fixed(model)
+    fixed = _fixed(model) | variables
     made = [i for op in graph.operators for i in op.outputs if i not in fixed]
     fed = _cut(graph, fixed, made)
     values = tensors_of(file.data, list(file.inputs), sorted({*fed, *made}))

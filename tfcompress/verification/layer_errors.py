@@ -130,7 +130,7 @@ def _pairs(file: Any, exact: Any) -> dict[int, int]:
         name = flatbuffer.text(tensor.name)
         names = (name, _unnumbered(tensor), name.removesuffix("_quantized"), _last(tensor))
         other = next((by_name[n] for n in names if n in by_name), None)
-        if other is None or flatbuffer.is_constant(file, tensor):
+        if other is None or tensor.isVariable or flatbuffer.is_constant(file, tensor):
             continue
         if list(exact.subgraphs[0].tensors[other].shape) == list(tensor.shape):
             pairs[index] = other
