@@ -175,6 +175,37 @@ def test_a_file_of_a_step_gives_what_that_of_the_window_gives(trained, tmp_path)
         np.testing.assert_array_equal(online[call], runs.run({"sound": window})["word"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "states", "names"),
+    [
+        (layers.LSTM, "variables", {"conv_variable"}),
+        (layers.GRU, "io", {"conv_state", "cells_state"}),
+    ],
+)
+def test_recurrent_layers_of_integers(kind, states, names, tmp_path):
+    def net(x):
+        x = layers.Conv1D(4, 3, padding="causal", activation="relu", name="conv")(x)
+        return layers.Dense(3, activation="softmax", name="word")(kind(6, name="cells")(x))
+
+    qat = tfc.quantize_aware(made(net, 4))
+    x = sound(4, 5)
+    qat(x, training=True)
+    step = tfc.streaming(qat, 2, states=states)
+    assert set(step.stream_report.states) == names
+    step.save(tmp_path / "step.keras")
+    for model, name in ((qat, "window"), (step, "step")):
+        report = tfc.convert(model, tmp_path / f"{name}.tflite", precision="int8", io_dtype="int8")
+        assert report.float_ops == []
+    offline = _File(tmp_path / "window.tflite").run({"sound": x})["word"]
+    np.testing.assert_array_equal(offline, np.asarray(qat(x)))
+    for file in ("step.keras", "step.tflite"):
+        stream = tfc.Stream(tmp_path / file)
+        for _ in range(2):
+            *_, last = stream.run(x)
+            np.testing.assert_array_equal(last, offline)
+            stream.reset()
+
+
 def test_what_looks_ahead_is_named_with_ways_out_that_work():
     def ahead(x):
         x = layers.Conv1D(6, 3, padding="same", name="conv")(x)
@@ -204,7 +235,7 @@ def test_what_is_refused():
     late = made(remembering)
     refused("begins with call 3", lambda: tfc.streaming(late, states="variables"))
     refused("'io' or 'variables'; received 'x'", lambda: tfc.streaming(late, states="x"))
-    refused("'cells' .*make the step model of the float model", lambda: tfc.streaming(lstm))
+    refused("'cells' .*pass states='variables'", lambda: tfc.streaming(lstm))
     refused("no known length", lambda: tfc.streaming(unknown, windows="*"))
     refused("must have states", lambda: tfc.Stream(model))
     stream = tfc.Stream(tfc.streaming(model, 2))

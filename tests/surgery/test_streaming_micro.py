@@ -121,3 +121,23 @@ def test_recurrent_layers(kind, tmp_path):
     content, rows, made = calls(path, frames, 1)
     # Dense layers that differ by a step, twice, in front of gates of smaller steps.
     assert most_apart(made, tflm_outputs(content, rows)) <= 3
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+def test_recurrent_layers_trained_over_windows(kind, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((20, 10), name="sound")
+    x = kind(16)(kind(16, return_sequences=True)(x))
+    qat = tfc.quantize_aware(keras.Model(inputs, layers.Dense(4, activation="softmax")(x)))
+    frames = np.random.default_rng(0).normal(size=(1, 60, 10)).astype("float32")
+    qat(frames[:, :20], training=True)
+    # LSTMs keep their states in the operator.
+    step = tfc.streaming(qat, states="variables")
+    path = tmp_path / "step.tflite"
+    tfc.convert(step, path, precision="int8", io_dtype="int8")
+    content = flatbuffer.load(path)
+    (sound,), (scores,) = run.ports(flatbuffer.read(content))
+    rows = [[sound.quantize(frames[:, time : time + 1])] for time in range(60)]
+    made = [scores.dequantize(given[0]) for given in tflm_outputs(content, rows)]
+    simulated = np.concatenate(list(Stream(step).run(frames)))
+    assert np.abs(np.concatenate(made) - simulated).max() * 256 <= 1

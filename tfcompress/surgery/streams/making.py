@@ -7,11 +7,12 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfcompress.graph.copying import copy_operation, copy_weights
+from tfcompress.graph.copying import copy_operation, copy_trainable, copy_weights
 from tfcompress.graph.nodes import scope_name
 from tfcompress.graph.states import out_of, state_name, variable_name
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed
+from tfcompress.layers.fake_quant import stateful_layers
 from tfcompress.surgery.streams.lines import Ahead, Line
 
 
@@ -46,7 +47,12 @@ class Maker:
 
     def fill(self) -> None:
         """Gives the copies their weights, once all are built."""
-        copy_weights(self._fill)
+        keeping = [pair for pair in self._fill if getattr(pair[1], "stateful", False)]
+        copy_weights(pair for pair in self._fill if pair not in keeping)
+        for source, twin in keeping:  # whose states begin as zeros
+            copy_trainable(source, twin)
+            for ours, theirs in zip(_stateless(twin), _stateless(source), strict=True):
+                ours.assign(theirs)
 
     def frames(self, line: Line) -> int:
         """How many frames of a tensor one call has."""
@@ -131,6 +137,12 @@ class Maker:
         elif more:
             whole = along(whole, line.place, 0, line.length)
         return whole, Line(None, line.length, line.stride, line.late + more // line.stride)
+
+
+def _stateless(layer) -> list:
+    """The variables of a layer but for states that it keeps by itself."""
+    kept = {id(state) for x in stateful_layers(layer) for state in getattr(x, "states", ())}
+    return [variable for variable in layer.variables if id(variable) not in kept]
 
 
 def along(x, axis: int, start: int, stop: int | None):

@@ -17,6 +17,12 @@ from tfcompress.surgery.streams.making import Maker
 # Steps that are written out one by one; LiteRT has loops of floats alone.
 _UNROLLED = 64
 
+_BACKWARDS = "runs backwards from the window's end"
+_GIVEN = (
+    "begins with states that the model computes, or reads masks: make what comes from there on a "
+    "model of its own, with these as inputs"
+)
+
 
 def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     """A recurrent layer that takes its states and gives them back."""
@@ -44,16 +50,73 @@ def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     return y, made
 
 
-def _require_plain(layer, line, args: tuple, kwargs: dict) -> None:
-    if layer.go_backwards:
-        raise Ahead("runs backwards from the window's end")
-    rest = {key: value for key, value in kwargs.items() if key != "training"}
-    if any(value is not None for value in (*args[1:], *rest.values())):
+def stepped(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
+    """A recurrent layer of integers: its step once for each frame, with states in and out."""
+    loop, line = node.operation, lines[0]
+    sequences, states = loop.parted(args[0])
+    if states:
+        raise Ahead(_GIVEN, window=False)
+    if loop.go_backwards:
+        raise Ahead(_BACKWARDS)
+    if any(other != line for other in lines) or line.zeros or line.axis != 1:
+        raise Ahead("reads sequences that do not come together")
+    if maker.call_of(line) is None:
         raise Ahead(
-            "begins with states that the model computes, or reads masks: make what comes from "
-            "there on a model of its own, with these as inputs",
+            f"reads a first frame that is not the first of a call: pass a chunk that divides "
+            f"{line.first * line.stride}",
             window=False,
         )
+    start, count = maker.call_of(line) or 0, len(loop.state_specs)
+    names = [node.name if count == 1 else f"{node.name}_{i}" for i in range(count)]
+    given = [
+        maker.state(name, spec, (sequences[0].shape[0], *spec.shape[1:]), start)
+        for name, spec in zip(names, loop.state_specs, strict=True)
+    ]
+    new, made, graph = [state for state, _ in given], [], loop.graph
+
+    def call(part: Node, *values, **settings):
+        return values[0] if part.is_input else maker.layer(part.operation)(*values, **settings)
+
+    for time in range(sequences[0].shape[1]):
+        frames = [x[:, time] for x in sequences]
+        y, *new = keras.tree.flatten(graph.run([*frames, *new], call))
+        made.append(y)
+    for (_, name), value in zip(given, new, strict=True):
+        maker.keep(name, value)
+    latest = line.changed(axis=None)
+    y = _sequence(made) if loop.return_sequences else made[-1]
+    own = line if loop.return_sequences else latest
+    return ([y, *new], [own, *[latest] * len(new)]) if loop.return_state else (y, own)
+
+
+def integer_lstm(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
+    """LiteRT's one operator, which keeps its states by itself."""
+    line = lines[0]
+    if not maker.variables:
+        raise Ahead("keeps its states inside of one operator: pass states='variables'")
+    if line.zeros or line.axis != 1:
+        raise Ahead("reads padded frames, or has them at another axis than the second")
+    if line.first:
+        raise Ahead(
+            "begins with a later call than the first, but variables with the first: pad in front "
+            "instead of padding='valid' before it",
+            window=False,
+        )
+    y = maker.layer(node.operation, stateful=True)(*args, **kwargs)
+    sequences = inner_layer(node.operation).return_sequences
+    return y, line if sequences else line.changed(axis=None)
+
+
+def _sequence(made: list):
+    return ops.expand_dims(made[0], 1) if len(made) == 1 else ops.stack(made, axis=1)
+
+
+def _require_plain(layer, line, args: tuple, kwargs: dict) -> None:
+    if layer.go_backwards:
+        raise Ahead(_BACKWARDS)
+    rest = {key: value for key, value in kwargs.items() if key != "training"}
+    if any(value is not None for value in (*args[1:], *rest.values())):
+        raise Ahead(_GIVEN, window=False)
     if line.axis != 1:
         raise Ahead("has the frames at another axis than the second")
     if line.zeros:
@@ -83,8 +146,7 @@ def _stepped(layer, step, x, states: list):
         made.append(states[0])
     if not layer.return_sequences:
         return made[-1], states
-    y = ops.expand_dims(made[0], 1) if len(made) == 1 else ops.stack(made, axis=1)
-    return y, states
+    return _sequence(made), states
 
 
 def _cell_of(layer):

@@ -28,7 +28,7 @@ from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker
 from tfcompress.surgery.streams.memories import convolution, crop, pad, pooling
-from tfcompress.surgery.streams.recurrent import recurrent
+from tfcompress.surgery.streams.recurrent import integer_lstm, recurrent, stepped
 
 # (maker, node, lines of its inputs or None of constants, args, kwargs) -> (outputs, their line)
 Rule = Callable[[Maker, Node, list, tuple, dict], tuple[Any, Any]]
@@ -298,13 +298,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCING, reduce),
     **dict.fromkeys(("Parameter", "Constant"), constant),
     "Flatten": reshape,
-    **dict.fromkeys(
-        ("IntegerLSTM", "StepRNN"),
-        whole(
-            "runs over whole sequences once it is quantized: make the step model of the float "
-            "model, and train quantize_aware(step) or calibrate it"
-        ),
-    ),
+    "StepRNN": stepped,
+    "IntegerLSTM": integer_lstm,
     "Bidirectional": whole("runs backwards from the window's end"),
     **dict.fromkeys(
         (f"Global{kind}Pooling{n}D" for kind in ("Average", "Max") for n in (1, 2, 3)),

@@ -12,6 +12,7 @@ from keras import tree
 
 from tfcompress.files import models
 from tfcompress.graph.states import out_of, start_of, states_of
+from tfcompress.layers.fake_quant import stateful_layers
 from tfcompress.tflite import flatbuffer, run
 
 
@@ -52,7 +53,7 @@ class Stream:
             )
         self._runs: _File | _Model = model
         self._names = states_of(model.shapes, model.outputs)
-        if not self._names and not getattr(model, "has_variables", False):
+        if not self._names and not model.has_variables:
             raise ValueError(
                 f"model must have states; received inputs {[*model.shapes]} and outputs "
                 f"{model.outputs}, of which none is <name>_state with an output <name>_state_out. "
@@ -151,7 +152,8 @@ class _Model:
     """A Keras model as a function of arrays by name."""
 
     def __init__(self, model: keras.Model, batch_size: int):
-        self._call = _compiled(model)
+        self._call, self._keeping = _compiled(model), stateful_layers(model)
+        self.has_variables = bool(self._keeping)
         inputs = tree.flatten(model._inputs_struct)
         self.shapes = {
             x.name: ((x.shape[0] or batch_size, *x.shape[1:]), str(x.dtype)) for x in inputs
@@ -160,7 +162,9 @@ class _Model:
         self.outputs = [str(key) for key in struct] if isinstance(struct, dict) else []
 
     def reset(self) -> None:
-        """A model keeps nothing by itself."""
+        """Sets what layers keep by themselves to zeros."""
+        for layer in self._keeping:
+            layer.reset_states()
 
     def run(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         made = self._call(values)
@@ -188,7 +192,11 @@ class _File:
         model = flatbuffer.read(content)
         self._loads = (model, content, f"'{os.fspath(path)}'")
         operators = model.subgraphs[0].operators
-        self.has_variables = any(flatbuffer.op_name(model, x) == "VAR_HANDLE" for x in operators)
+        written = {index for op in operators for index in op.outputs}
+        tensors = enumerate(model.subgraphs[0].tensors)
+        own = any(tensor.isVariable and index not in written for index, tensor in tensors)
+        handles = any(flatbuffer.op_name(model, op) == "VAR_HANDLE" for op in operators)
+        self.has_variables = own or handles
         self.runner, self.is_used = run.Runner(*self._loads, reference=False), False
         self.shapes = {
             port.name: (port.shape, "float32" if port.scale is not None else port.dtype)

@@ -80,7 +80,7 @@ def streaming(
         states: "io": each state is an input, named `<layer>_state`, and the output of that name
             with `_out` behind, to be the next call's input. Zeros begin a stream. "variables":
             they are called `<layer>_variable`, and files that `convert` makes keep them by
-            themselves, as resource variables.
+            themselves, as resource variables. The batch then is that of the model, or 1.
 
     Returns:
         A Functional `keras.Model`, not compiled, of a dict of inputs and a dict of outputs, with a
@@ -112,6 +112,8 @@ def streaming(
     for tensor in tree.flatten(graph.inputs):
         shape = list(tensor.shape)
         shape[axis] = chunk
+        if states == "variables":  # of one size
+            shape[0] = shape[0] or 1
         new_inputs.append(keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name))
         walk.lines[id(tensor)] = Line(axis, length)
     made = tree.flatten(graph.run(new_inputs, walk.call))
