@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tfcompress.surgery.pruning.prune_channels import prune_channels, prune_channels_iteratively
     from tfcompress.surgery.separable import to_separable
     from tfcompress.surgery.shrink import Shrink
+    from tfcompress.surgery.split import split
     from tfcompress.surgery.streams.stream import Stream
     from tfcompress.surgery.streams.streaming import streaming
     from tfcompress.targets.check import check
@@ -95,6 +96,7 @@ _HOMES = {
     ],
     "tfcompress.surgery.separable": ["to_separable"],
     "tfcompress.surgery.shrink": ["Shrink"],
+    "tfcompress.surgery.split": ["split"],
     "tfcompress.surgery.streams.stream": ["Stream"],
     "tfcompress.surgery.streams.streaming": ["streaming"],
     "tfcompress.targets.check": ["check"],
@@ -171,6 +173,7 @@ __all__ = [
     "remove_dead_channels",
     "schedules",
     "sensitivity",
+    "split",
     "streaming",
     "to_separable",
     "verify",

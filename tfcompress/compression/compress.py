@@ -14,12 +14,19 @@ from keras import layers, tree
 from tfcompress.compression.rules import check_rules, resolved
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.graph.flatten import flatten
+from tfcompress.graph.front_end import WHY, front_end
 from tfcompress.graph.nodes import Graph, Node
 from tfcompress.kinds import FOLDING
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed, is_compressed, target_variables
 from tfcompress.layers.step_rnn import StepRNN
-from tfcompress.quantization.opening import detach, name_outputs, open_with
+from tfcompress.quantization.opening import (
+    detach,
+    name_outputs,
+    open_with,
+    spared_by,
+    sparing,
+)
 from tfcompress.quantization.placement import Placement, kind_of, place
 from tfcompress.techniques import Prune, Quantize, Technique
 from tfcompress.techniques.quantize import quantize_weight, round_activation
@@ -63,6 +70,7 @@ def compress(model: keras.Model, recipe: Rules | Sequence[Rule], *, inputs=None)
     flat = flatten(model, inputs=inputs)
     recipe = resolved(recipe, flat)
     check_rules(recipe, flat)
+    recipe = _without_front_end(recipe, flat)
     _, graph, origin = open_with(flat, recipe)
 
     # Before layers give their names to what is put behind them.
@@ -150,6 +158,26 @@ def quantize_aware(
     names = [skip] if isinstance(skip, str) else list(skip)
     rules = [Rule("*", [Quantize(**settings)])] + [Rule(name, []) for name in names]
     return compress(model, rules, inputs=inputs)
+
+
+def _without_front_end(recipe: Rules, flat: keras.Model) -> Rules:
+    """The recipe that leaves float what makes features of sound, which a warning tells."""
+    front = front_end(Graph.of(flat))
+    spared = spared_by(recipe, front)
+    quantized = [
+        node
+        for node in (() if front is None else front.nodes)
+        if node.name in spared and quantize_of(recipe.techniques_of(node.operation)) is not None
+    ]
+    if front is None or not quantized:
+        return recipe
+    warnings.warn(
+        f"the front-end of sound, {front.words}, stays float, as {WHY}. Split it off for what "
+        "takes integers alone: front, rest, hint = tfcompress.split(model). Name its layers in "
+        "skip= to silence this warning, or in a Rule of their own to quantize them.",
+        stacklevel=4,
+    )
+    return sparing(recipe, front)
 
 
 def _wrap(node: Node, techniques: tuple[Technique, ...], placement: Placement, wrapped: dict):

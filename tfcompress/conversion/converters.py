@@ -14,8 +14,10 @@ from keras import tree
 from keras.src.backend.tensorflow import numpy as keras_numpy
 from tensorflow.python.framework import auto_control_deps_utils
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+from tensorflow.python.ops.signal import dct_ops
 
 from tfcompress.files import temporary
+from tfcompress.graph.front_end import types_in
 from tfcompress.graph.nodes import Graph
 from tfcompress.tflite import flatbuffer, run, signature
 from tfcompress.tflite.signature import INPUT, OUTPUT
@@ -67,14 +69,18 @@ def _plain_operations():
 
     Before argmax and argmin it tells -0.0 from 0.0 by their bits, for which LiteRT has no operator;
     in a batch of 1 it takes addends for biases, along an axis that may be another than theirs.
+    TensorFlow's own cosines of a signal (MFCC) slice complex numbers, which LiteRT cannot.
     """
     own = {name: getattr(keras_numpy, name) for name in ("argmax", "argmin", "add")}
     for name in ("argmax", "argmin"):
         setattr(keras_numpy, name, _extreme(getattr(tf, name)))
     keras_numpy.add = _add(own["add"])
+    cosines = dct_ops.dct
+    dct_ops.dct = tf.signal.dct = _dct(cosines)
     try:
         yield
     finally:
+        dct_ops.dct = tf.signal.dct = cosines
         for name, function in own.items():
             setattr(keras_numpy, name, function)
 
@@ -89,6 +95,19 @@ def _extreme(function: Callable) -> Callable:
         return tf.expand_dims(found, axis) if keepdims else found
 
     return find
+
+
+def _dct(own: Callable) -> Callable:
+    def transform(input, type=2, n=None, axis=-1, norm=None, name=None):
+        size = input.shape[-1]
+        if type != 2 or axis != -1 or size is None or (n or size) != size:
+            return own(input, type, n, axis, norm, name)
+        # A signal of ones and zeros at each place gives the matrix.
+        with tf.init_scope():
+            waves = own(tf.eye(size, dtype=input.dtype), type, n, axis, norm).numpy()
+        return tf.matmul(input, waves) if len(input.shape) > 1 else tf.tensordot(input, waves, 1)
+
+    return transform
 
 
 def _add(own: Callable) -> Callable:
@@ -251,6 +270,12 @@ def _explain(error: Exception, model: keras.Model | None) -> str:
             f". '{split[0]}' prepares data, which the app is to do: convert what follows, "
             f"keras.Model(model.get_layer('{split[0]}').output, model.output)"
         )
+    if any("/dct/" in place for place in refused.get("StridedSlice", ())):
+        mend = (
+            ". tf.signal's cosine transform slices complex numbers: multiply by its matrix, made "
+            "once outside of the function that is saved, cosines = tf.signal."
+            "mfccs_from_log_mel_spectrograms(tf.eye(bands)), as tf.matmul(log_mel, cosines)"
+        )
     told = f"the TensorFlow Lite converter failed: LiteRT has no operator for {'; '.join(named)}"
     return f"{told[:600]}{mend}."
 
@@ -298,19 +323,6 @@ def _layers_by_type(model: keras.Model, kinds: set[str]) -> dict[str, list[str]]
     for node in Graph.of(model).nodes:
         if node.is_input:
             continue
-        for kind in kinds & _types_in(node):
+        for kind in kinds & types_in(node):
             found.setdefault(kind, []).append(node.name)
     return found
-
-
-def _types_in(node) -> set[str]:
-    def call(*values):
-        given = {id(t): v for t, v in zip(node.inputs, values, strict=True)}
-        args, kwargs = tree.map_structure(lambda x: given.get(id(x), x), (node.args, node.kwargs))
-        return node.operation(*args, **kwargs)
-
-    specs = [tf.TensorSpec(t.shape, t.dtype) for t in node.inputs]
-    function = tf.function(call, input_signature=specs, autograph=False)
-    definition = function.get_concrete_function().graph.as_graph_def()
-    functions = [f.node_def for f in definition.library.function]
-    return {entry.op for nodes in (definition.node, *functions) for entry in nodes}

@@ -15,6 +15,7 @@ from tfcompress.conversion import (
     constants,
     extremes,
     forms,
+    front_ends,
     grids,
     lower,
     lstm,
@@ -58,9 +59,10 @@ from tfcompress.conversion.versions import lower_versions
 from tfcompress.dispatch import is_legacy, legacy
 from tfcompress.export.microcontroller.compressed_weights import compress_weights
 from tfcompress.files import models
+from tfcompress.graph.front_end import FrontEnd
 from tfcompress.graph.inputs import require_model
 from tfcompress.layers.compressed import require_advanced
-from tfcompress.quantization.opening import EVERYWHERE
+from tfcompress.quantization.opening import EVERYWHERE, sparing
 from tfcompress.targets.check import check_parsed, judge, mapped
 from tfcompress.targets.operators import operators
 from tfcompress.targets.targets import Target
@@ -130,6 +132,8 @@ class Job:
         self.kept: set[str] = set()  # tensors that are float as they were asked to be
         self.trial = Trial()
         self.model: Any = None
+        self.front: FrontEnd | None = None  # what makes features of sound
+        self.spared: set[int] = set()  # its tensors
         self.seen: Calibration | None = None
 
     def settle(self, settings) -> None:
@@ -214,7 +218,7 @@ class Job:
         if isinstance(model, models.SavedModel):
             found = lower.from_saved_model(model, self.batch_size, self.select_tf_ops)
         else:
-            rules = self._rules()
+            rules = self._sparing()
             made = self.batch_size, self.select_tf_ops
             prepared = None if self.tuned is None else self.tuned.prepared()
             spectral = _lacks_spectra(self.settings.target)
@@ -229,6 +233,10 @@ class Job:
         if self.settings.layers is not None:
             return self.settings.layers.opened
         return _WIDE if self.precision == "int16x8" else EVERYWHERE
+
+    def _sparing(self) -> Rules:
+        """The same, but for the front-end of sound."""
+        return sparing(self._rules(), self.front)
 
     def _float_file(self, model, integer: bool = True):
         return _marked(self._lowering(model, integer))
@@ -248,7 +256,7 @@ class Job:
                 return bits_of(layer, self.precision, quantize.INT4_OPS)
             return bits_of(layer, settings.layers.of_layer(source))
 
-        rules = self._rules()
+        rules = self._sparing()
         try:
             self.tuned = self.timed(
                 "tune",
@@ -269,6 +277,7 @@ class Job:
     def _integer(self, model, calibration, samples) -> Any:
         if isinstance(model, keras.Model) and self.settings.layers is None:
             require_no_float_loops(model, self.settings.skip, self.io_dtype)
+        self.front = front_ends.front_of(model)
         self._tune(model)
         parsed, known, floats, told_of = self.timed("lower", self._float_file, model)
         require_no_loops(parsed, model, self.io_dtype)
@@ -290,6 +299,7 @@ class Job:
             every = ranges.spread(parsed, known, assigned.wide)
             known = {**extremes.narrow_constants(parsed, every), **known}
             self.divisors = ranges.unknown_divisors(parsed, known, floats)
+        floats |= self._front_tensors(parsed, model)
         own = {i: limits for i, (limits, _) in told_of.items()}
         known = ranges.spread(parsed, {**own, **known}, assigned.wide) | own
         known = ranges.with_bits(parsed, known, assigned.wide)
@@ -300,6 +310,8 @@ class Job:
         ranges.drop_clipped_relus(parsed, known)
         quotients = ranges.wrong_quotients(parsed, known)
         self.reasons = float_reasons(parsed, known, floats, self.divisors, quotients)
+        names = (flatbuffer.text(parsed.subgraphs[0].tensors[i].name) for i in self.spared)
+        self.reasons.update(dict.fromkeys(names, front_ends.REASON))
         scales = {} if self.tuned is None else self._handed(parsed, self.tuned)
         floats |= quotients
         return self.timed(
@@ -317,6 +329,13 @@ class Job:
             cells={i: most for i, (_, most) in told_of.items()},
             widths=widths if self.is_trained else None,
         )
+
+    def _front_tensors(self, parsed, model) -> set[int]:
+        """What makes features of sound and stays float, which is told with how to split it off."""
+        self.spared = front_ends.tensors_of(parsed, model, self.front, self._rules())
+        if self.spared:
+            self.notes += front_ends.notes_of(self.front, self.settings.target, self.io_dtype)
+        return self.spared
 
     def _handed(self, parsed, tuned: Tuned) -> dict[int, Any]:
         """The scales of tuned weights, by the tensors that their operators give."""

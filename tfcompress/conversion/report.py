@@ -180,11 +180,15 @@ def listed(file: Inspection, reasons: Mapping[str, str], model: Any) -> list[Flo
         whole_one = (name for name in LayerNames.named(tensor) if name in whole)
         layer = next(whole_one, "") or layer_of(tensor)
         reason = reasons.get(tensor, f"LiteRT has no integer kernel of {op.name}")
-        if layer in whole and op.name in OPERATORS and not reason.startswith("its divisor"):
+        if layer in whole and op.name in OPERATORS and not reason.startswith(_OWN):
             reason = f"its layer {whole[layer]}"
         reason = operator_in_loop(file, op) or reason
         found.append(FloatOp(op.name, tensor, reason, layer))
     return found
+
+
+# Reasons that no layer is to blame for.
+_OWN = ("its divisor", "it belongs to")
 
 
 def _layers(model: Any) -> tuple[Callable[[str], str], dict[str, str]]:

@@ -1,5 +1,6 @@
 """Layers of a model opened into operations that have integer kernels."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 from keras import KerasTensor, layers, ops, tree
 
 from tfcompress.graph.flatten import flatten
+from tfcompress.graph.front_end import FrontEnd
 from tfcompress.graph.inputs import mask_of
 from tfcompress.graph.layers import KeepMask
 from tfcompress.graph.nodes import Graph, Node, call_node, spec_of, tensors_in
@@ -33,6 +35,22 @@ _ANY_SHAPE = LINEAR - {"EinsumDense"} | {"LayerNormalization", "RMSNormalization
 def open_layers(model: keras.Model) -> keras.Model:
     """A flat copy of a plain model, its layers opened into operations with integer kernels."""
     return opened_by(model, EVERYWHERE)[0]
+
+
+def sparing(rules: Rules, front: FrontEnd | None) -> Rules:
+    """Rules that leave the front-end of sound float, but for what a rule of its own is for."""
+    spared = spared_by(rules, front)
+    if not spared:
+        return rules
+    rule = Rule(lambda operation: operation.name in spared, [])
+    return dataclasses.replace(rules, rules=(*rules.rules, rule))
+
+
+def spared_by(rules: Rules, front: FrontEnd | None) -> set[str]:
+    """The names of the operations of a front-end that no rule but one for all layers matches."""
+    own = [rule for rule in rules.rules if rule.layers != "*"]
+    nodes = () if front is None else front.nodes
+    return {n.name for n in nodes if not any(rule.matches(n.operation) for rule in own)}
 
 
 def opened_by(model: keras.Model, rules: Rules) -> tuple[keras.Model, dict[int, str]]:
