@@ -172,6 +172,6 @@ def test_settings_and_hint_tell_the_numbers_of_the_model():
         "logarithm": "natural",
         "DCT-II coefficients": 8,
     }
-    assert "arm_rfft_fast_init_f32(&fft, 128)" in hint_of(front)
+    assert "arm_rfft_fast_f32 of 128 values" in hint_of(front)
     told = settings_of(front_end(Graph.of(by_layer())))
     assert (told["rate"], told["from"], told["to"], told["floor"]) == (RATE, 20.0, 4000, 1e-10)

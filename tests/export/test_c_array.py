@@ -78,7 +78,7 @@ def test_files_and_report(tmp_path):
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["inputs"][0] == {
         **{"name": "x", "shape": [1, 2], "dtype": "int8", "bytes": 2},
-        **{"scale": 0.5, "zero_point": -3},
+        **{"scale": 0.5, "zero_point": -3, "about": ""},
     }
     assert "1,000 bytes, measured by hand" in str(found)
     assert "scale 0.5, zero point -3" in str(found)

@@ -1,11 +1,15 @@
 """Models cut in two give together what they gave."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
+from tfcompress.export.microcontroller.c_array import examine
+from tfcompress.export.microcontroller.generation import generate
 
 X = np.random.default_rng(0).normal(size=(3, 300)).astype("float32")
 
@@ -52,6 +56,19 @@ def test_a_split_model_trains_and_converts(tmp_path):
     tfc.convert(front, tmp_path / "front.tflite", precision="float32")
     qat = tfc.quantize_aware(rest)
     np.testing.assert_allclose(qat(seen), model(X), atol=0.5)
+
+
+def test_hints_get_into_what_is_made_for_devices(tmp_path):
+    front, rest, hint = tfc.split(make_listener())
+    about = tfc.Metadata(inputs=[tfc.TensorMetadata("loudness", hint)])
+    path, seen = tmp_path / "rest.tflite", np.asarray(front(X))
+    tfc.convert(rest, path, io_dtype="int8", calibration=seen, metadata=about)
+    data = path.read_bytes()
+    header = generate(examine(data, "g_rest", "it"), data)["g_rest_settings.h"]
+    assert "/* features of sound: frame 32, step 16, fft 32" in header
+    assert "arm_rfft_fast_f32 of 32 values" in " ".join(re.sub(r"[*/]", "", header).split())
+    tfc.android_project(path, tmp_path / "app", package="org.example.ear")
+    assert hint in (tmp_path / "app" / "README.md").read_text()
 
 
 def test_refusals():

@@ -255,7 +255,7 @@ def hint_of(front: FrontEnd) -> str:
 def _steps(size: int, settings: dict[str, Any]) -> str:
     """Functions of CMSIS-DSP in the order in which they are called for a frame."""
     steps = ["arm_mult_f32 by the window"] if settings.get("window") else []
-    steps += [f"arm_rfft_fast_f32, set up by arm_rfft_fast_init_f32(&fft, {size})"]
+    steps += [f"arm_rfft_fast_f32 of {size} values"]
     steps += ["arm_cmplx_mag_squared_f32 or arm_cmplx_mag_f32"]
     steps += ["arm_mat_vec_mult_f32 by the bands"] if "mel bands" in settings else []
     steps += ["arm_vlog_f32"] if "logarithm" in settings or "decibels" in settings else []

@@ -20,7 +20,9 @@ class Split(NamedTuple):
     Attributes:
         front: from the inputs to where the model was cut.
         rest: from there to the outputs.
-        hint: which functions on a device compute the front-end of sound; "" of another model.
+        hint: the frames, bands and offsets of the front-end of sound, and which functions on a
+            device compute it; "" of another model. As the description of the input in the metadata
+            of a file it gets into what `c_array` and `android_project` write.
     """
 
     front: keras.Model
@@ -50,7 +52,10 @@ def split(model: keras.Model, at: str | Sequence[str] | None = None) -> Split:
     Example:
         >>> front, rest, hint = split(model)  # doctest: +SKIP
         >>> convert(front, "front.tflite", precision="float32")  # doctest: +SKIP
-        >>> convert(rest, "rest.tflite", calibration=front.predict(x))  # doctest: +SKIP
+        >>> about = Metadata(inputs=[TensorMetadata("sound", hint)])  # doctest: +SKIP
+        >>> convert(  # doctest: +SKIP
+        ...     rest, "rest.tflite", calibration=front.predict(x), metadata=about
+        ... )
     """
     names = [at] if isinstance(at, str) else at
     first, ends, hint = _cut(model, names)

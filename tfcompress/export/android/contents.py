@@ -188,6 +188,11 @@ def _usage(app: App) -> str:
 
 def _notes(app: App) -> list[str]:
     notes = ["Arrays hold the elements in row-major order, the last dimension running fastest."]
+    notes += [
+        f"`{tensor.identifier}`: {kotlin_text(tensor.about)}."
+        for tensor in (*app.interface.inputs, *app.interface.outputs)
+        if tensor.about
+    ]
     for number, normalization in app.normalizations.items():
         name = app.interface.inputs[number].identifier
         notes.append(

@@ -31,7 +31,7 @@ from tfcompress.files.pixels import SCALINGS, Normalization, named, untold
 from tfcompress.files.writing import PathLike
 from tfcompress.results import Result, Rows, print_table
 from tfcompress.tflite import flatbuffer
-from tfcompress.tflite.metadata import Metadata, read_metadata
+from tfcompress.tflite.metadata import Metadata, descriptions, read_metadata
 from tfcompress.tflite.pixels import normalization_of
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def _app(
     metadata = read_metadata(content)
     reference = make_reference(path, interface.outputs)
     interface = interface.with_shapes(reference.shapes)
+    interface = interface.with_descriptions(descriptions(model, content))
     return App(
         package=package,
         base=class_base(name),

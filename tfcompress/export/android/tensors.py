@@ -33,7 +33,10 @@ _MOST_ELEMENTS = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An input or output: `name` in the file, `identifier` in Kotlin, scale 0 if not quantized."""
+    """An input or output: `name` in the file, `identifier` in Kotlin, scale 0 if not quantized.
+
+    `about` is what the file's metadata say of it.
+    """
 
     name: str
     identifier: str
@@ -41,6 +44,7 @@ class Tensor:
     dtype: str
     scale: float
     zero_point: int
+    about: str = ""
 
     @property
     def size(self) -> int:
@@ -96,6 +100,14 @@ class Interface:
     def runner(self) -> str:
         """The API of LiteRT that runs it."""
         return "CompiledModel" if self.compiled else "Interpreter"
+
+    def with_descriptions(self, texts: Sequence[Sequence[str]]) -> Interface:
+        """The same with what is said of inputs and of outputs."""
+        inputs, outputs = (
+            tuple(dataclasses.replace(t, about=text) for t, text in zip(*pair, strict=True))
+            for pair in zip((self.inputs, self.outputs), texts, strict=True)
+        )
+        return dataclasses.replace(self, inputs=inputs, outputs=outputs)
 
     def with_shapes(self, shapes: Sequence[tuple[int, ...]]) -> Interface:
         """The same with the shapes that outputs have when they are run.

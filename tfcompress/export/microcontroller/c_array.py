@@ -20,6 +20,7 @@ from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.inspect import inspect
 from tfcompress.tflite.inspection import TensorInfo
+from tfcompress.tflite.metadata import descriptions
 from tfcompress.tflite.signature import io_names
 from tfcompress.tools import runtimes
 from tfcompress.tools.driving import Refused
@@ -82,8 +83,10 @@ def examine(data: bytes, name: str, where: str) -> CArray:
     found = inspect(data)
     ops = resolver_methods(found, where)
     inputs, outputs = (
-        tuple(_port(t, n, where) for t, n in zip(tensors, names, strict=True))
-        for tensors, names in zip((found.inputs, found.outputs), io_names(model), strict=True)
+        tuple(_port(*parts, where) for parts in zip(tensors, names, said, strict=True))
+        for tensors, names, said in zip(
+            (found.inputs, found.outputs), io_names(model), descriptions(model, data), strict=True
+        )
     )
     return CArray(
         folder="",
@@ -100,7 +103,7 @@ def examine(data: bytes, name: str, where: str) -> CArray:
     )
 
 
-def _port(tensor: TensorInfo, name: str, where: str) -> Port:
+def _port(tensor: TensorInfo, name: str, about: str, where: str) -> Port:
     # TFLite Micro takes the sizes that are stored, whatever the signature leaves open.
     dynamic = any(size < 1 for size in tensor.shape)
     if tensor.dtype not in TYPES or dynamic:
@@ -118,6 +121,7 @@ def _port(tensor: TensorInfo, name: str, where: str) -> Port:
         bytes=tensor.bytes,
         scale=tensor.scale if quantized else None,
         zero_point=(tensor.zero_point or 0) if quantized else None,
+        about=about,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +140,10 @@ def _port_lines(found: CArray, big: str) -> Iterator[str]:
         start = f"{big}_{kind.upper()}_{i}"
         shape = " x ".join(map(str, port.shape)) or "scalar"
         yield f"\n/* {kind} {i}: {comment(port.name)}, {port.dtype}, {shape} */"
+        yield from (
+            f"/* {comment(line)} */"
+            for line in textwrap.wrap(port.about, _LONGEST, break_on_hyphens=False)
+        )
         yield f"#define {start}_BYTES {port.bytes}u"
         if port.scale is not None:
             yield f"#define {start}_SCALE {number(port.scale)}"

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Port:
-    """An input or output, in the order of the interpreter; scale and zero point if quantized."""
+    """An input or output, in the order of the interpreter; scale and zero point if quantized.
+
+    `about` is what the file's metadata say of it.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -21,6 +24,7 @@ class Port:
     bytes: int
     scale: float | None
     zero_point: int | None
+    about: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ in a zip archive behind the model.
 from tfcompress.tflite.metadata.editing import (
     add_metadata,
     described,
+    descriptions,
     metadata_of,
     read_metadata,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "TensorMetadata",
     "add_metadata",
     "described",
+    "descriptions",
     "load_metadata",
     "metadata_of",
     "read_metadata",

@@ -64,6 +64,21 @@ def read_metadata(data: bytes | str | os.PathLike[str]) -> Metadata | None:
     return metadata_of(flatbuffer.read(content, name=name), content, name)
 
 
+def descriptions(model: Any, data: bytes) -> tuple[list[str], list[str]]:
+    """What the metadata of an unpacked file say of each input and output; "" where nothing."""
+    graph = model.subgraphs[0]
+    try:
+        found = metadata_of(model, data, "the file")
+    except ValueError:  # damaged, which takes nothing from what the file computes
+        found = None
+    sides = ((), ()) if found is None else (found.inputs, found.outputs)
+    inputs, outputs = (
+        [entry.description for entry in side[: len(indices)]] + [""] * (len(indices) - len(side))
+        for side, indices in zip(sides, (graph.inputs, graph.outputs), strict=True)
+    )
+    return inputs, outputs
+
+
 def metadata_of(model: Any, data: bytes, name: str) -> Metadata | None:
     """Read the metadata of a file that is unpacked already; see `read_metadata`."""
     entry = next((e for e in model.metadata if flatbuffer.text(e.name) == ENTRY), None)
