@@ -103,11 +103,11 @@ def rescaled(whole, factor):
 
 
 def scale_before(operation):
-    """A function that gives the scale of what a layer reads first; None if that has none."""
-    for node in operation._inbound_nodes:
-        first = node.arguments.args[:1]
-        return _scale_of(first[0]) if first and _is_symbolic(first[0]) else None
-    return None
+    """A function that gives the scale of what a layer that is called once reads; None if none."""
+    if len(operation._inbound_nodes) != 1:  # each call may read another
+        return None
+    first = operation._inbound_nodes[0].arguments.args[:1]
+    return _scale_of(first[0]) if first and _is_symbolic(first[0]) else None
 
 
 def values_of(codes, low, step):
