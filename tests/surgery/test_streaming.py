@@ -49,6 +49,13 @@ def padded(x):
     return layers.Conv1D(4, 4, strides=2)(y)
 
 
+def operations(x):
+    x = keras.ops.pad(keras.ops.flip(x, axis=2), [[0, 0], [2, 0], [0, 1]])
+    x = layers.Conv1D(4, 3)(x)
+    cells = [layers.GRUCell(3), layers.LSTMCell(4)]
+    return layers.RNN(cells, return_sequences=True)(x)
+
+
 def remembering(x):
     x = layers.GRU(4, return_sequences=True)(layers.Conv1D(5, 3)(x))
     return layers.Conv1D(5, 3, padding="causal")(x)
@@ -77,6 +84,7 @@ def made(function, frames=FRAMES):
         (branches, 1, 3),
         (branches, 3, 3),
         (padded, 2, 0),
+        (operations, 6, 0),
         (remembering, 1, 2),
         (remembering, 3, 3),
         (images, 2, 0),
@@ -179,7 +187,7 @@ def test_a_file_of_a_step_gives_what_that_of_the_window_gives(trained, tmp_path)
     ("kind", "states", "names"),
     [
         (layers.LSTM, "variables", {"conv_variable"}),
-        (layers.GRU, "io", {"conv_state", "cells_state"}),
+        pytest.param(layers.GRU, "io", {"conv_state", "cells_state"}, marks=pytest.mark.slow),
     ],
 )
 def test_recurrent_layers_of_integers(kind, states, names, tmp_path):
@@ -221,6 +229,13 @@ def test_what_looks_ahead_is_named_with_ways_out_that_work():
     x = sound(FRAMES, 5)
     *_, last = tfc.Stream(step).run(x)
     np.testing.assert_allclose(last, np.asarray(model(x)), atol=1e-6)
+
+
+def test_what_keeps_nothing_has_no_states():
+    model = made(lambda x: layers.LayerNormalization()(layers.Dense(4, activation="relu")(x)))
+    x = sound(FRAMES, 5)
+    online = np.concatenate(list(tfc.Stream(tfc.streaming(model, 6)).run(x)), axis=1)
+    np.testing.assert_allclose(online, np.asarray(model(x)), atol=1e-6)
 
 
 def test_what_is_refused():

@@ -19,6 +19,7 @@ from tfcompress.tflite.flatbuffer import (
     op_name,
     scales_of,
 )
+from tfcompress.tflite.unused import drop_tensors
 
 # What kernels of 16 bits give for a softmax, a sigmoid or tanh has steps of 1/32768.
 _WIDE = (0.0, 32767 / 32768)
@@ -55,6 +56,7 @@ def keep(model: Any) -> None:
     once = schema.CallOnceOptionsT(len(model.subgraphs))
     before = [_operator(model, "CALL_ONCE", [], [], schema.BuiltinOptions.CallOnceOptions, once)]
     for name, (given, made) in found.items():
+        given, made = _integers(model, given, made)
         pattern = graph.tensors[given]
         first = changed(pattern, name=name.encode() + b"_begin", buffer=_zeros(model, pattern))
         start.tensors.append(first)
@@ -74,6 +76,25 @@ def keep(model: Any) -> None:
     for entry in model.signatureDefs:
         entry.inputs = [x for x in entry.inputs if x.tensorIndex not in gone]
         entry.outputs = [x for x in entry.outputs if x.tensorIndex not in gone]
+    drop_tensors(model)
+
+
+def _integers(model: Any, given: int, made: int) -> tuple[int, int]:
+    """What stands for a state inside of a file that exchanges floats: its codes, where both ends
+    have them. Takes the conversions out of `model`.
+    """
+    graph = model.subgraphs[0]
+    readers = [op for op in graph.operators if given in op.inputs]
+    makers = [op for op in graph.operators if made in op.outputs or made in op.inputs]
+    ends = [op_name(model, op) for op in (*readers, *makers)]
+    if ends != ["QUANTIZE", "DEQUANTIZE"]:
+        return given, made
+    codes = readers[0].outputs[0], makers[0].inputs[0]
+    grids = [(dtype_name(graph.tensors[i]), scales_of(graph.tensors[i])) for i in codes]
+    if grids[0] != grids[1]:
+        return given, made
+    graph.operators = [op for op in graph.operators if op is not readers[0] and op is not makers[0]]
+    return int(codes[0]), int(codes[1])
 
 
 def _operator(model: Any, name: str, inputs: list, outputs: list, kind: int = 0, options=None):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import keras
 from keras import layers
 
 from tfcompress.graph.nodes import Node
 from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker, along
+
+_BEHIND = "pads frames that are yet to come; at the front alone it need not"
 
 
 def convolution(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
@@ -114,13 +117,29 @@ def pad(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     place, _ = _place(layer, line, len(pairs))
     front, back = pairs[place]
     if back:
-        raise Ahead("pads frames that are yet to come; at the front alone it need not")
+        raise Ahead(_BEHIND)
     pairs[place] = (0, 0)
     length = line.length and line.length + front
     new = line.changed(length=length, late=line.late - front, zeros=line.zeros + front)
     if not any(sum(pair) for pair in pairs):
         return args[0], new
     return maker.layer(node.operation, padding=tuple(pairs))(*args, **kwargs), new
+
+
+def pad_values(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
+    """keras.ops.pad with zeros, as a layer of padding."""
+    line, operation = lines[0], node.operation
+    value = (*args[1:], *kwargs.values())
+    pairs = [tuple(pair) for pair in operation.pad_width]
+    if operation.mode != "constant" or any(value) or len(pairs) < 2:
+        raise Ahead("pads other values than zeros")
+    front, back = pairs[line.place]
+    if back:
+        raise Ahead(_BEHIND)
+    pairs[line.place] = (0, 0)
+    length = line.length and line.length + front
+    new = line.changed(length=length, late=line.late - front, zeros=line.zeros + front)
+    return (keras.ops.pad(args[0], pairs) if any(map(sum, pairs)) else args[0]), new
 
 
 def crop(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):

@@ -19,8 +19,8 @@ _UNROLLED = 64
 
 _BACKWARDS = "runs backwards from the window's end"
 _GIVEN = (
-    "begins with states that the model computes, or reads masks: make what comes from there on a "
-    "model of its own, with these as inputs"
+    "begins with states that the model computes: make what comes from there on a model of its own, "
+    "with these as inputs"
 )
 
 
@@ -40,7 +40,9 @@ def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
         if frames <= _UNROLLED:
             settings["unroll"] = True
         twin = maker.layer(node.operation, **settings)
-        y, *after = twin(x, initial_state=given if len(given) > 1 else given[0])
+        nested = layer.get_initial_state(batch_size=1)
+        first = given[0] if len(given) == 1 else keras.tree.pack_sequence_as(nested, given)
+        y, *after = keras.tree.flatten(twin(x, initial_state=first))
     for (_, name), value in zip(states, after, strict=True):
         maker.keep(name, value)
     latest = line.changed(axis=None)
@@ -115,6 +117,8 @@ def _require_plain(layer, line, args: tuple, kwargs: dict) -> None:
     if layer.go_backwards:
         raise Ahead(_BACKWARDS)
     rest = {key: value for key, value in kwargs.items() if key != "training"}
+    if rest.pop("mask", None) is not None:
+        raise Ahead("reads masks of padded windows, which a stream has not: leave them out")
     if any(value is not None for value in (*args[1:], *rest.values())):
         raise Ahead(_GIVEN, window=False)
     if line.axis != 1:

@@ -27,11 +27,13 @@ from tfcompress.kinds import (
 from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker
-from tfcompress.surgery.streams.memories import convolution, crop, pad, pooling
+from tfcompress.surgery.streams.memories import convolution, crop, pad, pad_values, pooling
 from tfcompress.surgery.streams.recurrent import integer_lstm, recurrent, stepped
 
 # (maker, node, lines of its inputs or None of constants, args, kwargs) -> (outputs, their line)
 Rule = Callable[[Maker, Node, list, tuple, dict], tuple[Any, Any]]
+
+_WHOLE = "reads the whole window"
 
 
 def rule_of(operation) -> Rule | None:
@@ -198,7 +200,7 @@ def reduce(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     rank = len(node.inputs[0].shape)
     axes = set(range(rank)) if over is None else {a % rank for a in _listed(over)}
     if line.axis in axes:
-        raise Ahead("reads the whole window")
+        raise Ahead(_WHOLE)
     kept = range(rank) if node.operation.keepdims else [a for a in range(rank) if a not in axes]
     y = maker.layer(node.operation)(*args, **kwargs)
     return y, line.changed(axis=list(kept).index(line.axis))
@@ -232,6 +234,14 @@ def select(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     gone = [i for i, each in enumerate(key[: line.axis]) if isinstance(each, int)]
     line = line.changed(length=before and stop - start, late=line.late + start)
     return x[rest(slice(None))], line.changed(axis=line.axis - len(gone))
+
+
+def aside(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
+    """What works along other axes than that of the frames."""
+    over, rank = node.operation.axis, len(node.inputs[0].shape)
+    if over is None or lines[0].axis in {a % rank for a in _listed(over)}:
+        raise Ahead(_WHOLE)
+    return alike(maker, node, lines, args, kwargs)
 
 
 def split(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
@@ -271,8 +281,6 @@ def whole(why: str) -> Rule:
     return refuse
 
 
-_WHOLE = "reads the whole window"
-
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(POINTWISE | MIXING | JOINT | NORMALIZING, alike),
     **dict.fromkeys(("BatchNormalization", "PReLU", "Normalization"), alike),
@@ -292,7 +300,9 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("ExpandDims",), expand),
     **dict.fromkeys(("Squeeze",), squeeze),
     **dict.fromkeys(("GetItem",), select),
+    "Pad": pad_values,
     "Split": split,
+    **dict.fromkeys(("Flip", "Cumsum", "Roll"), aside),
     "Matmul": matmul,
     **dict.fromkeys(("TimeDistributed",), distributed),
     **dict.fromkeys(REDUCING, reduce),

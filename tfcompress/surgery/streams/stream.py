@@ -53,7 +53,7 @@ class Stream:
             )
         self._runs: _File | _Model = model
         self._names = states_of(model.shapes, model.outputs)
-        if not self._names and not model.has_variables:
+        if not (self._names or model.has_variables or model.is_step):
             raise ValueError(
                 f"model must have states; received inputs {[*model.shapes]} and outputs "
                 f"{model.outputs}, of which none is <name>_state with an output <name>_state_out. "
@@ -159,7 +159,8 @@ class _Model:
             x.name: ((x.shape[0] or batch_size, *x.shape[1:]), str(x.dtype)) for x in inputs
         }
         struct = model._outputs_struct
-        self.outputs = [str(key) for key in struct] if isinstance(struct, dict) else []
+        self.is_step = isinstance(struct, dict)
+        self.outputs = [str(key) for key in struct] if self.is_step else []
 
     def reset(self) -> None:
         """Sets what layers keep by themselves to zeros."""
@@ -186,6 +187,8 @@ def _compiled(model: keras.Model):
 
 class _File:
     """A .tflite file as a function of real values by name."""
+
+    is_step = False  # of one without states nothing tells
 
     def __init__(self, path: Any):
         content = flatbuffer.load(path)
