@@ -11,11 +11,11 @@ SAMPLES = np.random.default_rng(0).random((8, 4, 3)).astype("float32")
 MEND = r"keeps states from batch to batch: build it with stateful=False"
 
 
-class Own(layers.LSTM):
+class Own(layers.GRU):
     """A loop of a class of its own."""
 
 
-def recurrent(kind=layers.LSTM, **options):
+def recurrent(kind=layers.GRU, **options):
     inputs = keras.Input(batch_shape=(1, 4, 3))
     hidden = kind(5, name="memory", **options)(inputs)
     return keras.Model(inputs, layers.Dense(2)(hidden))
@@ -29,7 +29,7 @@ def converted(model, path, **settings):
     ("model", "settings"),
     [
         (lambda: recurrent(stateful=True), {"io_dtype": "int8"}),
-        (lambda: recurrent(layers.GRU, stateful=True, unroll=True), {"io_dtype": "uint8"}),
+        (lambda: recurrent(layers.SimpleRNN, stateful=True, unroll=True), {"io_dtype": "uint8"}),
         (lambda: recurrent(stateful=True), {"target": "microcontroller"}),
     ],
 )
@@ -60,7 +60,7 @@ def test_strict_refuses_a_loop(tmp_path):
 
 
 def test_quantize_aware_says_so():
-    said = rf"'memory' \(LSTM\), as it is a loop that {MEND}"
+    said = rf"'memory' \(GRU\), as it is a loop that {MEND}"
     with pytest.warns(UserWarning, match=said):
         tfc.quantize_aware(recurrent(stateful=True))
 

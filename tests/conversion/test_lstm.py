@@ -309,6 +309,7 @@ def test_states_that_are_kept_from_run_to_run(tmp_path):
     assert not np.allclose(given(qat)[1:], np.concatenate([qat(row[None]) for row in data])[:-1])
     np.testing.assert_allclose(ran(path, data), want, atol=1e-5)
     plain = stateful()
+    tfc.convert(plain, path, precision="int8", calibration=data, io_dtype="int8", strict=True)
     report = tfc.convert(plain, path, precision="int8", calibration=data)
     assert report.float_ops == []
     # What calibration did not see, as its states are others, ends with the range.

@@ -276,7 +276,8 @@ class Job:
 
     def _integer(self, model, calibration, samples) -> Any:
         if isinstance(model, keras.Model) and self.settings.layers is None:
-            require_no_float_loops(model, self.settings.skip, self.io_dtype)
+            bits = 16 if self.precision == "int16x8" else 8
+            require_no_float_loops(model, self.settings.skip, self.io_dtype, bits)
         self.front = front_ends.front_of(model)
         self._tune(model)
         parsed, known, floats, told_of = self.timed("lower", self._float_file, model)

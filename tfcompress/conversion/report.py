@@ -20,6 +20,7 @@ from tfcompress.kinds import OPERATORS
 from tfcompress.layers.compressed import is_compressed
 from tfcompress.quantization.loops import is_loop, loop_reason
 from tfcompress.quantization.placement import reasons_of
+from tfcompress.quantization.recurrent import is_fusable
 from tfcompress.results import Result
 from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer
@@ -210,15 +211,21 @@ def require_no_loops(file: Any, model: Any, io_dtype: str) -> None:
         raise _loop_error([f"'{tensor}' is a loop"], io_dtype)
 
 
-def require_no_float_loops(model: keras.Model, skip: Sequence[str], io_dtype: str) -> None:
+def require_no_float_loops(
+    model: keras.Model, skip: Sequence[str], io_dtype: str, bits: int
+) -> None:
     """Raise before any work if a layer that will stay a loop is to have integers around it.
 
     With floats around it warns.
+
+    Args:
+        bits: of activations. An LSTM of 8 is one operator, also with states that are kept.
     """
     found = {
         layer.name: reason
         for layer in model._flatten_layers()
-        if is_loop(layer) and (reason := loop_reason(layer)) is not None
+        if is_loop(layer) and not (bits == 8 and is_fusable(layer))
+        if (reason := loop_reason(layer)) is not None
         if not any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in skip)
     }
     told = [f"layer '{name}' {reason}" for name, reason in found.items()]
