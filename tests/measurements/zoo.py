@@ -24,8 +24,8 @@ weights and random samples: they prove what works and how equal numbers are, not
 
 - flat: greatest difference of the flat copy's outputs, relative to the largest output.
 - QAT: seconds to make the quantization-aware copy (to build the model).
-- float: operators that stay float in the int8 file of that copy; loops are recurrent layers that
-  are not unrolled, whose inside stays float.
+- float: operators that stay float in the int8 file of that copy; loops are recurrent layers of
+  classes of their own, or that keep states, whose inside stays float.
 - steps: the file's greatest distance from the copy at an output, in quantization steps (what
   LiteRT's own reference kernels and XNNPACK differ by).
 - dB: signal to noise of the file against the copy.

@@ -22,6 +22,7 @@ from tfcompress.layers.compressed import (
     weight_name,
 )
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.layers.step_rnn import opened_layers
 from tfcompress.techniques import Cluster, Codebook, Prune, Quantize, Technique
 from tfcompress.techniques.cluster import by_channel
 
@@ -224,7 +225,7 @@ def weights_of(model: keras.Model) -> tuple[Weight, ...]:
     """All kernels of a model from `compress`, also those that no technique takes."""
     plain = [
         describe(weight_name(layer, owner, variable), variable)
-        for layer in model.layers
+        for layer in opened_layers(model)
         if not isinstance(layer, Compressed)
         for owner, variable in target_variables(layer)
     ]

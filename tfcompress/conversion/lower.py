@@ -38,7 +38,7 @@ from tfcompress.quantization import transforms
 from tfcompress.quantization.openers import Rsqrt
 from tfcompress.quantization.opening import EVERYWHERE, opened_by, output_names
 from tfcompress.quantization.placement import kind_of, looks_up
-from tfcompress.quantization.unrolling import has_loops, unrolled
+from tfcompress.quantization.unrolling import in_steps
 from tfcompress.techniques.rules import Rules
 from tfcompress.tflite import run
 
@@ -196,9 +196,8 @@ def to_float(
             opened, origins = prepared or opened_by(model, rules)
         flat = as_flat(opened)
         names = io_names(flat)
-        if has_loops(flat):
-            flat, sources = unrolled(flat)
-            origins = {key: source.name for key, source in sources.items()}
+        flat, sources = in_steps(flat)
+        origins = {**origins, **{key: source.name for key, source in sources.items()}}
         exported = _plain_copy(flat, batch_size, integer, spectral, Scopes(origins))
         structure, call = exported._inputs_struct, functools.partial(exported, training=False)
     except Exception as error:  # What users' layers raise is of any kind.

@@ -197,6 +197,15 @@ class StepRNN(keras.layers.Layer):
         return cls(**{**config, "step": step})
 
 
+def opened_layers(model: keras.Model) -> Iterator[Any]:
+    """The layers of a flat model, with those of a loop's step in its place."""
+    for layer in model.layers:
+        if isinstance(layer, StepRNN):
+            yield from opened_layers(layer.step)
+        else:
+            yield layer
+
+
 def _swapped(x):
     """A tensor with its first two axes, the batch and time, the other way round."""
     return ops.transpose(x, (1, 0, *range(2, len(x.shape))))

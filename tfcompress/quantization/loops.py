@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keras import layers
+from keras import layers, ops, tree
 
 from tfcompress.kinds import is_exactly
 from tfcompress.quantization.traced import is_plain_code
@@ -46,7 +46,13 @@ def why_not(cell) -> str | None:
     if isinstance(cell, layers.StackedRNNCells):
         return next((reason for c in cell.cells if (reason := why_not(c))), None)
     if not is_from_keras(cell):
-        return None if is_plain_code(cell) else _OWN
+        if not is_plain_code(cell):
+            return _OWN
+        begin = getattr(cell, "get_initial_state", None)
+        states = tree.flatten(begin(batch_size=1)) if begin else []
+        if any(ops.any(state != 0) for state in states):
+            return "is a loop that begins with other states than zeros: pass them as initial_state="
+        return None
     if type(cell).__name__ not in _CELLS:
         return f"is a loop over a {type(cell).__name__}, whose steps are not known"
     convolves = type(cell).__name__ == "ConvLSTMCell"

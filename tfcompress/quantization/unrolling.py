@@ -9,6 +9,7 @@ import keras
 from keras import ops, tree
 
 from tfcompress.graph.copying import copy_operation, copy_weights
+from tfcompress.graph.flatten import as_flat
 from tfcompress.graph.nodes import Graph, Node, call_node
 from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.layers.step_rnn import StepRNN
@@ -17,6 +18,12 @@ from tfcompress.layers.step_rnn import StepRNN
 def has_loops(model: keras.Model) -> bool:
     """Whether a flat model has loops over steps."""
     return any(isinstance(operation, StepRNN) for operation in model.operations)
+
+
+def in_steps(model: keras.Model) -> tuple[keras.Model, dict[int, Any]]:
+    """A model as its file is made of it: flat, without loops; and see `unrolled`."""
+    flat = as_flat(model)
+    return unrolled(flat) if has_loops(flat) else (flat, {})
 
 
 def unrolled(model: keras.Model) -> tuple[keras.Model, dict[int, Any]]:
@@ -54,6 +61,12 @@ def unroll(loop: StepRNN, inputs, call=call_node):
     Args:
         call: (node of the step, its arguments) -> what it gives.
     """
+    y, states = steps_of(loop, inputs, call)
+    return [y, *states] if loop.return_state else y
+
+
+def steps_of(loop: StepRNN, inputs, call=call_node) -> tuple[Any, list]:
+    """See `unroll`: the output, and the states after the last step."""
     sequences, states = loop.parted(inputs)
     graph = loop.graph
     length = sequences[0].shape[1]
@@ -68,7 +81,7 @@ def unroll(loop: StepRNN, inputs, call=call_node):
     if loop.return_sequences:
         turned = loop.go_backwards and loop.in_order
         y = ops.stack(outputs[::-1] if turned else outputs, axis=1)
-    return [y, *states] if loop.return_state else y
+    return y, states
 
 
 def _frames(x, length: int) -> list:

@@ -23,6 +23,7 @@ from tfcompress.layers.compressed import (
     target_variables,
     weight_name,
 )
+from tfcompress.layers.step_rnn import opened_layers
 from tfcompress.results import Result, print_line, print_table
 from tfcompress.techniques.cluster import by_channel
 from tfcompress.techniques.rules import Rule, Rules, quantize_of
@@ -141,7 +142,7 @@ def expected_flash(model: keras.Model, recipe: Rules | Sequence[Rule]) -> Expect
 
 def _codes(model: keras.Model) -> Iterator[tuple[str, np.ndarray, bool]]:
     """(name, codes by channel, whether each channel has a scale) of the kernels of a model."""
-    for layer in model.layers:
+    for layer in opened_layers(model):
         if not isinstance(layer, Compressed):
             for owner, variable in target_variables(layer):
                 axes = channel_axes(owner) if variable.name == "kernel" else ()

@@ -78,6 +78,8 @@ def params_of(operation, seen: set[int]) -> int:
     """Numbers in the weights of an operation that are not in `seen`, to which they are added."""
     if type(operation).__name__ == "FakeQuant":  # its ranges are no weights of the model
         return 0
+    if type(operation).__name__ == "StepRNN":
+        return sum(params_of(part, seen) for part in operation.step.operations)
     if type(operation).__name__ in ("Compressed", "FusedBatchNorm"):
         operation = operation.layer
     new = {id(v): size(v.shape) for v in getattr(operation, "weights", ()) if id(v) not in seen}
@@ -259,6 +261,15 @@ def _conv_lstm(call: Call) -> int:
     return steps * places * call.weight(layer.cell, "kernel", "recurrent_kernel")
 
 
+def _steps(call: Call) -> int | None:
+    """What a step multiplies, as often as there are frames."""
+    loop, (length, *_) = call.layer, call.inputs[0][1:]
+    frames = [(shape[0], *shape[2:]) for shape in call.inputs[: loop.sequences]]
+    states = [tuple(state.shape) for state in loop.state_specs]
+    once = call.of(loop.step, [*frames, *states], [])
+    return None if once is None else size([length]) * once
+
+
 def _bidirectional(call: Call) -> int | None:
     return total(call.of(layer) for layer in (call.layer.forward_layer, call.layer.backward_layer))
 
@@ -367,6 +378,7 @@ _LAYERS = _named(
         "ConvLSTM": _conv_lstm,
         "RNN": _rnn,
         "IntegerLSTM": _integer_lstm,
+        "StepRNN": _steps,
         "Bidirectional": _bidirectional,
         "TimeDistributed": _time_distributed,
         "FixedTraining SpectralNormalization Compressed FusedBatchNorm": _wrapper,

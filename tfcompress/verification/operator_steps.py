@@ -19,8 +19,8 @@ from ai_edge_litert import schema_py_generated as schema
 from keras import tree
 
 from tfcompress.conversion.ranges import Range
-from tfcompress.graph.flatten import as_flat
 from tfcompress.graph.nodes import Graph, Node
+from tfcompress.quantization.unrolling import in_steps
 from tfcompress.tflite import flatbuffer, run
 from tfcompress.tflite.flatbuffer import changed, op_code, op_name
 from tfcompress.tflite.run import INTEGERS, Port, Runner, port, ports
@@ -100,7 +100,7 @@ def simulation_of(
     grids = {i: g for i, g in every.items() if g.dtype in INTEGERS and g.scale}
     taken = ports(file)[0]
     if any(found.node is not None for found in known.values()):
-        graph = Graph.of(as_flat(model))
+        graph = Graph.of(in_steps(model)[0])
         told = {i: _node_of(known.get(pairs[i]), grid) for i, grid in grids.items()}
         nodes = _in_order(file, {i: graph.nodes[n] for i, n in told.items() if n is not None})
         grids = {i: port(file, i) for i in nodes}
