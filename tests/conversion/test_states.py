@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.export.microcontroller.c_array import examine
 from tfcompress.surgery.streams.stream import Stream
 
 
@@ -81,6 +82,8 @@ def test_a_file_keeps_variables_by_itself(step, tmp_path):
         assert report.float_ops == []
         files.append(Stream(tmp_path / f"{name}.tflite"))
     io, variables = files
+    content = (tmp_path / "kept.tflite").read_bytes()
+    assert examine(content, "step", "a file").variables == 5
     operators = tfc.inspect(tmp_path / "kept.tflite").operators
     assert [op.name for op in operators].count("QUANTIZE") == 1
     assert variables.states == {}

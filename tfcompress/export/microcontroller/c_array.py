@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from tfcompress.export.microcontroller.generation import (
     TYPES,
@@ -94,13 +95,25 @@ def examine(data: bytes, name: str, where: str) -> CArray:
         name=name,
         array_bytes=len(data),
         ops=tuple(ops.values()),
-        variables=sum(op.name == "VAR_HANDLE" for op in found.operators),
+        variables=_variables(model),
         arena_bytes=None,
         arena_lower_bound=activation_bytes(model),
         arena_note="",
         inputs=inputs,
         outputs=outputs,
     )
+
+
+def _variables(model: Any) -> int:
+    """How many variables a file has, which several subgraphs may open."""
+    options = [
+        op.builtinOptions
+        for graph in model.subgraphs
+        for op in graph.operators
+        if flatbuffer.op_name(model, op) == "VAR_HANDLE"
+    ]
+    names = {(x.container, x.sharedName) for x in options if hasattr(x, "sharedName")}
+    return len(names) or len(options)
 
 
 def _port(tensor: TensorInfo, name: str, about: str, where: str) -> Port:
