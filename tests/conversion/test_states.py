@@ -92,3 +92,14 @@ def test_a_file_keeps_variables_by_itself(step, tmp_path):
     np.testing.assert_array_equal(first, np.concatenate(list(io.run(x))))
     variables.reset()
     np.testing.assert_array_equal(np.concatenate(list(variables.run(x))), first)
+
+
+def test_an_output_that_is_a_state_stays_one(tmp_path):
+    x = keras.Input((8, 5), name="sound")
+    kept = tfc.streaming(keras.Model(x, layers.SimpleRNN(3, name="cells")(x)), states="variables")
+    tfc.convert(kept, tmp_path / "kept.tflite", precision="float32")
+    frames = sound(8)
+    made, expected = (
+        np.concatenate(list(Stream(m).run(frames))) for m in (tmp_path / "kept.tflite", kept)
+    )
+    np.testing.assert_allclose(made, expected, atol=1e-6)

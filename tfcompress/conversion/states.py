@@ -10,7 +10,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.graph.states import is_variable, out_of, states_of
 from tfcompress.kinds import FIXED_RANGES
-from tfcompress.tflite import signature
 from tfcompress.tflite.flatbuffer import (
     add_buffer,
     changed,
@@ -18,7 +17,9 @@ from tfcompress.tflite.flatbuffer import (
     op_code,
     op_name,
     scales_of,
+    text,
 )
+from tfcompress.tflite.signature import first_signature
 from tfcompress.tflite.unused import drop_tensors
 
 # What kernels of 16 bits give for a softmax, a sigmoid or tanh has steps of 1/32768.
@@ -31,12 +32,11 @@ def pairs(model: Any) -> list[list[int]]:
 
 
 def _named(model: Any) -> dict[str, list[int]]:
-    graph = model.subgraphs[0]
-    inputs, outputs = signature.io_names(model)
-    given = dict(zip(inputs, graph.inputs, strict=True))
-    made = dict(zip(outputs, graph.outputs, strict=True))
-    names = states_of(inputs, outputs)
-    return {name: [int(given[name]), int(made[out_of(name)])] for name in names}
+    """The same by name, of a file that has a signature, as those have that are made here."""
+    signature = first_signature(model)
+    entries = ([], []) if signature is None else (signature.inputs, signature.outputs)
+    given, made = ({text(x.name): int(x.tensorIndex) for x in side} for side in entries)
+    return {name: [given[name], made[out_of(name)]] for name in states_of(given, made)}
 
 
 def kept(model: Any) -> list[list[int]]:
@@ -70,12 +70,14 @@ def keep(model: Any) -> None:
         graph.operators.append(_operator(model, "ASSIGN_VARIABLE", [handles[1], made], []))
     model.subgraphs.append(start)
     graph.operators = before + graph.operators
-    gone = {index for pair in found.values() for index in pair}
-    graph.inputs = [index for index in graph.inputs if index not in gone]
-    graph.outputs = [index for index in graph.outputs if index not in gone]
-    for entry in model.signatureDefs:
-        entry.inputs = [x for x in entry.inputs if x.tensorIndex not in gone]
-        entry.outputs = [x for x in entry.outputs if x.tensorIndex not in gone]
+    entry = first_signature(model)
+    entry.inputs = [x for x in entry.inputs if text(x.name) not in found]
+    ends = {out_of(name) for name in found}
+    entry.outputs = [x for x in entry.outputs if text(x.name) not in ends]
+    # What a layer gives may be its state as well.
+    left = {int(x.tensorIndex) for x in (*entry.inputs, *entry.outputs)}
+    graph.inputs = [index for index in graph.inputs if index in left]
+    graph.outputs = [index for index in graph.outputs if index in left]
     drop_tensors(model)
 
 
