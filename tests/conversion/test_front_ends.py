@@ -117,6 +117,20 @@ def test_integer_inputs_and_strictness_are_told(tmp_path):
         tfc.convert(model, tmp_path / "m.tflite", strict=True, calibration=x)
 
 
+def test_dynamic_rounding_is_told(tmp_path):
+    report = tfc.convert(by_ops(), tmp_path / "m.tflite", precision="dynamic_int8")
+    assert any("is rounded, too" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("precision", ["int16x8", {"*": "int8", "head": "int4"}])
+def test_other_integer_precisions_leave_them_float_too(precision, tmp_path):
+    model, x = by_ops(), tones(16)
+    path = tmp_path / "m.tflite"
+    report = tfc.convert(model, path, precision=precision, calibration=x)
+    assert {op.reason for op in report.float_ops} == {REASON}
+    assert sqnr(model(x[:8]), run_tflite(path, x[:8])) > 20
+
+
 def test_microcontrollers_get_products(tmp_path):
     model, x = by_ops(), tones(16)
     path = tmp_path / "m.tflite"
@@ -152,6 +166,10 @@ def test_the_spectra_of_a_saved_model_stay_float(tmp_path):
 
 def test_other_models_have_none(float_cnn):
     assert front_end(Graph.of(tfc.flatten(float_cnn))) is None
+    x = keras.Input((50, 1))
+    y = layers.Conv1D(4, 3)(layers.Conv1D(4, 3)(x))
+    y = layers.Dense(2)(ops.log(ops.mean(ops.square(y), axis=1) + 1e-6))
+    assert front_end(Graph.of(keras.Model(x, y))) is None
     x = keras.Input((8,))
     y = layers.Dense(4, activation="softmax")(x)
     assert front_end(Graph.of(keras.Model(x, layers.Dense(2)(ops.log(y + 1e-6))))) is None

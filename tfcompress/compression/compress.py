@@ -140,7 +140,8 @@ def quantize_aware(
     Args:
         model: any Keras 3 model that `flatten` takes; it is left untouched.
         skip: names (or shell patterns) of layers to leave float. An input that only they read is
-            not rounded while training; a file with integer inputs rounds it.
+            not rounded while training; a file with integer inputs rounds it. What makes features
+            of sound before the first weights stays float anyway, with a warning.
         inputs: see `flatten`.
         **settings: arguments of `Quantize`: bits, activation_bits, dense, momentum, delay, freeze.
 

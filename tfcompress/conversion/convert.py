@@ -75,7 +75,9 @@ def convert(
             that was trained in few bits "int8", "int4" or "int2", never fewer than it was trained
             in. The last pattern that matches a layer decides; those without are int8, or as they
             were trained, as are layers that a wide pattern gives a precision that LiteRT has no
-            kernel of for them. Between layers that differ values are quantized anew.
+            kernel of for them. Between layers that differ values are quantized anew. What makes
+            features of sound before the first weights (a spectrum, its bands and logarithm) stays
+            float32 in integer files unless a pattern other than "*" matches it; see `split`.
         io_dtype: type of inputs and outputs: "float32", "int8", "uint8", or "int16" with int16x8;
             or that of the inputs and that of the outputs, as ("uint8", "float32").
             None: what the target prefers, or "float32".

@@ -63,6 +63,16 @@ def _before_logarithms(file: Any) -> set[int]:
     return found
 
 
+def notes_of_dynamic(front: FrontEnd | None) -> list[str]:
+    """What is to be told of a front-end whose products round their inputs as they run."""
+    if front is None:
+        return []
+    return [
+        f"the front-end of sound, {front.words}, is rounded, too, where it has products: {WHY}. "
+        "Split it off, and convert it in float32: front, rest, hint = tfcompress.split(model)"
+    ]
+
+
 def notes_of(front: FrontEnd | None, target: Target | None, io_dtype: str) -> list[str]:
     """What is to be told of a front-end that stays float, and how to split it off."""
     mend, words = "", "of sound"

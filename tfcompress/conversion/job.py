@@ -206,6 +206,8 @@ class Job:
         """float32, float16 and dynamic_int8 are TFLiteConverter's own modes."""
         lowering = self.timed("lower", self._lowering, model, False)
         converter = lowering.converter
+        if self.precision == "dynamic_int8":
+            self.notes += front_ends.notes_of_dynamic(front_ends.front_of(model))
         if self.precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if self.precision == "float16":

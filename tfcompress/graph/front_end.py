@@ -55,7 +55,7 @@ def front_end(graph: Graph) -> FrontEnd | None:
     for node in graph.nodes:
         if _kind(node) in _LOGARITHMS and id(node) not in chosen:
             before = list(_before(graph, node))
-            if _is_filter_bank(before, plain):
+            if _is_filter_bank(graph, before, plain):
                 chosen |= _after(graph, {id(x) for x in before}, {id(x) for x in before} | plain)
     given = {"InputLayer", "FakeQuant"}
     nodes = tuple(n for n in graph.nodes if id(n) in chosen and _kind(n) not in given)
@@ -162,8 +162,11 @@ def _before(graph: Graph, node: Node) -> Iterator[Node]:
                 stack.append(maker)
 
 
-def _is_filter_bank(before: list[Node], plain: set[int]) -> bool:
-    """Whether what a logarithm is taken of is the energy of linear filters of the inputs."""
+def _is_filter_bank(graph: Graph, before: list[Node], plain: set[int]) -> bool:
+    """Whether what a logarithm is taken of is the energy of linear filters of the inputs.
+
+    Filters of what other filters gave are a net, whose weights are to become integers.
+    """
     linear = [n for n in before if id(n) not in plain and is_of(n.operation, LINEAR)]
     free = all(
         id(n) in plain
@@ -171,8 +174,9 @@ def _is_filter_bank(before: list[Node], plain: set[int]) -> bool:
         or not getattr(n.operation, "weights", ())
         for n in before
     )
+    first = all(id(graph.producer(t)) in plain for n in linear for t in n.inputs)
     squares = any(_kind(n) in _ENERGIES or _is_square(n) for n in before)
-    return bool(linear) and free and squares
+    return bool(linear) and free and first and squares
 
 
 def _is_square(node: Node) -> bool:
