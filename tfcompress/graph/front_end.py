@@ -192,10 +192,12 @@ def settings_of(front: FrontEnd) -> dict[str, Any]:
             found["frame"] = operation.sequence_length
             found["step"] = operation.sequence_stride
             found["fft"] = operation.fft_length
+            if kind == "MelSpectrogram" or operation.center:
+                found["ends reflected by half of it"] = True
+            if operation.sequence_length < operation.fft_length:
+                found["zeros on both sides of a frame"] = True
             window = operation.window
             found["window"] = window if isinstance(window, str | None) else "its own"
-            if kind == "MelSpectrogram" or operation.center:
-                found["centered"] = True
         if kind == "MelSpectrogram":
             found["power"] = operation.mag_exp
             found["mel bands"] = operation.num_mel_bins
