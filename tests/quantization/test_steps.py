@@ -1,12 +1,18 @@
 """Recurrent layers opened step by step: they compute and learn what Keras's own layers do."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from step_models import Made, Own, loops, net, normal
+from step_models import Made, Own, loops, net, normal, steps_off
 
+import tfcompress as tfc
 from tfcompress.graph.flatten import flatten
 from tfcompress.quantization.opening import EVERYWHERE, open_with
 from tfcompress.quantization.unrolling import unrolled
@@ -139,3 +145,33 @@ def test_layers_that_stay_loops():
     x = keras.Input((None, 4))
     for layer in (layers.GRU(3), layers.Bidirectional(layers.LSTM(3))):
         assert not loops(open_with(keras.Model(x, layer(x)), EVERYWHERE)[0])
+
+
+@pytest.mark.slow
+def test_jax_trains_steps(tmp_path):
+    code = """
+        import sys, keras, numpy as np, tfcompress as tfc
+        from keras import layers
+        x = np.random.default_rng(0).normal(size=(32, 6, 4)).astype("float32")
+        x[:8, 4:] = 0
+        inputs = keras.Input((6, 4))
+        both = layers.Bidirectional(layers.GRU(5, dropout=0.1, recurrent_dropout=0.1))
+        model = keras.Model(inputs, layers.Dense(1)(both(layers.Masking()(inputs))))
+        rules = [tfc.Rule("*", [tfc.Prune(0.5), tfc.Quantize(delay=3)])]
+        small = tfc.compress(model, rules)
+        small.compile("adam", "mse")
+        small.fit(x, x[:, 0, :1], epochs=3, batch_size=8, callbacks=[tfc.UpdateCompression()])
+        final = tfc.finalize(small)
+        np.testing.assert_allclose(final(x), small(x), atol=1e-6)
+        final.save(sys.argv[1] + "/jax.keras")
+        np.savez(sys.argv[1] + "/jax.npz", x=x, y=final(x))
+    """
+    env = {**os.environ, "KERAS_BACKEND": "jax"}
+    run = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    subprocess.run(run, env=env, check=True, timeout=300)
+    model, seen = keras.saving.load_model(tmp_path / "jax.keras"), np.load(tmp_path / "jax.npz")
+    np.testing.assert_allclose(model(seen["x"]), seen["y"], atol=1e-5)
+    assert len(loops(model)) == 2
+    path = tmp_path / "m.tflite"
+    assert tfc.convert(model, path, precision="int8").float_ops == []
+    assert steps_off(model, path, seen["x"]) <= 2.01

@@ -14,8 +14,16 @@ from keras import layers, tree
 
 from tfcompress.conversion import lstm
 from tfcompress.conversion.converters import LARGE, Lowering, Names, allow, converter_of
-from tfcompress.conversion.markers import named_for, told_as
 from tfcompress.conversion.scopes import Scopes
+from tfcompress.conversion.stand_ins import (
+    Affine,
+    Comparison,
+    Marker,
+    Nearest,
+    OnGrid,
+    OnTable,
+    PlainRsqrt,
+)
 from tfcompress.files import models
 from tfcompress.files.models import reason_of
 from tfcompress.graph.copying import copy_operation, copy_weights
@@ -42,119 +50,8 @@ from tfcompress.quantization.unrolling import in_steps
 from tfcompress.techniques.rules import Rules
 from tfcompress.tflite import run
 
-
-class _SameShape(layers.Layer):
-    """A layer whose output has the shape of its input, and its mask."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-
-class Marker(_SameShape):
-    """Two fake-quantization ops in a row, which tell a constant range to the file's reader."""
-
-    def __init__(self, quantizer: FakeQuant, low: float, high: float):
-        super().__init__(name=quantizer.name)
-        self.quantizer, self.low, self.high = quantizer, low, high
-
-    def call(self, x, source=0, node=None):
-        x = self.quantizer._activate(x)
-        floats = self.quantizer.float_source
-        stays = floats is True or source in (floats or ())
-        return _marked(x, self.low, self.high, self.quantizer.bits, stays, node)
-
-
-class OnTable(_SameShape):
-    """Rows of a table on a symmetric grid, marked with its range: the converter may fold them."""
-
-    def __init__(self, step: float, **kwargs):
-        super().__init__(**kwargs)
-        self.step = step
-
-    def call(self, x):
-        return _marked(x, -128.0 * self.step, 127.0 * self.step, 8, False)
-
-
-class OnGrid(_SameShape):
-    """Weights rounded for good: the converter folds them, and the grid tells their scale."""
-
-    def __init__(self, quantizer: FakeQuant):
-        super().__init__(name=quantizer.name)
-        self.levels = 2.0 ** (quantizer.bits - 1) - 1.0
-        self.step = float(quantizer.limits()[1]) / self.levels
-
-    def call(self, x, source=0):
-        return tf.clip_by_value(tf.round(x / self.step), -self.levels, self.levels) * self.step
-
-
-class Affine(_SameShape):
-    """scale * x + offset by channel, as a 1x1 depthwise convolution: one exactly quantizable op."""
-
-    def __init__(self, scale, offset, axis: int = -1, **kwargs):
-        super().__init__(**kwargs)
-        self.scale, self.offset, self.axis = scale, offset, axis
-
-    def call(self, x):
-        x = tf.cast(x, "float32")  # images may come in as integers
-        last = len(x.shape) - 1
-        if self.axis in (-1, last):
-            return self._on_last(x)
-        order = [i for i in range(last + 1) if i != self.axis] + [self.axis]
-        back = [order.index(i) for i in range(last + 1)]
-        return tf.transpose(self._on_last(tf.transpose(x, order)), back)
-
-    def _on_last(self, x):
-        channels = x.shape[-1]
-        scale = tf.broadcast_to(tf.cast(self.scale, x.dtype), (channels,))
-        offset = tf.broadcast_to(tf.cast(self.offset, x.dtype), (channels,))
-        shape = tuple(x.shape)
-        image = x if len(shape) == 4 else tf.reshape(x, (shape[0], 1, -1, channels))
-        kernel = tf.reshape(scale, (1, 1, channels, 1))
-        y = tf.nn.bias_add(tf.nn.depthwise_conv2d(image, kernel, (1, 1, 1, 1), "SAME"), offset)
-        return y if len(shape) == 4 else tf.reshape(y, shape)
-
-
-class PlainRsqrt(_SameShape):
-    """1 / sqrt(x): the kernel itself gives its largest value at 0."""
-
-    def call(self, x):
-        return tf.math.rsqrt(x)
-
-
-class Nearest(layers.Layer):
-    """UpSampling2D as the one op that LiteRT has for it."""
-
-    def __init__(self, size, **kwargs):
-        super().__init__(**kwargs)
-        self.factors = size
-
-    def call(self, x):
-        size = (x.shape[1] * self.factors[0], x.shape[2] * self.factors[1])
-        return tf.raw_ops.ResizeNearestNeighbor(images=x, size=size, half_pixel_centers=False)
-
-    def compute_output_shape(self, shape):
-        return (shape[0], shape[1] * self.factors[0], shape[2] * self.factors[1], shape[3])
-
-
-class Comparison:
-    """A table from integers to integers by comparing with each, as LiteRT knows those of texts.
-
-    Args:
-        table: of TensorFlow.
-    """
-
-    def __init__(self, table):
-        self.keys, self.values = (x.numpy() for x in table.export())
-        self.default = table.default_value.numpy()
-
-    def lookup(self, x):
-        equal = tf.equal(x[..., None], self.keys)
-        found = tf.reduce_sum(tf.where(equal, self.values, tf.zeros_like(self.values)), axis=-1)
-        return tf.where(tf.reduce_any(equal, axis=-1), found, self.default)
+# As many as take minutes to convert.
+_MANY_STEPS = 150
 
 
 def require_convertible(model: Any) -> None:
@@ -198,6 +95,7 @@ def to_float(
         names = io_names(flat)
         flat, sources = in_steps(flat)
         origins = {**origins, **{key: source.name for key, source in sources.items()}}
+        note = _long_loops(flat)
         exported = _plain_copy(flat, batch_size, integer, spectral, Scopes(origins))
         structure, call = exported._inputs_struct, functools.partial(exported, training=False)
     except Exception as error:  # What users' layers raise is of any kind.
@@ -211,6 +109,17 @@ def to_float(
     allow(converter, select_tf_ops)
     converter.allow_custom_ops = lstm.is_in(exported)
     return Lowering(converter, names, model=exported, note=note)
+
+
+def _long_loops(flat: keras.Model) -> str:
+    """What is to be told of loops that were written out in many steps."""
+    calls = [len(x._inbound_nodes) for x in flat.operations if isinstance(x, keras.Layer)]
+    if max(calls, default=0) <= _MANY_STEPS:
+        return ""
+    return (
+        f"a recurrent layer is written out in {max(calls)} steps: tfcompress.streaming makes a "
+        "step model, whose file has one"
+    )
 
 
 def _require_all_fixed(structure: Any) -> None:
@@ -281,13 +190,15 @@ def _plain_copy(
     numbers = {id(node): number for number, node in enumerate(graph.nodes)}
     copies: dict[int, Any] = {}
     fill = []
+    # Steps of a loop have one quantizer, whose range takes long to tell.
+    told = {id(x): _is_told(x) for x in flat.operations if isinstance(x, FakeQuant) and integer}
     with _policy("float32"):
 
         def call(node: Node, *args, **kwargs):
             operation = node.operation
             if node.is_input:
                 return args[0]
-            if isinstance(operation, FakeQuant) and not (integer and _is_told(operation)):
+            if isinstance(operation, FakeQuant) and not told.get(id(operation)):
                 kwargs = {}  # what only markers take
             special = _canonical(graph, node) if integer else None
             if special is not None:  # not kept: a shared layer may be folded elsewhere
@@ -402,16 +313,6 @@ def _folds(graph: Graph, node: Node) -> bool:
     operation = before.operation
     operation = operation.layer if isinstance(operation, Compressed) else operation
     return kind_of(operation) in FOLDING
-
-
-def _marked(x, low: float, high: float, bits: int, stays: bool, node: int | None = None):
-    low, high, wider = told_as(low, high, stays)
-    name = None if node is None else named_for(node)
-    # The converter copies single ones to where it takes ranges for equal; ours come in pairs.
-    for by in (1.0, wider):
-        limits = {"min": by * low, "max": by * high}
-        x = tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, num_bits=bits, name=name, **limits)
-    return x
 
 
 @contextlib.contextmanager
