@@ -19,6 +19,7 @@ MEASUREMENTS = {
     "channel_groups": "channel_groups",
     "few_bits": "few_bits",
     "peer_rate": "peer_rate",
+    "recurrent_quality": "recurrent_quality",
     "zoo": "zoo",
 }
 # Needs packages that `make zoo` installs.
