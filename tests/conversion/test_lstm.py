@@ -1,5 +1,6 @@
 """LSTMs as one operator of integers: trained, converted, and run by LiteRT's kernels."""
 
+import hashlib
 import warnings
 
 import keras
@@ -219,6 +220,16 @@ def test_functions_of_16_bits(bits):
     for table in (tanh_table(bits), sigmoid_table(3)):
         assert table.min() >= -32768
         assert table.max() <= 32767
+
+
+def test_functions_of_16_bits_are_those_of_gemmlowp():
+    """The hash of what its code gives for all codes: sigmoid for 3 whole bits, tanh for 0 to 6."""
+    tables = [sigmoid_table(3), *(tanh_table(bits) for bits in range(7))]
+    found = hashlib.sha256(np.stack(tables).astype("<i2").tobytes()).hexdigest()
+    assert found == "f581e3c051f4b74d6d0a2e6034f3d7c3e375176e0217c7f2233f5f318867fe2c"
+    # Where products of -1/2 are rounded up, some of its numbers are:
+    assert sigmoid_table(3)[2**15 + 5678] == 26210
+    assert tanh_table(4)[2**15 - 10232] == -32767
 
 
 @pytest.mark.slow

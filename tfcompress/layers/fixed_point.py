@@ -81,8 +81,8 @@ def _code(value: float, bits: int = 0) -> int:
 
 
 def _product(a, b) -> np.ndarray:
-    """The product of fractions of 2**15, halves away from 0."""
-    return _halved(np.minimum(np.asarray(a, np.int64) * b, 32767 * 2**15), 15)
+    """The product of fractions of 2**15, halves up."""
+    return (np.minimum(np.asarray(a, np.int64) * b, 32767 * 2**15) + 2**14) >> 15
 
 
 def _halved(x: np.ndarray, times: int) -> np.ndarray:

@@ -203,7 +203,7 @@ class IntegerLSTM(keras.layers.Layer):
             i, f, o = (_look_up(_SIGMOID, z[:, gate]) for gate in (0, 1, 3))
             new = _nearest(i * _look_up(_TANH, z[:, 2]) * (_GATE * _GATE / cell))
             c = ops.clip(_nearest(f * c * _GATE) + new, _LOWEST, _HIGHEST)
-            h = _nearest(o * _tanh_of_cell(c, cell) * (_GATE * _GATE / scale))
+            h = rescaled(o * _tanh_of_cell(c, cell), _single(_GATE * _GATE / scale))
             return ops.clip(h, lowest, lowest + 255.0), c
 
         sums = ops.clip(sums, _LOWEST, _HIGHEST)
@@ -235,7 +235,7 @@ class IntegerLSTM(keras.layers.Layer):
         sums = self._product(codes, weights)
         if bias is not None:
             sums = sums + ops.round(bias / (scale * step))
-        return rescaled(sums, scale * step / _SUM)
+        return rescaled(sums, _single(scale * step / _SUM))
 
     def compute_output_spec(self, x, training=False):
         shape = (x.shape[0], x.shape[1], self.units)
@@ -290,6 +290,11 @@ def _cell_tables() -> np.ndarray:
 def _nearest(x):
     """The nearest whole number, halves away from 0."""
     return ops.sign(x) * ops.floor(ops.abs(x) + 0.5)
+
+
+def _single(factor):
+    """A factor as the kernel keeps it before it makes a multiplier of 32 bits of it."""
+    return _wide(ops.cast(factor, "float32"))
 
 
 def _wide(x):
