@@ -11,10 +11,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from conftest import run_tflite
 from keras import layers
 
 import tfcompress as tfc
-from conftest import run_tflite
 from measurements import parser_of, show, spread, tell
 from tfcompress.bench.models import compile_for
 from tfcompress.bench.running.child import file_quality, keras_quality
@@ -25,6 +25,9 @@ from tfcompress.tflite import flatbuffer, run
 INT8 = {"precision": "int8", "io_dtype": "int8"}
 # Samples that a file is compared with its simulation on.
 COMPARED = 64
+
+
+_TRAINING = Training(1500, 32, 2e-3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Net:
     build: Callable[[], keras.Model]
     task: str | None = None
     made: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
-    training: Training = Training(1500, 32, 2e-3)
+    training: Training = _TRAINING
     chunk: int | None = None
     windows: Any = None
 
@@ -218,7 +221,7 @@ def _data(name: str) -> tuple[Task, Data]:
 
 def _measured(name: str, seed: int) -> dict[str, Any]:
     """Trains a net in float, then for integers, and writes the files of both."""
-    net, (task, data) = NETS[name], _data(name)
+    net, data = NETS[name], _data(name)[1]
     keras.utils.set_random_seed(seed)
     model = net.build()
     _fit(model, name, data, net.training, seed)
