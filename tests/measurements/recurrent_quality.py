@@ -22,7 +22,7 @@ from tfcompress.bench.tasks import TASKS, Data, Task, Training
 from tfcompress.export.microcontroller.c_array import measure_arena
 from tfcompress.tflite import flatbuffer, run
 
-INT8 = {"precision": "int8", "io_dtype": "int8"}
+INT8: dict[str, Any] = {"precision": "int8", "io_dtype": "int8"}
 # Samples that a file is compared with its simulation on.
 COMPARED = 64
 
@@ -122,7 +122,7 @@ def _heart_beats() -> tuple[np.ndarray, np.ndarray]:
     )
     x = np.zeros((len(y), len(time)))
     for number, (place, width, height) in enumerate(waves):
-        place = place + random.normal(0, 0.02, (len(y), 1))
+        at = place + random.normal(0, 0.02, (len(y), 1))
         wide = (
             width
             * random.uniform(0.8, 1.2, (len(y), 1))
@@ -133,7 +133,7 @@ def _heart_beats() -> tuple[np.ndarray, np.ndarray]:
             * random.uniform(0.7, 1.3, (len(y), 1))
             * np.where((y == 1) & (number == 0), 0, 1)[:, None]
         )
-        x += high * np.exp(-(((time - place) / wide) ** 2) / 2)
+        x += high * np.exp(-(((time - at) / wide) ** 2) / 2)
     x += 0.18 * ((y == 3)[:, None] & (time > 0.46) & (time < 0.6)) + random.normal(0, 0.08, x.shape)
     return x[..., None].astype("float32"), y
 
@@ -234,7 +234,9 @@ def _measured(name: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for key, each in (("ptq", model), ("qat", qat)):
             path, kept = Path(folder, f"{key}.tflite"), each
-            given = {} if key == "qat" else {"calibration": _inputs(data, slice(200))}
+            given: dict[str, Any] = {}
+            if key == "ptq":
+                given = {"calibration": _inputs(data, slice(200))}
             if net.chunk:
                 kept = tfc.streaming(each, net.chunk, windows=net.windows)
                 if given:
@@ -314,9 +316,9 @@ def _outputs(name: str, model: Any, x: np.ndarray, reference: bool = False) -> n
     stream, reach = tfc.Stream(model), _reach(name)
     if reference:
         content = model.read_bytes()
-        stream._runs.runner = run.Runner(
-            flatbuffer.read(content), content, model.name, reference=True
-        )
+        runner = run.Runner(flatbuffer.read(content), content, model.name, reference=True)
+        files: Any = stream._runs
+        files.runner = runner
     found = []
     for window in x:
         stream.reset()
@@ -332,19 +334,15 @@ def _outputs(name: str, model: Any, x: np.ndarray, reference: bool = False) -> n
 def _reach(name: str) -> int:
     """How many frames a stream needs from a window's first on."""
     net = NETS[name]
-    (reach,) = tfc.streaming(
-        net.build(), net.chunk, windows=net.windows
-    ).stream_report.delays.values()
+    step = tfc.streaming(net.build(), net.chunk or 1, windows=net.windows)
+    (reach,) = step.stream_report.delays.values()
     return reach
 
 
 def _steps(name: str, qat: keras.Model, path: Path) -> int:
     """How many steps of the output a file is off on LiteRT's reference kernels."""
     x = _data(name)[1].test_inputs(0, COMPARED)[:COMPARED]
-    scale = next(
-        port.scale for port in run.ports(flatbuffer.read(path))[1] if "_state" not in port.name
-    )
-    return round(
-        float(np.abs(_outputs(name, path, x, reference=True) - _outputs(name, qat, x)).max())
-        / scale
-    )
+    ports = run.ports(flatbuffer.read(path))[1]
+    scale = next(port.scale or 1.0 for port in ports if "_state" not in port.name)
+    apart = np.abs(_outputs(name, path, x, reference=True) - _outputs(name, qat, x))
+    return round(float(apart.max()) / scale)
