@@ -113,7 +113,8 @@ def to_float(
 
 def _long_loops(flat: keras.Model) -> str:
     """What is to be told of loops that were written out in many steps."""
-    calls = [len(x._inbound_nodes) for x in flat.operations if isinstance(x, keras.Layer)]
+    every = (x for x in flat.operations if isinstance(x, keras.Layer))
+    calls = [len(x._inbound_nodes) for x in every if not isinstance(x, FakeQuant)]
     if max(calls, default=0) <= _MANY_STEPS:
         return ""
     return (

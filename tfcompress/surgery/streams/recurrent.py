@@ -9,7 +9,8 @@ from keras import layers, ops
 
 from tfcompress.graph.nodes import Node
 from tfcompress.layers.compressed import Compressed
-from tfcompress.quantization.pieces import activate, dense_of
+from tfcompress.quantization.cells import Cell, cell_of
+from tfcompress.quantization.loops import why_not
 from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.streams.lines import Ahead
 from tfcompress.surgery.streams.making import Maker
@@ -31,7 +32,7 @@ def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     x, line, start = maker.begun(node.name, args[0], line)
     states = _states(maker, node, layer, x, start)
     given, frames = [state for state, _ in states], maker.frames(line)
-    cell = None if isinstance(node.operation, Compressed) else _cell_of(layer)
+    cell = None if isinstance(node.operation, Compressed) else _cell_of(layer, x)
     if cell is not None and frames <= _UNROLLED:
         y, after = _stepped(layer, cell, x, given)
     else:
@@ -142,54 +143,17 @@ def _states(maker: Maker, node: Node, layer, x, start: int) -> list:
     ]
 
 
-def _stepped(layer, step, x, states: list):
+def _stepped(layer, cell: Cell, x, states: list):
     """A layer's steps written out in operations that have integer kernels."""
-    made = []
+    frames, made = cell.project(x), []
     for time in range(x.shape[1]):
-        states = step(x[:, time], states)
-        made.append(states[0])
-    if not layer.return_sequences:
-        return made[-1], states
-    return _sequence(made), states
+        y, states = cell.step(frames[:, time], states)
+        made.append(y)
+    return (_sequence(made) if layer.return_sequences else made[-1]), states
 
 
-def _cell_of(layer):
-    """(frame, states) -> new states, of layers whose gates are known; None of others."""
-    if type(layer) not in _CELLS or (type(layer) is layers.GRU and not layer.reset_after):
+def _cell_of(layer, x) -> Cell | None:
+    """The parts of a layer's cell; None if it has none in integers."""
+    if why_not(layer.cell) is not None:
         return None
-    cell = layer.cell
-    if type(layer) is layers.GRU and cell.use_bias:
-        biases = cell.bias[0], cell.bias[1]
-    else:
-        biases = cell.bias, None
-    inputs = dense_of(layer, cell.kernel, biases[0], f"{layer.name}_inputs")
-    recurrent = dense_of(layer, cell.recurrent_kernel, biases[1], f"{layer.name}_recurrent")
-    step = _CELLS[type(layer)]
-    return lambda x, states: step(cell, layer.name, inputs(x), recurrent(states[0]), states)
-
-
-def _lstm(cell, name: str, x, of_h, states: list) -> list:
-    i, f, g, o = ops.split(ops.add(x, of_h), 4, axis=-1)
-    i, f, o = (
-        activate(cell.recurrent_activation, gate, f"{name}_{kind}")
-        for gate, kind in ((i, "input"), (f, "forget"), (o, "output"))
-    )
-    g = activate(cell.activation, g, f"{name}_candidate")
-    c = ops.add(ops.multiply(f, states[1]), ops.multiply(i, g))
-    return [ops.multiply(o, activate(cell.activation, c, f"{name}_cell")), c]
-
-
-def _gru(cell, name: str, x, of_h, states: list) -> list:
-    z, r, n = ops.split(x, 3, axis=-1)
-    z_h, r_h, n_h = ops.split(of_h, 3, axis=-1)
-    z = activate(cell.recurrent_activation, ops.add(z, z_h), f"{name}_update")
-    r = activate(cell.recurrent_activation, ops.add(r, r_h), f"{name}_reset")
-    n = activate(cell.activation, ops.add(n, ops.multiply(r, n_h)), f"{name}_candidate")
-    return [ops.add(n, ops.multiply(z, ops.subtract(states[0], n)))]
-
-
-def _simple(cell, name: str, x, of_h, states: list) -> list:
-    return [activate(cell.activation, ops.add(x, of_h), f"{name}_output")]
-
-
-_CELLS = {layers.LSTM: _lstm, layers.GRU: _gru, layers.SimpleRNN: _simple}
+    return cell_of(layer.cell, layer, tuple(x.shape[2:]), layer.name)
