@@ -341,6 +341,9 @@ def _is_weight(tensor) -> bool:
 def _scale_of(tensor):
     """A function that gives the scale of a tensor's grid; None if it has none of 8 bits."""
     operation, given = _producer(tensor)
+    if hasattr(operation, "given_by"):  # an input of the step of a loop
+        outer = operation.given_by()
+        return None if outer is None else _scale_of(outer)
     if hasattr(operation, "limits"):
         quantizer = operation
         if quantizer.bits != 8 or quantizer.observes:
@@ -350,9 +353,9 @@ def _scale_of(tensor):
             return grid_step(*quantizer.limits())
 
         return scale
-    if type(operation).__name__ == "Where":  # of 0 and a tensor
-        before = _selected_from(given)
-        return None if before is None else _scale_of(before)
+    if type(operation).__name__ == "Where":  # of a tensor and 0, or a state that may stay as it was
+        tensors = [x for x in tree.flatten((given.args, given.kwargs))[1:] if _is_symbolic(x)]
+        return _scale_of(tensors[0]) if tensors else None
     if is_of(getattr(operation, "layer", operation), ("Embedding",)):
         return (lambda: table_step(operation)) if hasattr(operation, "bound") else None
     inner = getattr(operation, "layer", operation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -52,6 +54,9 @@ class StepRNN(keras.layers.Layer):
         if any(self.recurrent_dropout):
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
+        for place, tensor in enumerate(self.step.inputs):
+            given_by = functools.partial(_given, weakref.ref(self), place)
+            tensor._keras_history.operation.given_by = given_by
 
     @property
     def graph(self) -> Graph:
@@ -204,6 +209,17 @@ def opened_layers(model: keras.Model) -> Iterator[Any]:
             yield from opened_layers(layer.step)
         else:
             yield layer
+
+
+def _given(reference: weakref.ref[StepRNN], place: int) -> KerasTensor | None:
+    """The tensor on whose grid an input of a step lies: a sequence, or the state that it makes."""
+    loop = reference()
+    if loop is None or (place < loop.sequences and len(loop._inbound_nodes) != 1):
+        return None
+    if place >= loop.sequences:
+        return loop.step.outputs[1 + place - loop.sequences]
+    (node,) = loop._inbound_nodes
+    return loop.parted(node.arguments.args[0])[0][place]
 
 
 def _swapped(x):
