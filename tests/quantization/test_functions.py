@@ -9,8 +9,8 @@ from opened_layers import kinds, normal
 
 import tfcompress as tfc
 from tfcompress.graph.nodes import Graph
+from tfcompress.quantization.kernels import has_kernel, reasons_of
 from tfcompress.quantization.openers import opener
-from tfcompress.quantization.placement import has_kernel, reasons_of
 
 _seeded = opened_layers.seeded
 

@@ -9,7 +9,7 @@ from keras import layers, ops
 import tfcompress as tfc
 from tfcompress.graph.nodes import Graph
 from tfcompress.layers.fake_quant import FakeQuant
-from tfcompress.quantization.placement import has_kernel, relu_name
+from tfcompress.quantization.kernels import has_kernel, relu_name
 
 
 def ranges_of(inputs, outputs, **settings) -> dict[str, FakeQuant]:

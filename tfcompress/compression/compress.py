@@ -20,6 +20,7 @@ from tfcompress.kinds import FOLDING
 from tfcompress.layers.batch_norm import FusedBatchNorm
 from tfcompress.layers.compressed import Compressed, is_compressed, target_variables
 from tfcompress.layers.step_rnn import StepRNN
+from tfcompress.quantization.kernels import kind_of
 from tfcompress.quantization.opening import (
     detach,
     name_outputs,
@@ -27,7 +28,7 @@ from tfcompress.quantization.opening import (
     spared_by,
     sparing,
 )
-from tfcompress.quantization.placement import Placement, kind_of, place
+from tfcompress.quantization.placement import Placement, place
 from tfcompress.techniques import Prune, Quantize, Technique
 from tfcompress.techniques.quantize import quantize_weight, round_activation
 from tfcompress.techniques.rules import Rule, Rules, quantize_of

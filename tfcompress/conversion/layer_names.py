@@ -16,8 +16,8 @@ from tfcompress.graph.flatten import as_flat
 from tfcompress.graph.nodes import Graph, scope_name
 from tfcompress.kinds import FIXED_RANGES, FOLDING, is_kernel, is_of
 from tfcompress.layers.fake_quant import FakeQuant
+from tfcompress.quantization.kernels import inner_layer
 from tfcompress.quantization.opening import output_names
-from tfcompress.quantization.placement import inner_layer
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import op_name
 from tfcompress.tflite.signature import first_signature

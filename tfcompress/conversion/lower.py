@@ -43,9 +43,9 @@ from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.layers.integer_lstm import IntegerLSTM
 from tfcompress.layers.kernel_rounding import table_step
 from tfcompress.quantization import transforms
+from tfcompress.quantization.kernels import kind_of, looks_up
 from tfcompress.quantization.openers import Rsqrt
 from tfcompress.quantization.opening import EVERYWHERE, opened_by, output_names
-from tfcompress.quantization.placement import kind_of, looks_up
 from tfcompress.quantization.unrolling import in_steps
 from tfcompress.techniques.rules import Rules
 from tfcompress.tflite import run

@@ -18,7 +18,7 @@ from tfcompress.kinds import (
     is_kernel,
     is_known,
 )
-from tfcompress.quantization.placement import inner_layer
+from tfcompress.quantization.kernels import inner_layer
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.rules import Rule, Rules, require_match
 

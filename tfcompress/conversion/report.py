@@ -18,8 +18,8 @@ from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.graph.nodes import Graph
 from tfcompress.kinds import OPERATORS
 from tfcompress.layers.compressed import is_compressed
+from tfcompress.quantization.kernels import reasons_of
 from tfcompress.quantization.loops import is_loop, loop_reason
-from tfcompress.quantization.placement import reasons_of
 from tfcompress.quantization.recurrent import is_fusable
 from tfcompress.results import Result
 from tfcompress.targets.targets import io_pair

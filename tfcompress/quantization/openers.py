@@ -31,6 +31,7 @@ from tfcompress.quantization.attention import (
     open_other_einsum,
     open_softmax,
 )
+from tfcompress.quantization.kernels import has_kernel
 from tfcompress.quantization.loops import is_recurrent
 from tfcompress.quantization.pieces import (
     Rsqrt,
@@ -39,7 +40,6 @@ from tfcompress.quantization.pieces import (
     parts_of_separable,
     with_weights,
 )
-from tfcompress.quantization.placement import has_kernel
 from tfcompress.quantization.step_openers import (
     is_bidirectional,
     open_bidirectional,

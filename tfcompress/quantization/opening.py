@@ -17,7 +17,8 @@ from tfcompress.kinds import LINEAR, is_exactly, is_of
 from tfcompress.quantization import openers
 from tfcompress.quantization.attention import is_matrix_einsum
 from tfcompress.quantization.functions import numbers_of
-from tfcompress.quantization.placement import Placement, relu_name
+from tfcompress.quantization.kernels import relu_name
+from tfcompress.quantization.placement import Placement
 from tfcompress.quantization.unrolling import has_loops, unrolled
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.rules import Rule, Rules, quantize_of

@@ -7,7 +7,7 @@ from keras import layers, ops
 
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.layers import Parameter
-from tfcompress.quantization.placement import has_kernel
+from tfcompress.quantization.kernels import has_kernel
 from tfcompress.quantization.views import ViewConstraint, ViewRegularizer, is_by_value
 
 _register = keras.saving.register_keras_serializable("tfcompress")

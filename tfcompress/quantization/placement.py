@@ -1,51 +1,40 @@
-"""Where fake-quantization goes: after each group of operations that LiteRT runs as one.
-
-LiteRT fuses Conv + BatchNormalization + ReLU into one op, gives pooling, reshaping and
-concatenation the scale of their inputs, and fixes the ranges of softmax, sigmoid and tanh
-(quantization specification: https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec).
-"""
+"""Where fake-quantization goes: after each group of operations that LiteRT runs as one."""
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Collection, Sequence
 
 import keras
 import numpy as np
 from keras import layers, tree
 
-from tfcompress.graph.layers import Constant, FixedTraining, KeepMask, Parameter, RepeatBatch
-from tfcompress.graph.nodes import Graph, Node, has_own_call, scope_name
+from tfcompress.graph.layers import Constant, KeepMask, Parameter, RepeatBatch
+from tfcompress.graph.nodes import Graph, Node, scope_name
 from tfcompress.graph.states import pairs_of
 from tfcompress.kinds import (
-    FILLING,
-    FIXED_RANGES,
     FOLDING,
     FUSING,
-    INTEGER,
-    KEEPING,
-    ROUNDING,
     TRANSPARENT,
-    operator_of,
 )
-from tfcompress.layers.batch_norm import FusedBatchNorm
-from tfcompress.layers.compressed import Compressed
 from tfcompress.layers.extremes import Extremes
 from tfcompress.layers.fake_quant import FakeQuant
-from tfcompress.quantization.loops import is_loop, loop_reason
-from tfcompress.techniques.quantize import Quantize
-
-# The ranges of outputs that LiteRT fixes.
-_FIXED = {
-    "softmax": FIXED_RANGES["SOFTMAX"],
-    "sigmoid": FIXED_RANGES["LOGISTIC"],
-    "tanh": FIXED_RANGES["TANH"],
-    "logsoftmax": FIXED_RANGES["LOG_SOFTMAX"],
-}
-_FIXED_16 = (-1.0, 32767 / 32768)
-_ACTIVATIONS = set(
-    "relu relu6 leaky_relu gelu hard_silu elu softmax log_softmax sigmoid tanh linear".split()
+from tfcompress.quantization.kernels import (
+    fills,
+    fixed_range,
+    float_reason,
+    has_kernel,
+    has_own_grid,
+    is_float,
+    is_foldable,
+    is_idle,
+    kind_of,
+    looks_up,
+    passes_through,
+    relu_name,
+    rounds,
+    selected,
 )
+from tfcompress.techniques.quantize import Quantize
 
 
 @dataclasses.dataclass
@@ -81,126 +70,6 @@ def place(
     return _Placer(graph, technique_of, states).run()
 
 
-def kind_of(operation) -> str:
-    """The name of an operation's kind: its class, or its activation for an Activation layer."""
-    if isinstance(operation, FixedTraining):
-        operation = operation.layer
-    if isinstance(operation, layers.BatchNormalization):
-        return "BatchNormalization"
-    if isinstance(operation, layers.Activation):
-        name = keras.activations.serialize(operation.activation)
-        return f"Activation:{name}"
-    return type(operation).__name__
-
-
-def fixed_range(operation, bits: int = 8) -> tuple[float, float] | None:
-    """The output range that LiteRT fixes for an operation, if it does."""
-    name = kind_of(operation).removeprefix("Activation:").lower().replace("_", "")
-    if bits == 16:  # there is no LOG_SOFTMAX of 16 bits
-        return _FIXED_16 if name in _FIXED and name != "logsoftmax" else None
-    return _FIXED.get(name)
-
-
-def relu_name(operation) -> str | None:
-    """'relu' or 'relu6' if the operation is that, None otherwise."""
-    kind = kind_of(operation).removeprefix("Activation:").lower()
-    if isinstance(operation, layers.ReLU):
-        plain = operation.negative_slope == 0 and operation.threshold == 0
-        known = {None: "relu", 6.0: "relu6"}
-        return known.get(operation.max_value) if plain else None
-    return kind if kind in ("relu", "relu6") else None
-
-
-def has_kernel(operation) -> bool:
-    """Whether LiteRT has an integer kernel for what the operation is lowered to."""
-    kind = kind_of(operation)
-    if kind.startswith("Activation:"):
-        return kind.removeprefix("Activation:") in _ACTIVATIONS
-    if isinstance(operation, layers.ReLU):
-        leaky = operation.negative_slope != 0 and operation.max_value is not None
-        return operation.threshold == 0 and operation.max_value in (None, 6.0) and not leaky
-    return kind in INTEGER | KEEPING
-
-
-def passes_through(operation) -> bool:
-    """Whether an operation's output keeps the scale of its input."""
-    kind = kind_of(operation)
-    if isinstance(operation, layers.UpSampling2D | layers.UpSampling1D):
-        return True
-    return kind in KEEPING or kind == "Activation:linear"
-
-
-def rounds(operation) -> bool:
-    """Whether an operation keeps the scale but gives values between the steps of the grid."""
-    if isinstance(operation, layers.UpSampling2D):
-        return operation.interpolation != "nearest"
-    return kind_of(operation) in ROUNDING
-
-
-def is_idle(node: Node) -> bool:
-    """Whether a user's layer gives back its input in inference, as one that drops paths does."""
-    layer = node.operation
-    if not isinstance(layer, keras.Layer) or not has_own_call(type(layer)) or layer.weights:
-        return False
-    if len(node.inputs) != 1 or "training" not in inspect.signature(layer.call).parameters:
-        return False
-    x = keras.KerasTensor(node.inputs[0].shape, node.inputs[0].dtype)
-    args, kwargs = tree.map_structure(
-        lambda value: x if isinstance(value, keras.KerasTensor) else value,
-        (node.args, node.kwargs),
-    )
-    try:
-        return layer.call(*args, **{**kwargs, "training": False}) is x
-    except Exception:
-        return False
-
-
-def float_reason(node: Node) -> str:
-    """Why an operation that was asked to be quantized stays float, as "it ..." goes on."""
-    operation = inner_layer(node.operation)
-    sized = not any(None in t.shape[1:] for t in node.inputs)
-    if is_loop(operation) and (reason := loop_reason(operation)):
-        return reason
-    if sized and any(getattr(t, "_keras_mask", None) is not None for t in node.inputs):
-        return "reads masks"
-    if isinstance(operation, keras.Layer) and has_own_call(type(operation)):
-        random = len(operation.variables) != len(operation.weights)
-        takes = "training" in inspect.signature(operation.call).parameters
-        if random or takes:
-            return "does something else in training"
-    if isinstance(operation, keras.Layer) and not sized:
-        return "reads tensors of no fixed size: pass inputs= of the size that the file is for"
-    if isinstance(operation, keras.Layer) and has_own_call(type(operation)):
-        return "has a call() that is no graph of Keras layers and keras.ops"
-    named = operator_of(kind_of(operation))
-    has_none = "has no integer kernel in LiteRT"
-    return f"is {named}, which {has_none}" if named else has_none
-
-
-def reasons_of(graph: Graph) -> dict[str, str]:
-    """Why operations of a compressed model would stay float, by their names."""
-    found = {}
-    for node in graph.nodes:
-        operation = node.operation
-        if node.is_input or isinstance(operation, FakeQuant):
-            continue
-        if not has_kernel(inner_layer(operation)):
-            found[node.name] = float_reason(node)
-    return found
-
-
-def inner_layer(operation):
-    """A layer without our wrapper."""
-    return operation.layer if isinstance(operation, Compressed | FusedBatchNorm) else operation
-
-
-def fills(node: Node) -> bool:
-    """Whether a node that keeps the scale of its inputs puts constants among their values."""
-    leaves = tree.flatten((node.args, node.kwargs))
-    known = (keras.KerasTensor, str, bool, type(None))
-    return kind_of(node.operation) in FILLING and not all(isinstance(x, known) for x in leaves)
-
-
 class _Placer:
     def __init__(self, graph: Graph, technique_of, states: Sequence[tuple]):
         self.graph, self.technique_of, self.states = graph, technique_of, states
@@ -226,7 +95,7 @@ class _Placer:
         self.placement.floats = self._find_floats()
         done: set[int] = set()
         for node in self.graph.nodes:
-            if id(node) in done or not _is_float(node.outputs[0]):
+            if id(node) in done or not is_float(node.outputs[0]):
                 continue
             if not node.is_input and self._passes(node):
                 self._tie(node)
@@ -265,7 +134,7 @@ class _Placer:
                 fixed.add(id(node))
             elif not holds and not (of_weights and self._passes(node)):
                 continue
-            plain.update(id(t) for t in node.outputs if id(t) not in rounded or not _is_float(t))
+            plain.update(id(t) for t in node.outputs if id(t) not in rounded or not is_float(t))
         return fixed
 
     def _find_wanted(self) -> set[int]:
@@ -299,8 +168,8 @@ class _Placer:
     def _passes(self, node: Node) -> bool:
         """Whether a node's output keeps the scale of its input."""
         if kind_of(node.operation) == "Cast":
-            return all(map(_is_float, node.inputs))
-        if (number := _selected(node)) is not None and not np.any(number):
+            return all(map(is_float, node.inputs))
+        if (number := selected(node)) is not None and not np.any(number):
             return True  # 0 is on any grid
         if self.states and number is None and kind_of(node.operation) == "Where":
             return True  # a state that stays what it was
@@ -323,7 +192,7 @@ class _Placer:
         return node.inputs[:1] if first else node.inputs
 
     def _tie(self, node: Node) -> None:
-        tensors = [t for t in (*self._read(node), *node.outputs) if _is_float(t)]
+        tensors = [t for t in (*self._read(node), *node.outputs) if is_float(t)]
         for tensor in tensors[1:]:
             self.parent[self._root(id(tensor))] = self._root(id(tensors[0]))
 
@@ -340,12 +209,12 @@ class _Placer:
         asked = None if id(node) in self.fixed else self.technique_of(node)
         wanted = asked is not None and asked.activation_bits is not None
         # What makes floats out of whole numbers has nothing to quantize.
-        if technique is None and wanted and any(map(_is_float, node.inputs)):
+        if technique is None and wanted and any(map(is_float, node.inputs)):
             self.placement.left_float.append((node.name, kind, float_reason(node)))
         unit, activation = [node], None
         if technique is not None and kind in FOLDING:
             follower = self.graph.only_consumer(node.outputs[0])
-            if follower is not None and _is_foldable(follower):
+            if follower is not None and is_foldable(follower):
                 unit.append(follower)
                 self.placement.per_channel.add(id(node))
         if technique is not None and kind in FUSING:
@@ -358,7 +227,7 @@ class _Placer:
             unit += self._selecting(unit[-1])
         done.update(id(part) for part in unit)
         for tensor in unit[-1].outputs:
-            if _is_float(tensor):
+            if is_float(tensor):
                 self.sources[id(tensor)] = (technique, activation, unit[-1])
 
     def _selecting(self, node: Node) -> list[Node]:
@@ -367,7 +236,7 @@ class _Placer:
         given = self._is_given(node) or looks_up(node)
         if follower is None or given or fixed_range(node.operation) or self._passes(follower):
             return []
-        selects = _selected(follower) is not None and self._quantized(follower) is not None
+        selects = selected(follower) is not None and self._quantized(follower) is not None
         return [follower] if selects else []
 
     def _make_quantizers(self) -> None:
@@ -490,38 +359,3 @@ class _Placer:
 
     def _rounding(self) -> list[Node]:
         return [n for n in self.graph.nodes if not n.is_input and rounds(n.operation)]
-
-
-def _is_foldable(node: Node) -> bool:
-    """Whether a node is a BatchNormalization over the last axis, as the converter folds it."""
-    operation = node.operation
-    if not isinstance(operation, layers.BatchNormalization):
-        return False
-    rank = len(node.outputs[0].shape)
-    return operation.axis in (-1, rank - 1)
-
-
-def _selected(node: Node):
-    """The constant that a node selects where it does not select values of a tensor, if so."""
-    if kind_of(node.operation) != "Where":
-        return None
-    values = tree.flatten((node.args, node.kwargs))[1:]
-    known = [x for x in values if not isinstance(x, keras.KerasTensor)]
-    return known[0] if len(values) == 2 and len(known) == 1 else None
-
-
-def has_own_grid(node: Node) -> bool:
-    """Whether a node rounds what it gives by itself, be it under techniques or not."""
-    return kind_of(getattr(node.operation, "layer", node.operation)) in ("IntegerLSTM", "StepRNN")
-
-
-def looks_up(node: Node) -> bool:
-    """Whether a node gives rows of a table of weights, be it under techniques or not."""
-    kind = kind_of(getattr(node.operation, "layer", node.operation))
-    if kind == "ReversibleEmbedding":
-        return not (node.kwargs.get("reverse") or any(x is True for x in node.args))
-    return kind == "Embedding"
-
-
-def _is_float(tensor) -> bool:
-    return "float" in str(tensor.dtype)

@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from tfcompress.graph.nodes import Node
-from tfcompress.quantization.placement import inner_layer
+from tfcompress.quantization.kernels import inner_layer
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker, along
 

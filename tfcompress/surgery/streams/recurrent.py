@@ -10,8 +10,8 @@ from keras import layers, ops
 from tfcompress.graph.nodes import Node
 from tfcompress.layers.compressed import Compressed
 from tfcompress.quantization.cells import Cell, cell_of
+from tfcompress.quantization.kernels import inner_layer
 from tfcompress.quantization.loops import why_not
-from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.streams.lines import Ahead
 from tfcompress.surgery.streams.making import Maker
 

@@ -24,7 +24,7 @@ from tfcompress.kinds import (
     is_known,
     kinds_of,
 )
-from tfcompress.quantization.placement import inner_layer
+from tfcompress.quantization.kernels import inner_layer
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker
 from tfcompress.surgery.streams.memories import convolution, crop, pad, pad_values, pooling

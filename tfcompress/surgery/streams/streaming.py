@@ -14,8 +14,8 @@ from tfcompress.graph.inputs import require_model
 from tfcompress.graph.nodes import Graph, Node, model_of
 from tfcompress.graph.states import out_of, states_of
 from tfcompress.layers.compressed import is_compressed
+from tfcompress.quantization.kernels import inner_layer
 from tfcompress.quantization.opening import output_names
-from tfcompress.quantization.placement import inner_layer
 from tfcompress.surgery.base import rules_of
 from tfcompress.surgery.macs import count, macs_by_node
 from tfcompress.surgery.shapes import specs_of
