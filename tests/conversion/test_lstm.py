@@ -99,7 +99,7 @@ def counted(report):
     }
 
 
-@pytest.mark.parametrize("name", ["all both ways", *slow(*sorted(NETS.keys() - {"all both ways"}))])
+@pytest.mark.parametrize("name", ["both ways", *slow(*sorted(NETS.keys() - {"both ways"}))])
 def test_the_file_gives_the_bits_of_the_simulation(name, tmp_path):
     qat = trained(make(name))
     report = tfc.convert(qat, tmp_path / "m.tflite", strict=True)
@@ -125,6 +125,7 @@ def test_any_length_and_batch(steps, batch, tmp_path):
     assert size < 6000
 
 
+@pytest.mark.slow
 def test_finalized_and_saved_models_give_the_same(tmp_path):
     qat = trained(make())
     data = normal(16, 7, 3, seed=2)

@@ -224,6 +224,11 @@ def is_stateful(model: Any, op: Any) -> bool:
     return not any(op.inputs[CELL] in other.outputs for other in graph.operators)
 
 
+def keeps_states(model: Any) -> bool:
+    """Whether an LSTM of a file goes on from run to run."""
+    return any(is_stateful(model, op) for op in operators_of(model))
+
+
 def greatest_cells(model: Any, batches: Sequence[dict]) -> dict[int, float]:
     """The greatest values of the cell states for some samples, by the tensors that LSTMs give.
 

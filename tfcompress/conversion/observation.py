@@ -11,6 +11,7 @@ import numpy as np
 from litert_quantizer import calibrator, qtyping, recipe_manager
 from litert_quantizer.utils import qsv_utils
 
+from tfcompress.conversion import lstm
 from tfcompress.conversion.quantize import hushed
 from tfcompress.conversion.ranges import SAME_SCALE, floats_of, is_constant
 from tfcompress.kinds import FIXED_RANGES
@@ -107,7 +108,8 @@ def _limits(model, content: bytes, batches, method: str, early: bool, progress) 
         content, num_threads=2, mode=_PROFILER, qsv_update_func=_update
     )
     key = flatbuffer.text(model.signatureDefs[0].signatureKey)
-    step = math.ceil(len(batches) / _LOOKS)
+    # Between looks operators forget the states that they keep from run to run.
+    step = len(batches) if lstm.keeps_states(model) else math.ceil(len(batches) / _LOOKS)
     widths: list[np.ndarray] = []
     size = len(next(iter(batches[0].values())))
     for start in range(0, len(batches), step):
