@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import tfcompress as tfc
-from tfcompress.conversion import job, lower
+from tfcompress.conversion import float_files, lower
 from tfcompress.tflite import flatbuffer
 
 
@@ -25,7 +25,7 @@ def run(source, **values):
 
 
 def float_file(model):
-    parsed, _, _ = job.float_file(model)
+    parsed, _, _ = float_files.float_file(model)
     names = [flatbuffer.op_name(parsed, op) for op in parsed.subgraphs[0].operators]
     return parsed, names
 

@@ -4,7 +4,7 @@ import keras
 import pytest
 from keras import layers
 
-from tfcompress.conversion.job import float_file
+from tfcompress.conversion.float_files import float_file
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.conversion.precisions import Precisions
 from tfcompress.graph.flatten import flatten

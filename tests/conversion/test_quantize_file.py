@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.conversion import job, observation
+from tfcompress.conversion import float_files, observation
 from tfcompress.conversion.grids import find_grid
 from tfcompress.tflite import flatbuffer
 
@@ -143,7 +143,7 @@ def test_training_that_ended_before_quantization_is_refused(tmp_path):
 def test_calibration_takes_in_the_extremes_of_all_samples():
     inputs = keras.Input((2,), name="x")
     model = keras.Model(inputs, layers.Dense(2, name="d")(inputs))
-    parsed, _, _ = job.float_file(model)
+    parsed, _, _ = float_files.float_file(model)
     data = [{"x": np.full((1, 2), value, "float32")} for value in (0.1, 5.0, -3.0, 0.2)]
     found = observation.observe(parsed, flatbuffer.write(parsed), data, "min_max", early=True)
     assert found.ranges[parsed.subgraphs[0].inputs[0]] == (-3.0, 5.0)

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.conversion import job, quantize
+from tfcompress.conversion import float_files, quantize
 from tfcompress.conversion.trial import Trial
 from tfcompress.tflite import flatbuffer
 
@@ -42,7 +42,7 @@ def test_a_file_that_litert_refuses_is_not_written(model, tmp_path, monkeypatch)
 def test_a_file_of_another_model_is_told(model, tmp_path):
     tfc.convert(model, tmp_path / "good.tflite", precision="int8", calibration=data())
     good = flatbuffer.read(tmp_path / "good.tflite")
-    float_file, _, _ = job.float_file(model)
+    float_file, _, _ = float_files.float_file(model)
     trial, batches = Trial(), [{"x": sample[None]} for sample in data()]
     trial.remember(float_file, flatbuffer.write(float_file), batches)
     assert trial.passed_by(good, flatbuffer.write(good)) == []

@@ -12,14 +12,12 @@ import tensorflow as tf
 
 from tfcompress.conversion import (
     assignment,
-    constants,
     extremes,
-    forms,
+    float_files,
     front_ends,
     grids,
     lower,
     lstm,
-    markers,
     observation,
     packing,
     pointwise,
@@ -77,29 +75,6 @@ STATIC = ("int8", "int16x8", "int4")
 # As `EVERYWHERE`, in 16 bits.
 _WIDE = Rules([Rule("*", [Quantize(activation_bits=16)])])
 _TUNABLE = "a float Keras 3 model that calibration data quantize"
-
-
-def float_file(model, *, batch_size: int = 1, select_tf_ops: bool = False, integer: bool = True):
-    """The float .tflite of a model in the form that `int8` is made from, and its known ranges.
-
-    Returns (a `ModelT` without markers, ranges by tensor index, indices of tensors of float ops).
-    """
-    return _marked(lower.to_float(model, batch_size, select_tf_ops, integer=integer))[:3]
-
-
-def _marked(lowering: Lowering):
-    """What a converter writes: the named file without its markers, and what they said."""
-    parsed = lowering.run()
-    if lstm.unknown_operators(parsed):  # which were let pass with the stand-ins
-        lowering.converter.allow_custom_ops = False
-        lowering.run()
-    known, floats = markers.take_markers(parsed)
-    constants.fold(parsed, known, floats)
-    forms.rewrite(parsed, known, floats)
-    constants.part(parsed, known)
-    told = lstm.write_floats(parsed)
-    lowering.name(parsed)
-    return parsed, known, floats, told
 
 
 def _takes_int4(target: Target | None) -> bool:
@@ -241,7 +216,7 @@ class Job:
         return sparing(self._rules(), self.front)
 
     def _float_file(self, model, integer: bool = True):
-        return _marked(self._lowering(model, integer))
+        return float_files.marked(self._lowering(model, integer))
 
     def _tune(self, model) -> None:
         """Corrects the model for what its weights will be, as far as that is asked for."""

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.conversion.job import float_file
+from tfcompress.conversion.float_files import float_file
 from tfcompress.conversion.layer_names import LayerNames
 from tfcompress.conversion.ranges import Range
 from tfcompress.tflite import flatbuffer
