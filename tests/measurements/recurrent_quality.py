@@ -322,10 +322,9 @@ def _outputs(name: str, model: Any, x: np.ndarray, reference: bool = False) -> n
     found = []
     for window in x:
         stream.reset()
-        # Frames behind the window change nothing.
-        frames = np.concatenate(
-            [window, np.zeros((reach - len(window), *window.shape[1:]), "float32")]
-        )
+        # A stride may leave frames at the end unread; those behind the window change nothing.
+        behind = np.zeros((max(0, reach - len(window)), *window.shape[1:]), "float32")
+        frames = np.concatenate([window[:reach], behind])
         found.append([*stream.run(frames[None])][-1][0])
     return np.array(found)
 
