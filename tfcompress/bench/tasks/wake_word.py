@@ -59,7 +59,7 @@ class Streams(NamedTuple):
 
 
 def generate() -> Data:
-    """12,000 windows to train with, and 300 streams of 65 windows to test with."""
+    """12,000 windows to train with, and 300 streams of 63 windows to test with."""
     require("sklearn", "wake_word is scored by the area under the ROC curve of scikit-learn")
     said = {"train": keywords.TRAIN._asdict(), "test": keywords.TEST._asdict()}
     settings = {
