@@ -138,6 +138,13 @@ FIXED_RANGES = {
     "LOG_SOFTMAX": (-255 / 16, 0.0),
 }
 
+
+def share_range(count: int) -> tuple[float, float] | None:
+    """The range of 8 bits on whose grid all shares lie of so many truths; None if there is none."""
+    steps = 255 // count * count
+    return (0.0, 255 / steps) if steps else None
+
+
 RECURRENT, CONV_RECURRENT = _named("recurrent"), _named("conv_recurrent")
 # Layers that do nothing but in training.
 DROPOUTS = _named("dropout")

@@ -52,6 +52,33 @@ def fold(
         _Folder(model, graph, known, cells or {}, widths).run()
 
 
+def round_twice(model, known: dict[str, Range]) -> None:
+    """Writes what was trained to be rounded to two grids in turn so. Changes `model`.
+
+    litert-quantizer writes it on the second at once where only operators of that grid read it.
+
+    Args:
+        known: ranges of tensors by name.
+    """
+    for graph in model.subgraphs:
+        operators: list = []
+        for op in graph.operators:
+            operators.append(op)
+            for place, index in enumerate(op.outputs):
+                tensor = graph.tensors[index]
+                found = known.get(bytes(tensor.name).decode())
+                if found is None or found.bits != 8 or tensor.type != _INT8:
+                    continue
+                grid = _grid_over(found)
+                if op_name(model, op) in ranges.SAME_SCALE or _is_near(_grid(tensor)[0], grid[0]):
+                    continue
+                first = {"name": bytes(tensor.name) + b"_first", "buffer": 0}
+                graph.tensors.append(changed(tensor, **first, quantization=_quantization(*grid)))
+                op.outputs[place] = len(graph.tensors) - 1
+                operators.append(_conversion(model, "QUANTIZE", op.outputs[place], index))
+        graph.operators = operators
+
+
 class _Folder:
     """Folds the ops of a graph in their order, so that chains of them are folded too."""
 

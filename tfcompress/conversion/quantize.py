@@ -121,6 +121,8 @@ def static(
     named = {graph.tensors[i].name.decode(): known for i, known in ranges.items()}
     type_unread_outputs(quantized)
     named = {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)}
+    if stored is not None:
+        islands.round_twice(quantized, named)
     named_cells = {graph.tensors[i].name.decode(): value for i, value in most.items()}
     islands.fold(quantized, named, named_cells, widths)
     _share_tables(quantized)

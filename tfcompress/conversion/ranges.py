@@ -11,7 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.conversion import states
-from tfcompress.kinds import FIXED_RANGES
+from tfcompress.kinds import FIXED_RANGES, share_range
 from tfcompress.targets.targets import io_pair
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import add_buffer, changed, op_code, op_name
@@ -128,6 +128,12 @@ def spread(model, ranges: dict[int, Range], wide: Collection[int] = ()) -> dict[
                 if found is not None and missing:
                     known.update((i, found) for i in missing)
                     changed = True
+    for op in graph.operators:
+        source, made = ends(op)
+        if op_name(model, op) == "MEAN" and known.get(source) == _TRUTH:
+            sizes = [math.prod(graph.tensors[i].shape) for i in (source, made)]
+            if (shares := share_range(sizes[0] // sizes[1])) is not None:
+                known[made] = Range(*shares)
     return known
 
 

@@ -259,14 +259,14 @@ def open_time_distributed(layer, x, mask=None):
 
 
 def open_masked_mean(layer, x, mask=None):
-    """GlobalAveragePooling1D with a mask -> cast, multiply, sum, sum, divide."""
+    """GlobalAveragePooling1D with a mask -> cast, multiply, mean, mean, divide."""
     mask = mask_of(x) if mask is None else mask
     if mask is None:
         return layer(x)
     last = layer.data_format == "channels_last"
     kept = ops.expand_dims(ops.cast(mask, x.dtype), 2 if last else 1)
     over = {"axis": 1 if last else 2, "keepdims": layer.keepdims}
-    return ops.divide(ops.sum(ops.multiply(x, kept), **over), ops.sum(kept, **over))
+    return ops.divide(ops.mean(ops.multiply(x, kept), **over), ops.mean(kept, **over))
 
 
 # The first that fits opens the layer.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Sequence
 
 import keras
@@ -15,6 +16,7 @@ from tfcompress.kinds import (
     FOLDING,
     FUSING,
     TRANSPARENT,
+    share_range,
 )
 from tfcompress.layers.extremes import Extremes
 from tfcompress.layers.fake_quant import FakeQuant
@@ -305,7 +307,7 @@ class _Placer:
             self.placement.absorbed -= {id(self.sources[key][2]) for key in keys}
         floats = [row for row, key in enumerate(keys) if self._stays_float(*self.sources[key])]
         bits = technique.activation_bits or 8
-        ranges = {fixed_range(self.sources[key][2].operation, bits) for key in keys}
+        ranges = {self._fixed_range(self.sources[key][2], bits) for key in keys}
         fixed = ranges.pop() if len(ranges) == 1 and not (floats or symmetric) else None
         # The file may take integers, but floats need not be rounded where floats go on.
         observes = node.is_input and self._is_read_by_floats(node.outputs[0], self.placement.floats)
@@ -328,6 +330,18 @@ class _Placer:
             learned=plain and technique.activation_step == "learned" and not self._is_weight(node),
             name=self._unique_name(f"{node.name}_range"),
         )
+
+    def _fixed_range(self, node: Node, bits: int) -> tuple[float, float] | None:
+        """The range that LiteRT fixes, or that of a share of truths, which has to be exact."""
+        if kind_of(node.operation) != "Mean" or bits != 8:
+            return fixed_range(node.operation, bits)
+        sizes = [math.prod(t.shape[1:]) for t in (*node.inputs, *node.outputs) if None not in t.shape[1:]]
+        before = self.graph.producer(node.inputs[0])
+        while before is not None and not before.is_input and self._passes(before):
+            before = self.graph.producer(before.inputs[0])
+        if before is None or kind_of(before.operation) != "Cast" or before.inputs[0].dtype != "bool":
+            return None
+        return share_range(sizes[0] // sizes[1]) if len(sizes) == 2 else None
 
     def _is_exact(self, technique: Quantize | None, activation: str | None, node: Node) -> bool:
         return technique is None or self._is_given(node)
