@@ -142,6 +142,10 @@ def test_a_file_over_the_next_frame_gives_what_windows_give(name, tmp_path):
     macs = [tfc.profile(tfc.finalize(x)).macs for x in (run.kept, run.model)]
     assert macs == [64 + 48 + 32, 3 * 64 + 48 + 32]
     windows = data.test_inputs()
+    job = child.Job("small", name, 0, "full", None, tmp_path, tmp_path / "a.keras", layers=True)
+    extras = child._extras(job, run, data)
+    assert extras["notes"] == []
+    assert len([row for row in extras["layers"] if row["sqnr_db"]]) >= 3
     step = child.streamed(run.kept, data)(windows)
     model = run.model
     if name == "stream_qat_int8":

@@ -166,13 +166,23 @@ def _extras(job: Job, run: Run, data: Data) -> dict[str, Any]:
 
     found: dict[str, Any] = {"layers": None, "notes": []}
     if job.layers:
-        samples = data.calibration(64)
         try:
+            samples = _samples(run.kept, data.calibration(64))
             found["layers"] = layer_figures(run.path, keras_model=run.kept, data=samples)
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1].name
             found["notes"].append(f"layers: {type(error).__name__} in {place}: {error}"[:300])
     return found
+
+
+def _samples(model: Any, windows: np.ndarray) -> Any:
+    """What a model takes of windows: these, or of a step model frames of the first, and states."""
+    if len(model.inputs) == 1:
+        return windows
+    from tfcompress.surgery.streams.stream import Stream
+
+    calls = [*Stream(model).samples(windows[:2])]
+    return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
 
 
 def _digest(model: Any) -> str:
