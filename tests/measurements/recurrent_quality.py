@@ -39,6 +39,7 @@ class Net:
         build: the untrained model.
         made: samples and labels, by a seed: to train with, then to test with.
         training: of the float model; quantized ones get a quarter of its steps at a quarter rate.
+        ctc: whether what it gives is read by CTC's best path.
         chunk, windows: of the step model that its int8 files are; None for files over windows.
     """
 
@@ -46,6 +47,7 @@ class Net:
     task: str | None = None
     made: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
     training: Training = _TRAINING
+    ctc: bool = False
     chunk: int | None = None
     windows: Any = None
 
@@ -169,6 +171,22 @@ def _crnn() -> keras.Model:
     return keras.Model(inputs, layers.Dense(11)(x))
 
 
+def _words() -> tuple[np.ndarray, np.ndarray]:
+    """Words of six letters and, behind them, what was said of their reverse; that."""
+    words = np.random.default_rng(0).integers(1, 10, (6000, 6))
+    said = np.pad(words[:, :0:-1], ((0, 0), (1, 0)))
+    return np.concatenate([words, said], 1).astype("int32"), words[:, ::-1]
+
+
+def _translator() -> keras.Model:
+    """An encoder whose states a decoder begins with."""
+    inputs = keras.Input((12,), dtype="int32", name="letters")
+    letters = layers.Embedding(10, 16)(inputs)
+    *_, h, c = layers.LSTM(64, return_state=True)(letters[:, :6])
+    x = layers.LSTM(64, return_sequences=True)(letters[:, 6:], initial_state=[h, c])
+    return keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
+
+
 NETS: dict[str, Net] = {
     "LSTM spotter": Net(lambda: _spotter(lambda: layers.LSTM(64)), "keywords"),
     "GRU spotter": Net(lambda: _spotter(lambda: layers.GRU(64)), "keywords"),
@@ -177,7 +195,8 @@ NETS: dict[str, Net] = {
     "GRU wake word": Net(_wake_gru, "wake_word"),
     "masked BiLSTM on texts": Net(_text_net, made=_texts),
     "TCN on heart beats, streaming": Net(_tcn, made=_heart_beats, chunk=1, windows="pool"),
-    "CRNN reader, CTC": Net(_crnn, made=_lines),
+    "CRNN reader, CTC": Net(_crnn, made=_lines, ctc=True),
+    "LSTM encoder-decoder": Net(_translator, made=_words, training=Training(4000, 64, 5e-3)),
 }
 
 
@@ -260,7 +279,7 @@ def _measured(name: str, seed: int) -> dict[str, Any]:
 def _fit(model: Any, name: str, data: Data, training: Training, seed: int) -> None:
     loss = "sparse_categorical_crossentropy"
     compile_for(
-        model, training.steps, training.rate, keras.losses.CTC() if data.y_test.ndim > 1 else loss
+        model, training.steps, training.rate, keras.losses.CTC() if NETS[name].ctc else loss
     )
     model.fit(_batches(data, training.batch, seed), steps_per_epoch=training.steps, verbose=0)
 
@@ -279,6 +298,11 @@ def _inputs(data: Data, rows: Any) -> np.ndarray:
     return x * np.float32(data.scale) if x.dtype == np.uint8 else x
 
 
+def _tested(data: Data) -> np.ndarray:
+    """The samples to test with, as the model takes them: words are whole numbers."""
+    return data.x_test if data.x_test.dtype == np.int32 else data.test_inputs()
+
+
 def _quality(name: str, model: Any) -> float:
     """The share of right answers, or what the benchmark's task counts."""
     task, data = _data(name)
@@ -286,8 +310,8 @@ def _quality(name: str, model: Any) -> float:
         return (keras_quality if isinstance(model, keras.Model) else file_quality)(
             task, data, model
         )
-    outputs = _outputs(name, model, data.test_inputs())
-    if data.y_test.ndim > 1:
+    outputs = _outputs(name, model, _tested(data))
+    if NETS[name].ctc:
         read = [_read(line) for line in outputs.argmax(-1)]
         return float(
             np.mean([found == list(line) for found, line in zip(read, data.y_test, strict=True)])
@@ -340,7 +364,7 @@ def _reach(name: str) -> int:
 
 def _steps(name: str, qat: keras.Model, path: Path) -> int:
     """How many steps of the output a file is off on LiteRT's reference kernels."""
-    x = _data(name)[1].test_inputs(0, COMPARED)[:COMPARED]
+    x = _tested(_data(name)[1])[:COMPARED]
     ports = run.ports(flatbuffer.read(path))[1]
     scale = next(port.scale or 1.0 for port in ports if "_state" not in port.name)
     apart = np.abs(_outputs(name, path, x, reference=True) - _outputs(name, qat, x))

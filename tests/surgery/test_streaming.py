@@ -214,6 +214,48 @@ def test_recurrent_layers_of_integers(kind, states, names, tmp_path):
             stream.reset()
 
 
+def translator():
+    """What an encoder heard, said by a decoder that remembers little of it."""
+    keras.utils.set_random_seed(0)
+    heard, said = keras.Input((5, 3), name="heard"), keras.Input((4, 3), name="said")
+    *_, h, c = layers.LSTM(6, return_state=True, name="encoder")(heard)
+    y = layers.LSTM(6, return_sequences=True, name="decoder")(said, initial_state=[h, c])
+    model = keras.Model([heard, said], layers.Dense(3, name="next")(y), name="translator")
+    model.get_layer("decoder").cell.bias.assign(np.repeat([0, -2, 0, 0], 6))
+    return model
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_a_decoder_begins_where_an_encoder_ends(integers, tmp_path):
+    frames = np.random.default_rng(0).normal(size=(4, 9, 3)).astype("float32")
+    model, x = translator(), [frames[:, :5], frames[:, 5:]]
+    if integers:
+        model = tfc.quantize_aware(model)
+        model(x, training=True)
+        tfc.convert(model, tmp_path / "whole.tflite", precision="int8", io_dtype="int8")
+        assert tfc.verify(model, tmp_path / "whole.tflite", x).outputs[0].keras.max_lsb < 0.01
+    front, rest, _ = tfc.split(model, "encoder")
+    assert [tuple(y.shape) for y in front.outputs] == [(None, 6), (None, 6)]
+    step = tfc.streaming(rest)
+    names = [f"decoder_{what}_state" for what in ("01" if integers else "hc")]
+    assert list(step.stream_report.states) == names
+    begins = dict(zip(names, map(np.asarray, front(x[0])), strict=True))
+    stream, wanted = tfc.Stream(step, 4), np.asarray(model(x))
+    stream.reset(begins)
+    found = np.concatenate([*stream.run(x[1])], axis=1)
+    np.testing.assert_allclose(found, wanted, atol=0 if integers else 1e-6)
+    seen = {"calibration": tfc.Stream(step).samples(x[1], states=begins)}
+    path = tmp_path / "decoder.tflite"
+    report = tfc.convert(step, path, precision="int8", **({} if integers else seen))
+    assert report.float_ops == []
+    stream = tfc.Stream(path)
+    stream.reset({name: value[:1] for name, value in begins.items()})
+    online = np.concatenate([*stream.run(x[1][:1])], axis=1)
+    np.testing.assert_allclose(online, wanted[:1], atol=0.02)
+    refused("states must be of", lambda: stream.reset({"decoder_state": np.zeros((1, 6))}))
+    refused("pass states='io'", lambda: tfc.streaming(rest, states="variables"))
+
+
 def test_what_looks_ahead_is_named_with_ways_out_that_work():
     def ahead(x):
         x = layers.Conv1D(6, 3, padding="same", name="conv")(x)

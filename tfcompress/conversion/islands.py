@@ -103,6 +103,10 @@ class _Folder:
             if name == lstm.NAME and (known := self._states_of(op)):
                 self._fold_lstm(op, known)
                 continue
+            if name == "RESHAPE" and self._is_rounded_again(op):
+                for quantize in self.quantizes[op.outputs[0]]:
+                    quantize.inputs = [self.source[op.inputs[0]]]
+                continue
             if name in KERNELS and self._is_foldable(op, name):
                 if name == "CAST" and tensors[op.inputs[0]].type != _BOOL:
                     self._quantize_count(op)
@@ -138,6 +142,14 @@ class _Folder:
             grids += [(self._symmetric_scale(i, name), 0) for i in constants]
             return all(_COMPARED[0] <= scale < _COMPARED[1] for scale, _ in grids)
         return all(self._wanted_grid(i) is not None for i in self._floats(op.outputs))
+
+    def _is_rounded_again(self, op) -> bool:
+        """Whether a RESHAPE to the same shape stands between codes and others of another scale."""
+        source, made = ranges.ends(op)
+        tensors, readers = self.graph.tensors, self.quantizes.get(made, [])
+        alone = sum(made in other.inputs for other in self.graph.operators) == len(readers) > 0
+        same = list(tensors[source].shape) == list(tensors[made].shape)
+        return alone and same and source in self.source and made not in self.graph.outputs
 
     def _is_truth(self, op) -> bool:
         """Whether a CAST makes numbers of truths, for integers to read."""

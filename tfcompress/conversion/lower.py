@@ -23,6 +23,7 @@ from tfcompress.conversion.stand_ins import (
     OnGrid,
     OnTable,
     PlainRsqrt,
+    Rows,
 )
 from tfcompress.files import models
 from tfcompress.files.models import reason_of
@@ -258,6 +259,8 @@ def _plain_layer(operation, integer: bool):
     for layer in twin._flatten_layers():
         if "float" in (layer.compute_dtype or ""):
             layer.dtype_policy = "float32"  # indices stay what they are
+    if type(twin) is layers.Embedding:
+        twin = Rows.from_config(twin.get_config())
     if isinstance(twin, layers.IntegerLookup):
         twin.lookup_table = Comparison(source.lookup_table)
     return twin, source

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tfcompress.conversion.ranges import LEAST, Range, drop_unused, ends, width
+from tfcompress.conversion.ranges import LEAST, Range, drop_unused, ends, reshaped, width
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.flatbuffer import changed, op_name
 
@@ -68,9 +68,12 @@ def take_markers(model) -> tuple[dict[int, Range], set[int]]:
         if by:
             said, node = before[read], _node_of(flatbuffer.text(graph.tensors[read].name))
             told = Range(said.minimum / by, said.maximum / by, said.bits, node)
-            alone = first[read] == source
-            if alone and not _is_same(ranges.get(source, told), told):
-                source = alias[made] = _made_again(model, kept, source)
+            if not _is_same(ranges.get(source, told), told):
+                if first[read] == source:
+                    source = _made_again(model, kept, source)
+                else:  # what was rounded is rounded to another range, too
+                    source = reshaped(model, kept, source, b"_rounded")
+                alias[made] = source
             ranges.setdefault(source, told)
         if stays:
             floats.add(source)

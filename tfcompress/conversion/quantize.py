@@ -103,6 +103,7 @@ def static(
     drop_unused(model, ranges, floats, told, handed, most, {} if stored is None else stored)
     part_outputs(model, ranges, floats, told)
     require_ranges(model, ranges, io_dtype)
+    again = _rounded_again(model, ranges)
     if stored is not None:
         _free_weights(model, ranges, stored)
     tag_of: dict[int, str] = {}
@@ -110,7 +111,7 @@ def static(
     for op in graph.operators:
         _, first = ends(op)
         tag = UNTOUCHED
-        if not any(i in floats for i in op.outputs):
+        if not any(i in floats or i in again for i in op.outputs):
             one = op_name(model, op) in tensorwise
             weights = Weights(stored, handed.get(first), one, weight_observer)
             tag = _tag(model, op, ranges, told.get(first, "int8"), weights, qsv_of_weight)
@@ -118,9 +119,10 @@ def static(
     original = _rename(model, tag_of)
     qsv = _statistics(model, ranges, qsv_of_weight)
     quantized = _run(model, static_recipe({*tag_of.values()}, io_dtype), qsv)
-    named = {graph.tensors[i].name.decode(): known for i, known in ranges.items()}
+    names = {i: graph.tensors[i].name.decode() for i in ranges}
     type_unread_outputs(quantized)
-    named = {n: r for n, r in named.items() if not n.startswith(UNTOUCHED)}
+    known = {i for i, name in names.items() if i in again or not name.startswith(UNTOUCHED)}
+    named = {names[i]: ranges[i] for i in known}
     if stored is not None:
         islands.round_twice(quantized, named)
     named_cells = {graph.tensors[i].name.decode(): value for i, value in most.items()}
@@ -130,6 +132,16 @@ def static(
     drop_unused(quantized)
     _restore(quantized, original)
     return quantized
+
+
+def _rounded_again(model, ranges: dict[int, Range]) -> set[int]:
+    """The tensors that are others, rounded to a range of their own: see `take_markers`.
+
+    litert-quantizer would give both one scale; left out, they become a QUANTIZE.
+    """
+    moved = [ends(op) for op in model.subgraphs[0].operators if op_name(model, op) == "RESHAPE"]
+    known = [pair for pair in moved if ranges.keys() >= set(pair)]
+    return {made for source, made in known if ranges[source] != ranges[made]}
 
 
 def _store_narrow(model) -> None:

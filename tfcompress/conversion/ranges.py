@@ -438,7 +438,9 @@ def part_outputs(model, *known: dict[int, Any] | set[int]) -> None:
     old = [int(index) for index in graph.outputs]
     shared = {i for op in graph.operators for i in op.inputs} | set(graph.inputs)
     shared |= {index for index in old if old.count(index) > 1}
-    new = [_reshaped(model, graph, i) if i in shared else i for i in old]
+    new = [
+        reshaped(model, graph.operators, i, b"_output") if i in shared else i for i in old
+    ]
     for told in known:
         for source, made in zip(old, new, strict=True):
             if isinstance(told, set):
@@ -470,13 +472,14 @@ def require_ranges(model, ranges: dict[int, Range], io_dtype: str) -> None:
                 )
 
 
-def _reshaped(model, graph, index: int) -> int:
-    """A new tensor that a RESHAPE makes of another one."""
+def reshaped(model, operators: list, index: int, suffix: bytes) -> int:
+    """A new tensor that a RESHAPE to its own shape, behind other operators, makes of another."""
+    graph = model.subgraphs[0]
     source = graph.tensors[index]
     shape, name = np.asarray(source.shape, np.int32), bytes(source.name)
     buffer = add_buffer(model, shape.tobytes())
     sizes = schema.TensorT([len(shape)], _INT32, buffer, name + b"_shape")
-    graph.tensors += [sizes, changed(source, name=name + b"_output", buffer=0)]
+    graph.tensors += [sizes, changed(source, name=name + suffix, buffer=0)]
     made = len(graph.tensors) - 1
     op = schema.OperatorT(
         op_code(model, schema.BuiltinOperator.RESHAPE),
@@ -485,7 +488,7 @@ def _reshaped(model, graph, index: int) -> int:
         schema.BuiltinOptions.ReshapeOptions,
         schema.ReshapeOptionsT(shape.tolist()),
     )
-    graph.operators.append(op)
+    operators.append(op)
     return made
 
 

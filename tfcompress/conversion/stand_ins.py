@@ -106,6 +106,17 @@ class Nearest(layers.Layer):
         return (shape[0], shape[1] * self.factors[0], shape[2] * self.factors[1], shape[3])
 
 
+class Rows(layers.Embedding):
+    """An Embedding as the one op that LiteRT has for it: Keras counts negative rows from the end.
+
+    Words are none; a file that is given a negative one stops with an error.
+    """
+
+    def call(self, words):
+        words = words if words.dtype == "int64" else tf.cast(words, "int32")
+        return tf.cast(tf.gather(self.embeddings, words), self.compute_dtype)
+
+
 class Comparison:
     """A table from integers to integers by comparing with each, as LiteRT knows those of texts.
 

@@ -79,11 +79,14 @@ class StepRNN(keras.layers.Layer):
         weights = self._effective()
         carried = list(self._observing()) if training else []
         start = [self._start_of(v, values[id(v)]) for v in carried]
+        given = len(self.parted(inputs)[1])
+
+        def scope_of(now):
+            now = {**values, **dict(zip(map(id, carried), now, strict=True))}
+            return keras.StatelessScope([(v, now[id(v)]) for v in self.step.variables])
 
         def run(carry, step_frames):
-            now = {**values, **dict(zip(map(id, carried), carry["values"], strict=True))}
-            scope = keras.StatelessScope([(v, now[id(v)]) for v in self.step.variables])
-            with scope:
+            with scope_of(carry["values"]) as scope:
                 read = [x * kept[i] if kept else x for i, x in enumerate(carry["states"])]
                 y, *new = self._run([*step_frames, *read], weights)
                 after = [scope.get_current_value(v) for v in carried]
@@ -91,8 +94,14 @@ class StepRNN(keras.layers.Layer):
             return made, made
 
         before = {id(v): values[id(v)] for v in carried}
-        carry = {"values": start, "states": states, "y": self._first(frames[0])}
         with _observing_once(self._quantizers(), before):
+            with scope_of(start) as scope:
+                states = [
+                    self.on_grid(place, x, training=training) if place < given else x
+                    for place, x in enumerate(states)
+                ]
+                start = [scope.get_current_value(v) for v in carried]
+            carry = {"values": start, "states": states, "y": self._first(frames[0])}
             last, every = ops.scan(
                 run, carry, [_swapped(x) for x in frames], reverse=self.go_backwards
             )
@@ -104,6 +113,24 @@ class StepRNN(keras.layers.Layer):
         """What the layer is called with: sequences, and states to start from."""
         inputs = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
         return inputs[: self.sequences], inputs[self.sequences :]
+
+    def on_grid(self, place: int, state, training=False, call=call_node):
+        """What the loop begins with, rounded as the state that it becomes, which has one scale."""
+        node = self.rounding_of(place)
+        if node is None or node.operation.fixed or node.operation.activation:
+            return state  # which may be beyond
+        if training:
+            return call(node, state, training=True, **node.kwargs)
+        return call(node, state, source=None)  # it is no sum, as what is rounded in a step may be
+
+    def rounding_of(self, place: int) -> Node | None:
+        """What rounds a state in a step; None if nothing does."""
+        graph = self.graph
+        node = graph.producer(tree.flatten(graph.outputs)[place + 1])
+        while node is not None and not isinstance(node.operation, FakeQuant):
+            moved = (x for x in node.inputs if x.dtype != "bool")  # of what keeps the grid
+            node = graph.producer(next(moved, None))
+        return node
 
     def _outputs(self, last, every):
         y = last["y"]

@@ -11,7 +11,6 @@ from keras import ops, tree
 from tfcompress.graph.copying import copy_operation, copy_weights
 from tfcompress.graph.flatten import as_flat
 from tfcompress.graph.nodes import Graph, Node, call_node
-from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.layers.step_rnn import StepRNN
 
 
@@ -71,8 +70,9 @@ def steps_of(loop: StepRNN, inputs, call=call_node) -> tuple[Any, list]:
     graph = loop.graph
     length = sequences[0].shape[1]
     frames = list(zip(*(_frames(x, length) for x in sequences), strict=True))
+    states = [loop.on_grid(place, x, call=call) for place, x in enumerate(states)]
     for place in range(len(states), len(loop.state_specs)):
-        states.append(_zeros(loop, graph, place, frames[0][0], call))
+        states.append(_zeros(loop, place, frames[0][0], call))
     order = range(length)[::-1] if loop.go_backwards else range(length)
     outputs: list[Any] = []
     for time in order:
@@ -90,7 +90,7 @@ def _frames(x, length: int) -> list:
     return ops.unstack(x, num=length, axis=1)
 
 
-def _zeros(loop: StepRNN, graph: Graph, place: int, frame, call):
+def _zeros(loop: StepRNN, place: int, frame, call):
     """A state of zeros on the grid that it has later, made of a frame as constants have no batch.
 
     Rounded, so that the converter leaves the first step what the others are.
@@ -101,8 +101,5 @@ def _zeros(loop: StepRNN, graph: Graph, place: int, frame, call):
     if len(first.shape) != len(shape) + 1:
         first = ops.reshape(first, (-1, *(1 for _ in shape)))
     zeros = ops.multiply(first, ops.zeros((1, *shape), frame.dtype))
-    node = graph.producer(tree.flatten(graph.outputs)[place + 1])
-    while node is not None and not isinstance(node.operation, FakeQuant):
-        moved = (x for x in node.inputs if x.dtype != "bool")  # of what keeps the grid
-        node = graph.producer(next(moved, None))
+    node = loop.rounding_of(place)
     return zeros if node is None else call(node, zeros, **node.kwargs)

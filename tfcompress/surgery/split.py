@@ -38,7 +38,7 @@ def split(model: keras.Model, at: str | Sequence[str] | None = None) -> Split:
 
     Args:
         model: any Keras 3 model that `flatten` takes; it is left untouched.
-        at: the name of the layer whose output is where to cut, or several. None: where the
+        at: the name of the layer whose outputs, those that are read, are where to cut, or several. None: where the
             front-end of sound ends, before the first weights that train.
 
     Returns:
@@ -89,7 +89,8 @@ def _cut(model: keras.Model, names: Sequence[str] | None) -> tuple[keras.Model, 
                 f"at must name layers of model '{model.name}'; received {name!r}. "
                 f"{did_you_mean(name, list(known), 'See flatten(model).summary().')}"
             )
-    ends = unique(t for name in names for t in known[name].outputs)
+    every = unique(t for name in names for t in known[name].outputs)
+    ends = [t for t in every if graph.consumers(t) or graph.is_output(t)]
     hint = "" if front is None or {*map(id, front.ends)} != {*map(id, ends)} else hint_of(front)
     return flat, ends, hint
 
@@ -101,8 +102,7 @@ def _rest(flat: keras.Model, ends: list) -> keras.Model:
         raise ValueError("the model is cut at its output; name an earlier layer.")
     graph = Graph([*ends, *tree.flatten(flat._inputs_struct)], outputs)
     reached = {id(t) for node in graph.nodes for t in node.inputs}
-    unread = [end for end in ends if id(end) not in reached]
-    if unread:
+    if not all(id(end) in reached for end in ends or [None]):
         raise ValueError("what is cut off is read by nothing; name a layer that leads to outputs.")
     left = [x for x in tree.flatten(flat._inputs_struct) if id(x) in reached]
     olds = [*ends, *left]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -22,13 +23,14 @@ class Maker:
     Args:
         chunk: frames of the input in one call.
         variables: whether files keep states by themselves.
+        begins: ids of tensors of the window model that recurrent layers begin with, as inputs.
 
     Attributes:
         inputs, outputs: the states, by name, as they come and as they go.
     """
 
-    def __init__(self, chunk: int, variables: bool):
-        self.chunk, self.variables = chunk, variables
+    def __init__(self, chunk: int, variables: bool, begins: Collection[int] = ()):
+        self.chunk, self.variables, self.begins = chunk, variables, begins
         self.inputs: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
         self._names: dict[str, int] = {}

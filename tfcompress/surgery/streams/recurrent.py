@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from tfcompress.graph.nodes import Node
 from tfcompress.layers.compressed import Compressed
+from tfcompress.layers.step_rnn import StepRNN
 from tfcompress.quantization.cells import Cell, cell_of
 from tfcompress.quantization.kernels import inner_layer
 from tfcompress.quantization.loops import why_not
@@ -28,7 +29,8 @@ _GIVEN = (
 def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     """A recurrent layer that takes its states and gives them back."""
     layer, line = inner_layer(node.operation), lines[0]
-    _require_plain(layer, line, args, kwargs)
+    _require_plain(layer, line, kwargs)
+    _require_inputs(maker, node)
     x, line, start = maker.begun(node.name, args[0], line)
     states = _states(maker, node, layer, x, start)
     given, frames = [state for state, _ in states], maker.frames(line)
@@ -56,12 +58,11 @@ def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
 def stepped(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     """A recurrent layer of integers: its step once for each frame, with states in and out."""
     loop, line = node.operation, lines[0]
-    sequences, states = loop.parted(args[0])
-    if states:
-        raise Ahead(_GIVEN, window=False)
+    sequences, _ = loop.parted(args[0])
+    _require_inputs(maker, node)
     if loop.go_backwards:
         raise Ahead(_BACKWARDS)
-    if any(other != line for other in lines) or line.zeros or line.axis != 1:
+    if any(other != line for other in lines[: loop.sequences]) or line.zeros or line.axis != 1:
         raise Ahead("reads sequences that do not come together")
     if maker.call_of(line) is None:
         raise Ahead(
@@ -80,6 +81,8 @@ def stepped(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     def call(part: Node, *values, **settings):
         return values[0] if part.is_input else maker.layer(part.operation)(*values, **settings)
 
+    if states_given(node):
+        new = [loop.on_grid(place, state, call=call) for place, state in enumerate(new)]
     for time in range(sequences[0].shape[1]):
         frames = [x[:, time] for x in sequences]
         y, *new = keras.tree.flatten(graph.run([*frames, *new], call))
@@ -114,14 +117,31 @@ def _sequence(made: list):
     return ops.expand_dims(made[0], 1) if len(made) == 1 else ops.stack(made, axis=1)
 
 
-def _require_plain(layer, line, args: tuple, kwargs: dict) -> None:
+def states_given(node: Node) -> list:
+    """The tensors that a recurrent layer begins with."""
+    layer = inner_layer(node.operation)
+    if isinstance(layer, StepRNN):
+        return node.inputs[layer.sequences :]
+    if not isinstance(layer, layers.RNN):
+        return []
+    given = keras.tree.flatten((node.args[1:2], node.kwargs.get("initial_state")))
+    return [x for x in given if isinstance(x, keras.KerasTensor)]
+
+
+def _require_inputs(maker: Maker, node: Node) -> None:
+    """Raises if a layer begins with other states than zeros or inputs, whose place states take."""
+    given = states_given(node)
+    if any(id(x) not in maker.begins for x in given):
+        raise Ahead(_GIVEN, window=False)
+    if given and maker.variables:
+        raise Ahead("begins with states that are given, variables with zeros: pass states='io'", window=False)
+
+
+def _require_plain(layer, line, kwargs: dict) -> None:
     if layer.go_backwards:
         raise Ahead(_BACKWARDS)
-    rest = {key: value for key, value in kwargs.items() if key != "training"}
-    if rest.pop("mask", None) is not None:
+    if kwargs.get("mask") is not None:
         raise Ahead("reads masks of padded windows, which a stream has not: leave them out")
-    if any(value is not None for value in (*args[1:], *rest.values())):
-        raise Ahead(_GIVEN, window=False)
     if line.axis != 1:
         raise Ahead("has the frames at another axis than the second")
     if line.zeros:

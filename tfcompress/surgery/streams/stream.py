@@ -61,8 +61,16 @@ class Stream:
             )
         self.reset()
 
-    def reset(self) -> None:
-        """Begins a new stream."""
+    def reset(self, states: Mapping[str, Any] | None = None) -> None:
+        """Begins a new stream.
+
+        Args:
+            states: what it begins with, arrays by the names of states, such as those that an
+                encoder ends with; zeros for those left out.
+
+        Raises:
+            ValueError: one is no state of the model, or has another shape.
+        """
         self.calls = 0
         self._runs.reset()
         self.states = {
@@ -70,6 +78,13 @@ class Stream:
             for name, (shape, dtype) in self._runs.shapes.items()
             if name in self._names
         }
+        for name, value in (states or {}).items():
+            if name not in self.states or np.shape(value) != self.states[name].shape:
+                known = {key: zeros.shape for key, zeros in self.states.items()}
+                raise ValueError(
+                    f"states must be of {known}; received {name!r} of shape {np.shape(value)}."
+                )
+            self.states[name] = np.asarray(value, self.states[name].dtype)
 
     def __call__(self, frames: Any) -> Any:
         """What the model gives for the next frames.
@@ -98,17 +113,20 @@ class Stream:
         for part in self._chunks(frames, axis):
             yield self(part)
 
-    def samples(self, frames: Any, axis: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    def samples(
+        self, frames: Any, axis: int = 1, states: Mapping[str, Any] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Yields the inputs of each call over some frames, states included, to calibrate with.
 
         Args:
             frames: as for `run`; each of several windows, such as those of the training, begins a
                 stream.
+            states: what each begins with, as for `reset`.
         """
-        given = self._given(frames)
+        given, begins = self._given(frames), dict(states or {})
         streams = next(self._runs.shapes[name][0][0] for name in given)
         for first in range(0, min(map(len, given.values())) - streams + 1, streams):
-            self.reset()
+            self.reset({name: x[first : first + streams] for name, x in begins.items()})
             rows = {name: values[first : first + streams] for name, values in given.items()}
             for part in self._chunks(rows, axis):
                 yield self._with_states(part)

@@ -14,6 +14,7 @@ from tfcompress.graph.inputs import require_model
 from tfcompress.graph.nodes import Graph, Node, model_of
 from tfcompress.graph.states import out_of, states_of
 from tfcompress.layers.compressed import is_compressed
+from tfcompress.layers.fake_quant import FakeQuant
 from tfcompress.quantization.kernels import inner_layer
 from tfcompress.quantization.opening import output_names
 from tfcompress.surgery.base import rules_of
@@ -21,6 +22,7 @@ from tfcompress.surgery.macs import count, macs_by_node
 from tfcompress.surgery.shapes import specs_of
 from tfcompress.surgery.streams.lines import Ahead, Line
 from tfcompress.surgery.streams.making import Maker
+from tfcompress.surgery.streams.recurrent import states_given
 from tfcompress.surgery.streams.rules import rule_of
 from tfcompress.techniques.rules import Rule
 
@@ -104,19 +106,24 @@ def streaming(
         raise ValueError(f"chunk must be a number of frames, 1 or more; received {chunk!r}.")
     flat = model if is_compressed(model) else flatten(model)
     graph = Graph.of(flat)
-    length = _require_frames(graph, axis)
+    begins = _begins(graph)
+    length = _require_frames(graph, axis, begins)
     kept = rules_of(windows)
     _require_matches(graph, kept, windows)
-    walk = _Walk(Maker(chunk, states == "variables"), kept, model.name)
-    new_inputs = []
+    walk = _Walk(Maker(chunk, states == "variables", begins), kept, model.name)
+    new_inputs, every = [], []
     for tensor in tree.flatten(graph.inputs):
         shape = list(tensor.shape)
+        if id(tensor) in begins:  # whose place a state takes
+            every.append(keras.Input(batch_shape=shape, dtype=tensor.dtype))
+            continue
         shape[axis] = chunk
         if states == "variables":  # of one size
             shape[0] = shape[0] or 1
         new_inputs.append(keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name))
+        every.append(new_inputs[-1])
         walk.lines[id(tensor)] = Line(axis, length)
-    made = tree.flatten(graph.run(new_inputs, walk.call))
+    made = tree.flatten(graph.run(every, walk.call))
     walk.finish()
     names, maker = output_names(flat), walk.maker
     found = [walk.lines.get(id(tensor)) for tensor in tree.flatten(graph.outputs)]
@@ -255,8 +262,28 @@ class _Walk:
         )
 
 
-def _require_frames(graph: Graph, axis: int) -> int | None:
-    """The length of the windows, which is that of all inputs."""
+def _begins(graph: Graph) -> set[int]:
+    """The ids of tensors that are given to the model for recurrent layers to begin with."""
+    found = set[int]()
+
+    def begins(tensor) -> bool:
+        readers = graph.consumers(tensor)
+        states = all(
+            any(tensor is x for x in states_given(node))
+            or (isinstance(node.operation, FakeQuant) and begins(node.outputs[0]))
+            for node in readers
+        )
+        if states and readers and not graph.is_output(tensor):
+            found.add(id(tensor))
+        return id(tensor) in found
+
+    for tensor in tree.flatten(graph.inputs):
+        begins(tensor)
+    return found
+
+
+def _require_frames(graph: Graph, axis: int, begins: set[int]) -> int | None:
+    """The length of the windows, which is that of all inputs but those that layers begin with."""
     names = [tensor.name for tensor in tree.flatten(graph.inputs)]
     if known := states_of(names, map(out_of, names)):
         raise ValueError(
@@ -264,6 +291,8 @@ def _require_frames(graph: Graph, axis: int) -> int | None:
         )
     found = {}
     for tensor in tree.flatten(graph.inputs):
+        if id(tensor) in begins:
+            continue
         rank = len(tensor.shape)
         if not isinstance(axis, int) or not 1 <= axis < rank:
             raise ValueError(
@@ -274,7 +303,7 @@ def _require_frames(graph: Graph, axis: int) -> int | None:
     if len(set(found.values())) > 1:
         raise ValueError(
             f"all inputs must have as many frames; received {found} along axis {axis}. Make what "
-            "reads other inputs a model of its own."
+            "reads other inputs a model of its own, with tfcompress.split."
         )
     return next(iter(found.values()))
 
