@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import run_tflite
 from keras import layers, ops
 
 import tfcompress as tfc
@@ -302,3 +303,20 @@ def test_masks_pass_the_marks_of_ranges(tmp_path):
     aware(tokens, training=True)
     tfc.convert(aware, tmp_path / "model.tflite")
     assert tfc.verify(aware, tmp_path / "model.tflite", tokens).outputs[0].keras.sqnr_db > 60
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_words_are_looked_up_by_one_operator(precision, tmp_path):
+    """TFLite Micro has no SELECT of whole numbers, with which Keras counts from the end."""
+    words = keras.Input((3,), dtype="int32")
+    table = layers.Embedding(5, 2, embeddings_initializer="normal")
+    model, path = keras.Model(words, table(words)), tmp_path / "model.tflite"
+    tokens = np.array([[0, 1, 4], [3, 3, 2]], "int32")
+    seen = {"calibration": tokens} if precision == "int8" else {}
+    tfc.convert(model, path, precision=precision, **seen)
+    found = [op.name for op in tfc.inspect(path).operators]
+    assert set(found) - {"DEQUANTIZE"} == {"GATHER"}
+    step = float(np.abs(table.embeddings).max()) / 127
+    assert np.abs(run_tflite(path, tokens) - model(tokens)).max() <= step
+    with pytest.raises(RuntimeError, match="gather index out of bounds"):
+        run_tflite(path, -tokens)

@@ -139,8 +139,10 @@ def _rounded_again(model, ranges: dict[int, Range]) -> set[int]:
 
     litert-quantizer would give both one scale; left out, they become a QUANTIZE.
     """
-    moved = [ends(op) for op in model.subgraphs[0].operators if op_name(model, op) == "RESHAPE"]
-    known = [pair for pair in moved if ranges.keys() >= set(pair)]
+    tensors, operators = model.subgraphs[0].tensors, model.subgraphs[0].operators
+    moved = [ends(op) for op in operators if op_name(model, op) == "RESHAPE"]
+    same = [(a, b) for a, b in moved if list(tensors[a].shape) == list(tensors[b].shape)]
+    known = [pair for pair in same if ranges.keys() >= set(pair)]
     return {made for source, made in known if ranges[source] != ranges[made]}
 
 
