@@ -438,9 +438,7 @@ def part_outputs(model, *known: dict[int, Any] | set[int]) -> None:
     old = [int(index) for index in graph.outputs]
     shared = {i for op in graph.operators for i in op.inputs} | set(graph.inputs)
     shared |= {index for index in old if old.count(index) > 1}
-    new = [
-        reshaped(model, graph.operators, i, b"_output") if i in shared else i for i in old
-    ]
+    new = [reshaped(model, graph.operators, i, b"_output") if i in shared else i for i in old]
     for told in known:
         for source, made in zip(old, new, strict=True):
             if isinstance(told, set):

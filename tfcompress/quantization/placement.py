@@ -335,11 +335,17 @@ class _Placer:
         """The range that LiteRT fixes, or that of a share of truths, which has to be exact."""
         if kind_of(node.operation) != "Mean" or bits != 8:
             return fixed_range(node.operation, bits)
-        sizes = [math.prod(t.shape[1:]) for t in (*node.inputs, *node.outputs) if None not in t.shape[1:]]
+        sizes = [
+            math.prod(t.shape[1:]) for t in (*node.inputs, *node.outputs) if None not in t.shape[1:]
+        ]
         before = self.graph.producer(node.inputs[0])
         while before is not None and not before.is_input and self._passes(before):
             before = self.graph.producer(before.inputs[0])
-        if before is None or kind_of(before.operation) != "Cast" or before.inputs[0].dtype != "bool":
+        if (
+            before is None
+            or kind_of(before.operation) != "Cast"
+            or before.inputs[0].dtype != "bool"
+        ):
             return None
         return share_range(sizes[0] // sizes[1]) if len(sizes) == 2 else None
 

@@ -38,8 +38,8 @@ def split(model: keras.Model, at: str | Sequence[str] | None = None) -> Split:
 
     Args:
         model: any Keras 3 model that `flatten` takes; it is left untouched.
-        at: the name of the layer whose outputs, those that are read, are where to cut, or several. None: where the
-            front-end of sound ends, before the first weights that train.
+        at: the name of the layer whose outputs, as far as they are read, are where to cut, or
+            several. None: where the front-end of sound ends, before the first weights that train.
 
     Returns:
         A `Split` of front, rest and hint. `rest(front(x))` is what the model gives. Inputs that

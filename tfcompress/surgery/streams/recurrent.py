@@ -134,7 +134,10 @@ def _require_inputs(maker: Maker, node: Node) -> None:
     if any(id(x) not in maker.begins for x in given):
         raise Ahead(_GIVEN, window=False)
     if given and maker.variables:
-        raise Ahead("begins with states that are given, variables with zeros: pass states='io'", window=False)
+        raise Ahead(
+            "begins with states that are given, variables with zeros: pass states='io'",
+            window=False,
+        )
 
 
 def _require_plain(layer, line, kwargs: dict) -> None:
