@@ -119,6 +119,35 @@ def _truths(model) -> dict[int, int]:
     }
 
 
+def slice_splits(model, known: dict[int, Range]) -> None:
+    """Writes SPLIT_V of 16 bits, which litert-quantizer leaves float, as SLICE. Changes `model`."""
+    graph, written = model.subgraphs[0], []
+    for op in graph.operators:
+        wide = all(i in known and known[i].bits == 16 for i in op.outputs)
+        if op_name(model, op) != "SPLIT_V" or not wide:
+            written.append(op)
+            continue
+        code = op_code(model, _OPERATORS.SLICE)
+        options = (_OPTIONS.SliceOptions, schema.SliceOptionsT())
+        axis, begin = (
+            int(constant(model, op.inputs[2])),
+            [0] * len(graph.tensors[op.inputs[0]].shape),
+        )
+        for output in op.outputs:
+            size = [int(n) for n in graph.tensors[output].shape]
+            given = [op.inputs[0], _whole(model, begin), _whole(model, size)]
+            written.append(schema.OperatorT(code, given, [output], *options))
+            begin[axis] += size[axis]
+    graph.operators = written
+
+
+def _whole(model, values: list[int]) -> int:
+    """A constant of whole numbers."""
+    buffer, tensors = add_buffer(model, np.int32(values).tobytes()), model.subgraphs[0].tensors
+    tensors.append(schema.TensorT([len(values)], schema.TensorType.INT32, buffer, b"places"))
+    return len(tensors) - 1
+
+
 def _exponent(model, op) -> float | None:
     known = is_constant(model, op.inputs[1]) and constant(model, op.inputs[1]).size == 1
     return float(constant(model, op.inputs[1]).ravel()[0]) if known else None

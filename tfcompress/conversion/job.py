@@ -14,6 +14,7 @@ from tfcompress.conversion import (
     assignment,
     extremes,
     float_files,
+    forms,
     front_ends,
     grids,
     lower,
@@ -281,6 +282,7 @@ class Job:
         own = {i: limits for i, (limits, _) in told_of.items()}
         known = ranges.spread(parsed, {**own, **known}, assigned.wide) | own
         known = ranges.with_bits(parsed, known, assigned.wide)
+        forms.slice_splits(parsed, known)
         ranges.widen_softmax_inputs(parsed, known)
         ranges.widen_products(parsed, known)
         ranges.widen_sums(parsed, known)
