@@ -294,6 +294,8 @@ def test_what_is_refused():
     refused("'io' or 'variables'; received 'x'", lambda: tfc.streaming(late, states="x"))
     refused("'cells' .*pass states='variables'", lambda: tfc.streaming(lstm))
     refused("no known length", lambda: tfc.streaming(unknown, windows="*"))
+    begun = made(lambda x: layers.GRU(3, name="cells")(x, initial_state=np.ones((1, 3))))
+    refused("'cells' .*begins with states that the model computes", lambda: tfc.streaming(begun))
     refused("must have states", lambda: tfc.Stream(model))
     stream = tfc.Stream(tfc.streaming(model, 2))
     refused(r"\(1, 2, 5\)", lambda: stream(np.zeros((1, 3, 5))))

@@ -129,10 +129,8 @@ def slice_splits(model, known: dict[int, Range]) -> None:
             continue
         code = op_code(model, _OPERATORS.SLICE)
         options = (_OPTIONS.SliceOptions, schema.SliceOptionsT())
-        axis, begin = (
-            int(constant(model, op.inputs[2])),
-            [0] * len(graph.tensors[op.inputs[0]].shape),
-        )
+        axis = int(constant(model, op.inputs[2]))
+        begin = [0] * len(graph.tensors[op.inputs[0]].shape)
         for output in op.outputs:
             size = [int(n) for n in graph.tensors[output].shape]
             given = [op.inputs[0], _whole(model, begin), _whole(model, size)]

@@ -29,7 +29,7 @@ _GIVEN = (
 def recurrent(maker: Maker, node: Node, lines: list, args: tuple, kwargs: dict):
     """A recurrent layer that takes its states and gives them back."""
     layer, line = inner_layer(node.operation), lines[0]
-    _require_plain(layer, line, kwargs)
+    _require_plain(layer, line, args, kwargs)
     _require_inputs(maker, node)
     x, line, start = maker.begun(node.name, args[0], line)
     states = _states(maker, node, layer, x, start)
@@ -118,14 +118,14 @@ def _sequence(made: list):
 
 
 def states_given(node: Node) -> list:
-    """The tensors that a recurrent layer begins with."""
+    """What a recurrent layer begins with."""
     layer = inner_layer(node.operation)
     if isinstance(layer, StepRNN):
         return node.inputs[layer.sequences :]
     if not isinstance(layer, layers.RNN):
         return []
     given = keras.tree.flatten((node.args[1:2], node.kwargs.get("initial_state")))
-    return [x for x in given if isinstance(x, keras.KerasTensor)]
+    return [x for x in given if x is not None]
 
 
 def _require_inputs(maker: Maker, node: Node) -> None:
@@ -140,10 +140,10 @@ def _require_inputs(maker: Maker, node: Node) -> None:
         )
 
 
-def _require_plain(layer, line, kwargs: dict) -> None:
+def _require_plain(layer, line, args: tuple, kwargs: dict) -> None:
     if layer.go_backwards:
         raise Ahead(_BACKWARDS)
-    if kwargs.get("mask") is not None:
+    if any(mask is not None for mask in (*args[2:3], kwargs.get("mask"))):
         raise Ahead("reads masks of padded windows, which a stream has not: leave them out")
     if line.axis != 1:
         raise Ahead("has the frames at another axis than the second")

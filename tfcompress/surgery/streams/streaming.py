@@ -300,6 +300,8 @@ def _require_frames(graph: Graph, axis: int, begins: set[int]) -> int | None:
                 f"shape {tuple(tensor.shape)}; received {axis!r}."
             )
         found[tensor.name] = tensor.shape[axis]
+    if not found:
+        raise ValueError(f"model must have an input of frames; received {names}, states alone.")
     if len(set(found.values())) > 1:
         raise ValueError(
             f"all inputs must have as many frames; received {found} along axis {axis}. Make what "
