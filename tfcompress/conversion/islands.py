@@ -104,8 +104,7 @@ class _Folder:
                 self._fold_lstm(op, known)
                 continue
             if name == "RESHAPE" and self._is_rounded_again(op):
-                for quantize in self.quantizes[op.outputs[0]]:
-                    quantize.inputs = [self.source[op.inputs[0]]]
+                self._round_again(op)
                 continue
             if name in KERNELS and self._is_foldable(op, name):
                 if name == "CAST" and tensors[op.inputs[0]].type != _BOOL:
@@ -144,12 +143,11 @@ class _Folder:
         return all(self._wanted_grid(i) is not None for i in self._floats(op.outputs))
 
     def _is_rounded_again(self, op) -> bool:
-        """Whether a RESHAPE to the same shape stands between codes and others of another scale."""
+        """Whether a RESHAPE to the same shape stands for codes that are rounded to others."""
         source, made = ranges.ends(op)
-        tensors, readers = self.graph.tensors, self.quantizes.get(made, [])
-        alone = sum(made in other.inputs for other in self.graph.operators) == len(readers) > 0
-        same = list(tensors[source].shape) == list(tensors[made].shape)
-        return alone and same and source in self.source and made not in self.graph.outputs
+        shapes = [list(self.graph.tensors[i].shape) for i in (source, made)]
+        codes = source in self.source or (source in self.graph.inputs and self._range_of(source))
+        return shapes[0] == shapes[1] and bool(codes and self._range_of(made))
 
     def _is_truth(self, op) -> bool:
         """Whether a CAST makes numbers of truths, for integers to read."""
@@ -217,6 +215,16 @@ class _Folder:
             self.operators.append(back)
         op.outputs = outputs
         _raise_version(self.model, op)
+
+    def _round_again(self, op) -> None:
+        """Writes a QUANTIZE of codes, and a DEQUANTIZE for those that read floats."""
+        source, made = ranges.ends(op)
+        if source not in self.source:
+            self._quantize(source)
+        given = self._integer_tensor(made, self._wanted_grid(made))
+        self.operators.append(_conversion(self.model, "QUANTIZE", self.source[source], given))
+        self.source[made] = given
+        self.operators.append(_conversion(self.model, "DEQUANTIZE", given, made))
 
     def _quantize(self, index: int) -> None:
         """Makes an int8 tensor of a float one."""

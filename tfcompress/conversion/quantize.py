@@ -143,7 +143,8 @@ def _rounded_again(model, ranges: dict[int, Range]) -> set[int]:
     moved = [ends(op) for op in operators if op_name(model, op) == "RESHAPE"]
     same = [(a, b) for a, b in moved if list(tensors[a].shape) == list(tensors[b].shape)]
     known = [pair for pair in same if ranges.keys() >= set(pair)]
-    return {made for source, made in known if ranges[source] != ranges[made]}
+    eight = [pair for pair in known if {ranges[i].bits for i in pair} == {8}]
+    return {made for source, made in eight if ranges[source] != ranges[made]}
 
 
 def _store_narrow(model) -> None:
