@@ -139,12 +139,16 @@ def _rounded_again(model, ranges: dict[int, Range]) -> set[int]:
 
     litert-quantizer would give both one scale; left out, they become a QUANTIZE.
     """
-    tensors, operators = model.subgraphs[0].tensors, model.subgraphs[0].operators
-    moved = [ends(op) for op in operators if op_name(model, op) == "RESHAPE"]
-    same = [(a, b) for a, b in moved if list(tensors[a].shape) == list(tensors[b].shape)]
-    known = [pair for pair in same if ranges.keys() >= set(pair)]
-    eight = [pair for pair in known if {ranges[i].bits for i in pair} == {8}]
-    return {made for source, made in eight if ranges[source] != ranges[made]}
+    graph, found = model.subgraphs[0], set[int]()
+    for source, made in (ends(op) for op in graph.operators if op_name(model, op) == "RESHAPE"):
+        if list(graph.tensors[source].shape) != list(graph.tensors[made].shape):
+            continue
+        before, after = ranges.get(source), ranges.get(made)
+        if before is None or after is None or {before.bits, after.bits} != {8}:
+            continue
+        if None not in (before.node, after.node) and before.node != after.node:
+            found.add(made)
+    return found
 
 
 def _store_narrow(model) -> None:
