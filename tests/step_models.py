@@ -74,4 +74,9 @@ def trained(model, data, epochs=2, **settings):
 
 def steps_off(model, path, data):
     """By how many steps of its output a file is off what a model gives, on the reference."""
-    return tfc.verify(model, path, data).outputs[0].keras.max_lsb
+    return distance(model, path, data).max_lsb
+
+
+def distance(model, path, data):
+    """How far a file's output is from what a model gives, on the reference."""
+    return tfc.verify(model, path, data).outputs[0].keras

@@ -76,3 +76,11 @@ def test_what_keeps_weights_plain():
     assert kinds.has_plain_weights(layer)
     layer.enable_lora(2)
     assert not kinds.has_plain_weights(layer)
+
+
+def test_shares_lie_on_the_grid_of_their_range():
+    """Steps of 1/252 for sixths: code 42 is one."""
+    low, high = kinds.share_range(6)
+    assert (low, high * 252) == (0.0, 255.0)
+    assert kinds.share_range(255) == (0.0, 1.0)
+    assert kinds.share_range(256) is None

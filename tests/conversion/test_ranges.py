@@ -6,17 +6,20 @@ import pytest
 import tensorflow as tf
 from float_files import float_model, ops_of, run
 
-from tfcompress.conversion import constants, markers, quantize, ranges
+from tfcompress.conversion import constants, kernel_limits, markers, quantize, ranges
 from tfcompress.conversion.ranges import Range
-from tfcompress.tflite import signature
+from tfcompress.tflite import flatbuffer, signature
 
 
-def fake_quant(x, low, high, bits=8):
-    return tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, min=low, max=high, num_bits=bits)
+def fake_quant(x, low, high, bits=8, name=None):
+    limits = {"min": low, "max": high}
+    return tf.raw_ops.FakeQuantWithMinMaxVars(inputs=x, num_bits=bits, name=name, **limits)
 
 
-def mark(x, low, high, bits=8, wider=markers.MARKED):
-    return fake_quant(fake_quant(x, low, high, bits), wider * low, wider * high, bits)
+def mark(x, low, high, bits=8, wider=markers.MARKED, node=None):
+    name = None if node is None else f"a/{markers.named_for(node)}"
+    first = fake_quant(x, low, high, bits, name)
+    return fake_quant(first, wider * low, wider * high, bits, name)
 
 
 def limits(known: Range) -> tuple[float, float]:
@@ -179,7 +182,7 @@ def test_a_sum_that_vanishes_gets_steps_that_litert_does_not_abort_at(bits):
     signature.name_inputs_and_outputs(model, ["x"], ["y"])
     known = {i: Range(-1e-9, 1e-9, bits) for i, _ in enumerate(model.subgraphs[0].tensors)}
     known[model.subgraphs[0].inputs[0]] = Range(-1.0, 1.0, bits)
-    ranges.widen_sums(model, known)
+    kernel_limits.widen_sums(model, known)
     integers = quantize.static(model, known, io_dtype="float32")
     (found,) = run(integers, np.zeros((1, 4), np.float32))
     np.testing.assert_allclose(found, 0, atol=1e-3)
@@ -191,7 +194,7 @@ def test_sums_whose_scales_litert_takes_for_powers_of_two():
     known = {i: Range(-1.0, 1.0, 16) for i, _ in enumerate(model.subgraphs[0].tensors)}
     for op in model.subgraphs[0].operators[-2:]:
         known[op.outputs[0]] = Range(0.0, 2.0, 16)
-    ranges.widen_sums(model, known)
+    kernel_limits.widen_sums(model, known)
     x = np.linspace(-2, 2, 4, dtype="float32")[None]
     integers = quantize.static(model, known, io_dtype="float32")
     x = np.clip(x, -1, 1)
@@ -210,3 +213,35 @@ def test_a_range_that_a_kernel_fixes_goes_no_further_than_it_must():
     alone = float_model(lambda x: tf.transpose(tf.sigmoid(mark(x, -4.0, 4.0))), (1, 4))
     spread = ranges.spread(alone, markers.take_markers(alone)[0])
     assert limits(spread[alone.subgraphs[0].outputs[0]]) == (0.0, round(255 / 256, 4))
+
+
+@pytest.mark.parametrize("operation", [tf.tanh, tf.exp, lambda x: x * x])
+@pytest.mark.parametrize("way", ["in a row", "before what keeps one scale"])
+def test_what_is_rounded_to_two_grids_is_so_in_the_file(way, operation):
+    def function(x):
+        x = mark(x, -1.0, 127 / 128)
+        y = mark(operation(x), -1.0, 127 / 128, node=1)
+        if way == "in a row":
+            return mark(y, -1.5, 1.5 * 127 / 128, node=2)
+        return mark(tf.concat([y, mark(x + x, -1.5, 1.5 * 127 / 128)], 1), -1.5, 1.5 * 127 / 128)
+
+    model = float_model(function, (1, 64))
+    signature.name_inputs_and_outputs(model, ["x"], ["y"])
+    known, _ = markers.take_markers(model)
+    integers = quantize.static(model, known, io_dtype="float32", trained={}, widths={8})
+    graph = integers.subgraphs[0]
+    written = [op for op in graph.operators if flatbuffer.op_name(integers, op) == "QUANTIZE"]
+    made = [flatbuffer.scales_of(graph.tensors[op.outputs[0]])[0] for op in written]
+    scales = {round(128 * scale, 4) for (scale,) in made}
+    assert scales == {1.0, 1.5}  # of the input, and of what was rounded before
+    assert {"TANH", "EXP", "MUL"}.intersection(ops_of(integers))
+    x = np.linspace(-1, 0.9, 64, dtype="float32")[None]
+    wanted = np.clip(operation(tf.constant(x)).numpy(), -1.0, 127 / 128)
+    np.testing.assert_allclose(run(integers, x)[0][:, :64], wanted, atol=1.8 / 128)
+
+
+def test_a_share_of_truths_is_on_its_grid():
+    model = float_model(lambda x: tf.reduce_mean(tf.cast(x > 0.0, "float32"), 1), (1, 6))
+    known = {model.subgraphs[0].inputs[0]: Range(-1.0, 1.0)}
+    spread = ranges.spread(model, known)
+    assert limits(spread[model.subgraphs[0].outputs[0]]) == (0.0, round(255 / 252, 4))

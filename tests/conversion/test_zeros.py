@@ -8,7 +8,8 @@ from float_files import float_model
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.conversion.ranges import Range, widen_products, with_zero
+from tfcompress.conversion.kernel_limits import widen_products
+from tfcompress.conversion.ranges import Range, with_zero
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype("float32")
 IMAGES = np.random.default_rng(1).normal(size=(24, 6, 6, 3)).astype("float32")

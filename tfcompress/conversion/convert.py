@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tfcompress.conversion import exchange, states
+from tfcompress.conversion import exchange, pointwise, states
 from tfcompress.conversion.job import Job
 from tfcompress.conversion.report import Report
 from tfcompress.conversion.settings import (
@@ -179,7 +179,9 @@ def convert(
     if precision is None:
         job.settle(settle_trained(settings, model))
         format = settle_format(job.settings, format, path, metadata)
-    file = job.with_narrow_kernels(job.run(model, calibration, samples))
+    file = job.run(model, calibration, samples)
+    file, told = pointwise.with_narrow_kernels(file, job.model, job.settings, job.is_trained)
+    job.notes += told
     described = _with_pixels(model, file, known)
     held = states.kept(file)
     data = flatbuffer.write(file) if held else job.finish(file, described)

@@ -141,10 +141,8 @@ def slice_splits(model, known: dict[int, Range]) -> None:
 
 def _whole(model, values: list[int]) -> int:
     """A constant of whole numbers."""
-    buffer, tensors = (
-        add_buffer(model, np.array(values, np.int32).tobytes()),
-        model.subgraphs[0].tensors,
-    )
+    tensors = model.subgraphs[0].tensors
+    buffer = add_buffer(model, np.array(values, np.int32).tobytes())
     tensors.append(schema.TensorT([len(values)], schema.TensorType.INT32, buffer, b"places"))
     return len(tensors) - 1
 

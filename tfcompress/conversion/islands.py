@@ -181,10 +181,14 @@ class _Folder:
         known = self._range_of(output)
         if known is None:
             return None
+        over = _grid_over(known)
         for op in self.quantizes.get(output, []):
             if self.graph.tensors[op.outputs[0]].type == _INT8:
-                return _grid(self.graph.tensors[op.outputs[0]])
-        return _grid_over(known)
+                grid = _grid(self.graph.tensors[op.outputs[0]])
+                # What was trained for another grid is rounded to that first.
+                if self.widths is None or _is_near(grid[0], over[0]):
+                    return grid
+        return over
 
     def _range_of(self, output: int) -> Range | None:
         """The range of 8 bits that is known of a tensor."""

@@ -17,11 +17,10 @@ from tfcompress.conversion import (
     forms,
     front_ends,
     grids,
+    kernel_limits,
     lower,
     lstm,
     observation,
-    packing,
-    pointwise,
     quantize,
     ranges,
     states,
@@ -62,8 +61,7 @@ from tfcompress.graph.front_end import FrontEnd
 from tfcompress.graph.inputs import require_model
 from tfcompress.layers.compressed import require_advanced
 from tfcompress.quantization.opening import EVERYWHERE, sparing
-from tfcompress.targets.check import check_parsed, judge, mapped
-from tfcompress.targets.operators import operators
+from tfcompress.targets.check import check_parsed
 from tfcompress.targets.targets import Target
 from tfcompress.techniques import Quantize
 from tfcompress.techniques.rules import Rule, Rules
@@ -277,18 +275,15 @@ class Job:
             self.notes += extremes.lost_scores(parsed, known)
             every = ranges.spread(parsed, known, assigned.wide)
             known = {**extremes.narrow_constants(parsed, every), **known}
-            self.divisors = ranges.unknown_divisors(parsed, known, floats)
+            self.divisors = kernel_limits.unknown_divisors(parsed, known, floats)
         floats |= self._front_tensors(parsed, model)
         own = {i: limits for i, (limits, _) in told_of.items()}
         known = ranges.spread(parsed, {**own, **known}, assigned.wide) | own
         known = ranges.with_bits(parsed, known, assigned.wide)
         forms.slice_splits(parsed, known)
-        ranges.widen_softmax_inputs(parsed, known)
-        ranges.widen_products(parsed, known)
-        ranges.widen_sums(parsed, known)
-        ranges.make_kernels_symmetric(parsed, known)
+        kernel_limits.widen(parsed, known)
         ranges.drop_clipped_relus(parsed, known)
-        quotients = ranges.wrong_quotients(parsed, known)
+        quotients = kernel_limits.wrong_quotients(parsed, known)
         self.reasons = float_reasons(parsed, known, floats, self.divisors, quotients)
         names = (flatbuffer.text(parsed.subgraphs[0].tensors[i].name) for i in self.spared)
         self.reasons.update(dict.fromkeys(names, front_ends.REASON))
@@ -373,7 +368,7 @@ class Job:
         states.tie(parsed, found.ranges, ranges.same_scale, wide)
         held = lstm.states_of(parsed)
         known = {i: ranges.with_zero(*r) for i, r in found.ranges.items() if i not in held}
-        self.divisors = ranges.drop_small_divisors(parsed, known, seen)
+        self.divisors = kernel_limits.drop_small_divisors(parsed, known, seen)
         bits = 16 if self.precision == "int16x8" else 8
         extremes.narrow(parsed, known, batches, bits)
         self.cells = lstm.greatest_cells(parsed, batches)
@@ -382,41 +377,6 @@ class Job:
         if self.tuned is not None:
             self.trial.expect(self.tuned.give)
         return known
-
-    def with_narrow_kernels(self, file) -> Any:
-        """The file as kernels of 4 bits take it, where the target has these."""
-        wide = assignment.asked(file, self.model, self.settings.layers, "int4")
-        found, target = pointwise.as_dense(file, wide), self.settings.target
-        fits = found is not None and self.settings.dense != "per_tensor"
-        if fits and (target is None or mapped(found, target) > mapped(file, target)):
-            self.notes.append(
-                "pointwise convolutions with int4 weights are FULLY_CONNECTED in the file, which "
-                "XNNPACK runs in 4 bits; dense='per_tensor', as TFLite Micro needs, leaves them"
-            )
-            file = found
-        # Where the rest runs elsewhere, few bits save flash there.
-        if target is not None and self.is_trained and target.partition != "each":
-            self._widen(file, target)
-        packing.repeat_scales(file)
-        ranges.drop_unused(file)
-        return file
-
-    def _widen(self, file, target) -> None:
-        """Gives weights more bits where a target does not map their operators. Changes `file`."""
-        widened = 0
-        for number, op in enumerate(file.subgraphs[0].operators):
-
-            def fits(number=number) -> bool:
-                return judge(operators(file)[number], target).mapped
-
-            weight = assignment.weight_of(file, op)
-            if weight is not None and packing.bits_of(file, weight) < 8 and not fits():
-                widened += packing.widen(file, weight, fits)
-        if widened:
-            self.notes.append(
-                f"{widened} weights are stored in more bits than they need, as target "
-                f"'{target.name}' takes them so"
-            )
 
     def finish(self, file, metadata) -> bytes:
         """The bytes as they ship: with versions that the target's compiler knows, and metadata.

@@ -109,7 +109,7 @@ class Nearest(layers.Layer):
 class Rows(layers.Embedding):
     """An Embedding as the one op that LiteRT has for it: Keras counts negative rows from the end.
 
-    Words are none; a file that is given a negative one stops with an error.
+    Words are not negative. LiteRT ends a run with an error where one is.
     """
 
     def call(self, words):

@@ -333,21 +333,19 @@ class _Placer:
 
     def _fixed_range(self, node: Node, bits: int) -> tuple[float, float] | None:
         """The range that LiteRT fixes, or that of a share of truths, which has to be exact."""
-        if kind_of(node.operation) != "Mean" or bits != 8:
-            return fixed_range(node.operation, bits)
-        sizes = [
-            math.prod(t.shape[1:]) for t in (*node.inputs, *node.outputs) if None not in t.shape[1:]
-        ]
-        before = self.graph.producer(node.inputs[0])
-        while before is not None and not before.is_input and self._passes(before):
-            before = self.graph.producer(before.inputs[0])
-        if (
-            before is None
-            or kind_of(before.operation) != "Cast"
-            or before.inputs[0].dtype != "bool"
-        ):
-            return None
-        return share_range(sizes[0] // sizes[1]) if len(sizes) == 2 else None
+        if kind_of(node.operation) == "Mean" and bits == 8 and self._is_truth(node.inputs[0]):
+            given, made = (math.prod(t.shape[1:]) for t in (node.inputs[0], node.outputs[0]))
+            return share_range(given // made)
+        return fixed_range(node.operation, bits)
+
+    def _is_truth(self, tensor) -> bool:
+        """Whether a tensor holds truths as numbers, of known sizes."""
+        node = self.graph.producer(tensor)
+        while node is not None and not node.is_input and self._passes(node):
+            node = self.graph.producer(node.inputs[0])
+        if node is None or kind_of(node.operation) != "Cast" or None in tensor.shape[1:]:
+            return False
+        return node.inputs[0].dtype == "bool"
 
     def _is_exact(self, technique: Quantize | None, activation: str | None, node: Node) -> bool:
         return technique is None or self._is_given(node)

@@ -102,7 +102,7 @@ def _rest(flat: keras.Model, ends: list) -> keras.Model:
         raise ValueError("the model is cut at its output; name an earlier layer.")
     graph = Graph([*ends, *tree.flatten(flat._inputs_struct)], outputs)
     reached = {id(t) for node in graph.nodes for t in node.inputs}
-    if not all(id(end) in reached for end in ends or [None]):
+    if not ends or any(id(end) not in reached for end in ends):
         raise ValueError("what is cut off is read by nothing; name a layer that leads to outputs.")
     left = [x for x in tree.flatten(flat._inputs_struct) if id(x) in reached]
     olds = [*ends, *left]
