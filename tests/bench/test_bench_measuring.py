@@ -8,9 +8,9 @@ from conftest import run_tflite
 from refusals import refused
 
 from tfcompress.bench.running import child, latency
-from tfcompress.bench.running.processes import Failed
 from tfcompress.bench.tasks import TASKS, Data, Task, Training
 from tfcompress.files import models
+from tfcompress.files.processes import Failed
 from tfcompress.tflite import machine
 from tfcompress.tools import environments
 
@@ -57,36 +57,6 @@ def test_how_sure_a_model_gets_in_a_stream_is_what_counts():
     assert task.measure == "AUC"
     # One of the four pairs is the wrong way round: 7 of one with it, 8 of one without.
     assert task.score(lambda x: np.concatenate([x, 1 - x], 1), data) == 0.75
-
-
-@pytest.mark.parametrize("name", ["float32", "int8"])
-def test_files_run_in_batches_as_sample_by_sample(name, images, tflites, monkeypatch):
-    x, path = images[0], tflites / f"{name}.tflite"
-    expected = run_tflite(path, x, reference=False)
-    batches = []
-    batched = child._batched
-
-    def spy(*arguments):
-        batches.append(batched(*arguments))
-        return batches[-1]
-
-    monkeypatch.setattr(child, "_batched", spy)
-    found = child.predictor(path.read_bytes(), x[:4])(x)
-    assert batches[0] is not None
-    np.testing.assert_allclose(found, expected, atol=1e-5 if name == "float32" else 1 / 255)
-    # As of a file with the batch written into a shape.
-    monkeypatch.setattr(child, "_batched", lambda *arguments: None)
-    np.testing.assert_array_equal(child.predictor(path.read_bytes(), x[:4])(x[:9]), expected[:9])
-
-
-def test_a_file_that_gives_other_outputs_in_batches_is_run_sample_by_sample():
-    def load(batch):
-        return lambda x: x + 1 if batch > 1 else x
-
-    samples = np.arange(12, dtype="float32").reshape(4, 3)
-    assert child._batched(load, load(1), samples, None) is None
-    assert child._batched(lambda batch: load(1), load(1), samples, None) is not None
-    assert child._batched(lambda batch: lambda x: x[:1], load(1), samples, None) is None
 
 
 def test_counts_are_those_of_the_plain_layers(float_cnn, qat_cnn):

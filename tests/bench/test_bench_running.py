@@ -18,10 +18,10 @@ from refusals import refused
 
 from tfcompress.bench.running import latency, turns
 from tfcompress.bench.running.bench import bench, report_only
-from tfcompress.bench.running.processes import Failed, run_apart
 from tfcompress.bench.running.results import latest, read_rows
 from tfcompress.bench.running.turns import make_plan
 from tfcompress.bench.tasks import TASKS, Training
+from tfcompress.files.processes import Failed, run_apart
 from tfcompress.tflite import machine
 from tfcompress.tools.environments import Unavailable
 

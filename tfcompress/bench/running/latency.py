@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfcompress.bench.running.processes import Failed
 from tfcompress.files import children
+from tfcompress.files.processes import Failed
 from tfcompress.tflite import flatbuffer, machine
 from tfcompress.tflite.benchmark import times
 from tfcompress.tflite.run import ports

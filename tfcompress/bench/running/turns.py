@@ -13,16 +13,27 @@ from typing import Any
 from tfcompress.bench.methods import METHODS, Method
 from tfcompress.bench.running import child, latency
 from tfcompress.bench.running.child import FILE, Job
-from tfcompress.bench.running.processes import PRELOADED, Failed, preload, run_apart
 from tfcompress.bench.running.results import ResultsFile, Row, latest
 from tfcompress.bench.tasks import TASKS, Task
 from tfcompress.errors import did_you_mean
+from tfcompress.files.processes import Failed, preload, run_apart
 from tfcompress.tflite import machine
 from tfcompress.tools.environments import Unavailable, cache_folder
 
 # What all else is compared with.
 REFERENCE = "float32"
 SHORT_TASKS = ("digits",)
+
+# Imported once, by the server that processes are forked from, and not by each of them. Nothing of
+# it starts TensorFlow, whose threads no fork would have.
+PRELOADED = (
+    "tfcompress.files.tied",
+    *("tensorflow", "keras", "tf_keras", "tensorflow_model_optimization", "sklearn.metrics"),
+    *("ai_edge_litert.interpreter", "litert_quantizer", "tfcompress.cli.app"),
+    *("tfcompress.bench.running.child", "tfcompress.bench.models", "tfcompress.report.layers"),
+    *("tfcompress.compression.compress", "tfcompress.conversion.convert"),
+    "tfcompress.surgery.profile",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,26 +7,17 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from tfcompress.files import children
 
-# Imported once, by the server that processes are forked from, and not by each of them. Nothing of
-# it starts TensorFlow, whose threads no fork would have.
-PRELOADED = (
-    "tfcompress.bench.running.tied",
-    *("tensorflow", "keras", "tf_keras", "tensorflow_model_optimization", "sklearn.metrics"),
-    *("ai_edge_litert.interpreter", "litert_quantizer", "tfcompress.cli.app"),
-    *("tfcompress.bench.running.child", "tfcompress.bench.models", "tfcompress.report.layers"),
-    *("tfcompress.compression.compress", "tfcompress.conversion.convert"),
-    "tfcompress.surgery.profile",
-)
-
-
 # What a process gets to clean up when it is told to end.
 _SECONDS = 3.0
+# How often the memory of a process is looked at.
+_LOOK = 0.25
 
 
 class Failed(RuntimeError):
@@ -43,16 +34,25 @@ def _context() -> Any:
     return multiprocessing.get_context("forkserver")
 
 
-def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
-    """Calls a function in a process of its own."""
+def run_apart(
+    function: Callable[..., Any], *arguments: Any, seconds: float, memory: int | None = None
+) -> Any:
+    """Calls a function in a process of its own.
+
+    Args:
+        seconds: after which it is ended.
+        memory: bytes that the process alone may take; None: any.
+
+    Raises:
+        Failed: it was ended, crashed, or the function raised an error.
+    """
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
     process.start()
     theirs.close()
     try:
-        if not ours.poll(seconds):
-            raise Failed(f"did not end within {seconds:.0f} s")
+        _wait(ours, process.pid, seconds, memory)
         try:
             done, found = ours.recv()
         except EOFError:
@@ -70,6 +70,26 @@ def run_apart(function: Callable[..., Any], *arguments: Any, seconds: float) -> 
     if not done:
         raise Failed(found)
     return found
+
+
+def _wait(pipe: Connection, pid: int, seconds: float, memory: int | None) -> None:
+    """Waits until a process answers or ends; raises if it takes too long, or too much memory."""
+    end = time.monotonic() + seconds
+    while not pipe.poll(min(max(0.0, end - time.monotonic()), _LOOK if memory else seconds)):
+        if time.monotonic() >= end:
+            raise Failed(f"did not end within {seconds:.0f} s")
+        if memory and (taken := _resident(pid)) > memory:
+            raise Failed(f"took {taken / 2**20:,.0f} MiB of memory; allowed are "
+                         f"{memory / 2**20:,.0f}")  # fmt: skip
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process has; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/statm") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _answer(pipe: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
