@@ -10,7 +10,7 @@ from report_rows import make_rows
 from tfcompress.bench import plots
 from tfcompress.bench.plots import makers
 from tfcompress.bench.summaries import COLUMNS, LATENCY, QUALITY, ZIPPED, Summary, known, summarize
-from tfcompress.report import page
+from tfcompress.report import axes, page
 from tfcompress.report.layer_data import match, task_entry
 
 
@@ -117,7 +117,7 @@ def test_methods_without_a_figure_are_named():
     ],
 )
 def test_logarithmic_axes_have_a_few_round_ticks(low, high, texts):
-    places, found = plots.ticks(low, high)
+    places, found = axes.ticks(low, high)
     assert found == texts
     assert [float(text.replace(",", "")) for text in found] == pytest.approx(places)
 
@@ -125,7 +125,7 @@ def test_logarithmic_axes_have_a_few_round_ticks(low, high, texts):
 @pytest.mark.parametrize("ratio", [1.05, 1.1, 1.5, 3, 20, 1e3, 1e7])
 def test_any_axis_has_ticks_that_lie_apart(ratio):
     for low in (0.0013, 0.7, 33.0):
-        places, _ = plots.ticks(low, low * ratio)
+        places, _ = axes.ticks(low, low * ratio)
         assert 3 <= len(places) <= 6
         assert all(low <= place <= low * ratio for place in places)
         steps = [math.log(b / a) / math.log(ratio) for a, b in itertools.pairwise(places)]

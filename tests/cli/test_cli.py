@@ -138,14 +138,6 @@ def test_image_sizes(value):
     assert options.parse_size("2x3") == (2, 3)
 
 
-def test_numbers_of_bytes():
-    told = {"49152": 49152, "48k": 49152, "48K": 49152, "48KiB": 49152, "1.5M": 3 << 19, None: None}
-    assert {text: options.parse_bytes(text) for text in told} == told
-    for wrong in ("", "0", "-3", "48q", "k", "1e5", "0.00001k"):
-        with pytest.raises(ValueError, match=r"such as 49152 or 48k \(of 1024 bytes\); received"):
-            options.parse_bytes(wrong)
-
-
 def test_the_console_script_calls_main():
     (script,) = __import__("importlib.metadata").metadata.entry_points(
         group="console_scripts", name="tfcompress"

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import html
-import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tfcompress.bench.methods.run import AEQ, CONVERTER, OURS, TFMOT
 from tfcompress.bench.summaries import COLUMNS, FLOAT, QUALITY, Column, Summary
-
-Figure = dict[str, Any]
+from tfcompress.report.axes import MARKERS, PADDING, Figure, layout_of, log_range, plain
 
 # Of the quality in percent: what a plot shows below the best file at the least, and at most
 # unless half of the methods lie there.
 _LEAST, _MOST = 2.0, 10.0
-_PADDING = 0.06
-
-# Labels of a narrow plot must lie apart.
-_TICKS, _EDGE = 5.5, 0.04
-
-# First digits of ticks, from coarse to fine.
-_DIGITS: tuple[tuple[float, ...], ...] = (
-    (1,),
-    (1, 2, 5),
-    (1, 1.5, 2, 3, 4, 5, 7),
-    tuple(i / 10 for i in range(10, 100)),
-    tuple(i / 100 for i in range(100, 1000)),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +53,7 @@ def pareto(summaries: Sequence[Summary], column: Column, by: dict[str, Maker]) -
         return None
     best = front(points)
     low, high = _shown(points)
-    left, right = _log_range([p.x for p in points])
+    left, right = log_range([p.x for p in points])
     plain = next((p for p in points if p.summary.method == FLOAT), None)
     rest = [p for p in points if p is not plain]
     traces = [_front_trace(best, right)]
@@ -82,7 +65,7 @@ def pareto(summaries: Sequence[Summary], column: Column, by: dict[str, Maker]) -
     if plain:
         traces += _reference(plain, left, right)
     titles = f"{column.title}, {column.unit}", f"{measure_of(summaries[0])}, %"
-    layout = _layout(*titles, (left, right), (low, high))
+    layout = layout_of(*titles, (left, right), (low, high))
     shown = {id(p.summary) for p in points}
     return Pareto(
         {"data": traces, "layout": layout},
@@ -101,22 +84,6 @@ def front(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Round places for a logarithmic axis, at most six and far enough apart, and their texts."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    least = (high / low) ** (1 / _TICKS)
-    places: list[float] = []
-    for digits in _DIGITS:
-        for place in (d * 10.0**e for e in decades for d in digits):
-            apart = all(max(place / p, p / place) >= least for p in places)
-            if low <= place <= high and apart:
-                places.append(place)
-        if len(places) >= 3:
-            break
-    places.sort()
-    return places, [f"{place:,.10g}" for place in places]
-
-
 def _point(each: Summary, column: Column) -> Point | None:
     x, y = each.mean(column.figure), each.mean("quality")
     if x is None or y is None or x.mean <= 0:
@@ -133,14 +100,8 @@ def _shown(points: list[Point]) -> tuple[float, float]:
     inside = [p for p in points if p.y >= floor]
     low = min(min(p.y - p.y_std for p in inside), best - _LEAST)
     high = max(p.y + p.y_std for p in inside)
-    padding = _PADDING * (high - low)
+    padding = PADDING * (high - low)
     return low - padding, high + padding
-
-
-def _log_range(values: list[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    padding = max(high / low, 1.5) ** _PADDING
-    return low / padding, high * padding
 
 
 def _front_trace(best: list[Point], right: float) -> Figure:
@@ -215,36 +176,6 @@ def measure_of(each: Summary) -> str:
     """What quality is: "Accuracy" or "AUC"."""
     return "AUC" if each.measure == "AUC" else "Accuracy"
 
-
-def plain(text: str) -> str:
-    """A text that plotly is to show as it is: it takes some tags and entities for markup."""
-    return html.escape(text, quote=False)
-
-
-def _layout(
-    x_title: str, y_title: str, x_range: tuple[float, float], y_range: tuple[float, float]
-) -> Figure:
-    # None in the corner, where the other axis has its lowest label.
-    edge = (x_range[1] / x_range[0]) ** _EDGE
-    places, texts = ticks(x_range[0] * edge, x_range[1] / edge)
-    return {
-        "xaxis": {
-            "type": "log",
-            "title": {"text": plain(x_title), "standoff": 8},
-            "range": [math.log10(end) for end in x_range],
-            "tickvals": places,
-            "ticktext": texts,
-            "tickangle": 0,
-        },
-        "yaxis": {"title": {"text": plain(y_title), "standoff": 8}, "range": list(y_range)},
-        "hovermode": "closest",
-        "showlegend": False,
-        "margin": {"l": 60, "r": 12, "t": 12, "b": 52},
-    }
-
-
-# Markers of plotly; the page has the same as symbols. The style has a colour for each number.
-MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down")
 
 # In pixels, so that they look equally large.
 _SIZES = (9, 9, 10, 12, 10, 12)

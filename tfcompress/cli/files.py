@@ -23,7 +23,7 @@ from tfcompress.cli.options import (
     Samples,
     TFLiteFile,
     choice,
-    parse_bytes,
+    parsed,
     precision_asked,
     size,
 )
@@ -253,8 +253,8 @@ def convert(
         "weight_observer": weight_observer,
         "tune": tune.split(",") if tune and "," in tune else tune,
         "compressed_weights": compressed_weights,
-        "flash": parse_bytes(flash),
-        "ram": parse_bytes(ram),
+        "flash": parsed(flash),
+        "ram": parsed(ram),
         "target": target,
     }
     settings = settle(**how)

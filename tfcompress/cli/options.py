@@ -16,6 +16,7 @@ import typer
 from typer import Argument, Option
 
 from tfcompress.errors import did_you_mean
+from tfcompress.files.quantities import parse_bytes
 from tfcompress.targets.targets import IO_DTYPES as _IO_DTYPES
 
 PRECISIONS = tuple(_IO_DTYPES)
@@ -86,29 +87,17 @@ def _check_size(value: str | None) -> str | None:
     return value
 
 
-_UNITS = {"": 1, "k": 2**10, "m": 2**20}
-
-
-def parse_bytes(value: str | None) -> int | None:
-    """Bytes out of "49152", "48k" or "1M", of which k are 1024 bytes."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([kKmM]?)(?:i?[bB])?", value.strip())
-    found = 0 if match is None else round(float(match[1]) * _UNITS[match[2].lower()])
-    if found < 1:
-        raise ValueError(
-            f"expected a number of bytes above 0, such as 49152 or 48k (of 1024 bytes); received "
-            f"{value!r}."
-        )
-    return found
-
-
 def _check_bytes(param: typer.CallbackParam, value: str | None) -> str | None:
     try:
-        parse_bytes(value)
+        parsed(value)
     except ValueError as error:
         raise ValueError(f"{param.opts[0]}: {error}") from None
     return value
+
+
+def parsed(value: str | None) -> int | None:
+    """The bytes that an option of `size` tells; None if it was not given."""
+    return None if value is None else parse_bytes(value)
 
 
 def size(help: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from tfcompress.cli.command import command
-from tfcompress.cli.options import IoDtype, KerasFile, Samples, choice, parse_bytes, size
+from tfcompress.cli.options import IoDtype, KerasFile, Samples, choice, parsed, size
 from tfcompress.cli.terminal import Progress
 from tfcompress.tools.environments import cache_folder
 
@@ -78,7 +78,7 @@ def choose_precision(
     from tfcompress.search.assignment import check_budgets
 
     # Before the seconds of the rest.
-    most = parse_bytes(flash)
+    most = parsed(flash)
     check_budgets(most, latency, quality)
     if output.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output must be a .yaml file; received '{output}'. Name one.")

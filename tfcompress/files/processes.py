@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -49,7 +51,8 @@ def run_apart(
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
-    process.start()
+    with _without_main():
+        process.start()
     theirs.close()
     try:
         _wait(ours, process.pid, seconds, memory)
@@ -70,6 +73,21 @@ def run_apart(
     if not done:
         raise Failed(found)
     return found
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Has a new process not import the program that this one runs, a user's script, again.
+
+    What is run apart is in a module of its own; a script without `if __name__ == "__main__"` would
+    begin anew in each process.
+    """
+    main, empty = sys.modules["__main__"], types.ModuleType("__main__")
+    sys.modules["__main__"] = empty
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _wait(pipe: Connection, pid: int, seconds: float, memory: int | None) -> None:

@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import yaml
 
 from tfcompress import schedules
 from tfcompress.conversion.precisions import LAYER_PRECISIONS
@@ -149,7 +148,7 @@ def to_yaml(recipe: Any) -> str:
         told["rules"] = [written_rule(rule) for rule in recipe.rules]
     if recipe.precision is not None:
         told["precision"] = written_precision(recipe.precision)
-    return yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+    return nodes.text_of(told)
 
 
 def read_rule(node: Node) -> Rule:

@@ -36,6 +36,18 @@ class _Loader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes out what stands in several places, as what reads it knows no aliases."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+def text_of(told: Any) -> str:
+    """Plain data as YAML."""
+    return yaml.dump(told, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
 class Node:
     """A value in a file and where it stands.
 

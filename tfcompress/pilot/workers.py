@@ -1,0 +1,236 @@
+"""Where trials run: in a process of their own on this machine, or on the machines of Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from tfcompress.files import temporary
+from tfcompress.files.processes import Failed, preload, run_apart
+from tfcompress.pilot.ledger import Record
+from tfcompress.pilot.trial import Job
+
+Outcome = tuple[Record, dict[str, Any] | None, str | None]
+Run = Callable[[Job], dict[str, Any]]
+
+# Imported once, by the server that processes are forked from, and not by each of them. Nothing of
+# it starts TensorFlow, whose threads no fork would have.
+PRELOADED = (
+    *("tfcompress.files.tied", "tensorflow", "keras", "ai_edge_litert.interpreter"),
+    *("litert_quantizer", "tfcompress.registered", "tfcompress.pilot.trial"),
+)
+
+
+class Workers(Protocol):
+    """What carries jobs out."""
+
+    count: int
+
+    @property
+    def busy(self) -> int:
+        """How many jobs are being carried out."""
+
+    def begin(self, record: Record, job: Job, seconds: float) -> None:
+        """Begins a job, which may take so long."""
+
+    def ended(self) -> list[Outcome]:
+        """Waits for jobs: (record, figures or None, why it failed)."""
+
+
+class Here:
+    """One process at a time on this machine.
+
+    Args:
+        run: carries out a job.
+        memory: the most bytes of a trial; None: any.
+    """
+
+    count = 1
+
+    def __init__(self, run: Run, memory: int | None):
+        self._run, self._memory = run, memory
+        self._next: tuple[Record, Job, float] | None = None
+        preload(PRELOADED)
+
+    @property
+    def busy(self) -> int:
+        return 0 if self._next is None else 1
+
+    def begin(self, record: Record, job: Job, seconds: float) -> None:
+        self._next = record, job, seconds
+
+    def ended(self) -> list[Outcome]:
+        assert self._next is not None
+        (record, job, seconds), self._next = self._next, None
+        return [_outcome(record, self._run, job, seconds, self._memory)]
+
+
+def _outcome(record: Record, run: Run, job: Job, seconds: float, memory: int | None) -> Outcome:
+    try:
+        return record, run_apart(run, job, seconds=seconds, memory=memory), None
+    except Failed as error:
+        return record, None, str(error)
+
+
+class OnRay:
+    """Processes on the machines of Ray, to which models and data are sent.
+
+    Args:
+        run: carries out a job.
+        memory: the most bytes of a trial; None: any.
+        address: of a cluster; None: one on this machine, for the time of the search.
+        count: how many trials at a time; None: as many as the cluster has CPUs for.
+        cpus, gpus: of one trial.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        memory: int | None,
+        address: str | None = None,
+        count: int | None = None,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+    ):
+        ray = require_ray()
+        self._run, self._memory = run, memory
+        if not ray.is_initialized():
+            local: dict[str, Any] = {"num_cpus": count} if address is None and count else {}
+            try:
+                ray.init(address or "local", log_to_driver=False, logging_level="error",
+                         include_dashboard=False, **local)  # fmt: skip
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"ray must be the address of a cluster that runs, such as 10.0.0.1:6379 or "
+                    f"auto; received {address!r}: {' '.join(str(error).split())[:200]}."
+                ) from error
+        have = ray.cluster_resources().get("CPU", 1.0)
+        self.count = count or max(1, int(have // cpus))
+        # Work that a node takes with it is done again on another one.
+        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_node)
+        self._sent: dict[str, Any] = {}
+        self._running: dict[Any, tuple[Record, Job]] = {}
+
+    @property
+    def busy(self) -> int:
+        return len(self._running)
+
+    def begin(self, record: Record, job: Job, seconds: float) -> None:
+        files = [path for path in _read_by(job) if path is not None]
+        for path in files:
+            if path not in self._sent:
+                self._sent[path] = require_ray().put(Path(path).read_bytes())
+        sent = {path: self._sent[path] for path in files}
+        before = _packed(Path(job.folder))
+        reference = self._task.remote(
+            self._run, job, list(sent), before, seconds, self._memory, *sent.values()
+        )
+        self._running[reference] = record, job
+
+    def ended(self) -> list[Outcome]:
+        ray = require_ray()
+        done, _ = ray.wait(list(self._running), num_returns=1)
+        found: list[Outcome] = []
+        for reference in done:
+            record, job = self._running.pop(reference)
+            try:
+                figures, error, files = ray.get(reference)
+            except Exception as failed:  # Ray raises many kinds; the node is no more, say.
+                found.append((record, None, " ".join(str(failed).split())[:400]))
+                continue
+            _unpack(Path(job.folder), files)
+            found.append((record, figures, error))
+        return found
+
+
+def require_ray() -> Any:
+    """The module `ray`; an ImportError tells what to install if it is missing."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(
+            "several workers need ray, which is not installed. Run: pip install 'tfcompress[ray]'"
+        ) from error
+    return ray
+
+
+def _read_by(job: Job) -> list[str | None]:
+    training = job.training
+    return [job.model, job.data, job.base, training.get("validation_data")]
+
+
+def _on_node(
+    run: Run,
+    job: Job,
+    paths: list[str],
+    before: dict[str, bytes],
+    seconds: float,
+    memory: int | None,
+    *contents: bytes,
+) -> tuple[dict[str, Any] | None, str | None, dict[str, bytes]]:
+    """Carries out a job on a machine that need not have any of its files."""
+    preload(PRELOADED)
+    with temporary.folder() as name:
+        folder = Path(name)
+        own = {}
+        for number, (path, content) in enumerate(zip(paths, contents, strict=True)):
+            own[path] = folder / f"{number}{Path(path).suffix}"
+            own[path].write_bytes(content)
+        work = folder / "trial"
+        _unpack(work, before)
+        moved = _moved(job, {path: str(here) for path, here in own.items()}, str(work))
+        try:
+            figures, error = run_apart(run, moved, seconds=seconds, memory=memory), None
+        except Failed as failed:
+            figures, error = None, str(failed)
+        return figures, error, _packed(work)
+
+
+def _moved(job: Job, paths: dict[str, str], folder: str) -> Job:
+    """A job with its files elsewhere."""
+    training = dict(job.training)
+    if training.get("validation_data") is not None:
+        training["validation_data"] = paths[training["validation_data"]]
+    base = None if job.base is None else paths[job.base]
+    return dataclasses.replace(
+        job, folder=folder, model=paths[job.model], data=paths[job.data], base=base,
+        training=training,
+    )  # fmt: skip
+
+
+def _packed(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by their paths in it."""
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _unpack(folder: Path, files: dict[str, bytes]) -> None:
+    """Makes a folder hold these files, and no others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _packed(folder).keys() - files.keys():
+        (folder / name).unlink()
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def stopped(workers: Workers) -> Iterator[Workers]:
+    """Workers, whose cluster ends with the search if it was begun for it."""
+    try:
+        yield workers
+    finally:
+        if isinstance(workers, OnRay):
+            require_ray().shutdown()
+
+
+def waited(workers: Workers) -> Iterator[Outcome]:
+    """All that is being carried out, as it ends."""
+    while workers.busy:
+        yield from workers.ended()
+        time.sleep(0)
