@@ -87,6 +87,22 @@ def _check_size(value: str | None) -> str | None:
     return value
 
 
+def parse_turns(value: str) -> int | tuple[int, ...]:
+    """Epochs out of "5", or of several turns of a training out of "3+9"."""
+    if re.fullmatch(r"\d{1,9}(\+\d{1,9})*", value) is None:
+        raise ValueError(
+            f"--epochs must be whole numbers, such as 5, or 3+9 for two turns; received {value!r}."
+        )
+    turns = tuple(map(int, value.split("+")))
+    return turns if turns[1:] else turns[0]
+
+
+def _check_turns(value: str | None) -> str | None:
+    if value is not None:
+        parse_turns(value)
+    return value
+
+
 def _check_bytes(param: typer.CallbackParam, value: str | None) -> str | None:
     try:
         parsed(value)
@@ -135,7 +151,15 @@ Data = Annotated[
     Path,
     Option(help="A .npz file of the arrays x and y, or named as the model's inputs and outputs."),
 ]
-Epochs = Annotated[int, Option(min=1, help="Epochs of training.")]
+Epochs = Annotated[
+    str,
+    Option(
+        callback=_check_turns,
+        metavar="<int>[+<int>...]",
+        help="Epochs of training, or of several turns of it as in 3+9, in each of which the "
+        "learning rate falls anew. Shares in a recipe, such as 60%, are of the first.",
+    ),
+]
 TrainedOutput = Annotated[
     Path,
     Option("--output", "-o", help="The .keras or .tflite file to write.", readable=False),

@@ -20,6 +20,7 @@ from tfcompress.cli.options import (
     Training,
     above_zero,
     choice,
+    parse_turns,
 )
 from tfcompress.cli.terminal import Progress
 from tfcompress.surgery.shrink import LOOKING, METHODS, SCOPES, SCORES, Shrink
@@ -80,9 +81,10 @@ def compress(
           -o small.tflite --distill --resume
 
     A recipe with a section shrink makes the model smaller first and trains it in float for the
-    epochs of that section; --epochs is how long it trains under the rules. After each epoch the
-    state is kept beside the output; an interrupted training goes on with --resume, and gives what
-    it would have given. The file is written whole or not at all.
+    epochs of that section; --epochs is how long it trains under the rules, and 0 for a recipe of
+    surgery and precisions by layer alone. After each epoch the state is kept beside the output; an
+    interrupted training goes on with --resume, and gives what it would have given. The file is
+    written whole or not at all.
     """
     with _training(output, progress) as fine_tuning:
         return fine_tuning.fine_tune(
@@ -90,7 +92,7 @@ def compress(
             recipe,
             data,
             output,
-            epochs=epochs,
+            epochs=parse_turns(epochs),
             progress=progress,
             distill=distill,
             teacher=teacher,
@@ -178,7 +180,7 @@ def distill(
             student,
             data,
             output,
-            epochs=epochs,
+            epochs=parse_turns(epochs),
             progress=progress,
             recipe=recipe,
             alpha=alpha,

@@ -20,7 +20,7 @@ def is_worth_it(read: Read) -> bool:
     """Whether samples of their own judge a student by labels, in a training that is not short."""
     judged = read.judged
     apart = judged is not read.training and bool(judged.labels) and bool(read.training.labels)
-    return read.teaching is not None and apart and read.options.epochs >= _LEAST
+    return read.teaching is not None and apart and sum(read.options.turns) >= _LEAST
 
 
 def after_an_epoch(student: keras.Model, read: Read) -> dict[str, float]:
@@ -30,7 +30,7 @@ def after_an_epoch(student: keras.Model, read: Read) -> dict[str, float]:
         student: a copy of its own, under the techniques.
     """
     options, first = read.options, read.options.epochs_before
-    steps = None if options.constant_rate else options.epochs * read.batches
+    steps = None if options.constant_rate else options.turns[0] * read.batches
     student.compile(**read.settings.arguments(steps))
     read.progress("train the student alone for an epoch, to compare", 0, None)
     scheduled = any(hasattr(layer, "advance") for layer in layers_of(student))
@@ -71,7 +71,7 @@ class Compare(keras.callbacks.Callback):
             worse = taught < alone - error
         if worse:
             warnings.warn(
-                f"after the first of {self._read.options.epochs} epochs the student does worse "
+                f"after the first of {sum(self._read.options.turns)} epochs the student does worse "
                 f"with its teacher ({name} {taught:.4f}) than alone ({alone:.4f}), on "
                 f"{self._read.judged_on}. If it stays so, give the labels a larger share, such as "
                 "--alpha 0.9, train for more epochs, or leave the teacher out.",

@@ -36,7 +36,7 @@ class Checkpoint:
         """How many epochs the training has; None if that was not kept."""
         try:
             settings = json.loads((self.folder / _SETTINGS).read_bytes())
-            return settings["epochs"] + settings["epochs_before"]
+            return sum(_turns(settings["epochs"])) + settings["epochs_before"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -60,6 +60,10 @@ class Checkpoint:
             self.folder.mkdir()
         except OSError as error:
             raise OSError(f"cannot make the folder '{self.folder}': {error.strerror}.") from error
+        self.go_on(settings)
+
+    def go_on(self, settings: dict[str, Any]) -> None:
+        """Keeps the settings of a training, which may have got more turns."""
         writing.atomic_write(self.folder / _SETTINGS, json.dumps(settings, indent=2).encode())
 
     def keep_model(self, content: bytes, told: dict[str, Any]) -> None:
@@ -131,6 +135,8 @@ class Checkpoint:
         except ValueError as error:
             raise ValueError(f"'{file}' is damaged. Begin anew with --overwrite.") from error
         differing = [name for name in settings if before.get(name) != settings[name]]
+        if "epochs" in differing and _goes_on(before.get("epochs"), settings["epochs"]):
+            differing.remove("epochs")
         if differing:
             listed = "; ".join(_change(n, before.get(n), settings[n]) for n in differing)
             raise ValueError(
@@ -181,6 +187,16 @@ class _Learned(keras.Model):
 def _kept(model: keras.Model) -> keras.Model:
     """The model whose weights and optimizer are written."""
     return _Learned(model) if getattr(model, "frozen_models", None) else model
+
+
+def _turns(epochs: Any) -> list[int]:
+    """The epochs of each turn, of which one alone is a number."""
+    return epochs if isinstance(epochs, list) else [epochs]
+
+
+def _goes_on(before: Any, now: Any) -> bool:
+    """Whether turns are those of before and more."""
+    return _turns(now)[: len(_turns(before))] == _turns(before)
 
 
 def _epochs(count: int) -> str:

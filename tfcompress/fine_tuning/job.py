@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -23,7 +24,7 @@ from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning.checkpoint import Checkpoint
 from tfcompress.fine_tuning.options import Options, PathLike, Settings, saved_settings
 from tfcompress.fine_tuning.output import content_of, precision_of, write
-from tfcompress.fine_tuning.reading import Progress, Read, load, read
+from tfcompress.fine_tuning.reading import Progress, Read, asked_by, calibration_of, load, read
 from tfcompress.fine_tuning.result import FineTuned, Shrunk, ShrunkFile, Taught
 from tfcompress.fine_tuning.surgery import Operated, operate
 from tfcompress.fine_tuning.teaching import told_of
@@ -42,7 +43,13 @@ def _silent(stage: str, done: int, total: int | None) -> None:
     """Progress that nobody looks at."""
 
 
-def _run(options: Options, progress: Progress) -> FineTuned:
+def _run(options: Options, progress: Progress | None) -> FineTuned | ShrunkFile:
+    """What options ask for, from files to a file."""
+    work = _training if options.turns else _untrained
+    return work(options, progress or _silent)
+
+
+def _training(options: Options, progress: Progress) -> FineTuned:
     """One training, from files to a file."""
     start = time.perf_counter()
     given = read(options, progress)
@@ -64,8 +71,7 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     if operated is not None:
         shrunk = Shrunk(operated.report, options.epochs_before, given.evaluate(begin))
     taught = _measured_teacher(given, trained, started, before)
-    if not resume:
-        checkpoint.begin(given.fingerprint)
+    (checkpoint.go_on if resume else checkpoint.begin)(given.fingerprint)
     if operated is not None:
         operated.keep(checkpoint)
     # With a teacher the loss is another one than that of the model before.
@@ -78,7 +84,8 @@ def _run(options: Options, progress: Progress) -> FineTuned:
     calibration = None if layers is None else given.calibration()
     compilation = given.settings.arguments
     written = write(options, given.original, final, compilation, precision, calibration)
-    checkpoint.remove()
+    if not options.keep_checkpoint:
+        checkpoint.remove()
     return FineTuned(
         **written,
         recipe=None if options.recipe is None else os.fspath(options.recipe),
@@ -161,7 +168,7 @@ def _trained(
     options = given.options
     first = options.epochs_before
     if first and done <= first:
-        train(given.with_teacher(begin), given, checkpoint, range(first), done, known)
+        train(given.with_teacher(begin), given, checkpoint, [first], 0, done, known)
         keras.utils.set_random_seed(options.seed)  # the same if it was resumed
         wrapped, known = _wrapped(begin, given), ""
     callbacks = []
@@ -169,8 +176,7 @@ def _trained(
         twin = _under_techniques(flatten(begin), given)
         callbacks = [alone.Compare(alone.after_an_epoch(twin, given), given)]
         keras.utils.set_random_seed(options.seed)  # the same if it was resumed
-    epochs = range(first, options.all_epochs)
-    train(wrapped[1], given, checkpoint, epochs, done, known, callbacks)
+    train(wrapped[1], given, checkpoint, options.turns, first, done, known, callbacks)
     return wrapped
 
 
@@ -235,27 +241,35 @@ def _with_sizes(given: Read, taught: Taught | None) -> Taught | None:
     return dataclasses.replace(taught, bytes=len(content), zipped=zipped_size(content))
 
 
-def _operate_alone(options: Options, steps: Shrink, progress: Progress) -> ShrunkFile:
-    """Surgery without training, from a file to a file."""
+def _untrained(options: Options, progress: Progress) -> ShrunkFile:
+    """Surgery and precisions by layer without training, from files to a file."""
     start = time.perf_counter()
+    options, parsed = asked_by(options)
     arrays = None if options.data is None else datasets.read(options.data)
     progress("load the model", 0, None)
     original = flatten(load(options.model))
-    precision = precision_of(original, options)
-    compilation = _compilation(options)
-    judging = compilation
-    if options.loss is not None:  # The optimizer is none that trains here.
-        judging = Settings(None, options.loss, options.from_logits, "sgd").arguments()
-    data = None
+    layers = None if parsed is None else parsed.precision
+    precision = precision_of(original, options) if layers is None else layers
+    compilation, data = _compilation(options), None
     if arrays is not None:
         found = datasets.Arrays(arrays, original, options.data)
         data = found.match(labelled=found.has_labels)
-    progress("shrink", 0, None)
-    operated = operate(original, steps, data, judging, options.seed)
+    operated, final = None, original
+    if options.shrink is not None:
+        judging = compilation
+        if options.loss is not None:  # The optimizer is none that trains here.
+            judging = Settings(None, options.loss, options.from_logits, "sgd").arguments()
+        progress("shrink", 0, None)
+        operated = operate(original, options.shrink, data, judging, options.seed)
+        final = operated.model()
+    calibration = None
+    if layers is not None:
+        Precisions.of(layers).check_layers(final)
+        calibration = data and calibration_of(data, original, options.seed)
     progress("write the file", 0, None)
-    written = write(options, original, operated.model(), lambda: compilation, precision)
-    seconds = round(time.perf_counter() - start, 1)
-    return ShrunkFile(**written, report=operated.report, seconds=seconds)
+    written = write(options, original, final, lambda: compilation, precision, calibration)
+    report = None if operated is None else operated.report
+    return ShrunkFile(**written, report=report, seconds=round(time.perf_counter() - start, 1))
 
 
 def _compilation(options: Options) -> dict[str, Any] | None:
@@ -273,18 +287,22 @@ def fine_tune(
     data: PathLike,
     output: PathLike,
     *,
-    epochs: int,
+    epochs: int | Sequence[int],
     distill: bool = False,
     teacher: PathLike | None = None,
     progress: Progress | None = None,
     **options: Any,
-) -> FineTuned:
+) -> FineTuned | ShrunkFile:
     """Fine-tunes a saved model under a recipe, and writes what comes out.
 
     After each epoch the state is kept in the folder `<output>.checkpoint`, which is removed at the
     end; a training that is resumed gives what an uninterrupted one gives.
 
     Args:
+        epochs: of training; or those of several turns of it, such as (3, 9), in each of which the
+            learning rate falls anew (Loshchilov & Hutter 2016, arXiv:1608.03983). Shares of the
+            training in the recipe are of the first turn. 0 for a recipe of surgery and precisions
+            by layer alone, which needs no labels; a `ShrunkFile` tells of it.
         distill: the model learns from the teacher, too, also without such a section in the recipe.
         teacher: a file; by default the model itself as it was before.
         progress: called as `progress(stage, done, total)`.
@@ -299,12 +317,14 @@ def fine_tune(
             seed=0: of the order of samples and all that is random;
             precision, io_dtype, target: of a .tflite file, see `convert`; by default the precision
             that the recipe trains for;
-            resume: go on with an interrupted training of the same settings;
-            overwrite: begin anew although there is one.
+            resume: go on with an interrupted training of the same settings, or with one that was
+            kept: `epochs` may have more turns then;
+            overwrite: begin anew although there is one;
+            keep_checkpoint: leave the folder in place at the end.
     """
     told: dict[str, Any] | None = {} if distill else None
     given = Options(model, recipe, data, output, epochs, teacher=teacher, told=told, **options)
-    return _run(given, progress or _silent)
+    return _run(given, progress)
 
 
 def distill(
@@ -313,7 +333,7 @@ def distill(
     data: PathLike,
     output: PathLike,
     *,
-    epochs: int,
+    epochs: int | Sequence[int],
     recipe: PathLike | None = None,
     alpha: float | None = None,
     temperature: float | None = None,
@@ -333,7 +353,7 @@ def distill(
     told = {name: value for name, value in told.items() if value is not None}
     told |= {"start_from_teacher": True} if start_from_teacher else {}
     given = Options(student, recipe, data, output, epochs, teacher=teacher, told=told, **options)
-    return _run(given, progress or _silent)
+    return _training(given, progress or _silent)
 
 
 def shrink(
@@ -342,7 +362,7 @@ def shrink(
     steps: Shrink,
     *,
     data: PathLike | None = None,
-    epochs: int = 0,
+    epochs: int | Sequence[int] = 0,
     distill: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -361,5 +381,4 @@ def shrink(
         )
     told: dict[str, Any] | None = {} if distill else None
     given = Options(model, None, data, output, epochs, told=told, shrink=steps, **options)
-    progress = progress or _silent
-    return _run(given, progress) if epochs else _operate_alone(given, steps, progress)
+    return _run(given, progress)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import keras
 
 from tfcompress.conversion.settings import settle
 from tfcompress.distillation.distiller import Distillation
-from tfcompress.errors import named_in_keras
+from tfcompress.errors import is_whole, named_in_keras
 from tfcompress.files import configs, models, writing
 from tfcompress.files.models import reason_of
+from tfcompress.fine_tuning.rates import decaying, with_rate
 from tfcompress.surgery.shrink import Shrink
 from tfcompress.version import VERSION
 
 PathLike = str | os.PathLike[str]
+Steps = int | Sequence[int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Options:
     recipe: PathLike | None
     data: PathLike | None
     output: PathLike
-    epochs: int
+    epochs: int | Sequence[int]
     batch_size: int = 32
     loss: str | None = None
     from_logits: bool = False
@@ -53,13 +55,14 @@ class Options:
     target: PathLike | None = None
     resume: bool = False
     overwrite: bool = False
+    keep_checkpoint: bool = False
     teacher: PathLike | None = None
     told: Mapping[str, Any] | None = None
     shrink: Shrink | None = None
 
     def __post_init__(self):
-        alone = self.shrink is not None and self.recipe is None
-        for name, least in (("epochs", 0 if alone else 1), ("batch_size", 1), ("seed", 0)):
+        self._check_epochs()
+        for name, least in (("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(
@@ -80,6 +83,21 @@ class Options:
                 "resume goes on and overwrite begins anew; received both. Choose one of them."
             )
         self._check_output()
+
+    def _check_epochs(self) -> None:
+        given = self.epochs
+        # What a recipe needs `asked_by` knows.
+        untrained = self.told is None if self.recipe is not None else self.shrink is not None
+        least = 0 if untrained else 1
+        if isinstance(given, list | tuple):
+            holds = bool(given) and all(is_whole(each) for each in given)
+        else:
+            holds = is_whole(given, least)
+        if not holds:
+            raise ValueError(
+                f"epochs must be a whole number of at least {least}, or those of several turns, "
+                f"each of at least 1, such as (3, 9); received {given!r}."
+            )
 
     def _check_output(self) -> None:
         suffix = Path(self.output).suffix
@@ -137,6 +155,12 @@ class Options:
         return found and found.settled
 
     @property
+    def turns(self) -> tuple[int, ...]:
+        """Epochs of each turn under the techniques; none where nothing is trained."""
+        epochs = self.epochs if isinstance(self.epochs, Sequence) else (self.epochs,)
+        return tuple(int(epoch) for epoch in epochs if epoch)
+
+    @property
     def epochs_before(self) -> int:
         """Epochs in float, between surgery and the techniques."""
         return 0 if self.shrink is None else self.shrink.epochs
@@ -144,7 +168,7 @@ class Options:
     @property
     def all_epochs(self) -> int:
         """Epochs of the whole training."""
-        return self.epochs_before + self.epochs
+        return self.epochs_before + sum(self.turns)
 
     @property
     def folder(self) -> str:
@@ -159,7 +183,7 @@ class Options:
             name: getattr(self, name) for name in ("model", "data", "validation_data", "teacher")
         }
         plain = (
-            "epochs batch_size loss from_logits optimizer learning_rate constant_rate "
+            "batch_size loss from_logits optimizer learning_rate constant_rate "
             "validation_split seed"
         ).split()
         # Of the losses the recipe tells; where outputs are kept changes nothing.
@@ -170,6 +194,7 @@ class Options:
             "recipe": recipe and hashlib.sha256(recipe).hexdigest(),
             "shrink": self.shrink and repr(self.shrink),
             "epochs_before": self.epochs_before,
+            "epochs": self.turns[0] if len(self.turns) == 1 else list(self.turns),
             **{name: getattr(self, name) for name in plain},
             **{name: getattr(distillation, name, None) for name in taught},
         }
@@ -224,8 +249,12 @@ class Settings:
             )
         self.arguments()
 
-    def arguments(self, steps: int | None = None) -> dict[str, Any]:
-        """New arguments for `compile`; an optimizer serves one model only."""
+    def arguments(self, steps: Steps = None) -> dict[str, Any]:
+        """New arguments for `compile`; an optimizer serves one model only.
+
+        Args:
+            steps: of a training, or of each of its turns, over which the rate falls; None keeps it.
+        """
         found: dict[str, Any] = {}
         if self.saved is not None:
             try:
@@ -243,9 +272,10 @@ class Settings:
         if self.optimizer is not None:
             found["optimizer"] = named_in_keras("optimizer", self.optimizer)
         if self.learning_rate is not None:
-            found["optimizer"] = _with_rate(found["optimizer"], self.learning_rate)
+            found["optimizer"] = with_rate(found["optimizer"], self.learning_rate)
         if steps is not None:
-            found["optimizer"] = _decaying(found["optimizer"], steps)
+            turns = [steps] if isinstance(steps, int) else steps
+            found["optimizer"] = decaying(found["optimizer"], turns)
         return {**found, **_compilation(found)}
 
     @property
@@ -253,7 +283,7 @@ class Settings:
         """Whether the model can be judged by labels."""
         return self.saved is not None or self.loss is not None
 
-    def without_labels(self, steps: int | None = None) -> dict[str, Any]:
+    def without_labels(self, steps: Steps = None) -> dict[str, Any]:
         """As `arguments`, for a training that has no labels."""
         by_labels = ("loss", "metrics", "loss_weights", "weighted_metrics")
         return {k: v for k, v in self.arguments(steps).items() if k not in by_labels}
@@ -294,35 +324,6 @@ def _loss(name: str, from_logits: bool) -> Any:
     raise ValueError(
         f"from_logits is for crossentropies; received the loss {name!r}. Leave it out."
     )
-
-
-def _decaying(optimizer: Any, steps: int) -> Any:
-    """The optimizer with a rate that falls once over so many steps.
-
-    A schedule that ends begins anew, as long as this training: weights that go on from where a
-    training ended recover best at its rates (Renda et al. 2020, arXiv:2003.02389).
-    """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    rate = inner.get_config()["learning_rate"]
-    if isinstance(rate, (int, float)):
-        return _with_rate(optimizer, keras.optimizers.schedules.CosineDecay(rate, steps))
-    schedule = inner._learning_rate
-    config = schedule.get_config()
-    ends = type(schedule).__name__ in ("CosineDecay", "PolynomialDecay") and not config.get("cycle")
-    if not ends:  # one that knows no end has none to move
-        return optimizer
-    warmup = config.get("warmup_steps", 0)
-    before = round(steps * warmup / (warmup + config["decay_steps"]))
-    config |= {"decay_steps": max(1, steps - before)}
-    config |= {"warmup_steps": before} if warmup else {}
-    return _with_rate(optimizer, type(schedule).from_config(config))
-
-
-def _with_rate(optimizer: Any, rate: Any) -> Any:
-    if hasattr(optimizer, "inner_optimizer"):  # LossScaleOptimizer
-        optimizer.inner_optimizer = _with_rate(optimizer.inner_optimizer, rate)
-        return optimizer
-    return type(optimizer).from_config({**optimizer.get_config(), "learning_rate": rate})
 
 
 def _compilation(found: dict[str, Any]) -> dict[str, Any]:

@@ -68,9 +68,7 @@ class Read:
 
     def calibration(self) -> dict[str, Any]:
         """Some inputs of the training by their names."""
-        drawn = self.training.drawn(_CALIBRATED, self.options.seed)
-        names = [tensor.name for tensor in keras.tree.flatten(self.original._inputs_struct)]
-        return dict(zip(names, drawn.inputs, strict=True))
+        return calibration_of(self.training, self.original, self.options.seed)
 
     def check_labels(self) -> None:
         """Raises if labels, or outputs, are not what the loss takes."""
@@ -80,17 +78,41 @@ class Read:
                 datasets.check_probabilities(self.original, self.settings, part)
 
 
+def asked_by(options: Options) -> tuple[Options, file.Parsed | None]:
+    """The options with the surgery of their recipe, and the recipe."""
+    parsed = None if options.recipe is None else file.load(options.recipe)
+    if parsed is None:
+        return options, None
+    if parsed.shrink is not None:
+        options = dataclasses.replace(options, shrink=parsed.shrink)
+    if parsed.precision is not None:
+        options.check_layers(parsed.precision)
+    if not options.turns:
+        _require_no_training(options, parsed)
+    return options, parsed
+
+
+def _require_no_training(options: Options, parsed: file.Parsed) -> None:
+    """Raises if a recipe, or an option, is for a training."""
+    trains = {"rules": any(rule.techniques for rule, _ in parsed.rules)}
+    trains |= {"distill": parsed.distill is not None, "shrink: epochs": options.epochs_before > 0}
+    trains |= {name: bool(getattr(options, name)) for name in ("teacher", "resume")}
+    found = [name for name, there in trains.items() if there]
+    if found:
+        raise ValueError(
+            f"epochs must be a whole number of at least 1; received 0 with {' and '.join(found)}, "
+            "for which there must be a training. Pass --epochs 1 or more, or take that out: "
+            "surgery and precisions by layer alone need none."
+        )
+
+
 def read(options: Options, progress: Progress) -> Read:
     """Reads recipe, models and data; first what is quick to be found wrong."""
-    parsed = None if options.recipe is None else file.load(options.recipe)
-    if parsed is not None and parsed.shrink is not None:
-        options = dataclasses.replace(options, shrink=parsed.shrink)
-    if parsed is not None and parsed.precision is not None:
-        options.check_layers(parsed.precision)
+    options, parsed = asked_by(options)
     distillation = options.distillation(None if parsed is None else parsed.distill)
     if options.data is None:
         raise ValueError(
-            f"{options.epochs} epochs of training need data; received none. Pass --data FILE."
+            f"{sum(options.turns)} epochs of training need data; received none. Pass --data FILE."
         )
     progress("read the data", 0, None)
     arrays = datasets.read(options.data)
@@ -122,7 +144,8 @@ def read(options: Options, progress: Progress) -> Read:
         kind = "validation"
     recipe = None
     if parsed is not None:
-        recipe = Recipe(*parsed.parts(options.epochs * training.count(options.batch_size)))
+        # Shares are of the first turn, after which the model is a finished one.
+        recipe = Recipe(*parsed.parts(options.turns[0] * training.count(options.batch_size)))
     return Read(
         options=options,
         progress=progress,
@@ -135,6 +158,12 @@ def read(options: Options, progress: Progress) -> Read:
         judged=judged,
         judged_on=f"the {kind} data ({len(judged):,} samples)",
     )
+
+
+def calibration_of(data: Data, model: keras.Model, seed: int) -> dict[str, Any]:
+    """Some inputs of a model by their names."""
+    names = [tensor.name for tensor in keras.tree.flatten(model._inputs_struct)]
+    return dict(zip(names, data.drawn(_CALIBRATED, seed).inputs, strict=True))
 
 
 def _matched(arrays: Arrays, settings: Settings, distillation: Distillation | None) -> Data:

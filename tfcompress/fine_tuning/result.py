@@ -118,19 +118,21 @@ class Written(Result):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShrunkFile(Written):
-    """A file that comes from surgery alone; see `Written`.
+    """A file that comes from surgery and precisions by layer, without training; see `Written`.
 
     Attributes:
-        report: what was changed and what not; MACs and parameters before and after.
+        report: what was changed and what not; MACs and parameters before and after; None without
+            surgery.
     """
 
-    report: SurgeryReport
+    report: SurgeryReport | None
 
-    def _surgery(self) -> SurgeryReport:
+    def _surgery(self) -> SurgeryReport | None:
         return self.report
 
     def _lines(self) -> list[str]:
-        return [f"{self.model}: {_left_in(self.report)} Not trained; {self.seconds:.0f} seconds."]
+        left = "" if self.report is None else f" {_left_in(self.report)}"
+        return [f"{self.model}:{left} Not trained; {self.seconds:.0f} seconds."]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ def train(
     model: keras.Model,
     read: Read,
     checkpoint: Checkpoint,
-    epochs: range,
+    turns: Sequence[int],
+    first: int,
     done: int,
     known: str,
     callbacks: Sequence[keras.callbacks.Callback] = (),
@@ -26,12 +27,14 @@ def train(
     """Compiles a model, fits it for some epochs, and keeps its state after each.
 
     Args:
-        epochs: of the whole training, of which `done` are done.
+        turns: epochs of each, in which the learning rate falls anew.
+        first: epoch of the whole training, of which `done` are done.
         known: loss and metrics before, in words.
         callbacks: more of them.
     """
     options, training, judged = read.options, read.training, read.judged
-    steps = None if options.constant_rate else len(epochs) * read.batches
+    steps = None if options.constant_rate else [turn * read.batches for turn in turns]
+    epochs = range(first, first + sum(turns))
     if training.labels and judged.labels:
         model.compile(**read.settings.arguments(steps))
     else:
