@@ -10,7 +10,7 @@ HOUSE = Path(__file__).parents[1] / "tfcompress"
 # From the top floor down; `tfcompress` itself is the door, which imports what it is asked for.
 FLOORS = [
     {"cli"},
-    {"bench"},
+    {"bench", "pilot"},
     {"fine_tuning", "search"},
     {"recipe", "report"},
     {"surgery", "distillation", "legacy", "verification"},

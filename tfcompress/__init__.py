@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tfcompress.export.microcontroller.c_array import c_array
     from tfcompress.graph.flatten import flatten
     from tfcompress.kinds import register_kernel
+    from tfcompress.pilot.auto import auto
+    from tfcompress.pilot.result import AutoResult
     from tfcompress.recipe.findings import Sensitivity
     from tfcompress.recipe.flash import ExpectedFlash, expected_flash
     from tfcompress.recipe.recipe import Recipe
@@ -78,6 +80,8 @@ _HOMES = {
     "tfcompress.export.microcontroller.c_array": ["c_array"],
     "tfcompress.graph.flatten": ["flatten"],
     "tfcompress.kinds": ["register_kernel"],
+    "tfcompress.pilot.auto": ["auto"],
+    "tfcompress.pilot.result": ["AutoResult"],
     "tfcompress.recipe.flash": ["ExpectedFlash", "expected_flash"],
     "tfcompress.recipe.recipe": ["Recipe"],
     "tfcompress.recipe.findings": ["Sensitivity"],
@@ -120,6 +124,7 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AutoResult",
     "ChannelPruning",
     "Cluster",
     "Codebook",
@@ -147,6 +152,7 @@ __all__ = [
     "accept_all",
     "add_branches",
     "android_project",
+    "auto",
     "benchmark",
     "c_array",
     "check",

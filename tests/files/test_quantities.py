@@ -16,7 +16,7 @@ def test_numbers_of_bytes():
 def test_counts_have_k_of_a_thousand():
     assert [parse_count(text) for text in ("7", "48k", "1.5M")] == [7, 48_000, 1_500_000]
     for wrong in ("", "0", "48KiB", "-1", "1e6"):
-        with pytest.raises(ValueError, match="such as 1500000 or 1.5M; received"):
+        with pytest.raises(ValueError, match=r"such as 1500000 or 1\.5M; received"):
             parse_count(wrong)
 
 

@@ -108,6 +108,7 @@ COMMANDS = (
     training.distill,
     training.shrink,
     training.migrate,
+    searching.auto,
     searching.choose_precision,
     files.convert,
     files.inspect,

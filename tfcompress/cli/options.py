@@ -121,6 +121,11 @@ def size(help: str) -> Any:
     return Option(metavar="BYTES", callback=_check_bytes, help=help)
 
 
+def turns(help: str) -> Any:
+    """An option that takes epochs, see `parse_turns`."""
+    return Option(callback=_check_turns, metavar="<int>[+<int>...]", help=help)
+
+
 Json = Annotated[bool, Option("--json", help="Print JSON, for other programs.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Show no progress, only the result.")]
 
@@ -153,11 +158,9 @@ Data = Annotated[
 ]
 Epochs = Annotated[
     str,
-    Option(
-        callback=_check_turns,
-        metavar="<int>[+<int>...]",
-        help="Epochs of training, or of several turns of it as in 3+9, in each of which the "
-        "learning rate falls anew. Shares in a recipe, such as 60%, are of the first.",
+    turns(
+        "Epochs of training, or of several turns of it as in 3+9, in each of which the learning "
+        "rate falls anew. Shares in a recipe, such as 60%, are of the first."
     ),
 ]
 TrainedOutput = Annotated[
@@ -167,8 +170,8 @@ TrainedOutput = Annotated[
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """How a model is trained, and what kind of file is written then."""
+class Fitting:
+    """How a model is trained and judged."""
 
     batch_size: Annotated[int, Option(min=1, help="Samples in each step.")] = 32
     loss: Annotated[
@@ -204,6 +207,12 @@ class Training:
         float, Option(min=0.0, max=1.0, help="Or a fraction of the data, drawn at random.")
     ] = 0.0
     seed: Annotated[int, Option(min=0, help="Of all that is random.")] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Fitting):
+    """How a model is trained, and what kind of file is written then."""
+
     precision: Annotated[
         str | None,
         choice(

@@ -29,8 +29,9 @@ from tfcompress.graph.inputs import require_model
 from tfcompress.pilot import ledger as ledgers
 from tfcompress.pilot.budget import COSTS, QUALITY, Budget, Goal
 from tfcompress.pilot.deriving import derive
+from tfcompress.pilot.engines import ENGINES
 from tfcompress.pilot.judging import Judge, Metric
-from tfcompress.pilot.ledger import DONE, ENGINES, FAILED, Ledger, Record
+from tfcompress.pilot.ledger import DONE, FAILED, Ledger, Record
 from tfcompress.pilot.page import write_search_report
 from tfcompress.pilot.result import AutoResult, Tried, front_of, missed_words, worth_of
 from tfcompress.pilot.search import FLOAT, Deadline, Search

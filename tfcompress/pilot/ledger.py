@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.files import writing
+from tfcompress.pilot.engines import sampler
 from tfcompress.pilot.space import Candidate, Space
 from tfcompress.results import plain
 
@@ -108,8 +109,8 @@ class Ledger:
         self._held = self._own()
         store = _store(folder, storage)
         self._records = _study(store, "records", None, 1)
-        sampler = _sampler(engine, seed)
-        self._candidates = _study(store, f"candidates {engine} {goal}", sampler, objectives)
+        chooser = sampler(engine, seed)
+        self._candidates = _study(store, f"candidates {engine} {goal}", chooser, objectives)
 
     def close(self) -> None:
         """Gives up what this process had begun."""
@@ -281,20 +282,6 @@ def _study(store: Any, name: str, sampler: Any, objectives: int) -> optuna.Study
     return optuna.create_study(
         study_name=name, storage=store, sampler=sampler, directions=directions, load_if_exists=True
     )
-
-
-ENGINES = ("tpe", "nsga2", "random", "evolution", "reinforcement")
-
-
-def _sampler(engine: str, seed: int) -> Any:
-    from optuna import samplers
-
-    if engine == "nsga2":
-        return samplers.NSGAIISampler(population_size=20, seed=seed)
-    if engine == "random":
-        return samplers.RandomSampler(seed=seed)
-    # Correlated options, and candidates that others try meanwhile.
-    return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=5)
 
 
 def _record(trial: Any) -> Record:

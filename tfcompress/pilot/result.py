@@ -218,7 +218,8 @@ def missed_words(goal: Goal, tried: Sequence[Tried], float_file: Mapping[str, An
     """How near the trials came to the budgets, in words."""
     done = [t for t in tried if t.quality is not None]
     if not done:
-        return "no trial ended well"
+        errors = [t.error for t in tried if t.error]
+        return f"no trial ended well ({errors[0]})" if errors else "no trial ended"
     nearest = min(done, key=lambda t: (goal({QUALITY: t.quality or 0.0, **t.costs}), t.number))
     figures = {QUALITY: nearest.quality or 0.0, **nearest.costs}
     parts = []

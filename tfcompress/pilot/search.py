@@ -305,16 +305,18 @@ class Search:
         return self.ledger.end(record, figures, error)
 
     def _is_hopeless(self) -> bool:
-        """Whether the smallest of what is tried first costs too much: nothing else costs less."""
+        """Whether the smallest of what is tried first costs too much, as nothing costs less; or
+        whether all of it failed.
+        """
         assert self.goal is not None
         records = self.ledger.records()
         begun = {r.key: r.status for r in records}
         first = [c for c in map(self._made, self.space.first) if c is not None]
-        if any(begun.get(c.key, RUNNING) == RUNNING for c in first):
+        if not first or any(begun.get(c.key, RUNNING) == RUNNING for c in first):
             return False
         done = self.done()
         costs = [name for name in self.goal.bounds if name != QUALITY]
-        return bool(done) and any(
+        return not done or any(
             min(r.figures.get(name, math.inf) for r in done) > self.goal.bounds[name]
             for name in costs
         )

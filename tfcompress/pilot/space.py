@@ -127,15 +127,14 @@ class Space:
         writing.atomic_write(path, (_HEAD + text).encode())
 
     def check(self, source: str) -> None:
-        """Raises unless each option makes a recipe, beside the first ones of the other parts."""
+        """Raises unless each option is a piece of a recipe, and the first ones make one together."""
         for part, options in self.parts.items():
-            for option in options:
-                try:
-                    self.candidate({part: option})
-                except ValueError as error:
-                    raise ValueError(
-                        f"{source}: the option {option!r} of {part!r}: {error}"
-                    ) from None
+            for option, piece in options.items():
+                where = f"{source}: the option {option!r} of {part!r}"
+                whole = {"rules", "precision"} & piece.keys()
+                told, _ = _merged([piece if whole else {**_PLAIN, **piece}])
+                file.parse(yaml.text_of(told).encode(), where)
+        self.candidate({})
         for picks in self.first:
             for part, option in picks.items():
                 known = self.parts.get(part, {})
@@ -144,6 +143,9 @@ class Space:
                     listed = expected_one_of(option if known else part, known or self.parts)
                     raise ValueError(f"{source}: 'first' names an unknown {what}; {listed}")
 
+
+# What an option is tried beside, if it has no rules of its own.
+_PLAIN = {"rules": [{"layers": "*", "techniques": ["quantize"]}]}
 
 _HEAD = """\
 # What `tfcompress auto` may try: of each part one option at a time. Take options out, change their
