@@ -89,7 +89,7 @@ def test_a_space_that_was_saved_is_the_same(space, tmp_path):
     ("old", "new", "message"),
     [
         ("int8 after training: {precision: {\"*\": int8}}", "bad: {precision: {\"*\": int9}}",
-         "the option 'bad' of 'weights': .*unknown precision 'int9'"),
+         "the option 'bad' of 'weights', line 2: unknown precision 'int9'"),
         ("half: {shrink: {channels: {macs: 0.5}}}", "half: {shrunk: {}}", "unknown key 'shrunk'"),
         ("macs: 0.5", "macs: 50", "the option 'half' of 'channels'"),
         ("rate: 0.3", "rate: fast", "rate of training must be a number"),

@@ -18,8 +18,8 @@ from tfcompress.files import children
 
 # What a process gets to clean up when it is told to end.
 _SECONDS = 3.0
-# How often the memory of a process is looked at.
-_LOOK = 0.25
+# How often the memory of a process is looked at, and how long is waited at a time if it is not.
+_LOOK, _LONG = 0.25, 3600.0
 
 
 class Failed(RuntimeError):
@@ -93,7 +93,7 @@ def _without_main() -> Iterator[None]:
 def _wait(pipe: Connection, pid: int, seconds: float, memory: int | None) -> None:
     """Waits until a process answers or ends; raises if it takes too long, or too much memory."""
     end = time.monotonic() + seconds
-    while not pipe.poll(min(max(0.0, end - time.monotonic()), _LOOK if memory else seconds)):
+    while not pipe.poll(min(max(0.0, end - time.monotonic()), _LOOK if memory else _LONG)):
         if time.monotonic() >= end:
             raise Failed(f"did not end within {seconds:.0f} s")
         if memory and (taken := _resident(pid)) > memory:

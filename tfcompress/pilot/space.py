@@ -127,7 +127,7 @@ class Space:
         writing.atomic_write(path, (_HEAD + text).encode())
 
     def check(self, source: str) -> None:
-        """Raises unless each option is a piece of a recipe, and the first ones make one together."""
+        """Raises unless options are pieces of recipes, of which the first make one together."""
         for part, options in self.parts.items():
             for option, piece in options.items():
                 where = f"{source}: the option {option!r} of {part!r}"

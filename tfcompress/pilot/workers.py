@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,14 +46,17 @@ class Here:
     Args:
         run: carries out a job.
         memory: the most bytes of a trial; None: any.
+        preloaded: modules that trials need not import.
     """
 
     count = 1
 
-    def __init__(self, run: Run, memory: int | None):
+    def __init__(
+        self, run: Run, memory: int | None = None, preloaded: Sequence[str] = PRELOADED
+    ):
         self._run, self._memory = run, memory
         self._next: tuple[Record, Job, float] | None = None
-        preload(PRELOADED)
+        preload(preloaded)
 
     @property
     def busy(self) -> int:
@@ -85,6 +87,7 @@ class OnRay:
         address: of a cluster; None: one on this machine, for the time of the search.
         count: how many trials at a time; None: as many as the cluster has CPUs for.
         cpus, gpus: of one trial.
+        preloaded: modules that trials need not import.
     """
 
     def __init__(
@@ -95,9 +98,10 @@ class OnRay:
         count: int | None = None,
         cpus: float = 1.0,
         gpus: float = 0.0,
+        preloaded: Sequence[str] = PRELOADED,
     ):
         ray = require_ray()
-        self._run, self._memory = run, memory
+        self._run, self._memory, self._preloaded = run, memory, preloaded
         if not ray.is_initialized():
             local: dict[str, Any] = {"num_cpus": count} if address is None and count else {}
             try:
@@ -127,7 +131,14 @@ class OnRay:
         sent = {path: self._sent[path] for path in files}
         before = _packed(Path(job.folder))
         reference = self._task.remote(
-            self._run, job, list(sent), before, seconds, self._memory, *sent.values()
+            self._run,
+            job,
+            list(sent),
+            before,
+            seconds,
+            self._memory,
+            self._preloaded,
+            *sent.values(),
         )
         self._running[reference] = record, job
 
@@ -170,10 +181,11 @@ def _on_node(
     before: dict[str, bytes],
     seconds: float,
     memory: int | None,
+    preloaded: Sequence[str],
     *contents: bytes,
 ) -> tuple[dict[str, Any] | None, str | None, dict[str, bytes]]:
     """Carries out a job on a machine that need not have any of its files."""
-    preload(PRELOADED)
+    preload(preloaded)
     with temporary.folder() as name:
         folder = Path(name)
         own = {}
@@ -227,10 +239,3 @@ def stopped(workers: Workers) -> Iterator[Workers]:
     finally:
         if isinstance(workers, OnRay):
             require_ray().shutdown()
-
-
-def waited(workers: Workers) -> Iterator[Outcome]:
-    """All that is being carried out, as it ends."""
-    while workers.busy:
-        yield from workers.ended()
-        time.sleep(0)

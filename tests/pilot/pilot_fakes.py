@@ -1,0 +1,117 @@
+"""A search whose trials train nothing: what they find follows from their recipes."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from tfcompress.pilot.budget import Budget, Goal
+from tfcompress.pilot.ledger import Ledger
+from tfcompress.pilot.search import Deadline, Search
+from tfcompress.pilot.space import Space
+from tfcompress.pilot.trial import FILE, MODEL, Job
+from tfcompress.pilot.workers import Here
+
+BASE = {"quality": 0.9, "flash": 100_000, "ram": 1000, "macs": 1000, "seconds": 0.01}
+SIZES = (8, 7, 6, 5, 4, 3, 2)
+
+
+def space(parts=3):
+    """Of each part a share of the weights that stays; the smaller, the worse."""
+    options = {
+        f"part{i}": {
+            f"bits {n}": {"rules": [{"layers": f"{i}-{n}", "techniques": ["quantize"]}]}
+            for n in SIZES
+        }
+        for i in range(parts)
+    }
+    for part in list(options)[:-1]:  # Rules of the last part would replace those of the others.
+        for n, option in zip(SIZES, options[part].values(), strict=True):
+            option.clear()
+            option["training"] = {"batch_size": 10 * n + int(part[-1])}
+    return Space(options, ({part: "bits 8" for part in options},))
+
+
+def figures_of(text, turn):
+    """Quality and flash of a trial: fixed numbers that look random."""
+    digest = hashlib.sha256(text.encode()).digest()
+    flash = 20_000 + 60_000 * digest[0] / 255
+    quality = 0.9 - 0.02 * digest[1] / 255 * 50_000 / flash + 0.003 * turn
+    return {"flash": round(flash), "ram": 500, "macs": 900, "coded": False, "value": quality}
+
+
+def run(job: Job):
+    """A trial, which waits as long as WAIT says."""
+    start, folder = time.perf_counter(), Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    time.sleep(float(os.environ.get("WAIT", "0")))
+    told = job.recipe + repr(sorted(job.training.items()))
+    if os.environ.get("CRASH", "none") in told:
+        os.kill(os.getpid(), 9)
+    found = figures_of(told, len(job.epochs)) if job.recipe else {**BASE, "value": 0.9}
+    for name in (MODEL, FILE):
+        (folder / name).write_text(told)
+    (folder / f"{FILE}.checkpoint").mkdir(exist_ok=True)
+    with open(folder / "runs", "a") as stream:
+        stream.write(f"{len(job.epochs)}{' resumed' if job.resume else ''}\n")
+    (folder / "value.json").write_text(json.dumps(found.pop("value")))
+    return {**found, "seconds": time.perf_counter() - start}
+
+
+def judge(folder):
+    value = json.loads((folder / "value.json").read_text())
+    return {"accuracy": value}, value
+
+
+def job(record, folder, epochs, resume):
+    recipe = "" if record is None else record.recipe
+    training = {} if record is None else record.training
+    return Job(str(folder), __file__, __file__, recipe, epochs, training, resume=resume)
+
+
+def searched(
+    folder, trials=None, seconds=None, budget="flash=50k,quality=-0.5", engine="tpe", seed=0,
+    workers=None, turns=(1, 2, 6), storage=None, parts=3, where=None,
+):  # fmt: skip
+    """A search that was carried out, and its records."""
+    found = space(parts) if where is None else where
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    objectives = 2 if engine == "nsga2" else 1
+
+    def told(goal, figures):
+        both = [-figures["quality"], figures["flash"]]
+        return both if objectives == 2 else [goal(figures)]
+
+    def goal_of(base):
+        return Goal(Budget.parse(budget).bounds(base.figures, True), base.figures, True)
+
+    with Ledger(Path(folder), storage, engine, found, budget, seed, objectives) as ledger:
+        search = Search(
+            ledger=ledger,
+            space=found,
+            turns=turns,
+            job=job,
+            workers=workers or Here(run, preloaded=("tfcompress.files.tied",)),
+            deadline=Deadline(seconds, trials, time.monotonic()),
+            judge=judge,
+            goal_of=goal_of,
+            objectives=told,
+            tell=lambda stage, done, total: None,
+        )
+        search.run()
+        return search, ledger.records()
+
+
+def plain(records):
+    """What must be the same of two searches."""
+    return [
+        (r.key, r.turn, r.status, {k: v for k, v in r.figures.items() if k != "seconds"})
+        for r in records
+    ]
+
+
+if __name__ == "__main__":
+    import sys
+
+    searched(sys.argv[1], trials=int(sys.argv[2]))
