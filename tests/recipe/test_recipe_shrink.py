@@ -257,6 +257,32 @@ def test_zeros_found_before_training_are_held_in_it():
     assert not trained[kernel == 0].any()
 
 
+SPARSE_STEPS = """
+shrink: {prune: {sparsity: 0.65, samples: 500}, gptq: {bits: 4, dense: per_tensor}}
+distill: {alpha: 0.1, temperature: 4.0, dropout: true, cache: memory}
+rules:
+  - layers: "*"
+    techniques:
+      - prune: {preserve: true, depthwise: true}
+      - quantize: {bits: 4, step: learned, dense: per_tensor, momentum: 0.95}
+  - {layers: head, techniques: [quantize: {dense: per_tensor}]}
+  - {layers: first_and_last, techniques: [codebook: {values: ternary}, quantize: {}]}
+"""
+
+
+def test_what_the_methods_of_the_benchmark_do_can_be_said():
+    steps = {"prune": {"sparsity": 0.65, "samples": 500}, "gptq": {"bits": 4}}
+    steps["gptq"]["dense"] = "per_tensor"
+    learned = Quantize(bits=4, step="learned", dense="per_tensor", momentum=0.95)
+    rules = [
+        Rule("*", [Prune(preserve=True, depthwise=True), learned]),
+        Rule("head", [Quantize(dense="per_tensor")]),
+        Rule("first_and_last", [tfc.Codebook("ternary"), Quantize()]),
+    ]
+    taught = Distillation(alpha=0.1, temperature=4.0, dropout=True, cache="memory")
+    assert read(SPARSE_STEPS) == Recipe(rules, taught, Shrink(steps))
+
+
 def test_compress_leaves_surgery_to_a_step_before_it():
     model = make_model()
     steps = {"channels": {"per_layer": {"conv": 0.5}, "round_to": 1}}
