@@ -74,7 +74,7 @@ def test_every_option_is_passed_on(tmp_path, monkeypatch, capsys):
     words = "--recipe r.yaml --alpha 0.3 --temperature 2 --cache c.h5 --start-from-teacher "
     words += "--constant-rate --batch-size 3 --loss mse --from-logits --optimizer sgd --seed 4 "
     words += "--learning-rate 0.1 --validation-split 0.2 --precision int4 --io-dtype int8 "
-    words += "--target ethos_u55"
+    words += "--target ethos_u55 --compressed-weights"
     given = ["distill", "t.keras", "s.h5", "--data", "d.npz", "--epochs", "5"]
     given += ["-o", str(tmp_path / "o.keras"), *words.split()]
     assert main([*given, "--resume"]) == 0
@@ -86,6 +86,7 @@ def test_every_option_is_passed_on(tmp_path, monkeypatch, capsys):
         **{"from_logits": True, "optimizer": "sgd", "seed": 4, "learning_rate": 0.1},
         **{"validation_data": None, "validation_split": 0.2, "precision": "int4"},
         **{"io_dtype": "int8", "target": "ethos_u55", "resume": True, "overwrite": False},
+        "compressed_weights": True,
     }
     capsys.readouterr()
     assert main([*given, "--overwrite", "-q"]) == 130

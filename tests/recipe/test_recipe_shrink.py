@@ -78,6 +78,7 @@ def test_the_whole_section():
         {"factorize": {"rank": "evbmf", "layers": "conv*"}},
         {"prune": {"sparsity": 0.8, "pattern": "1x4", "allocation": "uniform", "damp": 0.2}},
         {"separable": {"depth_multiplier": 2}, "channels": {"sparsity": 0.25}},
+        {"prune": {"sparsity": 0.5}, "gptq": {"bits": {"conv": 3, "head": 8}, "damp": 0.5}},
     ],
 )
 def test_what_is_written_is_read_again(steps, tmp_path):
@@ -105,7 +106,7 @@ def test_what_is_as_by_default_is_not_written():
         ("shrink: {epochs: 3}", "1: .* at least one step"),
         (
             "shrink: half",
-            "1: shrink must be a mapping of channels, .*, prune, separable, epochs",
+            "1: shrink must be a mapping of channels, .*, prune, gptq, separable, epochs",
         ),
         ("shrink:\n  chanels: {}", "2: unknown key 'chanels' in shrink; .*mean 'channels'"),
         ("shrink:\n  channels:\n    mac: 1", "3: unknown key 'mac' in channels; .*mean 'macs'"),
@@ -131,6 +132,11 @@ def test_what_is_as_by_default_is_not_written():
         ("shrink: {prune: {sparsity: 80}}", "1: prune: sparsity must be .* Did you mean 0.8"),
         ("shrink: {prune: {pattern: 4:2}}", "1: .*pattern.* keeps n of every m weights"),
         ("shrink: {prune: {damp: 0}}", "1: prune: damp must be a number above 0; received 0"),
+        ("shrink: {gptq: {bits: 9}}", "1: gptq: bits must be whole numbers from 2 to 8, .* 9"),
+        ("shrink: {gptq: {bits: {a: 1}}}", "1: gptq: bits must be .* received 1"),
+        ("shrink: {gptq: {bits: {}}}", "1: gptq: bits must be that of some layers; .*Write"),
+        ("shrink: {gptq: {bits: four}}", "1: bits must be a whole number; received 'four'"),
+        ("shrink: {gptq: {dense: per_row}}", "1: gptq: dense 'per_row' is unknown; .*per_tensor"),
         ("shrink: {channels: {macs: 0.5, params: 0.5}}", "1: channels: exactly .* macs, params"),
         (
             "shrink:\n  channels:\n    macs: 0.5\n    score: taylr",
@@ -167,7 +173,7 @@ def test_mistakes_name_line_and_key(text, message):
         (
             lambda: Shrink({}),
             ValueError,
-            "at least one step of channels, factorize, prune, separable",
+            "at least one step of channels, factorize, prune, gptq, separable",
         ),
         (lambda: Shrink({"chanels": {}}), ValueError, "unknown step 'chanels'; .*'channels'"),
         (lambda: Shrink({"channels": 0.5}), TypeError, "a dict of the arguments of prune_channels"),
@@ -249,6 +255,32 @@ def test_zeros_found_before_training_are_held_in_it():
     np.testing.assert_array_equal(mask, kernel != 0)
     assert not np.array_equal(trained[kernel != 0], kernel[kernel != 0])
     assert not trained[kernel == 0].any()
+
+
+SPARSE_STEPS = """
+shrink: {prune: {sparsity: 0.65, samples: 500}, gptq: {bits: 4, dense: per_tensor}}
+distill: {alpha: 0.1, temperature: 4.0, dropout: true, cache: memory}
+rules:
+  - layers: "*"
+    techniques:
+      - prune: {preserve: true, depthwise: true}
+      - quantize: {bits: 4, step: learned, dense: per_tensor, momentum: 0.95}
+  - {layers: head, techniques: [quantize: {dense: per_tensor}]}
+  - {layers: first_and_last, techniques: [codebook: {values: ternary}, quantize: {}]}
+"""
+
+
+def test_what_the_methods_of_the_benchmark_do_can_be_said():
+    steps = {"prune": {"sparsity": 0.65, "samples": 500}, "gptq": {"bits": 4}}
+    steps["gptq"]["dense"] = "per_tensor"
+    learned = Quantize(bits=4, step="learned", dense="per_tensor", momentum=0.95)
+    rules = [
+        Rule("*", [Prune(preserve=True, depthwise=True), learned]),
+        Rule("head", [Quantize(dense="per_tensor")]),
+        Rule("first_and_last", [tfc.Codebook("ternary"), Quantize()]),
+    ]
+    taught = Distillation(alpha=0.1, temperature=4.0, dropout=True, cache="memory")
+    assert read(SPARSE_STEPS) == Recipe(rules, taught, Shrink(steps))
 
 
 def test_compress_leaves_surgery_to_a_step_before_it():

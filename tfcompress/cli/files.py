@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from tfcompress.cli.command import command, does_not_run, failed
 from tfcompress.cli.options import (
+    CODES,
     FORMATS,
     OBSERVERS,
     PRECISIONS,
@@ -157,8 +158,7 @@ def convert(
         bool | None,
         Option(
             "--compressed-weights",
-            help="For --target microcontroller: weights stay in codes in flash, which TFLite Micro "
-            "decodes as it runs; by default where --flash or --ram is given.",
+            help=f"{CODES}; by default where --flash or --ram is given.",
         ),
     ] = None,
     flash: Annotated[

@@ -151,6 +151,11 @@ ForTarget = Annotated[
     ),
 ]
 
+CODES = (
+    "For --target microcontroller: weights stay in codes in flash, which TFLite Micro decodes as "
+    "it runs"
+)
+
 # Of the commands that train.
 Data = Annotated[
     Path,
@@ -167,6 +172,7 @@ TrainedOutput = Annotated[
     Path,
     Option("--output", "-o", help="The .keras or .tflite file to write.", readable=False),
 ]
+CompressedWeights = Annotated[bool, Option("--compressed-weights", help=f"{CODES}.")]
 
 
 @dataclasses.dataclass(frozen=True)

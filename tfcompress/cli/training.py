@@ -13,6 +13,7 @@ from typer import Argument, Option
 
 from tfcompress.cli.command import command, does_not_run
 from tfcompress.cli.options import (
+    CompressedWeights,
     Data,
     Epochs,
     KerasFile,
@@ -65,6 +66,11 @@ def compress(
             "section distill."
         ),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        Option(help="A .keras file to write, too: the model that the .tflite file is made from."),
+    ] = None,
+    compressed_weights: CompressedWeights = False,
     *,
     training: Training,
     progress: Progress,
@@ -96,6 +102,8 @@ def compress(
             progress=progress,
             distill=distill,
             teacher=teacher,
+            keep=keep,
+            compressed_weights=compressed_weights,
             **dataclasses.asdict(training),
         )
 
@@ -153,6 +161,7 @@ def distill(
             "--start-from-teacher", help="Start from the teacher's weights, as far as they fit."
         ),
     ] = False,
+    compressed_weights: CompressedWeights = False,
     *,
     training: Training,
     progress: Progress,
@@ -187,6 +196,7 @@ def distill(
             temperature=temperature,
             cache=cache,
             start_from_teacher=start_from_teacher,
+            compressed_weights=compressed_weights,
             **dataclasses.asdict(training),
         )
 

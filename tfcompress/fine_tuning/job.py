@@ -265,7 +265,7 @@ def _untrained(options: Options, progress: Progress) -> ShrunkFile:
     calibration = None
     if layers is not None:
         Precisions.of(layers).check_layers(final)
-        calibration = data and calibration_of(data, original, options.seed)
+        calibration = None if data is None else calibration_of(data, original, options.seed)
     progress("write the file", 0, None)
     written = write(options, original, final, lambda: compilation, precision, calibration)
     report = None if operated is None else operated.report
@@ -315,8 +315,10 @@ def fine_tune(
             validation_data: a .npz file to judge with, also of x_val and y_val or x_test and
             y_test; or validation_split: a fraction of `data`, drawn at random;
             seed=0: of the order of samples and all that is random;
-            precision, io_dtype, target: of a .tflite file, see `convert`; by default the precision
-            that the recipe trains for;
+            precision, io_dtype, target, compressed_weights: of a .tflite file, see `convert`; by
+            default the precision that the recipe trains for;
+            keep: a .keras file for the model that a .tflite file is made from; `convert` makes the
+            same of it;
             resume: go on with an interrupted training of the same settings, or with one that was
             kept: `epochs` may have more turns then;
             overwrite: begin anew although there is one;

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from tfcompress.conversion.settings import Settings as SettledFile
 from tfcompress.conversion.settings import settle
 from tfcompress.distillation.distiller import Distillation
 from tfcompress.errors import is_whole, named_in_keras
@@ -56,6 +57,8 @@ class Options:
     resume: bool = False
     overwrite: bool = False
     keep_checkpoint: bool = False
+    keep: PathLike | None = None
+    compressed_weights: bool = False
     teacher: PathLike | None = None
     told: Mapping[str, Any] | None = None
     shrink: Shrink | None = None
@@ -105,20 +108,41 @@ class Options:
             raise ValueError(
                 f"the output must end in .keras or .tflite; received '{self.output}'. Rename it."
             )
-        given = [self.precision, self.io_dtype, self.target] != [None] * 3
-        if given and suffix == ".keras":
+        names = ("keep", "compressed_weights", "precision", "io_dtype", "target")
+        if suffix == ".keras" and any(getattr(self, name) for name in names):
             raise ValueError(
-                "precision, io_dtype and target are for .tflite files; received one with "
+                f"{', '.join(names[:-1])} and {names[-1]} are for .tflite files; received one with "
                 f"'{self.output}'. Leave it out, or write a .tflite file."
             )
-        if self.precision is not None or self.target is not None:
-            settle(self.precision, self.io_dtype, target=self.target)
-        writing.check_writable(self.output)
-        for source in self._sources():
-            if writing.is_same(self.output, source):
-                raise ValueError(
-                    f"the output is one of the files that are read, '{source}'. Name another file."
-                )
+        if self.keep is not None and Path(self.keep).suffix != ".keras":
+            raise ValueError(
+                "keep must end in .keras, as it is the model that the output is made from; "
+                f"received '{self.keep}'. Rename it."
+            )
+        if self.precision is not None or self.target is not None or self.compressed_weights:
+            self.settled(self.precision)
+        for name, path in self.written.items():
+            writing.check_writable(path)
+            for source in self._sources():
+                if writing.is_same(path, source):
+                    raise ValueError(
+                        f"{name} is one of the files that are read, '{source}'. Name another file."
+                    )
+
+    @property
+    def written(self) -> dict[str, PathLike]:
+        """The files that are written, by what messages call them."""
+        kept = {} if self.keep is None else {"keep": self.keep}
+        return {"the output": self.output, **kept}
+
+    def settled(self, precision: str | Mapping[Any, str] | None) -> SettledFile:
+        """What the settings of a file come to with a precision, or with those of layers."""
+        return settle(
+            precision,
+            self.io_dtype,
+            target=self.target,
+            compressed_weights=self.compressed_weights or None,
+        )
 
     def check_layers(self, precision: Mapping[Any, str]) -> None:
         """Raises unless the file can have the precisions by layer of a recipe."""
@@ -128,7 +152,7 @@ class Options:
                 f"'{self.precision or self.output}' beside it. Take the section out, or write a "
                 ".tflite file without another precision."
             )
-        settle(precision, self.io_dtype, target=self.target)
+        self.settled(precision)
 
     def _sources(self) -> list[PathLike]:
         """The files that are read."""
@@ -146,7 +170,7 @@ class Options:
                 "to the recipe."
             )
         if found is not None and found.cache not in (None, "memory"):
-            for other in (self.output, *self._sources()):
+            for other in (*self.written.values(), *self._sources()):
                 if writing.is_same(found.cache, other):
                     raise ValueError(
                         f"the cache is another one of the files, '{other}'. Name a file of its own."

@@ -58,11 +58,17 @@ def write(
     settings: dict[str, Any] = {}
     if precision is not None:
         settings = {"precision": precision, "io_dtype": options.io_dtype, "target": options.target}
+        settings["compressed_weights"] = options.compressed_weights or None
     if calibration is not None:
         settings["calibration"] = calibration
     new, check = content_of(final, suffix, compilation(), **settings)
     output = os.fspath(options.output)
-    writing.atomic_write(output, new)
+    if options.keep is None:
+        writing.atomic_write(output, new)
+    else:
+        kept, _ = content_of(final, ".keras", compilation())
+        files = {output: new, options.keep: kept}
+        writing.write_all({os.path.realpath(path): data for path, data in files.items()})
     return {
         "model": os.fspath(options.model),
         "output": output,

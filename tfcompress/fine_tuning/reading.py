@@ -16,6 +16,7 @@ from tfcompress.fine_tuning.teaching import Teaching
 from tfcompress.graph.flatten import flatten
 from tfcompress.recipe import file
 from tfcompress.recipe.recipe import Recipe
+from tfcompress.tools import runtimes
 
 # Called as `progress(stage, done, total)`.
 Progress = Callable[[str, int, int | None], Any]
@@ -80,6 +81,8 @@ class Read:
 
 def asked_by(options: Options) -> tuple[Options, file.Parsed | None]:
     """The options with the surgery of their recipe, and the recipe."""
+    if options.compressed_weights:
+        runtimes.require_tflm()
     parsed = None if options.recipe is None else file.load(options.recipe)
     if parsed is None:
         return options, None

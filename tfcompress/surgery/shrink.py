@@ -69,6 +69,13 @@ def _multiple(name: str, value: Any) -> None:
     check(known, name, "a whole number, 1 or more, or 'latency'", value)
 
 
+def _bits(name: str, value: Any) -> None:
+    for width in value.values() if isinstance(value, Mapping) else [value]:
+        whole = is_whole(width, 2) and width <= 8
+        check(whole, name, "whole numbers from 2 to 8, of all layers or by their names", width)
+    check(value != {}, name, "that of some layers", value, "Write {conv1: 4}, or 4 for all.")
+
+
 def _positive(name: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     check(number and value > 0, name, "a number above 0", value)
@@ -94,6 +101,8 @@ Score = Annotated[str | None, functools.partial(_word, known=SCORES, or_code=Tru
 Scope = Annotated[str | None, functools.partial(_word, known=SCOPES)]
 Gain = Annotated[str | None, functools.partial(_word, known=("macs", "latency"))]
 Allocation = Annotated[str | None, functools.partial(_word, known=ALLOCATIONS)]
+Bits = Annotated[int | Mapping[str, int] | None, _bits]
+Granularity = Annotated[str | None, functools.partial(_word, known=("per_channel", "per_tensor"))]
 Positive = Annotated[float | None, _positive]
 Pattern = Annotated[str | None, _pattern]
 Method = Annotated[str | None, functools.partial(_word, known=METHODS)]
@@ -189,6 +198,20 @@ class Prune(Step):
 
 
 @dataclasses.dataclass(frozen=True)
+class Gptq(Step):
+    """The arguments of `tfcompress.post_training.gptq`."""
+
+    bits: Bits = None
+    dense: Granularity = None
+    convolution: Granularity = None
+    samples: Count = None
+    batch_size: Count = None
+    damp: Positive = None
+
+    function = "gptq"
+
+
+@dataclasses.dataclass(frozen=True)
 class Separable(Step):
     """The arguments of `tfcompress.to_separable`."""
 
@@ -200,7 +223,7 @@ class Separable(Step):
 
 # The names of operations in recipes and in `Shrink`.
 OPERATIONS: dict[str, type[Step]] = {
-    step.__name__.lower(): step for step in (Channels, Factorize, Prune, Separable)
+    step.__name__.lower(): step for step in (Channels, Factorize, Prune, Gptq, Separable)
 }
 
 
@@ -213,7 +236,9 @@ class Shrink:
             applied; kept as a tuple of pairs. Operations are
             "channels" (see `tfcompress.prune_channels`), "factorize" (see `tfcompress.factorize`),
             "prune" (see `tfcompress.post_training.prune_after_training`; `Prune(preserve=True)`
-            then holds its zeros in training) and "separable" (see `tfcompress.to_separable`).
+            then holds its zeros in training), "gptq" (see `tfcompress.post_training.gptq`; from its
+            grids `Quantize(bits=4, step="learned")` then trains on) and "separable" (see
+            `tfcompress.to_separable`).
         epochs: how long `tfcompress compress` trains the smaller model, in float, before the
             techniques of the recipe begin.
 
@@ -267,6 +292,7 @@ class Shrink:
             >>> small = Shrink({"channels": {"macs": 0.5}}).apply(model)  # doctest: +SKIP
             >>> print(small.surgery_report)  # doctest: +SKIP
         """
+        from tfcompress.post_training.rounded import Rounded
         from tfcompress.surgery.base import report_of, with_report
         from tfcompress.surgery.pruning.judging import compiled_with
 
@@ -278,7 +304,8 @@ class Shrink:
             taken = inspect.signature(function).parameters
             shared = {"data": _data_for(name, arguments, data), "loss": loss, "seed": seed}
             given = {key: value for key, value in shared.items() if key in taken}
-            before, model = model, function(model, **{**given, **arguments})
+            found = function(model, **{**given, **arguments})
+            before, model = model, found.model if isinstance(found, Rounded) else found
             reports.append(report_of(before, model))
         return with_report(model, _joined(reports))
 
@@ -307,12 +334,12 @@ class Shrink:
 def function_of(operation: str) -> Any:
     """The function that carries out an operation."""
     # Late, as these take seconds, and the command line reads the classes of this file.
-    from tfcompress.post_training import prune_after_training
+    from tfcompress.post_training import gptq, prune_after_training
     from tfcompress.surgery.factors.factorize import factorize
     from tfcompress.surgery.pruning.prune_channels import prune_channels
     from tfcompress.surgery.separable import to_separable
 
-    every = prune_channels, factorize, prune_after_training, to_separable
+    every = prune_channels, factorize, prune_after_training, gptq, to_separable
     functions = {f.__name__: f for f in every}
     return functions[OPERATIONS[operation].function]
 
@@ -345,11 +372,12 @@ def _pairs(rank: Any) -> Any:
 
 def _data_for(operation: str, arguments: Mapping[str, Any], data: Any) -> Any:
     """What of the data an operation can look at."""
-    if operation == "prune" and data is None:
+    if operation in ("prune", "gptq") and data is None:
         raise ValueError(
-            "prune looks at what layers are given; received no data. Pass training inputs, data=x."
+            f"{operation} looks at what layers are given; received no data. Pass training inputs, "
+            "data=x."
         )
-    if operation not in ("factorize", "prune"):
+    if operation not in ("factorize", "prune", "gptq"):
         return data
     if operation == "factorize" and arguments.get("method", "svd") != "svd":
         return None
