@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 from tfcompress.pilot.budget import Budget, Goal
+from tfcompress.pilot.job import FILE, MODEL, Job
 from tfcompress.pilot.ledger import Ledger
 from tfcompress.pilot.search import Deadline, Search
 from tfcompress.pilot.space import Space
-from tfcompress.pilot.trial import FILE, MODEL, Job
 from tfcompress.pilot.workers import Here
 
 BASE = {"quality": 0.9, "flash": 100_000, "ram": 1000, "macs": 1000, "seconds": 0.01}
@@ -30,7 +30,7 @@ def space(parts=3):
         for n, option in zip(SIZES, options[part].values(), strict=True):
             option.clear()
             option["training"] = {"batch_size": 10 * n + int(part[-1])}
-    return Space(options, ({part: "bits 8" for part in options},))
+    return Space(options, (dict.fromkeys(options, "bits 8"),))
 
 
 def figures_of(text, turn):

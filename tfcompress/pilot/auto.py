@@ -30,13 +30,14 @@ from tfcompress.pilot import ledger as ledgers
 from tfcompress.pilot.budget import COSTS, QUALITY, Budget, Goal
 from tfcompress.pilot.deriving import derive
 from tfcompress.pilot.engines import ENGINES
+from tfcompress.pilot.job import CODED, FILE, MODEL, OUTPUTS, Job
 from tfcompress.pilot.judging import Judge, Metric
 from tfcompress.pilot.ledger import DONE, FAILED, Ledger, Record
 from tfcompress.pilot.page import write_search_report
 from tfcompress.pilot.result import AutoResult, Tried, front_of, missed_words, worth_of
 from tfcompress.pilot.search import FLOAT, Deadline, Search
 from tfcompress.pilot.space import Space
-from tfcompress.pilot.trial import CODED, FILE, MODEL, OUTPUTS, Job, judged_data, run
+from tfcompress.pilot.trial import judged_data, run
 from tfcompress.pilot.workers import Here, OnRay, Workers, stopped
 from tfcompress.results import say
 from tfcompress.targets.targets import load_target

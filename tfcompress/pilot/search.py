@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tfcompress.pilot.budget import QUALITY, Goal
+from tfcompress.pilot.job import CODED, FILE, MODEL, OUTPUTS, RECIPE, Job
 from tfcompress.pilot.ledger import DONE, RUNNING, Ledger, Record
 from tfcompress.pilot.space import Candidate, Space
-from tfcompress.pilot.trial import CODED, FILE, MODEL, OUTPUTS, RECIPE, Job
 from tfcompress.pilot.workers import Workers
 
 # Of the candidates of a turn this share goes on.

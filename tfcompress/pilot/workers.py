@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from tfcompress.files import temporary
 from tfcompress.files.processes import Failed, preload, run_apart
+from tfcompress.pilot.job import Job
 from tfcompress.pilot.ledger import Record
-from tfcompress.pilot.trial import Job
 
 Outcome = tuple[Record, dict[str, Any] | None, str | None]
 Run = Callable[[Job], dict[str, Any]]
@@ -51,9 +51,7 @@ class Here:
 
     count = 1
 
-    def __init__(
-        self, run: Run, memory: int | None = None, preloaded: Sequence[str] = PRELOADED
-    ):
+    def __init__(self, run: Run, memory: int | None = None, preloaded: Sequence[str] = PRELOADED):
         self._run, self._memory = run, memory
         self._next: tuple[Record, Job, float] | None = None
         preload(preloaded)
