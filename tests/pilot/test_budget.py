@@ -100,3 +100,4 @@ def test_of_two_costs_the_mean_of_their_logarithms_counts():
     quarter = {**BASE, "flash": 12_500, "ram": 50_000}
     assert found(halves) == pytest.approx(found(quarter))
     assert found(halves) == pytest.approx(math.log(0.5) / 10)
+    assert found({**halves, "quality": 0.91}) < found(halves)

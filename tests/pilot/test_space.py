@@ -58,7 +58,7 @@ def test_what_is_not_trained_has_no_teacher_and_no_rate(space, tmp_path):
     plain = space.candidate({"weights": "int8 after training"})
     taught = space.candidate({"weights": "int8 after training", "teacher": "float", "rate": "x0.3"})
     assert not plain.trains
-    assert plain.key == taught.key
+    assert (plain.key, plain.picks) == (taught.key, taught.picks)
     assert recipe_of(plain, tmp_path).precision == {"*": "int8"}
 
 

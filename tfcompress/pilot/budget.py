@@ -24,6 +24,8 @@ NAMES = (*COSTS, QUALITY)
 _POINT = 0.01
 # By how much a quality that has no other scale may be missed to count as missed by 1.
 _SCALE = 0.01
+# By what part the quality decides between files that cost the same.
+_TIE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +223,14 @@ class Goal:
         missed = self.missed(figures, gain)
         if missed:
             return MISSES + min(sum(missed.values()), MISSES)
+        behind = self.base[QUALITY] - figures[QUALITY] - gain
+        behind = math.tanh((behind if self.up else -behind) / (self._scale * 10))
         if QUALITY not in self.bounds:
-            behind = self.base[QUALITY] - figures[QUALITY] - gain
-            return math.tanh((behind if self.up else -behind) / (self._scale * 10))
+            return behind
         costs = [name for name in self.bounds if name != QUALITY] or ["flash"]
         parts = [figures[name] / (self.bounds.get(name) or self.base[name]) for name in costs]
-        return math.fsum(math.log(max(part, 1e-9)) for part in parts) / len(parts) / 10
+        mean = math.fsum(math.log(max(part, 1e-9)) for part in parts) / len(parts)
+        return mean / 10 + _TIE * behind
 
     def _behind(self, quality: float) -> float:
         """How far a quality is behind the one asked for."""

@@ -135,7 +135,8 @@ class _Deriving:
                 "before": [held],
             }
         for share in (0.8, 0.9):
-            found[f"{share:g} while training"] = {"before": [{"prune": {"sparsity": share}}]}
+            trained = {"prune": {"sparsity": share, "depthwise": True}}
+            found[f"{share:g} while training"] = {"before": [trained]}
         return found
 
     def weights(self) -> Options:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,71 +16,92 @@ from tfcompress.graph.inputs import output_names
 
 # Called with labels and outputs as arrays, or lists of them if there are several.
 Metric = Callable[[Any, Any], float]
+# Parts of the samples, and how many samples one must have.
+_PARTS, _LEAST = 10, 10
 # Of metrics that do not tell their direction: better the lower.
 _DOWN = ("loss", "error", "divergence", "mse", "mae", "perplexity", "hinge", "cross")
 
 
-@dataclasses.dataclass(frozen=True)
 class Judge:
     """Measures outputs against labels.
 
     Args:
         model: the flat float model, which tells the shapes and names of its outputs.
         settings: how it is compiled.
+        data: samples with their labels.
         metric: a function of the user's, the name of a metric that the model was compiled with,
             "loss", or None: the first such metric, and without one "accuracy" of a crossentropy
             and otherwise the loss.
     """
 
-    model: keras.Model
-    settings: Settings
-    metric: Metric | str | None = None
+    def __init__(
+        self, model: keras.Model, settings: Settings, data: Data, metric: Metric | str | None
+    ):
+        self.data = data
+        self._model, self._settings, self._metric = model, settings, metric
+        self._names = output_names(model)
+        self._through: keras.Model | None = None
 
-    def measures(self, outputs: Mapping[str, np.ndarray], data: Data) -> dict[str, float]:
+    def measures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Loss and metrics of outputs, or what the user's function gives, by name."""
-        names = output_names(self.model)
-        given = [outputs[name] for name in names]
-        if callable(self.metric):
-            one = len(names) == 1
-            value = self.metric(data.labels[0] if one else data.labels, given[0] if one else given)
-            return {_name_of(self.metric): _number(value)}
-        return self._compiled(given, data)
+        given = [outputs[name] for name in self._names]
+        if not callable(self._metric):
+            return self._compiled(given, self.data.labels)
+        labels = self.data.labels
+        one = len(given) == 1
+        value = self._metric(labels[0] if one else labels, given[0] if one else given)
+        return {_name_of(self._metric): _number(value)}
+
+    def parts(self, outputs: Mapping[str, np.ndarray]) -> list[float]:
+        """The quality on parts of the samples, by which it scatters; none of a user's function."""
+        if callable(self._metric) or len(self.data) < _PARTS * _LEAST:
+            return []
+        found = []
+        for rows in np.array_split(np.arange(len(self.data)), _PARTS):
+            given = [outputs[name][rows] for name in self._names]
+            measures = self._compiled(given, [array[rows] for array in self.data.labels])
+            found.append(measures[self.chosen(measures)[0]])
+        return found
 
     def chosen(self, measures: Mapping[str, float]) -> tuple[str, bool]:
         """(the measure that is the quality, whether a higher one is better)."""
         names = list(measures)
-        if callable(self.metric):
+        if callable(self._metric):
             return names[0], True
-        if self.metric is not None:
-            if self.metric not in names:
+        if self._metric is not None:
+            if self._metric not in names:
                 raise ValueError(
-                    f"unknown metric {self.metric!r}; {expected_one_of(self.metric, names)} "
+                    f"unknown metric {self._metric!r}; {expected_one_of(self._metric, names)} "
                     "Compile the model with others before it is saved, or pass a function in "
                     "Python."
                 )
-            return self.metric, _is_up(self.metric)
+            return self._metric, _is_up(self._metric)
         others = [name for name in names if not name.endswith("loss")]
         name = others[0] if others else "loss"
         return name, _is_up(name)
 
-    def _compiled(self, outputs: list[np.ndarray], data: Data) -> dict[str, float]:
+    def _compiled(self, outputs: list[np.ndarray], labels: list[np.ndarray]) -> dict[str, float]:
         """What Keras says of outputs: a model that hands them through is evaluated."""
-        names = output_names(self.model)
-        inputs = [
-            keras.Input(array.shape[1:], name=f"given_{i}") for i, array in enumerate(outputs)
-        ]
+        if self._through is None:
+            self._through = self._handing_through([array.shape[1:] for array in outputs])
+        packed = keras.tree.pack_sequence_as(self._model._outputs_struct, labels)
+        found = self._through.evaluate(outputs, packed, batch_size=256, verbose=0, return_dict=True)
+        return {name: float(value) for name, value in found.items() if np.ndim(value) == 0}
+
+    def _handing_through(self, shapes: list[tuple[int, ...]]) -> keras.Model:
+        """A model that gives what it is given, compiled as the user's."""
+        inputs = [keras.Input(shape, name=f"given_{i}") for i, shape in enumerate(shapes)]
         through = [
-            keras.layers.Identity(name=name)(x) for name, x in zip(names, inputs, strict=True)
+            keras.layers.Identity(name=name)(x) for name, x in zip(self._names, inputs, strict=True)
         ]
-        structure = keras.tree.pack_sequence_as(self.model._outputs_struct, through)
-        judge = keras.Model(inputs, structure)
-        how = self.settings.without_optimizer()
+        found = keras.Model(
+            inputs, keras.tree.pack_sequence_as(self._model._outputs_struct, through)
+        )
+        how = self._settings.without_optimizer()
         if not how.get("metrics") and _is_crossentropy(how.get("loss")):
             how["metrics"] = ["accuracy"]
-        judge.compile(**how)
-        labels = keras.tree.pack_sequence_as(self.model._outputs_struct, data.labels)
-        found = judge.evaluate(outputs, labels, batch_size=256, verbose=0, return_dict=True)
-        return {name: float(value) for name, value in found.items() if np.ndim(value) == 0}
+        found.compile(**how)
+        return found
 
 
 def _is_crossentropy(loss: Any) -> bool:

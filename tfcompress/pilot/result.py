@@ -85,7 +85,8 @@ class AutoResult(Result):
         measure: the name of the quality, such as "accuracy".
         up: whether a higher quality is better.
         judged_on: samples that quality was measured on.
-        error: standard error of the quality on so many samples; None of a measure that is no share.
+        error: standard error of how far the quality is from the float file's, by parts of the
+            samples; None of few samples, or a function of one's own.
         float_file: the figures of the model as it is.
         best: the trial whose file was written.
         tried: all trials, in the order in which they began.
@@ -135,11 +136,13 @@ class AutoResult(Result):
             print_line(console, line)
 
     def _lines(self) -> list[str]:
-        spread = "" if self.error is None else f" (standard error {self.error:.4f})"
+        beside = (self.best.quality or 0.0) - self.float_file[QUALITY]
+        spread = "" if self.error is None else f" ± {self.error:.4f}"
         failed = sum(t.error is not None for t in self.tried)
         lines = [
             f"Taken: {self.best.words}; {self.best.epochs} epochs.",
-            f"{self.measure} on {self.judged_on:,} samples that were not trained on{spread}.",
+            f"{self.measure} {beside:+.4f}{spread} beside the float file, on {self.judged_on:,} "
+            "samples that were not trained on.",
             *(f"  {w.part} {w.option}: {_worth(w)}" for w in self.worth),
             f"{len(self.tried)} trials in {as_time(self.seconds)}"
             + (f", {failed} of them failed." if failed else "."),
@@ -214,7 +217,7 @@ def worth_of(best: Tried, tried: Sequence[Tried], first: Mapping[str, str]) -> l
     return found
 
 
-def missed_words(goal: Goal, tried: Sequence[Tried], float_file: Mapping[str, Any]) -> str:
+def missed_words(goal: Goal, tried: Sequence[Tried]) -> str:
     """How near the trials came to the budgets, in words."""
     done = [t for t in tried if t.quality is not None]
     if not done:

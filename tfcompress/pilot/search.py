@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tfcompress.pilot.budget import QUALITY, Goal
-from tfcompress.pilot.job import CODED, FILE, MODEL, OUTPUTS, RECIPE, Job
+from tfcompress.pilot.job import CODED, FILE, LOG, MODEL, OUTPUTS, RECIPE, Job
 from tfcompress.pilot.ledger import DONE, RUNNING, Ledger, Record
 from tfcompress.pilot.space import Candidate, Space
 from tfcompress.pilot.workers import Workers
@@ -79,7 +79,7 @@ class Search:
         job: what all trials share; folder, recipe and epochs are those of each.
         workers: which carry trials out.
         deadline: when to end.
-        judge: gives the measures of the outputs in a folder, and the one that is the quality.
+        judge: gives figures of the outputs in a folder, "quality" among them.
         goal_of: makes the goal, once the figures of the float model are known.
         objectives: what the engine is told of figures.
         rate: of the optimizer, which `rate` of a training multiplies.
@@ -94,7 +94,7 @@ class Search:
         job: Callable[..., Job],
         workers: Workers,
         deadline: Deadline,
-        judge: Callable[[Path], tuple[dict[str, float], float]],
+        judge: Callable[[Path], dict[str, Any]],
         goal_of: Callable[[Record], Goal],
         objectives: Callable[[Goal, Mapping[str, Any]], Sequence[float]],
         tell: Callable[[str, int, int | None], Any],
@@ -291,14 +291,13 @@ class Search:
         work = self.ledger.folder / "trials" / record.key / "work"
         if figures is not None:
             try:
-                measures, quality = self._judge(work)
-                figures = figures | {"measures": measures, QUALITY: quality}
+                figures = figures | self._judge(work)
             except ValueError as failed:
                 figures, error = None, str(failed)
         if figures is not None:
             place = self.ledger.folder / record.place
             place.mkdir(parents=True, exist_ok=True)
-            for name in (MODEL, FILE, CODED, RECIPE):
+            for name in (MODEL, FILE, CODED, RECIPE, LOG):
                 if (work / name).exists():
                     shutil.move(work / name, place / name)
         (work / OUTPUTS).unlink(missing_ok=True)

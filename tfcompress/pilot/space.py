@@ -91,6 +91,10 @@ class Space:
         """
         named = {part: picks.get(part, next(iter(each))) for part, each in self.parts.items()}
         told, training = _merged([self.parts[part][option] for part, option in named.items()])
+        if "rules" not in told:  # Nothing is trained: how it would be is no choice.
+            for part, option in named.items():
+                if self.parts[part][option].keys() <= {"distill", "training"}:
+                    named[part] = next(iter(self.parts[part]))
         text = yaml.text_of(told)
         file.parse(text.encode(), "; ".join(f"{p}: {o}" for p, o in named.items()))
         return Candidate(named, text, training)

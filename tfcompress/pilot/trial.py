@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning import fine_tune
 from tfcompress.fine_tuning.data import VALIDATION, Arrays, Data
 from tfcompress.graph.flatten import flatten
-from tfcompress.pilot.job import CODED, FILE, MODEL, OUTPUTS, RECIPE, Job
+from tfcompress.pilot.job import CODED, FILE, LOG, MODEL, OUTPUTS, RECIPE, Job
 from tfcompress.search.layer_latency import Clock
 from tfcompress.surgery.profile import profile
 from tfcompress.tflite import flatbuffer
@@ -35,6 +36,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     start, folder = time.perf_counter(), Path(job.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _say_into(folder / LOG)
     made = _make(job, folder)
     trained = time.perf_counter()
     model = flatten(models.load_model(folder / MODEL))
@@ -53,6 +55,13 @@ def run(job: Job) -> dict[str, Any]:
         "train_seconds": round(trained - start, 2),
         "seconds": round(time.perf_counter() - start, 2),
     }
+
+
+def _say_into(path: Path) -> None:
+    """Has all that this process says stand in a file."""
+    with open(path, "a") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
 
 
 def judged_data(job: Job, model: Any) -> Data:
