@@ -8,6 +8,7 @@ import sys
 
 # name -> file
 MEASUREMENTS = {
+    "auto_budgets": "auto_budgets",
     "training_cost": "training_cost",
     "ptq_speed": "conversion",
     "equality": "conversion",

@@ -1,5 +1,6 @@
 """A search whose trials train nothing: what they find follows from their recipes."""
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -37,15 +38,16 @@ def judge(folder):
     return {"measures": {"accuracy": value}, "quality": value}
 
 
-def job(record, folder, epochs, resume):
+def job(record, folder, epochs, resume, wait=0.0, crash=None):
     recipe = "" if record is None else record.recipe
     training = {} if record is None else record.training
-    return Job(str(folder), __file__, __file__, recipe, epochs, training, resume=resume)
+    how = {"target": str(wait), "io_dtype": crash, "resume": resume}
+    return Job(str(folder), __file__, __file__, recipe, epochs, training, **how)
 
 
 def searched(
     folder, trials=None, seconds=None, budget="flash=50k,quality=-0.5", engine="tpe", seed=0,
-    workers=None, turns=(1, 2, 6), storage=None, parts=3, where=None,
+    workers=None, turns=(1, 2, 6), storage=None, parts=3, where=None, wait=0.0, crash=None,
 ):  # fmt: skip
     """A search that was carried out, and its records."""
     found = space(parts) if where is None else where
@@ -64,7 +66,7 @@ def searched(
             ledger=ledger,
             space=found,
             turns=turns,
-            job=job,
+            job=functools.partial(job, wait=wait, crash=crash),
             workers=workers or Here(run, preloaded=("tfcompress.files.tied",)),
             deadline=Deadline(seconds, trials, time.monotonic()),
             judge=judge,
@@ -87,4 +89,4 @@ def plain(records):
 if __name__ == "__main__":
     import sys
 
-    searched(sys.argv[1], trials=int(sys.argv[2]))
+    searched(sys.argv[1], trials=int(sys.argv[2]), wait=float(sys.argv[3]))

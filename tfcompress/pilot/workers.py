@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tfcompress.files import temporary
 from tfcompress.files.processes import Failed, preload, run_apart
 from tfcompress.pilot.job import Job
 from tfcompress.pilot.ledger import Record
+from tfcompress.pilot.nodes import PRELOADED, Run, on_node, packed, unpack
 
 Outcome = tuple[Record, dict[str, Any] | None, str | None]
-Run = Callable[[Job], dict[str, Any]]
-
-# Imported once, by the server that processes are forked from, and not by each of them. Nothing of
-# it starts TensorFlow, whose threads no fork would have.
-PRELOADED = (
-    *("tfcompress.files.tied", "tensorflow", "keras", "ai_edge_litert.interpreter"),
-    *("litert_quantizer", "tfcompress.registered", "tfcompress.pilot.trial"),
-)
 
 
 class Workers(Protocol):
@@ -113,7 +104,7 @@ class OnRay:
         have = ray.cluster_resources().get("CPU", 1.0)
         self.count = count or max(1, int(have // cpus))
         # Work that a node takes with it is done again on another one.
-        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_on_node)
+        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(on_node)
         self._sent: dict[str, Any] = {}
         self._running: dict[Any, tuple[Record, Job]] = {}
 
@@ -127,7 +118,7 @@ class OnRay:
             if path not in self._sent:
                 self._sent[path] = require_ray().put(Path(path).read_bytes())
         sent = {path: self._sent[path] for path in files}
-        before = _packed(Path(job.folder))
+        before = packed(Path(job.folder))
         reference = self._task.remote(
             self._run,
             job,
@@ -151,7 +142,7 @@ class OnRay:
             except Exception as failed:  # Ray raises many kinds; the node is no more, say.
                 found.append((record, None, " ".join(str(failed).split())[:400]))
                 continue
-            _unpack(Path(job.folder), files)
+            unpack(Path(job.folder), files)
             found.append((record, figures, error))
         return found
 
@@ -170,63 +161,6 @@ def require_ray() -> Any:
 def _read_by(job: Job) -> list[str | None]:
     training = job.training
     return [job.model, job.data, job.base, training.get("validation_data")]
-
-
-def _on_node(
-    run: Run,
-    job: Job,
-    paths: list[str],
-    before: dict[str, bytes],
-    seconds: float,
-    memory: int | None,
-    preloaded: Sequence[str],
-    *contents: bytes,
-) -> tuple[dict[str, Any] | None, str | None, dict[str, bytes]]:
-    """Carries out a job on a machine that need not have any of its files."""
-    preload(preloaded)
-    with temporary.folder() as name:
-        folder = Path(name)
-        own = {}
-        for number, (path, content) in enumerate(zip(paths, contents, strict=True)):
-            own[path] = folder / f"{number}{Path(path).suffix}"
-            own[path].write_bytes(content)
-        work = folder / "trial"
-        _unpack(work, before)
-        moved = _moved(job, {path: str(here) for path, here in own.items()}, str(work))
-        try:
-            figures, error = run_apart(run, moved, seconds=seconds, memory=memory), None
-        except Failed as failed:
-            figures, error = None, str(failed)
-        return figures, error, _packed(work)
-
-
-def _moved(job: Job, paths: dict[str, str], folder: str) -> Job:
-    """A job with its files elsewhere."""
-    training = dict(job.training)
-    if training.get("validation_data") is not None:
-        training["validation_data"] = paths[training["validation_data"]]
-    base = None if job.base is None else paths[job.base]
-    return dataclasses.replace(
-        job, folder=folder, model=paths[job.model], data=paths[job.data], base=base,
-        training=training,
-    )  # fmt: skip
-
-
-def _packed(folder: Path) -> dict[str, bytes]:
-    """The files of a folder by their paths in it."""
-    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def _unpack(folder: Path, files: dict[str, bytes]) -> None:
-    """Makes a folder hold these files, and no others."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _packed(folder).keys() - files.keys():
-        (folder / name).unlink()
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
 
 
 @contextlib.contextmanager
