@@ -10,7 +10,7 @@ from typing import Any
 
 from tfcompress.files.quantities import as_time
 from tfcompress.pilot.budget import COSTS, QUALITY
-from tfcompress.pilot.result import AutoResult, Tried
+from tfcompress.pilot.result import AutoResult, Tried, Worth
 from tfcompress.report.axes import MARKERS, Figure, layout_of, log_range, plain
 from tfcompress.report.page import number, write_page
 
@@ -39,11 +39,17 @@ def write_search_report(found: AutoResult, path: str) -> int:
         "turns": [(_marker(turns, n), _epochs(n)) for n in turns],
         "columns": [_TITLES[name][:2] for name in costs],
         "rows": [_row(t, costs) for t in found.tried],
-        "worth": [_worth(w, costs) for w in found.worth],
+        "worth": [_worth(found, w, costs) for w in found.worth],
+        "share": _factor(found) != 1,
         "recipe": Path(found.recipe).read_text(encoding="utf-8"),
         "time": as_time(found.seconds),
     }
     return write_page(path, "search.html", values, {"figures": figures})
+
+
+def _factor(found: AutoResult) -> int:
+    """100 if the quality is a share, which is told in percent."""
+    return 100 if found.up and 0 <= found.float_file[QUALITY] <= 1 else 1
 
 
 def _epochs(count: int) -> str:
@@ -80,7 +86,8 @@ def _amount(value: float) -> str:
 def _plot(found: AutoResult, done: Sequence[Tried], name: str) -> Figure:
     """Quality against one cost: trials by the length of their training, the front, the budgets."""
     title, unit, scale = _TITLES[name]
-    points = [(t, t.costs[name] * scale, 100 * (t.quality or 0.0)) for t in done]
+    factor = _factor(found)
+    points = [(t, t.costs[name] * scale, factor * (t.quality or 0.0)) for t in done]
     points = [p for p in points if p[1] > 0]
     left, right = log_range([x for _, x, _ in points])
     turns = sorted({t.epochs for t in done})
@@ -99,7 +106,7 @@ def _plot(found: AutoResult, done: Sequence[Tried], name: str) -> Figure:
                 "hoverinfo": "text",
             }
         )
-    best = found.best.costs[name] * scale, 100 * (found.best.quality or 0.0)
+    best = found.best.costs[name] * scale, factor * (found.best.quality or 0.0)
     traces.append(
         {
             "type": "scatter",
@@ -113,7 +120,7 @@ def _plot(found: AutoResult, done: Sequence[Tried], name: str) -> Figure:
             "hoverinfo": "text",
         }
     )
-    heads = f"{title}, {unit}", f"{found.measure}, %"
+    heads = f"{title}, {unit}", found.measure + (", %" if factor == 100 else "")
     layout = layout_of(*heads, (left, right), _shown(found, [y for _, _, y in points]))
     layout["shapes"] = _budgets(found, name, scale)
     return {"data": traces, "layout": layout}
@@ -121,9 +128,9 @@ def _plot(found: AutoResult, done: Sequence[Tried], name: str) -> Figure:
 
 def _shown(found: AutoResult, values: list[float]) -> tuple[float, float]:
     """The ends of the axis of quality: files that fail must not press all others together."""
-    reference = 100 * found.float_file[QUALITY]
-    ends = [reference, 100 * (found.best.quality or 0.0)]
-    ends += [100 * found.bounds[QUALITY]] if QUALITY in found.bounds else []
+    factor = _factor(found)
+    ends = [factor * found.float_file[QUALITY], factor * (found.best.quality or 0.0)]
+    ends += [factor * found.bounds[QUALITY]] if QUALITY in found.bounds else []
     ends.append(statistics.median(values))
     low, high = min(ends), max([*ends, max(values)] if found.up else ends)
     room = max((high - low) * _BELOW, 1e-3 * abs(high), 1e-9)
@@ -153,7 +160,7 @@ def _budgets(found: AutoResult, name: str, scale: float) -> list[Figure]:
     line = {"color": "#cc5500", "width": 1, "dash": "dash"}
     shapes: list[Figure] = []
     if QUALITY in found.bounds:
-        y = 100 * found.bounds[QUALITY]
+        y = _factor(found) * found.bounds[QUALITY]
         shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y,
                        "line": line})  # fmt: skip
     if name in found.bounds and math.isfinite(found.bounds[name]):
@@ -183,10 +190,10 @@ def _row(tried: Tried, costs: Sequence[str]) -> dict[str, Any]:
     return {"tried": tried, "cells": cells, "epochs": _epochs(tried.epochs)}
 
 
-def _worth(worth: Any, costs: Sequence[str]) -> dict[str, Any]:
+def _worth(found: AutoResult, worth: Worth, costs: Sequence[str]) -> dict[str, Any]:
     """A line of the table of what steps were worth."""
     return {
         "worth": worth,
-        "quality": f"{100 * worth.quality:+.2f}",
+        "quality": f"{_factor(found) * worth.quality:+.2f}",
         "costs": [f"×{worth.costs[n]:.2f}" if n in worth.costs else number(None) for n in costs],
     }

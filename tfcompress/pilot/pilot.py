@@ -42,6 +42,7 @@ Progress = Callable[[str, int, int | None], Any]
 # Seconds that what comes before the first trial may take at most.
 _BEFORE = 900.0
 _HELD_OUT = 0.2
+_COMPILED = ("loss", "from_logits", "optimizer", "learning_rate")
 
 
 class Pilot:
@@ -59,7 +60,7 @@ class Pilot:
         self.flat = flatten(_float_model(self.model))
         self.settings = Settings(
             saved_settings(self.model),
-            *(self.training[name] for name in ("loss", "from_logits", "optimizer")),
+            *(self.training[name] for name in _COMPILED),
         )
         probe = self._job(None, folder, (), False)
         judged = judged_data(probe, self.flat)
@@ -204,10 +205,7 @@ class Pilot:
     def _rate(self) -> float:
         """The learning rate that trainings begin with."""
         optimizer = self.settings.arguments()["optimizer"]
-        rate = self.training["learning_rate"]
-        if rate is None:
-            config = getattr(optimizer, "inner_optimizer", optimizer).get_config()
-            rate = config["learning_rate"]
+        rate = getattr(optimizer, "inner_optimizer", optimizer).get_config()["learning_rate"]
         if isinstance(rate, Mapping):  # a schedule
             rate = rate["config"].get("initial_learning_rate", 1e-3)
         return float(rate)

@@ -140,8 +140,10 @@ class Search:
             self.workers.begin(*self._started(self.ledger.begin(FLOAT, 0)), self.deadline.left)
             for record, figures, error in self.workers.ended():
                 base = self._written(record, figures, error)
-                if error is not None:
-                    raise ValueError(f"the float model cannot be converted and measured: {error}")
+                if base.status != DONE:
+                    raise ValueError(
+                        f"the float model cannot be converted and measured: {base.error}"
+                    )
         assert base is not None
         self.goal = self._goal_of(base)
 
