@@ -60,7 +60,7 @@ def measured(name: str, given: argparse.Namespace) -> dict:
         time=60 * given.minutes,
         metric=metric,
         epochs=turns,
-        validation_data=None if held is None else folder / "held.npz",
+        validation_data=folder / "held.npz",
         batch_size=task.training.batch,
         seed=given.seed,
         resume=given.resume,
@@ -93,36 +93,45 @@ def measured(name: str, given: argparse.Namespace) -> dict:
 
 
 def files_of(name: str, seed: int, folder: Path):
-    """Model and data of a task in files: (model, training data, half of anomalous clips, test)."""
+    """Model and data of a task: (model, training data, what anomalies are chosen by, test)."""
     import keras
 
+    from tfcompress.bench.methods.run import train_float
     from tfcompress.bench.running import child
     from tfcompress.bench.tasks import TASKS as KNOWN
 
     task = KNOWN[name]
     folder.mkdir(parents=True, exist_ok=True)
     child.prepare(name, None)
-    trained = child.train(name, seed, "full", None)
     data = child.load(task, None)
-    held, test = None, data
-    model, train = folder / "model.keras", folder / "train.npz"
+    held, test, x = None, data, data.x_train.astype("float32") * np.float32(data.scale)
+    y = x if data.y_train is None else data.y_train
+    model, train, judged = folder / "model.keras", folder / "train.npz", folder / "held.npz"
+    order = np.random.default_rng(0).permutation(len(x))
+    kept, apart = np.sort(order[len(x) // 7 :]), np.sort(order[: len(x) // 7])
     if task.loss == "mse":
-        half = np.random.default_rng(0).permutation(len(data.x_test))
+        # Anomalies are in the test set alone, of which half chooses.
+        half, kept = np.random.default_rng(0).permutation(len(data.x_test)), np.arange(len(x))
         first, second = np.sort(half[: len(half) // 2]), np.sort(half[len(half) // 2 :])
         held, test = (
             dataclasses.replace(data, x_test=data.x_test[rows], y_test=data.y_test[rows])
             for rows in (first, second)
         )
-        x = held.test_inputs()
-        np.savez(folder / "held.npz", x=x, y=x)
-    if not train.exists():
-        x = data.x_train.astype("float32") * np.float32(data.scale)
-        np.savez(train, x=x, y=x if data.y_train is None else data.y_train)
-    loaded = keras.saving.load_model(trained)
-    metrics = None if task.loss == "mse" else ["accuracy"]
-    loaded.compile(keras.optimizers.Adam(task.training.rate), task.loss, metrics=metrics,
-                   jit_compile=False)  # fmt: skip
-    loaded.save(model)
+    if not model.exists():
+        frames = held and held.test_inputs()
+        np.savez(judged, x=x[apart] if held is None else frames,
+                 y=y[apart] if held is None else frames)  # fmt: skip
+        np.savez(train, x=x[kept], y=y[kept])
+        # What files are judged on, no training has seen, not that of the float model either.
+        learned = dataclasses.replace(
+            data, x_train=data.x_train[kept],
+            y_train=None if data.y_train is None else data.y_train[kept],
+        )  # fmt: skip
+        trained = train_float(task, learned, task.training, seed)
+        metrics = None if task.loss == "mse" else ["accuracy"]
+        trained.compile(keras.optimizers.Adam(task.training.rate), task.loss, metrics=metrics,
+                        jit_compile=False)  # fmt: skip
+        trained.save(model)
     return model, train, held, test
 
 

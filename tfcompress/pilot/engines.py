@@ -15,5 +15,10 @@ def sampler(engine: str, seed: int) -> Any:
         return samplers.NSGAIISampler(population_size=20, seed=seed)
     if engine == "random":
         return samplers.RandomSampler(seed=seed)
-    # Correlated options, and candidates that others try meanwhile.
-    return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=5)
+    return samplers.TPESampler(
+        seed=seed,
+        multivariate=True,  # Options hang together.
+        constant_liar=True,  # Others are trying some meanwhile.
+        n_startup_trials=5,
+        gamma=lambda count: max(4, count // 4),
+    )

@@ -170,11 +170,11 @@ class Ledger:
     def ask(self) -> tuple[int, dict[str, str]]:
         """(the number of a new candidate, its picks)."""
         trial = self._candidates.ask()
-        picks = {
-            part: trial.suggest_categorical(part, list(options))
+        # By number, as options go from mild to strong.
+        return trial.number, {
+            part: list(options)[trial.suggest_int(part, 0, len(options) - 1)]
             for part, options in self.space.parts.items()
         }
-        return trial.number, picks
 
     def known(self) -> int:
         """How many candidates the sampler was told of."""
@@ -194,10 +194,12 @@ class Ledger:
         """Tells the sampler of a candidate that it did not ask for."""
         import optuna
 
-        kinds: Any = {p: optuna.distributions.CategoricalDistribution(list(o))
-                 for p, o in self.space.parts.items()}  # fmt: skip
+        kinds, numbers = {}, {}
+        for part, options in self.space.parts.items():
+            kinds[part] = optuna.distributions.IntDistribution(0, len(options) - 1)
+            numbers[part] = list(options).index(picks[part])
         made = optuna.trial.create_trial(
-            params=dict(picks), distributions=kinds, values=list(values)
+            params=numbers, distributions=dict(kinds), values=list(values)
         )
         self._candidates.add_trial(made)
 
