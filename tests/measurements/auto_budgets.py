@@ -118,9 +118,8 @@ def files_of(name: str, seed: int, folder: Path):
             for rows in (first, second)
         )
     if not model.exists():
-        frames = held and held.test_inputs()
-        np.savez(judged, x=x[apart] if held is None else frames,
-                 y=y[apart] if held is None else frames)  # fmt: skip
+        frames = x[apart] if held is None else held.test_inputs()
+        np.savez(judged, x=frames, y=y[apart] if held is None else frames)
         np.savez(train, x=x[kept], y=y[kept])
         # What files are judged on, no training has seen, not that of the float model either.
         learned = dataclasses.replace(

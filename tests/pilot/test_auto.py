@@ -126,7 +126,7 @@ def test_a_search_goes_on(found, files, tmp_path):
     again = tfc.auto(*given, budget="flash=0.85x", trials=1, space=spaced(AFTER), resume=True)
     assert [t.number for t in again.tried] == [t.number for t in result.tried]
     assert again.bounds["flash"] == pytest.approx(0.85 * result.float_file["flash"])
-    with refused("one of another data, training"):
+    with refused("one of another data, epochs, training"):
         other = tmp_path / "other.npz"
         np.savez(other, x=np.zeros((99, 12, 12, 3), "float32"), y=np.zeros(99, int))
         tfc.auto(given[0], other, given[2], budget="flash=1k", trials=1, seed=3, resume=True)

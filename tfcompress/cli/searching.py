@@ -11,7 +11,7 @@ from typer import Option
 
 from tfcompress.cli.command import command
 from tfcompress.cli.options import (
-    Data,
+    SCALINGS,
     Fitting,
     ForTarget,
     IoDtype,
@@ -126,7 +126,13 @@ def choose_precision(
 @command()
 def auto(
     model: KerasFile,
-    data: Data,
+    data: Annotated[
+        Path,
+        Option(
+            help="A .npz file of the arrays x and y, or named as the model's inputs and outputs; "
+            "or a folder with a folder of images for each class."
+        ),
+    ],
     budget: Annotated[
         str,
         Option(
@@ -191,6 +197,10 @@ def auto(
         Option(help="An Ethos-U whose cycles have a budget, such as ethos-u55-128."),
     ] = None,
     io_dtype: IoDtype = None,
+    scaling: Annotated[
+        str | None,
+        choice(SCALINGS, "Range of the pixels of images; by default what the model tells."),
+    ] = None,
     keep_files: Annotated[
         bool, Option("--keep-files", help="Keep the files of all trials, not of the best alone.")
     ] = False,
@@ -210,7 +220,8 @@ def auto(
     Examples:
       tfcompress auto model.keras --data train.npz --target microcontroller \\
           --budget flash=48k,ram=64k,quality=-0.5 --time 2h -o best.tflite
-      tfcompress auto model.keras --data train.npz --budget latency=0.5x,quality=-1 --time 1h
+      tfcompress auto model.keras --data photos/ --target mobile_cpu \\
+          --budget latency=0.5x,quality=-1 --time 1h
       tfcompress auto model.keras --data train.npz --budget flash=48k --time 1h --resume
 
     Files after training come first, then short trainings, the best of which go on for longer.
@@ -249,6 +260,7 @@ def auto(
         memory=parsed(memory),
         accelerator=accelerator,
         io_dtype=io_dtype,
+        scaling=scaling,
         progress=progress,
         **dataclasses.asdict(training),
     )

@@ -59,6 +59,29 @@ def load_inputs(
     return load_images(Path(path), size=size, channels=channels or 3, **images)
 
 
+def load_labelled(
+    folder: PathLike, shapes: Sequence[tuple[int | None, ...]], **images: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Load a folder with a folder of images for each class, in the order of their names.
+
+    Args:
+        shapes: of the model's inputs, batch first.
+        images: see `load_images`.
+
+    Returns (float32 images, int64 numbers of their classes).
+    """
+    classes = sorted(path for path in Path(folder).iterdir() if path.is_dir())
+    if len(classes) < 2:
+        raise ValueError(
+            f"the folder '{os.fspath(folder)}' must hold a folder of images for each class, whose "
+            f"names in their order number the classes; received {len(classes)} of them. Move the "
+            "images into such folders, or save x and y as a .npz file."
+        )
+    found: list[Any] = [load_inputs(each, shapes, **images) for each in classes]
+    labels = np.repeat(np.arange(len(classes)), [len(each) for each in found])
+    return np.concatenate(found), labels
+
+
 def _load_file(file: Path) -> Arrays:
     start = start_of(file, _EXPECTED)
     try:

@@ -44,6 +44,7 @@ class Asked:
     overwrite: bool
     accelerator: str | None
     io_dtype: str | None
+    scaling: str | None
     training: Mapping[str, Any]
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ def auto(
     memory: int | None = None,
     accelerator: str | None = None,
     io_dtype: str | None = None,
+    scaling: str | None = None,
     report: bool = True,
     progress: Progress | None = None,
     **training: Any,
@@ -56,9 +57,10 @@ def auto(
 
     Args:
         model: a float Keras 3 model, compiled, or its .keras or .h5 file.
-        data: (x, y), or a .npz file of the arrays x and y, see `tfcompress compress`. A fifth is
-            held out, on which files are judged, unless `validation_data` or `validation_split`
-            are given.
+        data: (x, y); a .npz file of the arrays x and y, see `tfcompress compress`; or a folder with
+            a folder of images for each class. A fifth is held out, on which files are judged,
+            unless `validation_data` or `validation_split` are given. Where the model was trained
+            on all of the data, that flatters the float file: give validation data of their own.
         output: the .tflite file to write; beside it come the model (.keras), the recipe (.yaml) and
             a page on the search (.html).
         budget: what the file may cost and must reach, "flash=48k,quality=-0.5" or a mapping.
@@ -89,6 +91,7 @@ def auto(
         memory: the most bytes of memory that a trial may take.
         accelerator: an Ethos-U for cycles, such as "ethos-u55-128".
         io_dtype: of the file, see `convert`.
+        scaling: of images, "none" (0 to 255), "0_1" or "-1_1"; None: what the model tells.
         report: write the page.
         progress: called as `progress(stage, done, total)`.
         **training: of `tfcompress compress`: batch_size=32, loss, from_logits, optimizer,
@@ -130,6 +133,7 @@ def auto(
         overwrite=overwrite,
         accelerator=accelerator,
         io_dtype=io_dtype,
+        scaling=scaling,
         training=training,
     )
     made: Workers

@@ -20,5 +20,4 @@ def sampler(engine: str, seed: int) -> Any:
         multivariate=True,  # Options hang together.
         constant_liar=True,  # Others are trying some meanwhile.
         n_startup_trials=5,
-        gamma=lambda count: max(4, count // 4),
     )

@@ -15,12 +15,14 @@ import keras
 import numpy as np
 
 from tfcompress.files import models
+from tfcompress.files.arrays import load_labelled
 from tfcompress.files.processes import Failed, run_apart
 from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning.data import Arrays
 from tfcompress.fine_tuning.options import Options, Settings, saved_settings
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import require_model
+from tfcompress.graph.pixels import normalization_in_front
 from tfcompress.pilot import ledger as ledgers
 from tfcompress.pilot.asked import Asked
 from tfcompress.pilot.budget import QUALITY, Goal
@@ -107,6 +109,8 @@ class Pilot:
             if not (folder / MODEL).exists():
                 model.save(folder / MODEL)
             model = folder / MODEL
+        if isinstance(data, (str, os.PathLike)) and os.path.isdir(data):
+            data = self._images(os.fspath(model), data)
         if not isinstance(data, (str, os.PathLike)):
             if not (isinstance(data, tuple) and len(data) == 2):
                 raise TypeError(
@@ -118,6 +122,13 @@ class Pilot:
                 np.savez(folder / "data.npz", x=data[0], y=data[1])
             data = folder / "data.npz"
         return os.fspath(model), os.fspath(data)
+
+    def _images(self, model: str, folder: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Images and their classes, scaled as was asked or as the model tells."""
+        loaded = _float_model(model)
+        scaling = self.given.scaling or normalization_in_front(loaded)
+        shapes = [tuple(tensor.shape) for tensor in loaded.inputs]
+        return load_labelled(folder, shapes, scaling=scaling)
 
     def _trained(self) -> dict[str, Any]:
         """The arguments of `fine_tune` that all trainings share, checked as it checks them."""

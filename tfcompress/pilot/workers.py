@@ -12,6 +12,9 @@ from tfcompress.pilot.job import Job
 from tfcompress.pilot.ledger import Record
 from tfcompress.pilot.nodes import PRELOADED, Run, on_node, packed, unpack
 
+# Seconds in which a cluster answers.
+_ANSWER = 10.0
+
 Outcome = tuple[Record, dict[str, Any] | None, str | None]
 
 
@@ -94,12 +97,14 @@ class OnRay:
         if not ray.is_initialized():
             local: dict[str, Any] = {"num_cpus": count} if address is None and count else {}
             try:
+                _reach(address)
                 ray.init(address or "local", log_to_driver=False, logging_level="error",
                          include_dashboard=False, **local)  # fmt: skip
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise ValueError(
                     f"ray must be the address of a cluster that runs, such as 10.0.0.1:6379 or "
-                    f"auto; received {address!r}: {' '.join(str(error).split())[:200]}."
+                    f"auto; received {address!r}: {' '.join(str(error).split())[:200]}. Begin one "
+                    "with `ray start --head`."
                 ) from error
         have = ray.cluster_resources().get("CPU", 1.0)
         self.count = count or max(1, int(have // cpus))
@@ -145,6 +150,13 @@ class OnRay:
             unpack(Path(job.folder), files)
             found.append((record, figures, error))
         return found
+
+
+def _reach(address: str | None) -> None:
+    """Raises an OSError at once where nobody answers, which Ray tries for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_ANSWER).close()
 
 
 def require_ray() -> Any:
