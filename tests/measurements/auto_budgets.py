@@ -22,7 +22,9 @@ ROWS = ("results", "few_bits", "post_training", "long_form")
 
 def auto_budgets(options: list[str]) -> int:
     """Searches for each net, and prints its file beside int8 and the rows of the benchmark."""
-    parser = argparse.ArgumentParser(prog="auto_budgets", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m measurements auto_budgets", description=__doc__
+    )
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--seed", type=int, default=0)
