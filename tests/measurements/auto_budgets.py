@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
+from measurements import parser_of
+
 TASKS = ("keywords", "glyphs", "wake_vision", "anomaly")
 ROWS = ("results", "few_bits", "post_training", "long_form")
 
 
 def auto_budgets(options: list[str]) -> int:
     """Searches for each net, and prints its file beside int8 and the rows of the benchmark."""
-    parser = argparse.ArgumentParser(
-        prog="python -m measurements auto_budgets", description=__doc__
-    )
+    parser = parser_of(auto_budgets, {"workers": (2, "trials at a time")}, with_json=False)
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -50,7 +50,7 @@ def measured(name: str, given: argparse.Namespace) -> dict:
     model, train, held, test = files_of(name, given.seed, folder)
     int8 = int8_bytes(model, train, folder)
     # Inputs are rebuilt by the autoencoder: quality is how well errors tell anomalies.
-    metric = None if held is None else _auc(task, held)
+    metric = _auc(task, held) if task.loss == "mse" else None
     turns = given.epochs and tuple(map(int, given.epochs.split("+")))
     start = time.perf_counter()
     found = tfc.auto(
@@ -65,6 +65,7 @@ def measured(name: str, given: argparse.Namespace) -> dict:
         validation_data=folder / "held.npz",
         batch_size=task.training.batch,
         seed=given.seed,
+        workers=given.workers if given.workers > 1 else None,
         resume=given.resume,
         overwrite=not given.resume,
         progress=lambda stage, done, total: print(f"{time.perf_counter() - start:7.1f} {stage}",
@@ -95,10 +96,9 @@ def measured(name: str, given: argparse.Namespace) -> dict:
 
 
 def files_of(name: str, seed: int, folder: Path):
-    """Model and data of a task: (model, training data, what anomalies are chosen by, test)."""
+    """Model and data of a task: (model, training data, data to choose by, data to test with)."""
     import keras
 
-    from tfcompress.bench.methods.run import train_float
     from tfcompress.bench.running import child
     from tfcompress.bench.tasks import TASKS as KNOWN
 
@@ -106,32 +106,22 @@ def files_of(name: str, seed: int, folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     child.prepare(name, None)
     data = child.load(task, None)
-    held, test, x = None, data, data.x_train.astype("float32") * np.float32(data.scale)
-    y = x if data.y_train is None else data.y_train
+    # Half of the test set chooses, the other half is what no search has seen.
+    half = np.random.default_rng(0).permutation(len(data.x_test))
+    held, test = (
+        dataclasses.replace(data, x_test=data.x_test[rows], y_test=data.y_test[rows])
+        for rows in (np.sort(half[: len(half) // 2]), np.sort(half[len(half) // 2 :]))
+    )
     model, train, judged = folder / "model.keras", folder / "train.npz", folder / "held.npz"
-    order = np.random.default_rng(0).permutation(len(x))
-    kept, apart = np.sort(order[len(x) // 7 :]), np.sort(order[: len(x) // 7])
-    if task.loss == "mse":
-        # Anomalies are in the test set alone, of which half chooses.
-        half, kept = np.random.default_rng(0).permutation(len(data.x_test)), np.arange(len(x))
-        first, second = np.sort(half[: len(half) // 2]), np.sort(half[len(half) // 2 :])
-        held, test = (
-            dataclasses.replace(data, x_test=data.x_test[rows], y_test=data.y_test[rows])
-            for rows in (first, second)
-        )
     if not model.exists():
-        frames = x[apart] if held is None else held.test_inputs()
-        np.savez(judged, x=frames, y=y[apart] if held is None else frames)
-        np.savez(train, x=x[kept], y=y[kept])
-        # What files are judged on, no training has seen, not that of the float model either.
-        learned = dataclasses.replace(
-            data, x_train=data.x_train[kept],
-            y_train=None if data.y_train is None else data.y_train[kept],
-        )  # fmt: skip
-        trained = train_float(task, learned, task.training, seed)
-        metrics = None if task.loss == "mse" else ["accuracy"]
-        trained.compile(keras.optimizers.Adam(task.training.rate), task.loss, metrics=metrics,
-                        jit_compile=False)  # fmt: skip
+        rebuilds, frames = task.loss == "mse", held.test_inputs()
+        np.savez(judged, x=frames, y=frames if rebuilds else held.y_test)
+        x = data.x_train.astype("float32") * np.float32(data.scale)
+        np.savez(train, x=x, y=x if data.y_train is None else data.y_train)
+        trained = keras.saving.load_model(child.train(name, seed, "full", None))
+        how = {} if rebuilds else {"metrics": ["accuracy"]}
+        optimizer = keras.optimizers.Adam(task.training.rate)
+        trained.compile(optimizer, task.loss, jit_compile=False, **how)
         trained.save(model)
     return model, train, held, test
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -51,7 +52,10 @@ def run_apart(
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
-    with _without_main(function):
+    try:
+        with _without_main():
+            process.start()
+    except pickle.PicklingError:  # Something of the program's own is run.
         process.start()
     theirs.close()
     try:
@@ -76,15 +80,14 @@ def run_apart(
 
 
 @contextlib.contextmanager
-def _without_main(function: Callable[..., Any]) -> Iterator[None]:
+def _without_main() -> Iterator[None]:
     """Has a new process not import the program that this one runs, a user's script, again.
 
     What is run apart is in a module of its own; a script without `if __name__ == "__main__"` would
     begin anew in each process.
     """
     main = sys.modules["__main__"]
-    if function.__module__ != "__main__":
-        sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:

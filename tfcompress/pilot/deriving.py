@@ -260,6 +260,7 @@ def _first(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, str]]:
         {"weights": "codebook of 4 values", "teacher": "float model"},
         {"weights": "int8", "channels": "macs 0.5", "teacher": "float model"},
         {"weights": "3 bits", "channels": "macs 0.75", **few},
+        {"weights": "3 bits", "channels": "macs 0.75", "teacher": "float model"},
         {part: list(options)[-1] for part, options in parts.items()},
     ]
     for picks in wanted:
