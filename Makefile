@@ -12,7 +12,7 @@ ARGS ?=
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full accept lint format bench bench-parts lock clean
+.PHONY: help demo test test-full accept lint format bench bench-parts bench-auto lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ bench: $(READY)  ## compare methods of compression on the digits (short form; AR
 bench-parts: $(READY)  ## measure the cost of training and conversion, how equal files are, and what is lost
 	PYTHONPATH=tests $(BIN)/python -m measurements $(ARGS)
 
+bench-auto: $(READY)  ## search for the nets of MLPerf Tiny within half of what int8 takes (three hours)
+	PYTHONPATH=tests $(BIN)/python -m measurements auto_budgets $(ARGS)
+
 zoo: $(ZOO)/.ready  ## what becomes of models from KerasHub and other packages: docs/zoo.md
 	PYTHONPATH=tests:$(ZOO) $(BIN)/python -m measurements zoo --write $(ARGS)
 
@@ -53,7 +56,7 @@ $(ZOO)/.ready: tests/zoo/requirements.txt $(READY)
 	$(BIN)/pip install --quiet --no-deps --target $(ZOO) -r tests/zoo/requirements.txt
 	@touch $@
 
-demo test test-full accept bench bench-parts zoo: export TF_CPP_MIN_LOG_LEVEL = 3
+demo test test-full accept bench bench-parts bench-auto zoo: export TF_CPP_MIN_LOG_LEVEL = 3
 # Tests must give the same numbers on every machine.
 test test-full zoo: export CUDA_VISIBLE_DEVICES =
 
