@@ -25,8 +25,9 @@ def run(job: Job):
     folder.mkdir(parents=True, exist_ok=True)
     time.sleep(float(job.target or 0))
     told = job.recipe + repr(sorted(job.training.items()))
-    if job.io_dtype is not None and job.io_dtype in told:
-        os.kill(os.getpid(), 9)
+    how, _, which = (job.io_dtype or "").rpartition("=")
+    if which and which in told:
+        time.sleep(60) if how else os.kill(os.getpid(), 9)
     found = figures_of(told, len(job.epochs)) if job.recipe else {**BASE, "value": 0.9}
     for name in (MODEL, FILE):
         (folder / name).write_text(told)

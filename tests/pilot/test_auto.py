@@ -203,7 +203,7 @@ ARGUMENTS = [
     ({"resume": True, "overwrite": True}, "resume goes on and overwrite begins anew"),
     ({"target": "phone"}, "unknown target 'phone'"),
     ({"budget": "cycles=1M"}, "cycles are counted for an accelerator"),
-    ({"accelerator": "ethos-u55-128"}, "cycles are counted for an accelerator"),
+    ({"accelerator": "ethos-u99"}, "ethos-u99"),
     ({"metric": 3}, "metric must be a function f(labels, outputs)"),
     ({"metric": "auc"}, "unknown metric 'auc'"),
     ({"epochs": (1, 0)}, "epochs must be whole numbers above 0"),

@@ -11,7 +11,7 @@ import pilot_fakes as fakes
 import pytest
 from pilot_trials import figures_of, run
 
-from tfcompress.pilot.ledger import FAILED, Ledger, check_settings
+from tfcompress.pilot.ledger import FAILED, Ledger, check_folder, check_settings
 from tfcompress.pilot.workers import Here
 
 
@@ -88,8 +88,14 @@ def test_a_crash_is_a_result(tmp_path):
 
 
 def test_a_trial_ends_with_its_time_or_its_memory(tmp_path):
-    with pytest.raises(ValueError, match=r"the float model cannot be .*: did not end within 1 s"):
-        fakes.searched(tmp_path / "a", seconds=3.0, wait=5.0)
+    # The first may end, so that it is known what one takes; the next one may not.
+    _, records = fakes.searched(tmp_path / "a", seconds=6.0, wait=2.2)
+    assert [r.status for r in records] == ["done", "done"]
+    start = time.monotonic()
+    slow = {"seconds": 7.0, "crash": "slow=2-4", "budget": "flash=90k"}
+    _, records = fakes.searched(tmp_path / "c", **slow)
+    assert time.monotonic() - start < 7.4
+    assert (records[-1].error or "").startswith("did not end within")
     here = Here(run, memory=2**20, preloaded=("tfcompress.files.tied",))
     with pytest.raises(ValueError, match="MiB of memory; allowed are 1"):
         fakes.searched(tmp_path / "b", trials=2, workers=here, wait=5.0)
@@ -173,16 +179,22 @@ def test_two_processes_share_a_storage(tmp_path):
 def test_a_folder_is_of_one_search(tmp_path):
     folder = tmp_path / "best.tflite.auto"
     with pytest.raises(ValueError, match="there is no search to resume"):
-        check_settings(folder, {"model": "a"}, resume=True)
+        check_folder(folder, resume=True, overwrite=False)
+    check_folder(folder, resume=False, overwrite=True)
     check_settings(folder, {"model": "a", "seed": 0}, resume=False)
     with pytest.raises(ValueError, match="Go on with --resume, or begin anew with --overwrite"):
-        check_settings(folder, {"model": "a", "seed": 0}, resume=False)
+        check_folder(folder, resume=False, overwrite=False)
+    check_folder(folder, resume=True, overwrite=False)
     check_settings(folder, {"model": "a", "seed": 0}, resume=True)
     with pytest.raises(ValueError, match="is one of another model: a search is resumed with what"):
         check_settings(folder, {"model": "b", "seed": 0}, resume=True)
     (folder / "settings.json").write_text("{")
     with pytest.raises(ValueError, match=r"is damaged\. Begin anew with --overwrite"):
         check_settings(folder, {"model": "a"}, resume=True)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters/mum.txt").touch()
+    with pytest.raises(ValueError, match=r"is there, and is none\. Name another --output"):
+        check_folder(tmp_path / "letters", resume=False, overwrite=True)
 
 
 def test_sqlite_is_a_storage_too(tmp_path):

@@ -194,7 +194,7 @@ def auto(
     memory: Annotated[str | None, size("The most memory of a trial, such as 4G.")] = None,
     accelerator: Annotated[
         str | None,
-        Option(help="An Ethos-U whose cycles have a budget, such as ethos-u55-128."),
+        Option(help="An Ethos-U such as ethos-u55-128: flash, RAM and cycles are Vela's."),
     ] = None,
     io_dtype: IoDtype = None,
     scaling: Annotated[

@@ -14,8 +14,9 @@ from tfcompress.files import writing
 from tfcompress.files.quantities import parse_seconds
 from tfcompress.pilot.budget import Budget
 from tfcompress.pilot.engines import ENGINES
-from tfcompress.pilot.ledger import require_optuna
+from tfcompress.pilot.ledger import check_folder, require_optuna
 from tfcompress.targets.targets import load_target
+from tfcompress.tools import vela
 
 PathLike = str | os.PathLike[str]
 
@@ -69,12 +70,13 @@ class Asked:
             )
         if self.target is not None:
             load_target(self.target)
-        if ("cycles" in self.budget.limits) != (self.accelerator is not None):
+        if "cycles" in self.budget.limits and self.accelerator is None:
             raise ValueError(
                 f"cycles are counted for an accelerator; received budget '{self.budget.text}' and "
-                f"accelerator {self.accelerator!r}. Give both, such as cycles=1.5M and "
-                "ethos-u55-128, or none."
+                "none. Name one, such as ethos-u55-128."
             )
+        if self.accelerator is not None:
+            vela.check_accelerator(self.accelerator)
         if (
             self.metric is not None
             and not isinstance(self.metric, str)
@@ -96,6 +98,7 @@ class Asked:
                     "epochs must be whole numbers above 0, those of each turn, such as (2, 4, 12) "
                     f"or 2+4+12 on the command line; received {self.epochs!r}."
                 )
+        check_folder(self.folder, resume=self.resume, overwrite=self.overwrite)
         for path in self.written:
             writing.check_writable(path)
             for source in self.sources:

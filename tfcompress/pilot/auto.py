@@ -18,6 +18,7 @@ from tfcompress.pilot.result import AutoResult
 from tfcompress.pilot.space import Space
 from tfcompress.pilot.trial import run
 from tfcompress.pilot.workers import Here, OnRay, Workers, stopped
+from tfcompress.results import say
 
 Progress = Callable[[str, int, int | None], Any]
 
@@ -89,7 +90,7 @@ def auto(
         overwrite: begin anew although there is one.
         keep_files: keep the files of all trials in the folder, not of the best ones alone.
         memory: the most bytes of memory that a trial may take.
-        accelerator: an Ethos-U for cycles, such as "ethos-u55-128".
+        accelerator: an Ethos-U such as "ethos-u55-128": flash, RAM and cycles are Vela's.
         io_dtype: of the file, see `convert`.
         scaling: of images, "none" (0 to 255), "0_1" or "-1_1"; None: what the model tells.
         report: write the page.
@@ -144,4 +145,8 @@ def auto(
         made = Here(run, memory)
     with stopped(made):
         pilot = Pilot(given, made, start, progress or (lambda stage, done, total: None))
-        return pilot.run(keep_files, report)
+        try:
+            return pilot.run(keep_files, report)
+        except KeyboardInterrupt:
+            say(f"What was tried is kept in '{given.folder}': go on with --resume added.")
+            raise

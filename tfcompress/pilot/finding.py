@@ -78,7 +78,7 @@ class Finding:
         commands = [self._command(record)]
         self._write(record, commands)
         if not keep_files:
-            self._tidy(records, tried)
+            self._tidy(records, tried, goal)
         measure, up = self.judge.chosen(base.figures["measures"])
         found = AutoResult(
             model=self.model,
@@ -182,10 +182,11 @@ class Finding:
         _, (ratio,) = Clock().measured(folder, [path.read_bytes() for path in paths], whole=True)
         return ratio <= bound * (1 + _NOISE)
 
-    def _tidy(self, records: Sequence[Record], tried: Sequence[Tried]) -> None:
-        """Removes files of trials that nobody will ask for; recipes and figures stay."""
-        for record, each in zip(records, tried, strict=True):
-            if not each.front:
+    def _tidy(self, records: Sequence[Record], tried: Sequence[Tried], goal: Goal) -> None:
+        """Removes files of trials that no budgets would ask for; recipes and figures stay."""
+        rows = [{QUALITY: t.quality, **t.costs} if t.quality is not None else None for t in tried]
+        for record, best in zip(records, front_of(rows, goal.up), strict=True):
+            if not best:
                 shutil.rmtree(self.asked.folder / record.place, ignore_errors=True)
 
     def _command(self, record: Record) -> str:

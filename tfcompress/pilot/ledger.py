@@ -228,28 +228,36 @@ class Ledger:
         return True
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
-    """Raises unless a folder is new, or has a search of the same settings to resume."""
-    path = folder / _SETTINGS
-    if not resume:
-        if path.exists():
-            raise ValueError(
-                f"a search is kept in '{folder}'. Go on with --resume, or begin anew with "
-                "--overwrite."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        writing.atomic_write(path, json.dumps(plain(dict(settings)), indent=2).encode())
-        return
-    if not path.is_file():
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises unless a folder is new or may begin anew, or has a search to resume."""
+    kept = (folder / _SETTINGS).is_file()
+    if resume and not kept:
         raise ValueError(
-            f"there is no search to resume: no '{path}'. Leave --resume out, or name the same "
-            "--output as before."
+            f"there is no search to resume: no '{folder / _SETTINGS}'. Leave --resume out, or name "
+            "the same --output as before."
         )
+    if kept and not (resume or overwrite):
+        raise ValueError(
+            f"a search is kept in '{folder}'. Go on with --resume, or begin anew with --overwrite."
+        )
+    if not kept and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"'{folder}', where the search would be kept, is there, and is none. Name another "
+            "--output, or move it away."
+        )
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Keeps the settings of a new search; raises unless one that is resumed has the same."""
+    path, now = folder / _SETTINGS, plain(dict(settings))
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        writing.atomic_write(path, json.dumps(now, indent=2).encode())
+        return
     try:
         before = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"'{path}' is damaged. Begin anew with --overwrite.") from error
-    now = plain(dict(settings))
     differing = [name for name in now if before.get(name) != now[name]]
     if differing:
         raise ValueError(

@@ -53,7 +53,7 @@ class Pilot:
     def __init__(self, given: Asked, workers: Workers, start: float, tell: Progress):
         self.given, self.workers, self.start, self.tell = given, workers, start, tell
         folder = given.folder
-        if given.overwrite:
+        if given.overwrite:  # It was looked at, and is a search.
             shutil.rmtree(folder, ignore_errors=True)
         tell("read the data", 0, None)
         self.model, self.data = self._files(folder)
@@ -105,10 +105,7 @@ class Pilot:
         model, data = self.given.model, self.given.data
         if not isinstance(model, (str, os.PathLike)):
             require_model(model)
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / MODEL).exists():
-                model.save(folder / MODEL)
-            model = folder / MODEL
+            model = self._kept(folder / MODEL, model)
         if isinstance(data, (str, os.PathLike)) and os.path.isdir(data):
             data = self._images(os.fspath(model), data)
         if not isinstance(data, (str, os.PathLike)):
@@ -117,11 +114,30 @@ class Pilot:
                     "data must be (x, y) or a .npz file with the arrays x and y; received "
                     f"{type(data).__name__}. Labels are needed, by which files are judged."
                 )
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "data.npz").exists():
-                np.savez(folder / "data.npz", x=data[0], y=data[1])
-            data = folder / "data.npz"
+            data = self._kept(folder / "data.npz", data)
         return os.fspath(model), os.fspath(data)
+
+    def _kept(self, path: Path, given: Any) -> Path:
+        """A file in the folder of what was given in memory; raises if it is of something else."""
+        is_model = isinstance(given, keras.Model)
+        if not self.given.resume:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if is_model:
+                given.save(path)
+            else:
+                np.savez(path, x=given[0], y=given[1])
+            return path
+        if is_model:
+            now, kept = given.get_weights(), _float_model(os.fspath(path)).get_weights()
+        else:
+            with np.load(path) as file:
+                now, kept = [np.asarray(array) for array in given], [file["x"], file["y"]]
+        if len(now) != len(kept) or not all(map(np.array_equal, now, kept)):
+            raise ValueError(
+                f"the search in '{path.parent}' is one of another {path.stem}: a search is "
+                "resumed with what it began with. Give the same, or begin anew with --overwrite."
+            )
+        return path
 
     def _images(self, model: str, folder: Any) -> tuple[np.ndarray, np.ndarray]:
         """Images and their classes, scaled as was asked or as the model tells."""
@@ -156,6 +172,8 @@ class Pilot:
             "metric": getattr(metric, "__name__", metric),
             "epochs": list(self.turns),
             "accelerator": self.given.accelerator,
+            "measured": [n for n in self.given.budget.costs if n in ("latency", "cycles")],
+            "ram": self._job(None, Path(), (), False).ram,
             "training": {
                 name: value if name != "validation_data" or value is None else _digest(value)
                 for name, value in self.training.items()

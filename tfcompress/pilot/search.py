@@ -31,6 +31,8 @@ _HOPELESS = 0.02
 _ASKED = 60
 # Seconds kept for what comes after the search, and the part of its time.
 _END_SECONDS, _END_PART = 2.0, 0.01
+# Seconds that the float model and the first trial may take, whatever time there is.
+_FIRST = 3600.0
 FLOAT = "float"
 
 
@@ -105,6 +107,8 @@ class Search:
         self.goal: Goal | None = None
         self._again: list[Record] = []
         self._begun = 0
+        made = map(self._made, space.first)
+        self._listed = [candidate for candidate in made if candidate is not None]
 
     def run(self) -> None:
         """Carries out trials until the deadline, or until nothing is left to try."""
@@ -137,7 +141,7 @@ class Search:
         """Measures the float model, which all else is compared with."""
         base = self.base()
         if base is None:
-            self.workers.begin(*self._started(self.ledger.begin(FLOAT, 0)), self.deadline.left)
+            self.workers.begin(*self._started(self.ledger.begin(FLOAT, 0)), _FIRST)
             for record, figures, error in self.workers.ended():
                 base = self._written(record, figures, error)
                 if base.status != DONE:
@@ -151,19 +155,21 @@ class Search:
         """Begins the next trial; whether there is one."""
         with self.ledger.alone():
             records = self.ledger.records()
-            if self.deadline.is_over(self._begun):
+            # What one trial takes is to be known at the end, also where there is no time for it.
+            is_first = all(r.key == FLOAT for r in records)
+            if not is_first and self.deadline.is_over(self._begun):
                 return False
             found = self._next(records)
             if found is None:
                 return False
             candidate, turn, asked = found
-            if self._expected(records, turn) > self.deadline.left:
+            if not is_first and self._expected(records, turn) > self.deadline.left:
                 return False
             record = self.ledger.begin(candidate.key, turn, candidate, asked)
         self._begun += 1
         what = f"{record.words}, " + (f"turn {turn} of {len(self.turns)}" if turn else "untrained")
         self.tell(f"trial {len(records)} ({what})", self._begun, self.deadline.trials)
-        self.workers.begin(*self._started(record), self.deadline.left)
+        self.workers.begin(*self._started(record), _FIRST if is_first else self.deadline.left)
         return True
 
     def _next(self, records: Sequence[Record]) -> tuple[Candidate, int, int | None] | None:
@@ -176,9 +182,8 @@ class Search:
                 record.asked,
             )
         begun = {(r.key, r.turn) for r in records}
-        for picks in self.space.first:
-            candidate = self._made(picks)
-            if candidate is not None and (candidate.key, self._first(candidate)) not in begun:
+        for candidate in self._listed:
+            if (candidate.key, self._first(candidate)) not in begun:
                 return candidate, self._first(candidate), None
         late = self.deadline.is_late(self._begun)
         going_on = self._due(records, late)
@@ -312,8 +317,7 @@ class Search:
         assert self.goal is not None
         records = self.ledger.records()
         begun = {r.key: r.status for r in records}
-        first = [c for c in map(self._made, self.space.first) if c is not None]
-        if not first or any(begun.get(c.key, RUNNING) == RUNNING for c in first):
+        if any(begun.get(c.key, RUNNING) == RUNNING for c in self._listed) or not self._listed:
             return False
         done = self.done()
         costs = [name for name in self.goal.bounds if name != QUALITY]

@@ -23,6 +23,7 @@ from tfcompress.surgery.profile import profile
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.arena import activation_bytes
 from tfcompress.tflite.predictor import predictor
+from tfcompress.tools.accept import accept
 from tfcompress.tools.environments import Unavailable
 
 MICRO = "microcontroller"
@@ -49,6 +50,8 @@ def run(job: Job) -> dict[str, Any]:
     np.savez(folder / OUTPUTS, **kept)
     found = {"bytes": len(content), "macs": profile(model).macs, **_memory(job, folder, model)}
     found |= _times(job, folder)
+    if job.accelerator is not None and job.recipe:
+        found |= _by_vela(folder / FILE, job.accelerator)
     return {
         **found,
         **made,
@@ -128,21 +131,20 @@ def _memory(job: Job, folder: Path, model: Any) -> dict[str, Any]:
 
 
 def _times(job: Job, folder: Path) -> dict[str, float]:
-    """Latency by ratio to the float file, and cycles, if they are asked for."""
+    """Latency by ratio to the float file, if it is asked for."""
     content, found = (folder / FILE).read_bytes(), {}
     if "latency" in job.costs:
         base = content if job.base is None else Path(job.base).read_bytes()
         _, (ratio,) = Clock().measured(folder, [base, content], whole=True)
         found["latency"] = ratio
-    if "cycles" in job.costs and job.recipe:
-        found["cycles"] = _cycles(folder / FILE, job.accelerator)
     return found
 
 
-def _cycles(path: Path, accelerator: str | None) -> float:
-    from tfcompress.tools.accept import accept
-
+def _by_vela(path: Path, accelerator: str) -> dict[str, float]:
+    """What an Ethos-U takes, as Vela counts it."""
     result = accept(path, ["vela"], accelerator=accelerator).results[0]
-    if "cycles" not in result.figures:
-        raise ValueError(f"Vela counts no cycles of this file: {result.reason}")
-    return float(result.figures["cycles"])
+    figures: dict[str, Any] = dict(result.figures)
+    if "cycles" not in figures:
+        raise ValueError(f"Vela counts nothing of this file: {result.reason}")
+    told = {"cycles": figures["cycles"], "flash": 1024 * figures["flash KiB"]}
+    return {**told, "ram": 1024 * figures["SRAM KiB"]}

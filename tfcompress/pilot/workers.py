@@ -94,6 +94,7 @@ class OnRay:
         preloaded: Sequence[str] = PRELOADED,
     ):
         ray = require_ray()
+        preload(preloaded)
         self._run, self._memory, self._preloaded = run, memory, preloaded
         if not ray.is_initialized():
             local: dict[str, Any] = {"num_cpus": count} if address is None and count else {}
