@@ -23,7 +23,7 @@ class Told:
     judged: range
     judged_on: str = "the validation data (400 samples)"
     options: object = dataclasses.field(
-        default_factory=lambda: SimpleNamespace(epochs=5, epochs_before=0)
+        default_factory=lambda: SimpleNamespace(turns=(5,), epochs_before=0)
     )
 
 

@@ -92,9 +92,9 @@ def test_a_trial_ends_with_its_time_or_its_memory(tmp_path):
     _, records = fakes.searched(tmp_path / "a", seconds=6.0, wait=2.2)
     assert [r.status for r in records] == ["done", "done"]
     start = time.monotonic()
-    slow = {"seconds": 7.0, "crash": "slow=2-4", "budget": "flash=90k"}
+    slow = {"seconds": 5.0, "crash": "slow=2-4", "budget": "flash=90k"}
     _, records = fakes.searched(tmp_path / "c", **slow)
-    assert time.monotonic() - start < 7.4
+    assert time.monotonic() - start < 5.4
     assert (records[-1].error or "").startswith("did not end within")
     here = Here(run, memory=2**20, preloaded=("tfcompress.files.tied",))
     with pytest.raises(ValueError, match="MiB of memory; allowed are 1"):
@@ -103,8 +103,8 @@ def test_a_trial_ends_with_its_time_or_its_memory(tmp_path):
 
 def test_time_is_kept(tmp_path):
     start = time.monotonic()
-    _, records = fakes.searched(tmp_path, seconds=8.0, wait=0.2, parts=4, budget="flash=90k")
-    assert 5.0 < time.monotonic() - start < 8.4
+    _, records = fakes.searched(tmp_path, seconds=5.0, wait=0.1, parts=4, budget="flash=90k")
+    assert 2.5 < time.monotonic() - start < 5.4
     assert len(records) > 10
     # Late, what is there goes on.
     assert {r.turn for r in records[len(records) * 3 // 4 :]} & {2, 3}
@@ -143,7 +143,7 @@ def finished(folder):
 @pytest.mark.parametrize(
     ("trials", "moments"),
     [
-        (40, (4.5, 5.0)),
+        (25, (4.5,)),
         pytest.param(200, [4.2 + 0.37 * i for i in range(10)], marks=pytest.mark.slow),
     ],
 )
@@ -165,6 +165,7 @@ def test_kills_lose_no_trial_that_ended(tmp_path, trials, moments):
             assert expected.items() <= record.figures.items()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_storage(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, fakes.__file__, str(tmp_path), "20", "0.1"]
