@@ -165,6 +165,15 @@ def test_kills_lose_no_trial_that_ended(tmp_path, trials, moments):
             assert expected.items() <= record.figures.items()
 
 
+def test_a_float_model_that_was_cut_off_is_measured_anew(tmp_path):
+    with Ledger(tmp_path, None, "tpe", fakes.space(), "any", 0) as ledger:
+        ledger.begin("float", 0)
+    _, records = fakes.searched(tmp_path, trials=3)
+    assert [(r.key == "float", r.status) for r in records[:2]] == [(True, "failed"), (True, "done")]
+    assert [(r.key == "float", r.status) for r in records[2:]] == [(False, "done")] * 3
+    assert all(r.recipe for r in records[2:])
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_storage(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

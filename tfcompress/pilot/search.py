@@ -113,7 +113,8 @@ class Search:
     def run(self) -> None:
         """Carries out trials until the deadline, or until nothing is left to try."""
         with self.ledger.alone():
-            self._again = self.ledger.left_behind()
+            left = self.ledger.left_behind()
+        self._again = [record for record in left if record.key != FLOAT]
         self._float()
         while True:
             while self.workers.busy < self.workers.count and self._begin_next():
