@@ -26,10 +26,12 @@ def space(parts=3):
         }
         for i in range(parts)
     }
-    for part in list(options)[:-1]:  # Rules of the last part would replace those of the others.
+    # Rules of the last part would replace those of the others, which differ in their training.
+    ways = {"batch_size": int, "rate": float, "optimizer": str}
+    for (way, kind), part in zip(ways.items(), list(options)[:-1], strict=False):
         for n, option in zip(SIZES, options[part].values(), strict=True):
             option.clear()
-            option["training"] = {"batch_size": 10 * n + int(part[-1])}
+            option["training"] = {way: kind(10 * n)}
     return Space(options, (dict.fromkeys(options, "bits 8"),))
 
 

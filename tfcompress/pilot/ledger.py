@@ -103,7 +103,7 @@ class Ledger:
         seed: int,
         objectives: int = 1,
     ):
-        self.folder, self.space = folder, space
+        self.folder, self.space, self.seed = folder, space, seed
         self.owner = uuid.uuid4().hex[:12]
         self._stack = contextlib.ExitStack()
         self._held = self._own()

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tfcompress.pilot.budget import QUALITY, Goal
 from tfcompress.pilot.job import CODED, FILE, LOG, MODEL, OUTPUTS, RECIPE, Job
 from tfcompress.pilot.ledger import DONE, RUNNING, Ledger, Record
@@ -28,7 +30,9 @@ _LATE = 0.6
 # A cost that is missed by more than this is no matter of training.
 _HOPELESS = 0.02
 # How often a sampler is asked for something that was not tried.
-_ASKED = 60
+_ASKED = 30
+# And how many are drawn at random after that.
+_DRAWN = 500
 # Seconds kept for what comes after the search, and the part of its time.
 _END_SECONDS, _END_PART = 2.0, 0.01
 # Seconds that the float model and the first trial may take, whatever time there is.
@@ -205,7 +209,7 @@ class Search:
             return None
 
     def _asked(self, begun: set[tuple[str, int]]) -> tuple[Candidate, int, int | None] | None:
-        """A candidate of the sampler that was not tried; None if it finds none."""
+        """A candidate that was not tried, of the sampler as long as it finds any."""
         for _ in range(min(_ASKED, 4 * len(self.space))):
             number, picks = self.ledger.ask()
             candidate = self._made(picks)
@@ -215,6 +219,18 @@ class Search:
                 self._tell_known(number, candidate)
             else:
                 return candidate, self._first(candidate), number
+        return self._any(begun)
+
+    def _any(self, begun: set[tuple[str, int]]) -> tuple[Candidate, int, int | None] | None:
+        """A candidate at random that was not tried; None if hardly any is left."""
+        random = np.random.default_rng([self.ledger.seed, len(begun)])
+        for _ in range(_DRAWN):
+            picks = {
+                part: str(random.choice(list(each))) for part, each in self.space.parts.items()
+            }
+            candidate = self._made(picks)
+            if candidate is not None and (candidate.key, self._first(candidate)) not in begun:
+                return candidate, self._first(candidate), None
         return None
 
     def _tell_known(self, number: int, candidate: Candidate) -> None:
