@@ -97,7 +97,7 @@ class Finding:
             float_file={QUALITY: base.figures[QUALITY], **_costs(base.figures)},
             best=chosen,
             tried=tuple(tried),
-            worth=tuple(worth_of(chosen, tried, self.space.candidate({}).picks)),
+            worth=tuple(worth_of(chosen, tried, self.space.mildest)),
             seconds=round(time.monotonic() - start, 1),
             folder=os.fspath(self.asked.folder),
         )

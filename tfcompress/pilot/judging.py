@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,6 +42,18 @@ class Judge:
         self._model, self._settings, self._metric = model, settings, metric
         self._names = output_names(model)
         self._through: keras.Model | None = None
+
+    def check(self) -> None:
+        """Raises unless loss and metrics can be computed, and the one that was named is there."""
+        if callable(self._metric):
+            return
+        few = dataclasses.replace(
+            self.data,
+            inputs=[array[:2] for array in self.data.inputs],
+            labels=[array[:2] for array in self.data.labels],
+        )
+        given = keras.tree.flatten(self._model.predict_on_batch(few.take(slice(None))[0]))
+        self.chosen(self._compiled(given, few.labels))
 
     def measures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Loss and metrics of outputs, or what the user's function gives, by name."""

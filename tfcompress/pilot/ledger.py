@@ -197,7 +197,8 @@ class Ledger:
         kinds, numbers = {}, {}
         for part, options in self.space.parts.items():
             kinds[part] = optuna.distributions.IntDistribution(0, len(options) - 1)
-            numbers[part] = list(options).index(picks[part])
+            names = list(options)
+            numbers[part] = names.index(picks.get(part, names[0]))
         made = optuna.trial.create_trial(
             params=numbers, distributions=dict(kinds), values=list(values)
         )

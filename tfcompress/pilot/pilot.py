@@ -69,6 +69,7 @@ class Pilot:
         every = Arrays(datasets.read(self.data), self.flat, self.data).match()
         datasets.check_labels(self.flat, self.settings.arguments()["loss"], every)
         self.judge = Judge(self.flat, self.settings, judged, given.metric)
+        self.judge.check()
         trained = len(every) - (len(judged) if self.training["validation_split"] else 0)
         self.turns = given.turns(math.ceil(trained / self.training["batch_size"]))
 
@@ -211,7 +212,7 @@ class Pilot:
         given, own = self.given, {} if record is None else dict(record.training)
         training = {**self.training, **{k: v for k, v in own.items() if k != "rate"}}
         if own.get("rate", 1.0) != 1.0:
-            training["learning_rate"] = own["rate"] * self._rate
+            training["learning_rate"] = float(f"{own['rate'] * self._rate:.6g}")
         base = given.folder / "trials" / FLOAT / "0" / FILE
         ram = given.budget.limits.get("ram")
         return Job(
@@ -249,7 +250,7 @@ class Pilot:
 
     def _goal(self, base: Record) -> Goal:
         _, up = self.judge.chosen(base.figures["measures"])
-        figures = {"latency": 1.0, "cycles": math.nan, **base.figures}
+        figures = {"cycles": math.nan, **base.figures, "latency": 1.0}
         return Goal(self.given.budget.bounds(figures, up), figures, up)
 
 

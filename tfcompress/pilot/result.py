@@ -213,7 +213,9 @@ def worth_of(best: Tried, tried: Sequence[Tried], first: Mapping[str, str]) -> l
         assert best.quality is not None
         assert other.quality is not None
         costs = {n: best.costs[n] / v for n, v in other.costs.items() if v and n in best.costs}
-        found.append(Worth(part, option, other.picks[part], best.quality - other.quality, costs))
+        found.append(
+            Worth(part, option, other.picks.get(part, "none"), best.quality - other.quality, costs)
+        )
     return found
 
 

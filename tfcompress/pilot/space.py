@@ -39,7 +39,8 @@ class Candidate:
     """A recipe of a space, and how it is trained.
 
     Attributes:
-        picks: the option of each part, by names.
+        picks: the option of each part, by names; without parts that change nothing, as how it is
+            trained where nothing is.
         recipe: the text of its YAML file.
         training: "rate" (times the learning rate) and what else of `fine_tune`.
     """
@@ -83,21 +84,28 @@ class Space:
             size = min(_MOST, size * len(options))
         return size
 
+    @property
+    def mildest(self) -> dict[str, str]:
+        """The first option of each part."""
+        return {part: next(iter(options)) for part, options in self.parts.items()}
+
     def candidate(self, picks: Mapping[str, str]) -> Candidate:
         """The recipe of some options; a part that is left out has its first one.
 
         Raises:
             ValueError: if they are no recipe together.
         """
-        named = {part: picks.get(part, next(iter(each))) for part, each in self.parts.items()}
+        named = {part: picks.get(part, option) for part, option in self.mildest.items()}
         told, training = _merged([self.parts[part][option] for part, option in named.items()])
         if "rules" not in told:  # Nothing is trained: how it would be is no choice.
-            for part, option in named.items():
-                if self.parts[part][option].keys() <= {"distill", "training"}:
-                    named[part] = next(iter(self.parts[part]))
+            named = {p: o for p, o in named.items() if not self._only_trains(p)}
         text = yaml.text_of(told)
         file.parse(text.encode(), "; ".join(f"{p}: {o}" for p, o in named.items()))
         return Candidate(named, text, training)
+
+    def _only_trains(self, part: str) -> bool:
+        """Whether a part says how a recipe is trained, and nothing else."""
+        return all(option.keys() <= {"distill", "training"} for option in self.parts[part].values())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Space:
