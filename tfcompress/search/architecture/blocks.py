@@ -58,9 +58,7 @@ def without(flat: keras.Model, blocks: Collection[Block]) -> keras.Model:
 
     def call(node: Node, *args, **kwargs):
         skipped = node.name in starts
-        made[node.name] = (
-            made[starts[node.name]] if skipped else node.operation(*args, **kwargs)
-        )
+        made[node.name] = made[starts[node.name]] if skipped else node.operation(*args, **kwargs)
         return made[node.name]
 
     return exchanged(Graph.of(flatten(flat)), call)

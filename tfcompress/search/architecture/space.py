@@ -13,7 +13,7 @@ from tfcompress.errors import check, expected_one_of, is_whole
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.nodes import Graph
 from tfcompress.results import Change, change_lines
-from tfcompress.search.architecture.blocks import Block, stages_of, without
+from tfcompress.search.architecture.blocks import stages_of, without
 from tfcompress.search.architecture.kernels import (
     kernel_sizes,
     resized_inside,
@@ -190,7 +190,9 @@ class ArchitectureSpace:
     def _shallow(self, kept: tuple[int, ...]) -> _Shallow:
         """The model with so many blocks of each stage."""
         if kept not in self._held:
-            gone = [block for stage, n in zip(self._stages, kept, strict=True) for block in stage[n:]]
+            gone = [
+                block for stage, n in zip(self._stages, kept, strict=True) for block in stage[n:]
+            ]
             structure = Structure(without(self.model, gone) if gone else flatten(self.model))
             scores: Scores = {}
             if "width" in self.dimensions and structure.prunable():
@@ -205,14 +207,14 @@ class ArchitectureSpace:
         """{name of a convolution: (its sizes, whether it can be split)}."""
         splits = set[str]()
         if "separable" in self.dimensions:
-            report = getattr(to_separable(self.model), "surgery_report")
+            report = to_separable(self.model).surgery_report
             splits = {change.layer for change in report.changes}
             self.kept += [Change(f"separable:{row.layer}", row.detail) for row in report.kept]
         found = {}
         for node in graph.nodes:
             sizes = kernel_sizes(node.operation) if "kernel" in self.dimensions else ()
             if sizes or node.name in splits:
-                own = max(getattr(node.operation, "kernel_size"))
+                own = max(node.operation.kernel_size)
                 found[node.name] = sizes or (own,), node.name in splits
         return found
 
@@ -238,7 +240,9 @@ class ArchitectureSpace:
         if "kernel" in self.dimensions and not any(
             len(sizes) > 1 for sizes, _ in self._kernels.values()
         ):
-            self.kept.append(Change("kernel", "no convolution has an odd kernel and 'same' padding"))
+            self.kept.append(
+                Change("kernel", "no convolution has an odd kernel and 'same' padding")
+            )
 
     def __str__(self) -> str:
         rows = [Change(name, ", ".join(map(str, x))) for name, x in self.choices().items()]
