@@ -26,15 +26,17 @@ class Block:
         start: the name of the node whose output it reads.
         end: the name of the node whose output becomes that of `start` where it is left out.
         inside: the names of its nodes, the end among them.
+        residual: whether it is added to what it reads.
     """
 
     start: str
     end: str
     inside: frozenset[str]
+    residual: bool = False
 
 
 def stages_of(graph: Graph) -> list[tuple[Block, ...]]:
-    """Blocks that can be left out, in order: those that follow upon one another are one stage."""
+    """Blocks that can be left out, in order; those of a kind in a row are one stage."""
     found, taken = [], set[str]()
     for block in (*_residual(graph), *_chained(graph)):
         if taken.isdisjoint(block.inside):
@@ -44,7 +46,9 @@ def stages_of(graph: Graph) -> list[tuple[Block, ...]]:
     nodes = {node.name: node for node in graph.nodes}
     stages: list[list[Block]] = []
     for block in sorted(found, key=lambda block: place[block.end]):
-        if stages and _follows(graph, nodes[block.start], stages[-1][-1].end):
+        last = stages[-1][-1] if stages else block
+        alike = block is not last and block.residual == last.residual
+        if alike and _follows(graph, nodes[block.start], last.end):
             stages[-1].append(block)
         else:
             stages.append([block])
@@ -74,7 +78,7 @@ def _residual(graph: Graph) -> Iterator[Block]:
             inside = _between(graph, shortcut, branch, node)
             start = graph.producer(shortcut)
             if inside and start is not None and not start.is_input and _is_same(shortcut, branch):
-                yield Block(start.name, node.name, frozenset(inside | {node.name}))
+                yield Block(start.name, node.name, frozenset(inside | {node.name}), True)
                 break
 
 

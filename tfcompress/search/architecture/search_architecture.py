@@ -26,6 +26,7 @@ from tfcompress.search.architecture.found import (
 )
 from tfcompress.search.architecture.proxies import PROXIES
 from tfcompress.search.architecture.space import ArchitectureSpace
+from tfcompress.search.architecture.supernet import train_supernet
 from tfcompress.search.architecture.training import Training
 from tfcompress.search.choices import Chooser, of_picks, of_trial
 
@@ -51,6 +52,7 @@ def search_architecture(
     evaluate: Callable[[keras.Model], float] | None = None,
     proxy: str | None = None,
     proxy_share: float = 0.5,
+    supernet_epochs: int = 20,
     batch_size: int = 32,
     seed: int = 0,
     storage: Any = None,
@@ -67,7 +69,9 @@ def search_architecture(
             of the options.
         data: (x, y) arrays to train on; the model must have one input and one output.
         engine: "random", "tpe", "nsga2", "evolution", "reinforcement", see
-            `tfcompress.search.samplers`, or a sampler of Optuna.
+            `tfcompress.search.samplers`, or a sampler of Optuna. "supernet" trains the model once
+            so that candidates of less depth, width and kernel size share its weights (SPOS,
+            arXiv:1904.00420), and lets evolution choose among these without training them.
         trials: how many candidates are trained; those of a study that is resumed count.
         budget: the most that a candidate may cost, any of "macs", "params", "peak_memory" (bytes of
             int8 activations) and "flash" (bytes of int8 weights, about).
@@ -80,6 +84,7 @@ def search_architecture(
         proxy: "synflow", "gradient_norm", "naswot", "macs" or "params": a candidate is trained
             only if it is among the better ones of those that it was asked of so far.
         proxy_share: which share of the candidates the proxy lets pass, in (0, 1].
+        supernet_epochs: of the training that all candidates of "supernet" share.
         batch_size: of training.
         seed: of the engine, the split and the trainings; Keras's global seed is set.
         storage: an Optuna storage or its URL, such as "sqlite:///search.db", with which a search
@@ -109,18 +114,35 @@ def search_architecture(
     training = Training.of(
         data, validation, _compiled(space, compile), evaluate, epochs, batch_size, seed
     )
-    build = ArchitectureSpace.of(space) if isinstance(space, keras.Model) else space
-    if not callable(build):
+    if not callable(space):
         raise TypeError(
             "space must be a keras.Model or a function build(choose) -> keras.Model; received "
             f"{space!r}."
         )
-    filtering = (proxy, proxy_share) if proxy else None
-    study = _study(engine, seed, storage, training.settings() | {"budget": limits, "proxy": proxy})
-    search = _Search(build, training, limits, filtering, study)
-    search.run(trials, progress)
+    settings = training.settings() | {"budget": limits, "proxy": proxy}
     name = engine if isinstance(engine, str) else type(engine).__name__
+    if name == "supernet":
+        engine, settings["supernet_epochs"] = "evolution", supernet_epochs
+    study = _study(engine, seed, storage, settings)
+    build = ArchitectureSpace.of(space) if isinstance(space, keras.Model) else space
+    if name == "supernet":
+        build, training = _shared(space, training, supernet_epochs)
+    search = _Search(build, training, limits, (proxy, proxy_share) if proxy else None, study)
+    search.run(trials, progress)
     return search.found(name)
+
+
+def _shared(space: Any, training: Training, epochs: int) -> tuple[Space, Training]:
+    """A supernet's candidates, and how they are judged: as they are."""
+    if isinstance(space, ArchitectureSpace):
+        space = space.model
+    if not isinstance(space, keras.Model):
+        raise TypeError(
+            "the engine 'supernet' needs a keras.Model, whose weights are shared; received "
+            f"{space!r}. Take 'evolution' for a function that builds."
+        )
+    build = train_supernet(space, training, epochs)
+    return build, dataclasses.replace(training, epochs=0)
 
 
 def _checked_budget(budget: Mapping[str, Any]) -> dict[str, float]:

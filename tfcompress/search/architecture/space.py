@@ -35,7 +35,7 @@ _HELD = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shallow:
+class Shallow:
     """A model without some blocks, and which of its channels can go."""
 
     structure: Structure
@@ -66,6 +66,8 @@ class ArchitectureSpace:
     Attributes:
         model: a flat copy of the user's.
         kept: what cannot be chosen, and why.
+        stages: the blocks that can be left out.
+        kernels: {name of a convolution: (sizes of its kernel, whether it can be split)}.
     """
 
     def __init__(
@@ -87,10 +89,10 @@ class ArchitectureSpace:
         self.model, self.kept = opened(model), list[Change]()
         self._widths, self._round_to = sorted(set(widths)), int(round_to)
         self._score, self._data = score, data
-        self._held: collections.OrderedDict[tuple[int, ...], _Shallow] = collections.OrderedDict()
+        self._held: collections.OrderedDict[tuple[int, ...], Shallow] = collections.OrderedDict()
         graph = Graph.of(self.model)
-        self._stages = stages_of(graph) if "depth" in self.dimensions else []
-        self._kernels = self._kernel_sizes(graph)
+        self.stages = stages_of(graph) if "depth" in self.dimensions else []
+        self.kernels = self._kernel_sizes(graph)
         self._heights = self._resolutions(sorted(set(resolutions)))
         self._tell_kept(graph)
 
@@ -162,9 +164,9 @@ class ArchitectureSpace:
     def _plan(self, choose: Chooser):
         """What is chosen: (model without blocks, sizes of groups, kernels, separable, height)."""
         kept = tuple(
-            choose(f"depth:{stage[0].end}", tuple(range(len(stage) + 1))) for stage in self._stages
+            choose(f"depth:{stage[0].end}", tuple(range(len(stage) + 1))) for stage in self.stages
         )
-        shallow = self._shallow(kept)
+        shallow = self.shallow(kept)
         sizes = {}
         for name, group in shallow.groups.items():
             counts = _counts(group.size, self._widths, self._round_to)
@@ -172,8 +174,8 @@ class ArchitectureSpace:
                 sizes[name] = choose(f"width:{name}", counts)
         kernels, separable = {}, set()
         for node in shallow.structure.graph.nodes:
-            if node.name in self._kernels and node.name not in kernels:
-                options, splits = self._kernels[node.name]
+            if node.name in self.kernels and node.name not in kernels:
+                options, splits = self.kernels[node.name]
                 size = options[-1]
                 if len(options) > 1:
                     size = choose(f"kernel:{node.name}", options)
@@ -181,24 +183,24 @@ class ArchitectureSpace:
                 if splits and size > 1 and choose(f"separable:{node.name}", (False, True)):
                     separable.add(node.name)
         changed = {
-            name: size for name, size in kernels.items() if size != self._kernels[name][0][-1]
+            name: size for name, size in kernels.items() if size != self.kernels[name][0][-1]
         }
         height = choose("resolution", self._heights) if len(self._heights) > 1 else None
         own = self.model.inputs[0].shape[1] if height is not None else None
         return shallow, sizes, changed, separable, None if height == own else height
 
-    def _shallow(self, kept: tuple[int, ...]) -> _Shallow:
+    def shallow(self, kept: tuple[int, ...]) -> Shallow:
         """The model with so many blocks of each stage."""
         if kept not in self._held:
             gone = [
-                block for stage, n in zip(self._stages, kept, strict=True) for block in stage[n:]
+                block for stage, n in zip(self.stages, kept, strict=True) for block in stage[n:]
             ]
             structure = Structure(without(self.model, gone) if gone else flatten(self.model))
             scores: Scores = {}
             if "width" in self.dimensions and structure.prunable():
                 scores = competing(structure, score_groups(structure, self._score, self._data))
             groups = {name: structure.groups[name] for name in scores}
-            self._held[kept] = _Shallow(structure, groups, scores)
+            self._held[kept] = Shallow(structure, groups, scores)
             while len(self._held) > _HELD:
                 self._held.popitem(last=False)
         return self._held[kept]
@@ -230,15 +232,15 @@ class ArchitectureSpace:
         return tuple(sorted({max(1, round(height * share)) for share in shares}))
 
     def _tell_kept(self, graph: Graph) -> None:
-        if "depth" in self.dimensions and not self._stages:
+        if "depth" in self.dimensions and not self.stages:
             self.kept.append(Change("depth", "no block gives the shape that it reads"))
         if "width" in self.dimensions:
-            whole = self._shallow(tuple(len(stage) for stage in self._stages))
+            whole = self.shallow(tuple(len(stage) for stage in self.stages))
             for name, group in whole.structure.groups.items():
                 if group.kept is not None:
                     self.kept.append(Change(f"width:{name}", group.kept))
         if "kernel" in self.dimensions and not any(
-            len(sizes) > 1 for sizes, _ in self._kernels.values()
+            len(sizes) > 1 for sizes, _ in self.kernels.values()
         ):
             self.kept.append(
                 Change("kernel", "no convolution has an odd kernel and 'same' padding")

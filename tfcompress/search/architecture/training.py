@@ -24,6 +24,7 @@ class Training:
         train_data, held_out: (x, y) arrays.
         how: arguments of `compile`; None if candidates come compiled.
         evaluate: what judges instead of metrics.
+        epochs: of each training; 0 of candidates that share the weights of a supernet.
         measure: what the score is, as soon as one was judged.
     """
 
@@ -71,7 +72,8 @@ class Training:
         self.begin()
         self.compiled(model)
         x, y = self.train_data
-        model.fit(x, y, epochs=self.epochs, batch_size=self.batch_size, verbose=0)
+        if self.epochs:
+            model.fit(x, y, epochs=self.epochs, batch_size=self.batch_size, verbose=0)
         return self._score(model)
 
     def compiled(self, model: keras.Model) -> None:
