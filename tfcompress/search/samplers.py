@@ -57,14 +57,12 @@ class RandomChoices(BaseSampler):
         check(is_whole(seed, 0), "seed", "a whole number, 0 or more", seed)
         self.seed = int(seed)
 
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         """None: the space is known only as it is asked for."""
         return {}
 
     def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self, study: Study, trial: FrozenTrial, search_space: Any
     ) -> dict[str, Any]:
         """None, see `infer_relative_search_space`."""
         return {}
@@ -79,7 +77,7 @@ class RandomChoices(BaseSampler):
         """One pick."""
         count = count_of(param_name, param_distribution)
         index = int(self._random(trial, param_name).integers(count))
-        return _value_of(param_distribution, index)
+        return value_of(param_distribution, index)
 
     def _random(self, trial: FrozenTrial, name: str = "") -> np.random.Generator:
         return np.random.default_rng([self.seed, trial.number, zlib.crc32(name.encode())])
@@ -138,7 +136,7 @@ class Evolution(RandomChoices):
         """The pick of the child; a random one of what no parent was asked for."""
         index = trial.system_attrs.get(_CHILD, {}).get(param_name)
         if index is not None and index < count_of(param_name, param_distribution):
-            return _value_of(param_distribution, index)
+            return value_of(param_distribution, index)
         return super().sample_independent(study, trial, param_name, param_distribution)
 
     def _child(
@@ -228,7 +226,7 @@ class PolicyGradient(RandomChoices):
         count = count_of(param_name, param_distribution)
         odds = _softmax(self._policy(study).logits_of(param_name, count))
         index = int(self._random(trial, param_name).choice(count, p=odds))
-        return _value_of(param_distribution, index)
+        return value_of(param_distribution, index)
 
     def probabilities(self, study: Study) -> dict[str, np.ndarray]:
         """{name of a choice: probabilities of its options}, as the finished trials taught."""
@@ -351,7 +349,8 @@ def _index_of(distribution: BaseDistribution, value: Any) -> int:
     return inner
 
 
-def _value_of(distribution: BaseDistribution, index: int) -> Any:
+def value_of(distribution: BaseDistribution, index: int) -> Any:
+    """The pick that is the option of an index."""
     if isinstance(distribution, IntDistribution):
         return distribution.low + index * distribution.step
     return distribution.to_external_repr(index)

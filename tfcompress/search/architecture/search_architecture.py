@@ -37,6 +37,8 @@ _ASKED = 50
 # Before so many candidates the proxy knows too little to turn one down.
 _FIRST = 4
 _STUDY = "tfcompress-architecture"
+# The engines whose candidates share one training.
+_SHARING = ("supernet", "gradient")
 
 
 def search_architecture(
@@ -71,7 +73,9 @@ def search_architecture(
         engine: "random", "tpe", "nsga2", "evolution", "reinforcement", see
             `tfcompress.search.samplers`, or a sampler of Optuna. "supernet" trains the model once
             so that candidates of less depth, width and kernel size share its weights (SPOS,
-            arXiv:1904.00420), and lets evolution choose among these without training them.
+            arXiv:1904.00420), and lets evolution choose among these without training them;
+            "gradient" learns the odds of the options in such a training (FBNet, arXiv:1812.03443),
+            and draws candidates by these.
         trials: how many candidates are trained; those of a study that is resumed count.
         budget: the most that a candidate may cost, any of "macs", "params", "peak_memory" (bytes of
             int8 activations) and "flash" (bytes of int8 weights, about).
@@ -84,7 +88,7 @@ def search_architecture(
         proxy: "synflow", "gradient_norm", "naswot", "macs" or "params": a candidate is trained
             only if it is among the better ones of those that it was asked of so far.
         proxy_share: which share of the candidates the proxy lets pass, in (0, 1].
-        supernet_epochs: of the training that all candidates of "supernet" share.
+        supernet_epochs: of the training that all candidates of "supernet" or "gradient" share.
         batch_size: of training.
         seed: of the engine, the split and the trainings; Keras's global seed is set.
         storage: an Optuna storage or its URL, such as "sqlite:///search.db", with which a search
@@ -121,28 +125,41 @@ def search_architecture(
         )
     settings = training.settings() | {"budget": limits, "proxy": proxy}
     name = engine if isinstance(engine, str) else type(engine).__name__
-    if name == "supernet":
+    if name in _SHARING:
         engine, settings["supernet_epochs"] = "evolution", supernet_epochs
     study = _study(engine, seed, storage, settings)
     build = ArchitectureSpace.of(space) if isinstance(space, keras.Model) else space
-    if name == "supernet":
-        build, training = _shared(space, training, supernet_epochs)
+    if name in _SHARING:
+        build, odds = _shared(name, space, training, supernet_epochs, limits)
+        training = dataclasses.replace(training, epochs=0)
+        study.sampler = study.sampler if odds is None else _drawing(odds, seed)
     search = _Search(build, training, limits, (proxy, proxy_share) if proxy else None, study)
     search.run(trials, progress)
     return search.found(name)
 
 
-def _shared(space: Any, training: Training, epochs: int) -> tuple[Space, Training]:
-    """A supernet's candidates, and how they are judged: as they are."""
+def _shared(
+    engine: str, space: Any, training: Training, epochs: int, limits: Mapping[str, float]
+) -> tuple[Space, Any]:
+    """Candidates that share a training, and the odds of their options, where these were learned."""
     if isinstance(space, ArchitectureSpace):
         space = space.model
     if not isinstance(space, keras.Model):
         raise TypeError(
-            "the engine 'supernet' needs a keras.Model, whose weights are shared; received "
+            f"the engine '{engine}' needs a keras.Model, whose weights are shared; received "
             f"{space!r}. Take 'evolution' for a function that builds."
         )
-    build = train_supernet(space, training, epochs)
-    return build, dataclasses.replace(training, epochs=0)
+    if engine == "supernet":
+        return train_supernet(space, training, epochs), None
+    from tfcompress.search.architecture.gradient import learn_choices  # which needs Optuna
+
+    return learn_choices(space, training, epochs, limits)
+
+
+def _drawing(odds: Any, seed: int) -> Any:
+    from tfcompress.search.architecture.gradient import LearnedChoices
+
+    return LearnedChoices(odds, seed)
 
 
 def _checked_budget(budget: Mapping[str, Any]) -> dict[str, float]:

@@ -47,18 +47,15 @@ def train_supernet(
         RuntimeError: Keras runs on another backend than TensorFlow.
         ValueError: `epochs` is out of its range, or there is nothing to choose.
     """
-    check(is_whole(epochs), "supernet_epochs", "a whole number, 1 or more", epochs)
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"expected Keras on TensorFlow; it runs on {keras.backend.backend()}. Set "
-            "KERAS_BACKEND=tensorflow, or take the engine 'evolution'."
-        )
-    space = ArchitectureSpace.of(model, dimensions=DIMENSIONS)
-    masks = Masks.of(space)
+    masks = Masks.to_train(model, epochs)
     training.begin()
     _fit(masks, training, epochs)
-    trained = masks.parts()
-    samples = training.train_data[0][:_SAMPLES]
+    return as_space(masks, training)
+
+
+def as_space(masks: Masks, training: Training) -> Callable[[Chooser], keras.Model]:
+    """The parts of a network that was trained, with statistics of their own."""
+    trained, samples = masks.parts(), training.train_data[0][:_SAMPLES]
 
     def build(choose: Chooser) -> keras.Model:
         return with_statistics(trained(masks.without_fixed(choose)), [[samples]])
@@ -81,6 +78,17 @@ class Masks:
     model: keras.Model
     choices: Mapping[str, Sequence[Any]]
     scores: Mapping[str, np.ndarray]
+
+    @classmethod
+    def to_train(cls, model: keras.Model, epochs: int) -> Masks:
+        """Of the parts of a model that are to share a training."""
+        check(is_whole(epochs), "supernet_epochs", "a whole number, 1 or more", epochs)
+        if keras.backend.backend() != "tensorflow":
+            raise RuntimeError(
+                f"expected Keras on TensorFlow; it runs on {keras.backend.backend()}. Set "
+                "KERAS_BACKEND=tensorflow, or take the engine 'evolution'."
+            )
+        return cls.of(ArchitectureSpace.of(model, dimensions=DIMENSIONS))
 
     @classmethod
     def of(cls, space: ArchitectureSpace) -> Masks:
