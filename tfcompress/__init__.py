@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tfcompress.recipe.findings import Sensitivity
     from tfcompress.recipe.flash import ExpectedFlash, expected_flash
     from tfcompress.recipe.recipe import Recipe
+    from tfcompress.search.architecture.found import ArchitectureSearch
+    from tfcompress.search.architecture.search_architecture import search_architecture
+    from tfcompress.search.architecture.space import ArchitectureSpace
     from tfcompress.search.choice import PrecisionChoice
     from tfcompress.search.choose_precision import choose_precision
     from tfcompress.search.sensitivity import sensitivity
@@ -81,6 +84,9 @@ _HOMES = {
     "tfcompress.recipe.flash": ["ExpectedFlash", "expected_flash"],
     "tfcompress.recipe.recipe": ["Recipe"],
     "tfcompress.recipe.findings": ["Sensitivity"],
+    "tfcompress.search.architecture.found": ["ArchitectureSearch"],
+    "tfcompress.search.architecture.search_architecture": ["search_architecture"],
+    "tfcompress.search.architecture.space": ["ArchitectureSpace"],
     "tfcompress.search.choice": ["PrecisionChoice"],
     "tfcompress.search.choose_precision": ["choose_precision"],
     "tfcompress.search.sensitivity": ["sensitivity"],
@@ -120,6 +126,8 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ArchitectureSearch",
+    "ArchitectureSpace",
     "ChannelPruning",
     "Cluster",
     "Codebook",
@@ -172,6 +180,7 @@ __all__ = [
     "register_kernel",
     "remove_dead_channels",
     "schedules",
+    "search_architecture",
     "sensitivity",
     "split",
     "streaming",
