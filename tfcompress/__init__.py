@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tfcompress.recipe.findings import Sensitivity
     from tfcompress.recipe.flash import ExpectedFlash, expected_flash
     from tfcompress.recipe.recipe import Recipe
+    from tfcompress.search.architecture.found import ArchitectureSearch
+    from tfcompress.search.architecture.search_architecture import search_architecture
+    from tfcompress.search.architecture.space import ArchitectureSpace
     from tfcompress.search.choice import PrecisionChoice
     from tfcompress.search.choose_precision import choose_precision
     from tfcompress.search.sensitivity import sensitivity
@@ -85,6 +88,9 @@ _HOMES = {
     "tfcompress.recipe.flash": ["ExpectedFlash", "expected_flash"],
     "tfcompress.recipe.recipe": ["Recipe"],
     "tfcompress.recipe.findings": ["Sensitivity"],
+    "tfcompress.search.architecture.found": ["ArchitectureSearch"],
+    "tfcompress.search.architecture.search_architecture": ["search_architecture"],
+    "tfcompress.search.architecture.space": ["ArchitectureSpace"],
     "tfcompress.search.choice": ["PrecisionChoice"],
     "tfcompress.search.choose_precision": ["choose_precision"],
     "tfcompress.search.sensitivity": ["sensitivity"],
@@ -124,6 +130,8 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ArchitectureSearch",
+    "ArchitectureSpace",
     "AutoResult",
     "ChannelPruning",
     "Cluster",
@@ -178,6 +186,7 @@ __all__ = [
     "register_kernel",
     "remove_dead_channels",
     "schedules",
+    "search_architecture",
     "sensitivity",
     "split",
     "streaming",

@@ -199,7 +199,7 @@ ARGUMENTS = [
     ({"trials": 0}, "trials must be 1 or more"),
     ({"time": "2 hours", "trials": None}, "time: expected a time with its unit, such as 90s"),
     ({"time": -1, "trials": None}, "time must be seconds above 0"),
-    ({"engine": "grid"}, "unknown engine 'grid'; expected one of tpe, nsga2, random"),
+    ({"engine": "grid"}, "unknown engine 'grid'; expected one of tpe, nsga2, evolution"),
     ({"resume": True, "overwrite": True}, "resume goes on and overwrite begins anew"),
     ({"target": "phone"}, "unknown target 'phone'"),
     ({"budget": "cycles=1M"}, "cycles are counted for an accelerator"),

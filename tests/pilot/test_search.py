@@ -11,8 +11,10 @@ import pilot_fakes as fakes
 import pytest
 from pilot_trials import figures_of, run
 
+from tfcompress.pilot.engines import ENGINES
 from tfcompress.pilot.ledger import FAILED, Ledger, check_folder, check_settings
 from tfcompress.pilot.workers import Here
+from tfcompress.search.samplers import SAMPLERS
 
 
 def best_of(search, records):
@@ -60,7 +62,11 @@ def test_files_lie_by_candidate_and_turn(tmp_path):
             assert record.figures["flash"] == figures_of(told, record.turn)["flash"]
 
 
-@pytest.mark.parametrize("engine", ["tpe", "nsga2", "random", "evolution", "reinforcement"])
+def test_engines_are_the_samplers_there_are():
+    assert set(ENGINES) == set(SAMPLERS)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_all_engines_find_something_near_the_best_there_is(tmp_path, engine):
     search, records = fakes.searched(tmp_path, trials=40, engine=engine)
     best = best_of(search, records)

@@ -81,7 +81,8 @@ def auto(
             crossentropies, or the loss.
         epochs: of the turns of a training, such as (2, 4, 12), each of which begins where the one
             before ended. None: turns of some 150, 300 and 900 steps.
-        engine: "tpe", "nsga2" (evolution for several objectives) or "random".
+        engine: "tpe", "nsga2" (evolution for several objectives), "evolution" (aging),
+            "reinforcement" (a policy gradient) or "random".
         workers: trials at a time, by Ray on this machine; None: one, without Ray.
         ray: the address of a Ray cluster, or "auto".
         storage: where Optuna keeps the trials, such as "sqlite:///trials.db"; None: a journal in

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.files import writing
-from tfcompress.pilot.engines import sampler
+from tfcompress.pilot.engines import engine_of
 from tfcompress.pilot.space import Candidate, Space
 from tfcompress.results import plain
 
@@ -109,7 +109,8 @@ class Ledger:
         self._held = self._own()
         store = _store(folder, storage)
         self._records = _study(store, "records", None, 1)
-        chooser = sampler(engine, seed)
+        # Optuna's own engines would draw the same again in a search that goes on.
+        chooser = engine_of(engine, seed + len(self.records()))
         self._candidates = _study(store, f"candidates {engine} {goal}", chooser, objectives)
 
     def close(self) -> None:

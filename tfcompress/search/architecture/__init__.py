@@ -1,0 +1,1 @@
+"""Search for an architecture: the space, what judges candidates, and the search itself."""
