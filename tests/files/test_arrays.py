@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from refusals import refusals_of
 
-from tfcompress.files.arrays import load_arrays, load_inputs
+from tfcompress.files.arrays import load_arrays, load_inputs, load_labelled
 
 X = np.arange(24, dtype=np.float32).reshape(4, 6)
 
@@ -75,6 +75,17 @@ def test_images_take_the_size_of_the_model(tmp_path):
             load_inputs(tmp_path, shapes)
     with pytest.raises(ValueError, match="images have 1 or 3 channels; the model takes 4"):
         load_inputs(tmp_path, [(None, 3, 2, 4)])
+
+
+def test_folders_of_classes_are_numbered_by_their_names(tmp_path):
+    for name, value in (("cat", 10), ("bird", 20), ("dog", 30)):
+        for number in range(2):
+            save_image(tmp_path / name / f"{number}.png", np.full((4, 4), value + number))
+    x, y = load_labelled(tmp_path, [(None, 4, 4, 1)], scaling="none")
+    assert x[:, 0, 0, 0].tolist() == [20, 21, 10, 11, 30, 31]
+    assert y.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match="must hold a folder of images for each class"):
+        load_labelled(tmp_path / "cat", [(None, 4, 4, 1)], scaling="none")
 
 
 def test_bad_files_are_refused(tmp_path):
