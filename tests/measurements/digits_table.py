@@ -2,8 +2,8 @@
 
 Tables make searches comparable over many seeds in seconds (Ying et al. 2019, NAS-Bench-101,
 arXiv:1902.09635). 648 architectures read the 8x8 digits that scikit-learn brings: 1,200 to train
-on, 597 to judge. `digits_table.csv` holds what one seed gave; to train all anew (an hour of one core),
-put it away and run
+on, 597 to judge. `digits_table.csv` holds what one seed gave. To train all anew, which takes an
+hour of one core, put it away and run
 
     PYTHONPATH=tests python -m measurements digits_table --seeds 1
 """

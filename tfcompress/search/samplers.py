@@ -19,10 +19,8 @@ from tfcompress.errors import check, expected_one_of, is_whole
 try:
     import optuna
 except ImportError as error:
-    raise ImportError(
-        "searches run on Optuna, which is not installed. Install it: "
-        "pip install 'tfcompress[auto]'."
-    ) from error
+    mend = "Install it: pip install 'tfcompress[auto]'."
+    raise ImportError(f"searches run on Optuna, which is not installed. {mend}") from error
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
@@ -75,9 +73,8 @@ class RandomChoices(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         """One pick."""
-        count = count_of(param_name, param_distribution)
-        index = int(self._random(trial, param_name).integers(count))
-        return value_of(param_distribution, index)
+        random, count = self._random(trial, param_name), count_of(param_name, param_distribution)
+        return value_of(param_distribution, int(random.integers(count)))
 
     def _random(self, trial: FrozenTrial, name: str = "") -> np.random.Generator:
         return np.random.default_rng([self.seed, trial.number, zlib.crc32(name.encode())])
@@ -289,7 +286,13 @@ class _Policy:
         return self.logits.setdefault((name, count), np.zeros(count))
 
 
-SAMPLERS = ("random", "tpe", "nsga2", "evolution", "reinforcement")
+SAMPLERS = {
+    "random": RandomChoices,
+    "tpe": optuna.samplers.TPESampler,
+    "nsga2": optuna.samplers.NSGAIISampler,
+    "evolution": Evolution,
+    "reinforcement": PolicyGradient,
+}
 
 
 def sampler(name: str, seed: int = 0, **settings: Any) -> BaseSampler:
@@ -313,16 +316,9 @@ def sampler(name: str, seed: int = 0, **settings: Any) -> BaseSampler:
         >>> sampler("evolution", seed=1, population=16).population
         16
     """
-    known = {
-        "random": RandomChoices,
-        "tpe": optuna.samplers.TPESampler,
-        "nsga2": optuna.samplers.NSGAIISampler,
-        "evolution": Evolution,
-        "reinforcement": PolicyGradient,
-    }
-    if name not in known:
-        raise ValueError(f"unknown engine {name!r}; {expected_one_of(str(name), known)}")
-    return known[name](seed=seed, **settings)
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown engine {name!r}; {expected_one_of(str(name), SAMPLERS)}")
+    return SAMPLERS[name](seed=seed, **settings)
 
 
 def violation(trial: FrozenTrial) -> float:
