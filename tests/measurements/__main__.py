@@ -21,6 +21,8 @@ MEASUREMENTS = {
     "few_bits": "few_bits",
     "peer_rate": "peer_rate",
     "recurrent_quality": "recurrent_quality",
+    "digits_table": "digits_table",
+    "architecture_search": "architecture_search",
     "zoo": "zoo",
 }
 # One needs packages that `make zoo` installs, the other takes hours.

@@ -19,21 +19,23 @@ from tfcompress.errors import check, expected_one_of, is_whole
 try:
     import optuna
 except ImportError as error:
-    raise ImportError(
-        "searches run on Optuna, which is not installed. Install it: "
-        "pip install 'tfcompress[auto]'."
-    ) from error
+    mend = "Install it: pip install 'tfcompress[auto]'."
+    raise ImportError(f"searches run on Optuna, which is not installed. {mend}") from error
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-_CHILD = "tfcompress:child"
-# How often a child that was tried already is changed once more.
+_PROPOSAL = "tfcompress:proposal"
+# How often what was tried already is drawn anew.
 _ATTEMPTS = 32
 # The most spreads of the reward that one trial counts.
 _MOST = 3.0
+
+
+# {name of a choice: index of the option}
+Picks = dict[str, int]
 
 
 class RandomChoices(BaseSampler):
@@ -68,22 +70,42 @@ class RandomChoices(BaseSampler):
         return {}
 
     def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         """One pick."""
-        count = count_of(param_name, param_distribution)
-        index = int(self._random(trial, param_name).integers(count))
-        return value_of(param_distribution, index)
+        random, count = self._random(trial, param_name), count_of(param_name, param_distribution)
+        return value_of(param_distribution, int(random.integers(count)))
 
     def _random(self, trial: FrozenTrial, name: str = "") -> np.random.Generator:
         return np.random.default_rng([self.seed, trial.number, zlib.crc32(name.encode())])
 
 
-class Evolution(RandomChoices):
+class _Proposing(RandomChoices):
+    """A sampler that decides on all picks of a trial before the first is asked for."""
+
+    def _proposal(self, study: Study, finished: list[FrozenTrial], trial: FrozenTrial) -> Picks:
+        raise NotImplementedError
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Decides, once, as other processes may finish trials between two picks."""
+        count = len(study.directions)
+        mend = "Take 'nsga2' or 'random', or make the others constraints."
+        check(count == 1, "the study", "of one objective", f"{count} objectives", mend)
+        finished = study.get_trials(deepcopy=False, states=_FINISHED)
+        proposal = self._proposal(study, finished, trial)
+        study._storage.set_trial_system_attr(trial._trial_id, _PROPOSAL, proposal)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        """What was decided; a random pick of what no trial before was asked for."""
+        index = trial.system_attrs.get(_PROPOSAL, {}).get(param_name)
+        if index is not None and index < count_of(param_name, param_distribution):
+            return value_of(param_distribution, index)
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+
+class Evolution(_Proposing):
     """Aging evolution: children of the best of a few of the most recent trials, which die of age.
 
     Real et al. 2018, arXiv:1802.01548, with uniform crossover beside mutation. Trials that break
@@ -109,7 +131,7 @@ class Evolution(RandomChoices):
     """
 
     def __init__(
-        self, seed: int = 0, population: int = 24, tournament: int = 8, crossover: float = 0.5
+        self, seed: int = 0, population: int = 12, tournament: int = 6, crossover: float = 0.5
     ):
         super().__init__(seed)
         check(is_whole(population, 2), "population", "a whole number, 2 or more", population)
@@ -118,31 +140,14 @@ class Evolution(RandomChoices):
         check(0 <= crossover <= 1, "crossover", "in [0, 1]", crossover)
         self.population, self.tournament, self.crossover = population, tournament, crossover
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Makes the child, once, as other processes may finish trials between two picks."""
-        _require_one_objective(study)
-        finished = study.get_trials(deepcopy=False, states=_FINISHED)
-        if len(finished) >= self.population:
-            child = self._child(finished, _sign(study), self._random(trial))
-            study._storage.set_trial_system_attr(trial._trial_id, _CHILD, child)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """The pick of the child; a random one of what no parent was asked for."""
-        index = trial.system_attrs.get(_CHILD, {}).get(param_name)
-        if index is not None and index < count_of(param_name, param_distribution):
-            return value_of(param_distribution, index)
-        return super().sample_independent(study, trial, param_name, param_distribution)
+    def _proposal(self, study: Study, finished: list[FrozenTrial], trial: FrozenTrial) -> Picks:
+        if len(finished) < self.population:
+            return {}
+        return self._child(finished, _sign(study), self._random(trial))
 
     def _child(
         self, finished: Sequence[FrozenTrial], sign: int, random: np.random.Generator
-    ) -> dict[str, int]:
-        """{name: index}."""
+    ) -> Picks:
         living = self._living(finished)
 
         def parent() -> FrozenTrial:
@@ -158,10 +163,10 @@ class Evolution(RandomChoices):
             swapped = {name for name in other if random.random() < 0.5}
             child = {**other, **child, **{name: other[name] for name in swapped}}
             child = {name: min(i, count_of(name, kinds[name]) - 1) for name, i in child.items()}
-        tried = {frozenset(indices_of(trial).items()) for trial in finished}
+        tried = [indices_of(trial) for trial in finished]
         for _ in range(_ATTEMPTS):
             _mutate(child, kinds, random)
-            if frozenset(child.items()) not in tried:
+            if not _is_tried(child, tried):
                 break
         return child
 
@@ -172,13 +177,13 @@ class Evolution(RandomChoices):
         return holding + others[max(0, len(others) - self.population + len(holding)) :]
 
 
-class PolicyGradient(RandomChoices):
+class PolicyGradient(_Proposing):
     """REINFORCE: a softmax over the options of each choice learns which ones score more than usual.
 
     Williams 1992; of architectures Zoph & Le 2016, arXiv:1611.01578, here with logits in place of
     their recurrent network. Rewards are the scores, compared with a moving average and in parts of
     their usual spread; what breaks a constraint is a penalty, as of Tan et al. 2018 (MnasNet,
-    arXiv:1807.11626).
+    arXiv:1807.11626). What was tried already is drawn anew.
 
     Args:
         seed: of all random numbers.
@@ -204,7 +209,7 @@ class PolicyGradient(RandomChoices):
         learning_rate: float = 0.3,
         decay: float = 0.9,
         entropy: float = 0.02,
-        penalty: float = 2.0,
+        penalty: float = 1.0,
     ):
         super().__init__(seed)
         check(0 < learning_rate < math.inf, "learning_rate", "a number above 0", learning_rate)
@@ -215,18 +220,16 @@ class PolicyGradient(RandomChoices):
         self.entropy, self.penalty = entropy, penalty
         self._replayed: tuple[list[int], _Policy] = [], _Policy()
 
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """A pick of the policy that the finished trials taught."""
-        count = count_of(param_name, param_distribution)
-        odds = _softmax(self._policy(study).logits_of(param_name, count))
-        index = int(self._random(trial, param_name).choice(count, p=odds))
-        return value_of(param_distribution, index)
+    def _proposal(self, study: Study, finished: list[FrozenTrial], trial: FrozenTrial) -> Picks:
+        logits, random = self._policy(study).logits, self._random(trial)
+        tried, picks = [indices_of(each) for each in finished], Picks()
+        for attempt in range(_ATTEMPTS):
+            # A policy that is sure of what it tried already is made less and less so.
+            odds = {name: _softmax(x / (1 + attempt / 4)) for (name, _), x in logits.items()}
+            picks = {name: int(random.choice(len(p), p=p)) for name, p in odds.items()}
+            if not _is_tried(picks, tried):
+                break
+        return picks
 
     def probabilities(self, study: Study) -> dict[str, np.ndarray]:
         """{name of a choice: probabilities of its options}, as the finished trials taught."""
@@ -234,7 +237,6 @@ class PolicyGradient(RandomChoices):
 
     def _policy(self, study: Study) -> _Policy:
         """The policy after all finished trials, in the order of their numbers."""
-        _require_one_objective(study)
         finished = study.get_trials(deepcopy=False, states=_FINISHED)
         numbers = [trial.number for trial in finished]
         done, policy = self._replayed
@@ -284,7 +286,13 @@ class _Policy:
         return self.logits.setdefault((name, count), np.zeros(count))
 
 
-SAMPLERS = ("random", "tpe", "nsga2", "evolution", "reinforcement")
+SAMPLERS = {
+    "random": RandomChoices,
+    "tpe": optuna.samplers.TPESampler,
+    "nsga2": optuna.samplers.NSGAIISampler,
+    "evolution": Evolution,
+    "reinforcement": PolicyGradient,
+}
 
 
 def sampler(name: str, seed: int = 0, **settings: Any) -> BaseSampler:
@@ -298,7 +306,7 @@ def sampler(name: str, seed: int = 0, **settings: Any) -> BaseSampler:
         **settings: further arguments of the sampler's class.
 
     Returns:
-        A sampler for `optuna.create_study(sampler=...)`.
+        A sampler of Optuna.
 
     Raises:
         ValueError: the name is unknown, or a setting out of its range.
@@ -308,16 +316,9 @@ def sampler(name: str, seed: int = 0, **settings: Any) -> BaseSampler:
         >>> sampler("evolution", seed=1, population=16).population
         16
     """
-    known = {
-        "random": RandomChoices,
-        "tpe": optuna.samplers.TPESampler,
-        "nsga2": optuna.samplers.NSGAIISampler,
-        "evolution": Evolution,
-        "reinforcement": PolicyGradient,
-    }
-    if name not in known:
-        raise ValueError(f"unknown engine {name!r}; {expected_one_of(str(name), known)}")
-    return known[name](seed=seed, **settings)
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown engine {name!r}; {expected_one_of(str(name), SAMPLERS)}")
+    return SAMPLERS[name](seed=seed, **settings)
 
 
 def violation(trial: FrozenTrial) -> float:
@@ -356,6 +357,11 @@ def value_of(distribution: BaseDistribution, index: int) -> Any:
     return distribution.to_external_repr(index)
 
 
+def _is_tried(picks: Picks, tried: Sequence[Picks]) -> bool:
+    """Whether these picks were tried, as far as they were asked for."""
+    return any(each.items() <= picks.items() for each in tried)
+
+
 def _mutate(
     child: dict[str, int], kinds: Mapping[str, BaseDistribution], random: np.random.Generator
 ) -> None:
@@ -392,9 +398,3 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _sign(study: Study) -> int:
     return 1 if study.direction == StudyDirection.MAXIMIZE else -1
-
-
-def _require_one_objective(study: Study) -> None:
-    count = len(study.directions)
-    mend = "Take 'nsga2' or 'random', or make the others constraints."
-    check(count == 1, "the study", "of one objective", f"{count} objectives", mend)
