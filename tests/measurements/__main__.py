@@ -25,8 +25,8 @@ MEASUREMENTS = {
     "architecture_search": "architecture_search",
     "zoo": "zoo",
 }
-# One needs packages that `make zoo` installs, the other takes hours.
-OWN_COMMANDS = ("zoo", "auto_budgets")
+# One needs packages that `make zoo` installs, the others take hours.
+OWN_COMMANDS = ("zoo", "auto_budgets", "digits_table")
 
 
 def main(arguments: list[str] | None = None) -> int:
