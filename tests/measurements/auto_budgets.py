@@ -24,7 +24,7 @@ ROWS = ("results", "few_bits", "post_training", "long_form")
 
 def auto_budgets(options: list[str]) -> int:
     """Searches for each net, and prints its file beside int8 and the rows of the benchmark."""
-    parser = parser_of(auto_budgets, {"workers": (2, "trials at a time")})
+    parser = parser_of(auto_budgets, {"workers": (2, "trials at a time")}, with_json=False)
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--seed", type=int, default=0)
