@@ -204,7 +204,7 @@ def worth_of(best: Tried, tried: Sequence[Tried], first: Mapping[str, str]) -> l
             if other.error is None
             and other.quality is not None
             and other.picks.get(part) != option
-            and all(other.picks[p] == o for p, o in best.picks.items() if p != part)
+            and all(other.picks.get(p) == o for p, o in best.picks.items() if p != part)
         ]
         if not alike:
             continue

@@ -27,6 +27,8 @@ from tfcompress.pilot.workers import Workers
 _THIRD = 3
 # From this part of the time, or of the trials, on what is there goes on, and nothing new begins.
 _LATE = 0.6
+# What a turn of training is hoped to add to the quality, as a part of the float file's.
+_HOPED = 0.01
 # A cost that is missed by more than this is no matter of training.
 _HOPELESS = 0.02
 # How often a sampler is asked for something that was not tried.
@@ -265,14 +267,18 @@ class Search:
         return all(part <= _HOPELESS for name, part in missed.items() if name != QUALITY)
 
     def _gain(self, records: Sequence[Record], turn: int) -> float:
-        """What one more turn added to the quality of those that had it, in the mean."""
+        """What one more turn is expected to add to the quality: the mean of what it added so far,
+        which begins with a hope, as else nothing that falls short would ever go on.
+        """
+        assert self.goal is not None
+        hoped = _HOPED * abs(self.goal.base[QUALITY]) * (1 if self.goal.up else -1)
         later = {r.key: r for r in records if r.turn == turn + 1 and r.status == DONE}
         gains = [
             later[r.key].figures[QUALITY] - r.figures[QUALITY]
             for r in records
             if r.turn == turn and r.status == DONE and r.key in later
         ]
-        return statistics.fmean(gains) if gains else 0.0
+        return statistics.fmean([hoped, *gains])
 
     def _score(self, record: Record, gain: float) -> float:
         assert self.goal is not None
