@@ -146,12 +146,9 @@ def finished(folder):
         return ledger.records()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("trials", "moments"),
-    [
-        (25, (4.5,)),
-        pytest.param(200, [4.2 + 0.37 * i for i in range(10)], marks=pytest.mark.slow),
-    ],
+    ("trials", "moments"), [(25, (4.5,)), (200, [4.2 + 0.37 * i for i in range(10)])]
 )
 def test_kills_lose_no_trial_that_ended(tmp_path, trials, moments):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

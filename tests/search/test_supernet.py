@@ -82,6 +82,7 @@ def test_one_training_teaches_parts_of_all_sizes():
     assert "depth:third" not in asked
 
 
+@pytest.mark.slow
 def test_the_engine_trains_no_candidate():
     model = network()
     found = search_architecture(
