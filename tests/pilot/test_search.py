@@ -124,9 +124,10 @@ def test_what_costs_too_much_even_when_smallest_ends_the_search(tmp_path):
 
 def test_other_budgets_use_what_is_known(tmp_path):
     _, before = fakes.searched(tmp_path, trials=20)
-    search, after = fakes.searched(tmp_path, trials=20, budget="flash=30k,quality=-1")
+    search, after = fakes.searched(tmp_path, trials=1, budget="flash=70k,quality=-1")
     assert fakes.plain(after)[: len(before)] == fakes.plain(before)
-    assert search.ledger.known() >= 15
+    # Other budgets have a sampler of their own, which is told of what had a short training.
+    assert search.ledger.known() >= sum(r.turn == 1 for r in before)
     assert max(collections.Counter((r.key, r.turn) for r in after).values()) == 1
 
 

@@ -15,6 +15,7 @@ from tfcompress.cli.options import (
     FORMATS,
     OBSERVERS,
     PRECISIONS,
+    RAM,
     WEIGHT_OBSERVERS,
     ForTarget,
     IoDtype,
@@ -167,7 +168,7 @@ def convert(
     ] = None,
     ram: Annotated[
         str | None,
-        size("The most of the arena, such as 64k, in which weights in codes are decoded."),
+        size(RAM),
     ] = None,
     metadata: Annotated[
         Path | None,

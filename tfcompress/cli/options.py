@@ -156,6 +156,8 @@ CODES = (
     "it runs"
 )
 
+RAM = "The most of the arena, such as 64k, in which weights in codes are decoded."
+
 # Of the commands that train.
 Data = Annotated[
     Path,

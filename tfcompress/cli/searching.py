@@ -183,6 +183,8 @@ def auto(
     ray: Annotated[
         str | None, Option(metavar="ADDRESS", help="A Ray cluster whose machines try, or auto.")
     ] = None,
+    cpus: Annotated[float, Option(min=0.0, help="CPUs that Ray keeps for one trial.")] = 1.0,
+    gpus: Annotated[float, Option(min=0.0, help="GPUs that Ray keeps for one trial.")] = 0.0,
     storage: Annotated[
         str | None,
         Option(
@@ -253,6 +255,8 @@ def auto(
         engine=engine,
         workers=workers,
         ray=ray,
+        cpus=cpus,
+        gpus=gpus,
         storage=storage,
         resume=resume,
         overwrite=overwrite,

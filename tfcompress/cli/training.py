@@ -13,6 +13,7 @@ from typer import Argument, Option
 
 from tfcompress.cli.command import command, does_not_run
 from tfcompress.cli.options import (
+    RAM,
     CompressedWeights,
     Data,
     Epochs,
@@ -22,6 +23,8 @@ from tfcompress.cli.options import (
     above_zero,
     choice,
     parse_turns,
+    parsed,
+    size,
 )
 from tfcompress.cli.terminal import Progress
 from tfcompress.surgery.shrink import LOOKING, METHODS, SCOPES, SCORES, Shrink
@@ -71,6 +74,7 @@ def compress(
         Option(help="A .keras file to write, too: the model that the .tflite file is made from."),
     ] = None,
     compressed_weights: CompressedWeights = False,
+    ram: Annotated[str | None, size(RAM)] = None,
     *,
     training: Training,
     progress: Progress,
@@ -104,6 +108,7 @@ def compress(
             teacher=teacher,
             keep=keep,
             compressed_weights=compressed_weights,
+            ram=parsed(ram),
             **dataclasses.asdict(training),
         )
 

@@ -315,8 +315,8 @@ def fine_tune(
             validation_data: a .npz file to judge with, also of x_val and y_val or x_test and
             y_test; or validation_split: a fraction of `data`, drawn at random;
             seed=0: of the order of samples and all that is random;
-            precision, io_dtype, target, compressed_weights: of a .tflite file, see `convert`; by
-            default the precision that the recipe trains for;
+            precision, io_dtype, target, compressed_weights, ram: of a .tflite file, see `convert`;
+            by default the precision that the recipe trains for;
             keep: a .keras file for the model that a .tflite file is made from; `convert` makes the
             same of it;
             resume: go on with an interrupted training of the same settings, or with one that was

@@ -59,6 +59,7 @@ class Options:
     keep_checkpoint: bool = False
     keep: PathLike | None = None
     compressed_weights: bool = False
+    ram: int | None = None
     teacher: PathLike | None = None
     told: Mapping[str, Any] | None = None
     shrink: Shrink | None = None
@@ -108,7 +109,7 @@ class Options:
             raise ValueError(
                 f"the output must end in .keras or .tflite; received '{self.output}'. Rename it."
             )
-        names = ("keep", "compressed_weights", "precision", "io_dtype", "target")
+        names = ("keep", "compressed_weights", "ram", "precision", "io_dtype", "target")
         if suffix == ".keras" and any(getattr(self, name) for name in names):
             raise ValueError(
                 f"{', '.join(names[:-1])} and {names[-1]} are for .tflite files; received one with "
@@ -119,7 +120,7 @@ class Options:
                 "keep must end in .keras, as it is the model that the output is made from; "
                 f"received '{self.keep}'. Rename it."
             )
-        if self.precision is not None or self.target is not None or self.compressed_weights:
+        if self.precision is not None or self.target is not None or self.in_codes:
             self.settled(self.precision)
         for name, path in self.written.items():
             writing.check_writable(path)
@@ -128,6 +129,11 @@ class Options:
                     raise ValueError(
                         f"{name} is one of the files that are read, '{source}'. Name another file."
                     )
+
+    @property
+    def in_codes(self) -> bool:
+        """Whether TFLite Micro is to decode weights."""
+        return self.compressed_weights or self.ram is not None
 
     @property
     def written(self) -> dict[str, PathLike]:
@@ -142,6 +148,7 @@ class Options:
             self.io_dtype,
             target=self.target,
             compressed_weights=self.compressed_weights or None,
+            ram=self.ram,
         )
 
     def check_layers(self, precision: Mapping[Any, str]) -> None:
@@ -214,7 +221,7 @@ class Options:
         taught = ("alpha", "temperature", "start_from_teacher", "dropout")
         return {
             "tfcompress": VERSION,
-            **{name: None if path is None else _hash(path) for name, path in read.items()},
+            **{name: None if path is None else digest_of(path) for name, path in read.items()},
             "recipe": recipe and hashlib.sha256(recipe).hexdigest(),
             "shrink": self.shrink and repr(self.shrink),
             "epochs_before": self.epochs_before,
@@ -224,7 +231,8 @@ class Options:
         }
 
 
-def _hash(path: PathLike) -> str:
+def digest_of(path: PathLike) -> str:
+    """SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while chunk := stream.read(1 << 20):

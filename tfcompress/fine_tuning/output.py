@@ -59,6 +59,7 @@ def write(
     if precision is not None:
         settings = {"precision": precision, "io_dtype": options.io_dtype, "target": options.target}
         settings["compressed_weights"] = options.compressed_weights or None
+        settings["ram"] = options.ram
     if calibration is not None:
         settings["calibration"] = calibration
     new, check = content_of(final, suffix, compilation(), **settings)

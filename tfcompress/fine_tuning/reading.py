@@ -81,7 +81,7 @@ class Read:
 
 def asked_by(options: Options) -> tuple[Options, file.Parsed | None]:
     """The options with the surgery of their recipe, and the recipe."""
-    if options.compressed_weights:
+    if options.in_codes:
         runtimes.require_tflm()
     parsed = None if options.recipe is None else file.load(options.recipe)
     if parsed is None:

@@ -86,10 +86,10 @@ class Asked:
                 f"metric must be a function f(labels, outputs) -> float or a name; received "
                 f"{self.metric!r}."
             )
-        unknown = [name for name in self.training if name not in _TRAINING]
+        unknown = [name for name in self.training if name not in TRAINING]
         if unknown:
             raise TypeError(
-                f"auto takes no argument {unknown[0]!r}; {expected_one_of(unknown[0], _TRAINING)}"
+                f"auto takes no argument {unknown[0]!r}; {expected_one_of(unknown[0], TRAINING)}"
             )
         if self.epochs is not None:
             turns = self.turns(1)
@@ -133,7 +133,7 @@ class Asked:
         return tuple(self.epochs) if isinstance(self.epochs, Sequence) else (self.epochs,)
 
 
-_TRAINING = (
+TRAINING = (
     *("batch_size", "loss", "from_logits", "optimizer", "learning_rate", "constant_rate"),
     *("validation_data", "validation_split", "seed"),
 )

@@ -38,6 +38,8 @@ def auto(
     engine: str = "tpe",
     workers: int | None = None,
     ray: str | None = None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
     storage: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -85,6 +87,7 @@ def auto(
             "reinforcement" (a policy gradient) or "random".
         workers: trials at a time, by Ray on this machine; None: one, without Ray.
         ray: the address of a Ray cluster, or "auto".
+        cpus, gpus: that Ray keeps for one trial.
         storage: where Optuna keeps the trials, such as "sqlite:///trials.db"; None: a journal in
             the folder `<output>.auto`. Several processes may search on one storage and folder.
         resume: go on with the search in that folder: no trial that ended is lost.
@@ -141,7 +144,7 @@ def auto(
     made: Workers
     if workers is not None or ray is not None:
         check(workers is None or is_whole(workers), "workers", "1 or more", workers)
-        made = OnRay(run, memory, ray, workers)
+        made = OnRay(run, memory, ray, workers, cpus, gpus)
     else:
         made = Here(run, memory)
     with stopped(made):

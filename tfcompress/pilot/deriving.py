@@ -18,6 +18,7 @@ from tfcompress.fine_tuning.data import Arrays
 from tfcompress.fine_tuning.options import Settings, saved_settings
 from tfcompress.graph.flatten import flatten
 from tfcompress.kinds import DEPTHWISE, is_of
+from tfcompress.pilot.judging import is_crossentropy
 from tfcompress.pilot.space import Space
 from tfcompress.results import Change
 from tfcompress.search import scan
@@ -236,9 +237,7 @@ def _teachers(flat: Any, path: str, training: Mapping[str, Any]) -> Options:
         training.get("from_logits", False),
         training.get("optimizer"),
     )
-    loss = settings.arguments().get("loss")
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    classes = "crossentropy" in name.lower().replace("_", "")
+    classes = is_crossentropy(settings.arguments().get("loss"))
     if not classes and len(tree.flatten(flat.outputs)) > 1:
         return {"none": {}}
     how: dict[str, Any] = {} if classes else {"losses": ["mse"]}

@@ -15,7 +15,8 @@ from typing import Any
 
 from tfcompress.files import writing
 from tfcompress.files.quantities import as_time
-from tfcompress.pilot.asked import Asked
+from tfcompress.fine_tuning.options import Options
+from tfcompress.pilot.asked import TRAINING, Asked
 from tfcompress.pilot.budget import COSTS, QUALITY, Goal
 from tfcompress.pilot.job import CODED, FILE, MODEL, Job
 from tfcompress.pilot.judging import Judge
@@ -199,9 +200,11 @@ class Finding:
             "epochs": "+".join(map(str, turns)) or "0",
             "output": self.asked.written[0],
         }
-        told |= {k: v for k, v in job.training.items() if v not in (None, _USUAL.get(k))}
+        usual = usual_training()
+        told |= {k: v for k, v in job.training.items() if v not in (None, usual[k])}
         told |= {"target": job.target, "io_dtype": job.io_dtype}
-        told |= {"compressed_weights": True} if record.figures["coded"] else {}
+        if record.figures["coded"]:
+            told |= {"compressed_weights": True, "ram": job.ram}
         words = ["tfcompress", "compress", self.model]
         for name, value in told.items():
             if value is not None:
@@ -209,10 +212,9 @@ class Finding:
         return shlex.join(words)
 
 
-_USUAL = {
-    **{"batch_size": 32, "from_logits": False, "constant_rate": False, "seed": 0},
-    "validation_split": 0.0,
-}
+def usual_training() -> dict[str, Any]:
+    """What trainings are by default, as `fine_tune` has it."""
+    return {f.name: f.default for f in dataclasses.fields(Options) if f.name in TRAINING}
 
 
 def _error(record: Record, base: Record) -> float | None:

@@ -111,13 +111,14 @@ class Judge:
             inputs, keras.tree.pack_sequence_as(self._model._outputs_struct, through)
         )
         how = self._settings.without_optimizer()
-        if not how.get("metrics") and _is_crossentropy(how.get("loss")):
+        if not how.get("metrics") and is_crossentropy(how.get("loss")):
             how["metrics"] = ["accuracy"]
         found.compile(**how)
         return found
 
 
-def _is_crossentropy(loss: Any) -> bool:
+def is_crossentropy(loss: Any) -> bool:
+    """Whether a loss, by name, as a function or an object, is of classes."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     return "crossentropy" in name.lower().replace("_", "")
 

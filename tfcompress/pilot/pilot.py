@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import os
 import shutil
@@ -19,7 +18,7 @@ from tfcompress.files.arrays import load_labelled
 from tfcompress.files.processes import Failed, run_apart
 from tfcompress.fine_tuning import data as datasets
 from tfcompress.fine_tuning.data import Arrays
-from tfcompress.fine_tuning.options import Options, Settings, saved_settings
+from tfcompress.fine_tuning.options import Options, Settings, digest_of, saved_settings
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.inputs import require_model
 from tfcompress.graph.pixels import normalization_in_front
@@ -27,7 +26,7 @@ from tfcompress.pilot import ledger as ledgers
 from tfcompress.pilot.asked import Asked
 from tfcompress.pilot.budget import QUALITY, Goal
 from tfcompress.pilot.deriving import derive
-from tfcompress.pilot.finding import Finding
+from tfcompress.pilot.finding import Finding, usual_training
 from tfcompress.pilot.job import FILE, MODEL, OUTPUTS, Job
 from tfcompress.pilot.judging import Judge
 from tfcompress.pilot.ledger import Ledger, Record
@@ -65,9 +64,11 @@ class Pilot:
             *(self.training[name] for name in _COMPILED),
         )
         probe = self._job(None, folder, (), False)
-        judged = judged_data(probe, self.flat)
         every = Arrays(datasets.read(self.data), self.flat, self.data).match()
-        datasets.check_labels(self.flat, self.settings.arguments()["loss"], every)
+        judged = judged_data(probe, self.flat, every)
+        for part in (every, judged):
+            datasets.check_labels(self.flat, self.settings.arguments()["loss"], part)
+            datasets.check_probabilities(self.flat, self.settings, part)
         self.judge = Judge(self.flat, self.settings, judged, given.metric)
         self.judge.check()
         trained = len(every) - (len(judged) if self.training["validation_split"] else 0)
@@ -149,10 +150,7 @@ class Pilot:
 
     def _trained(self) -> dict[str, Any]:
         """The arguments of `fine_tune` that all trainings share, checked as it checks them."""
-        usual = {"batch_size": 32, "loss": None, "from_logits": False, "optimizer": None,
-                 "learning_rate": None, "constant_rate": False, "validation_data": None,
-                 "validation_split": 0.0, "seed": 0}  # fmt: skip
-        found = usual | dict(self.given.training)
+        found = usual_training() | dict(self.given.training)
         if not found["validation_split"] and found["validation_data"] is None:
             found["validation_split"] = _HELD_OUT
         path = found["validation_data"]
@@ -166,8 +164,8 @@ class Pilot:
         metric = self.given.metric
         return {
             "version": VERSION,
-            "model": _digest(self.model),
-            "data": _digest(self.data),
+            "model": digest_of(self.model),
+            "data": digest_of(self.data),
             "target": self.given.target,
             "io_dtype": self.given.io_dtype,
             "metric": getattr(metric, "__name__", metric),
@@ -176,7 +174,7 @@ class Pilot:
             "measured": [n for n in self.given.budget.costs if n in ("latency", "cycles")],
             "ram": self._job(None, Path(), (), False).ram,
             "training": {
-                name: value if name != "validation_data" or value is None else _digest(value)
+                name: value if name != "validation_data" or value is None else digest_of(value)
                 for name, value in self.training.items()
             },
         }
@@ -258,14 +256,6 @@ def _float_model(path: str) -> keras.Model:
     loaded = models.load_model(path)
     require_model(loaded)
     return loaded
-
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _objectives(count: int, goal: Goal, figures: Mapping[str, Any]) -> list[float]:

@@ -25,6 +25,8 @@ from tfcompress.pilot.workers import Workers
 
 # Of the candidates of a turn this share goes on.
 _THIRD = 3
+# So many of a turn go on when it is late, however few it has.
+_LAST = 3
 # From this part of the time, or of the trials, on what is there goes on, and nothing new begins.
 _LATE = 0.6
 # What a turn of training is hoped to add to the quality, as a part of the float file's.
@@ -122,6 +124,7 @@ class Search:
             left = self.ledger.left_behind()
         self._again = [record for record in left if record.key != FLOAT]
         self._float()
+        self._teach()
         while True:
             while self.workers.busy < self.workers.count and self._begin_next():
                 pass
@@ -134,6 +137,14 @@ class Search:
         while self.workers.busy:
             for outcome in self.workers.ended():
                 self._end(*outcome)
+
+    def _teach(self) -> None:
+        """Tells a sampler that is new to these budgets what was tried under others."""
+        assert self.goal is not None
+        if not self.ledger.known():
+            for record in self.done():
+                if record.turn <= 1:
+                    self.ledger.add(record.picks, self._objectives(self.goal, record.figures))
 
     def done(self) -> list[Record]:
         """Trials that ended well, the float model aside."""
@@ -182,22 +193,21 @@ class Search:
     def _next(self, records: Sequence[Record]) -> tuple[Candidate, int, int | None] | None:
         """(candidate, turn, number of the sampler) of what comes next; None: nothing."""
         if self._again:
-            record = self._again.pop(0)
-            return (
-                Candidate(record.picks, record.recipe, record.training),
-                record.turn,
-                record.asked,
-            )
+            cut = self._again.pop(0)
+            return Candidate(cut.picks, cut.recipe, cut.training), cut.turn, cut.asked
         begun = {(r.key, r.turn) for r in records}
         for candidate in self._listed:
             if (candidate.key, self._first(candidate)) not in begun:
                 return candidate, self._first(candidate), None
         late = self.deadline.is_late(self._begun)
-        going_on = self._due(records, late)
-        if going_on is not None:
-            record = going_on
-            return Candidate(record.picks, record.recipe, record.training), record.turn + 1, None
-        return self._asked(begun)
+        record = self._due(records, late)
+        if record is None:
+            found = self._asked(begun)
+            # Where all was tried, what is there goes on.
+            record = self._due(records, late=True) if found is None else None
+            if record is None:
+                return found
+        return Candidate(record.picks, record.recipe, record.training), record.turn + 1, None
 
     def _first(self, candidate: Candidate) -> int:
         """The first turn of a candidate: none where nothing is trained."""
@@ -253,9 +263,7 @@ class Search:
             further = {r.key for r in records if r.turn > turn}
             gain = self._gain(records, turn)
             ranked = sorted(ended, key=lambda r: (self._score(r, gain), r.number))
-            most = len(ranked) if late else len(ranked) // _THIRD
-            allowed = ranked[: max(most, 1 if late else 0)]
-            for record in allowed[: _THIRD if late else None]:
+            for record in ranked[: _LAST if late else len(ranked) // _THIRD]:
                 if record.key not in further and self._may_go_on(record):
                     return record
         return None

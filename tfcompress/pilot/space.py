@@ -60,11 +60,6 @@ class Candidate:
         """Whether there is anything to train: techniques by rules."""
         return any(line.startswith("rules:") for line in self.recipe.splitlines())
 
-    @property
-    def words(self) -> str:
-        """The picks in a line."""
-        return "; ".join(f"{part}: {option}" for part, option in self.picks.items())
-
 
 @dataclasses.dataclass(frozen=True)
 class Space:

@@ -67,12 +67,13 @@ def _say_into(path: Path) -> None:
             os.dup2(stream.fileno(), number)
 
 
-def judged_data(job: Job, model: Any) -> Data:
-    """The samples that files are judged on, with their labels."""
+def judged_data(job: Job, model: Any, every: Data | None = None) -> Data:
+    """The samples that files are judged on, with their labels; `every` if the data were read."""
     training, path = job.training, job.training.get("validation_data")
     if path is not None:
         return Arrays(datasets.read(path), model, path, VALIDATION).match()
-    every = Arrays(datasets.read(job.data), model, job.data).match()
+    if every is None:
+        every = Arrays(datasets.read(job.data), model, job.data).match()
     split = training.get("validation_split")
     return every.split(split, training["seed"])[1] if split else every
 
