@@ -184,7 +184,7 @@ def test_compress_passes_every_option_on(tmp_path, monkeypatch, capsys):
     words = "--constant-rate --batch-size 3 "
     words += "--loss mse --from-logits --optimizer sgd --learning-rate 0.1 --seed 4 "
     words += "--validation-data v.npz --validation-split 0.2 --precision int4 --io-dtype int8 "
-    words += "--target ethos_u55 --distill --keep k.keras --compressed-weights"
+    words += "--target ethos_u55 --distill --keep k.keras --compressed-weights --ram 64k"
     needed = ["--recipe", "r.yaml", "--data", "d.npz", "--epochs", 5]
     command = ["compress", "m.keras", *needed, "-o", tmp_path / "o.tflite", *words.split()]
     assert run(*command, "--resume") == 0
@@ -205,6 +205,7 @@ def test_compress_passes_every_option_on(tmp_path, monkeypatch, capsys):
         },
         **{"io_dtype": "int8", "target": "ethos_u55", "teacher": None, "distill": True},
         **{"resume": True, "overwrite": False, "compressed_weights": True},
+        "ram": 65536,
     }
     capsys.readouterr()
     assert run(*command, "--overwrite", "-q") == 130
