@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tfcompress.search.architecture.search_architecture import search_architecture
     from tfcompress.search.architecture.space import ArchitectureSpace
     from tfcompress.search.choice import PrecisionChoice
+    from tfcompress.search.choose_channels_and_bits import choose_channels_and_bits
     from tfcompress.search.choose_precision import choose_precision
     from tfcompress.search.sensitivity import sensitivity
     from tfcompress.surgery.branches import add_branches, fold_branches
@@ -92,6 +93,7 @@ _HOMES = {
     "tfcompress.search.architecture.search_architecture": ["search_architecture"],
     "tfcompress.search.architecture.space": ["ArchitectureSpace"],
     "tfcompress.search.choice": ["PrecisionChoice"],
+    "tfcompress.search.choose_channels_and_bits": ["choose_channels_and_bits"],
     "tfcompress.search.choose_precision": ["choose_precision"],
     "tfcompress.search.sensitivity": ["sensitivity"],
     "tfcompress.surgery.branches": ["add_branches", "fold_branches"],
@@ -164,6 +166,7 @@ __all__ = [
     "benchmark",
     "c_array",
     "check",
+    "choose_channels_and_bits",
     "choose_precision",
     "compress",
     "convert",

@@ -51,6 +51,10 @@ class Kernel:
         return ops.convert_to_numpy(self.layer.kernel).astype(np.float32)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.layer.kernel.shape)
+
+    @property
     def is_table(self) -> bool:
         """Whether it has few different values, see `is_table`."""
         return is_table(self.value, channel_axes(self.layer))
@@ -58,7 +62,7 @@ class Kernel:
     @property
     def reduced(self) -> tuple[int, ...]:
         """The axes along which values share a scale."""
-        return tuple(i for i in range(len(self.layer.kernel.shape)) if i not in self.axes)
+        return tuple(i for i in range(len(self.shape)) if i not in self.axes)
 
 
 def kernels_of(

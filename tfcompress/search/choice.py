@@ -1,4 +1,4 @@
-"""What `choose_precision` found: which layer got which precision, what that costs, and a plot."""
+"""What was chosen for each layer, what that costs, and a plot."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import glob
 import os
 from typing import TYPE_CHECKING, Any
 
+import keras
+
 from tfcompress.conversion.precisions import LAYER_PRECISIONS, USUAL
 from tfcompress.recipe.findings import Sensitivity, drawn, empty_figure
 from tfcompress.recipe.recipe import Recipe
-from tfcompress.results import Result, Rows, plain_fields, print_line, print_table
+from tfcompress.results import Result, Rows, plain, plain_fields, print_line, print_table
+from tfcompress.techniques import Quantize
+from tfcompress.techniques.rules import Rule
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,6 +123,77 @@ class PrecisionChoice(Result):
         _draw_curve(left, self)
         _draw_layers(right, self)
         return drawn(figure, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenLayer:
+    """What one layer got.
+
+    Attributes:
+        layer: its name.
+        channels: how many it makes, before and after.
+        bits: of its weights.
+        weights: how many numbers its kernel has now.
+        bytes: of its kernel in the file.
+    """
+
+    layer: str
+    channels: tuple[int, int]
+    bits: int
+    weights: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelsAndBits(Result):
+    """The channels and bits that `choose_channels_and_bits` chose.
+
+    Attributes:
+        model: with the channels that stay, in floats, not compiled; its `surgery_report` tells what
+            went.
+        budgets: what was asked for, by name.
+        layers: what each layer got, in the order of the model.
+        file, int8: what the file of the choice costs, and that of the whole model in int8: "bytes"
+            and "macs"; "latency" in parts of that of int8 where it was asked for.
+    """
+
+    model: keras.Model
+    budgets: dict[str, float]
+    layers: tuple[ChosenLayer, ...]
+    file: dict[str, float]
+    int8: dict[str, float]
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """The precision of each layer, as `convert(found.model, precision=...)` takes it."""
+        return {row.layer: f"int{row.bits}" for row in self.layers}
+
+    @property
+    def recipe(self) -> Recipe:
+        """A recipe that trains `model` with these bits, to read, edit and `save`."""
+        rules = [Rule("*", [Quantize()])]
+        for bits in sorted({row.bits for row in self.layers} - {8}):
+            names = [glob.escape(row.layer) for row in self.layers if row.bits == bits]
+            rules += [Rule(name, [Quantize(bits=bits, step="learned")]) for name in names]
+        return Recipe(rules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was found as JSON-ready data, without the weights."""
+        told = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)[1:]}
+        return {"model": self.model.name, **told, "precisions": self.precisions}
+
+    def _print(self, console: Console) -> None:
+        rows: Rows = [
+            (row.layer, " -> ".join(map(str, dict.fromkeys(row.channels))), row.bits, row.weights,
+             row.bytes) for row in self.layers
+        ]  # fmt: skip
+        asked = ", ".join(f"{name} {value:,g}" for name, value in self.budgets.items())
+        columns = "layer,channels >,bits >,weights >,bytes >"
+        print_table(console, f"{self.model.name}: channels and bits for {asked}", columns, rows)
+        for name, file in (("int8", self.int8), ("chosen", self.file)):
+            told = [f"{file['bytes']:,.0f} bytes", f"{file['macs']:,.0f} MACs"]
+            told += [f"{file['latency']:.2f} of int8's latency"] if "latency" in file else []
+            print_line(console, f"{name}: {', '.join(told)}")
 
 
 def _ratio(latency: float | None) -> str:

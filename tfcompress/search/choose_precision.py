@@ -24,15 +24,13 @@ from tfcompress.recipe.findings import Row, Sensitivity
 from tfcompress.search import scan
 from tfcompress.search.assignment import assign, check_budgets, total
 from tfcompress.search.choice import FileCosts, LayerChoice, PrecisionChoice
-from tfcompress.search.layer_latency import Clock, parts_of
+from tfcompress.search.layer_latency import NOISE, Clock, ms_of_layers
 from tfcompress.search.outputs import BITS, BLOCK, Simulation, lost
 from tfcompress.search.scan import PRECISIONS
 from tfcompress.techniques import Prune
 from tfcompress.tflite import flatbuffer
 from tfcompress.tflite.run import Runner
 
-# Two measurements of one latency differ by as much.
-_NOISE = 0.02
 # How many files are converted at most.
 _FILES = 8
 _POINTS = 24  # of the curve
@@ -263,19 +261,15 @@ class _Search:
         """Milliseconds of each layer in each of its precisions."""
         names = LayerNames(self.files.model)
         every = dict.fromkeys(p for each in self.options.values() for p in each if p != USUAL)
-        parts = {USUAL: parts_of(self._content, names, self.options)}
+        contents = {USUAL: self._content}
         for precision in every:
             rules = {n: precision if precision in o else USUAL for n, o in self.options.items()}
-            parts[precision] = parts_of(self.files.content(rules, tune="none"), names, self.options)
+            contents[precision] = self.files.content(rules, tune="none")
         found = []
-        for done, (name, options) in enumerate(self.options.items(), 1):
-            others = {p: parts[p][name] for p in options if p != USUAL and name in parts[p]}
-            ms, ratios = 0.0, dict[str, float]()
-            if name in parts[USUAL]:
-                ms, ratios = clock.compared(parts[USUAL][name], others)
-            self.ratios[name] = {USUAL: 1.0, **{p: _plain_ratio(r) for p, r in ratios.items()}}
-            found.append([ms * self.ratios[name].get(p, 1.0) for p in options])
-            self.files.tell("measure latency", done, len(self.options))
+        timed = ms_of_layers(clock, names, contents, self.options, self.files.tell)
+        for name, (ms, ratios) in timed.items():
+            self.ratios[name] = ratios
+            found.append([ms * ratios.get(p, 1.0) for p in self.options[name]])
         return found
 
     def _limits(self, budgets: Mapping[str, float]) -> dict[str, float]:
@@ -318,7 +312,7 @@ class _Search:
             found += max(file.loss / most["quality"] - 1, 0.0)
         if "latency" in most:
             ratio = (file.ms or 0.0) / (self.base.ms or 1.0)
-            found += max(ratio / most["latency"] - 1 - _NOISE, 0.0)
+            found += max(ratio / most["latency"] - 1 - NOISE, 0.0)
         return found
 
     def _unmet(self, name: str) -> ValueError:
@@ -351,11 +345,6 @@ class _Search:
                 more = self._sum("loss", picks) - self._sum("loss", self.usual)
                 found[size] = self.base.loss + self._factor * more
         return tuple(sorted(found.items()))
-
-
-def _plain_ratio(ratio: float) -> float:
-    """A ratio of latencies; 1 where it differs by no more than two measurements do."""
-    return 1.0 if abs(ratio - 1) < 2 * _NOISE else ratio
 
 
 def _bytes(row: Row) -> int:

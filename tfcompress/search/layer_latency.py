@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.conversion.layer_names import LayerNames
+from tfcompress.conversion.precisions import USUAL
 from tfcompress.files import temporary, writing
 from tfcompress.results import plain
 from tfcompress.tflite import flatbuffer, machine
@@ -27,6 +28,8 @@ from tfcompress.tools.accept import accept
 from tfcompress.tools.environments import cache_folder
 
 _RUNS, _WARMUP, _ROUNDS = 40, 5, 7
+# Two measurements of one latency differ by as much.
+NOISE = 0.02
 
 
 def parts_of(content: bytes, names: LayerNames, layers: Iterable[str]) -> dict[str, bytes]:
@@ -58,6 +61,39 @@ def _cut(file: Any, numbers: Sequence[int]) -> Any:
     alone = changed(graph, operators=operators, inputs=given, outputs=outputs)
     none: dict[str, Any] = {"signatureDefs": [], "metadata": [], "metadataBuffer": None}
     return changed(file, subgraphs=[alone], buffers=buffers, **none)
+
+
+def ms_of_layers(
+    clock: Clock,
+    names: LayerNames,
+    files: Mapping[str, bytes],
+    options: Mapping[str, Sequence[str]],
+    tell: Callable[[str, int, int | None], Any],
+) -> dict[str, tuple[float, dict[str, float]]]:
+    """How long each layer takes in int8, and how many times as long in its other precisions.
+
+    Args:
+        files: {precision: a file with all layers in it that can be}, "int8" among them.
+        options: {layer: its precisions}.
+        tell: called as `tell(stage, done, total)`.
+
+    Returns {layer: (milliseconds, {precision: ratio})}; infinite where a layer does not run.
+    """
+    parts = {precision: parts_of(content, names, options) for precision, content in files.items()}
+    found = {}
+    for done, (name, wanted) in enumerate(options.items(), 1):
+        others = {p: parts[p][name] for p in wanted if p != USUAL and name in parts[p]}
+        ms, ratios = 0.0, dict[str, float]()
+        if name in parts[USUAL]:
+            ms, ratios = clock.compared(parts[USUAL][name], others)
+        found[name] = ms, {USUAL: 1.0, **{p: _plain_ratio(r) for p, r in ratios.items()}}
+        tell("measure latency", done, len(options))
+    return found
+
+
+def _plain_ratio(ratio: float) -> float:
+    """A ratio of latencies; 1 where it differs by no more than two measurements do."""
+    return 1.0 if abs(ratio - 1) < 2 * NOISE else ratio
 
 
 class Clock:

@@ -16,13 +16,12 @@ from tfcompress.search.architecture.found import costs_of
 from tfcompress.search.architecture.supernet import Masks, as_space
 from tfcompress.search.architecture.training import Training
 from tfcompress.search.choices import Chooser
+from tfcompress.search.prices import Prices
 from tfcompress.search.samplers import RandomChoices, count_of, value_of
 
 # Temperatures of the relaxed choice, from the first epoch to the last, as of FBNet.
 _WARM, _COLD = 5.0, 0.5
 _LEARNING_RATE = 0.1
-# By how much the price of what is over a budget grows with each step, for each e-fold.
-_PRICE_GROWS = 0.1
 
 Odds = dict[str, np.ndarray]
 
@@ -107,7 +106,7 @@ class _Step:
         sizes = [len(next(iter(each.values()))) if each else 1 for each in self.factors]
         self.logits = [keras.Variable(np.zeros(n, "float32")) for n in sizes]
         self.optimizer = keras.optimizers.Adam(_LEARNING_RATE)
-        self.prices = {name: tf.Variable(0.0) for name in self.shares}
+        self.prices = Prices(self.shares)
         self.model.optimizer.build(self.model.trainable_variables)
         self.optimizer.build(self.logits)
         self._train = tf.function(self._train_step, reduce_retracing=True)
@@ -160,10 +159,7 @@ class _Step:
 
         with tf.GradientTape() as tape:
             loss = self._loss(x, y, heat)
-            for name, price in self.prices.items():
-                excess = tf.maximum(self._excess(name), 0.0)
-                loss += (price + 1.0) * excess
-                price.assign_add(_PRICE_GROWS * excess)
+            loss += self.prices.charged({name: self._excess(name) for name in self.shares})
         self.optimizer.apply(_by(tape, loss, self.logits), self.logits)
 
     def _loss(self, x, y, heat):

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.errors import check, did_you_mean, expected_one_of, is_whole
+from tfcompress.errors import check, expected_one_of, is_whole
 from tfcompress.search.architecture.found import (
     BELOW_PROXY,
     COSTS,
@@ -27,7 +27,7 @@ from tfcompress.search.architecture.found import (
 from tfcompress.search.architecture.proxies import PROXIES
 from tfcompress.search.architecture.space import ArchitectureSpace
 from tfcompress.search.architecture.supernet import train_supernet
-from tfcompress.search.architecture.training import Training
+from tfcompress.search.architecture.training import Training, compile_settings
 from tfcompress.search.choices import Chooser, of_picks, of_trial
 
 Space = Callable[[Chooser], keras.Model]
@@ -116,7 +116,7 @@ def search_architecture(
         raise ValueError(f"unknown proxy {proxy!r}; {expected_one_of(str(proxy), PROXIES)}")
     check(0 < proxy_share <= 1, "proxy_share", "in (0, 1]", proxy_share)
     training = Training.of(
-        data, validation, _compiled(space, compile), evaluate, epochs, batch_size, seed
+        data, validation, compile_settings(space, compile), evaluate, epochs, batch_size, seed
     )
     if not callable(space):
         raise TypeError(
@@ -169,23 +169,6 @@ def _checked_budget(budget: Mapping[str, Any]) -> dict[str, float]:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         check(number and 0 < value < math.inf, f"the budget of {name}", "a number above 0", value)
     return {name: float(value) for name, value in budget.items()}
-
-
-def _compiled(space: Any, settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The arguments of `compile`; None if the function that builds is to know them."""
-    if settings is not None:
-        if "loss" not in settings:
-            mend = did_you_mean("loss", settings, "Pass compile={'loss': ...}.")
-            raise ValueError(f"compile must have a loss; received {dict(settings)!r}. {mend}")
-        return dict(settings)
-    if not isinstance(space, keras.Model):
-        return None
-    if not space.compiled:
-        raise ValueError(
-            f"model '{space.name}' must be compiled, as candidates train so; it is not. Call "
-            "model.compile(...), or pass compile={'optimizer': ..., 'loss': ...}."
-        )
-    return dict(space._compile_config.config)
 
 
 def _study(engine: Any, seed: int, storage: Any, settings: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from tfcompress.search.architecture.kernels import cut_kernel
 from tfcompress.search.architecture.space import ArchitectureSpace
 from tfcompress.search.architecture.training import Training
 from tfcompress.search.choices import Chooser
+from tfcompress.search.prices import require_tensorflow
 from tfcompress.surgery.pruning.refitting import with_statistics
 
 DIMENSIONS = ("depth", "width", "kernel")
@@ -83,11 +84,7 @@ class Masks:
     def to_train(cls, model: keras.Model, epochs: int) -> Masks:
         """Of the parts of a model that are to share a training."""
         check(is_whole(epochs), "supernet_epochs", "a whole number, 1 or more", epochs)
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(
-                f"expected Keras on TensorFlow; it runs on {keras.backend.backend()}. Set "
-                "KERAS_BACKEND=tensorflow, or take the engine 'evolution'."
-            )
+        require_tensorflow("Or take the engine 'evolution'.")
         return cls.of(ArchitectureSpace.of(model, dimensions=DIMENSIONS))
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -41,7 +41,11 @@ class Training:
     def of(
         cls, data: Any, validation: Any, how, evaluate, epochs: int, batch_size: int, seed: int
     ) -> Training:
-        """The trainings on some data, once all arguments are found right."""
+        """The trainings on some data, once all arguments are found right.
+
+        Args:
+            validation: the share that is held out, (x, y) arrays, or None for nothing.
+        """
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
             check(is_whole(value), name, "a whole number, 1 or more", value)
         check(is_whole(seed, 0), "seed", "a whole number, 0 or more", seed)
@@ -50,7 +54,9 @@ class Training:
                 f"evaluate must be a function f(model) -> float; received {evaluate!r}."
             )
         whole = _arrays("data", data)
-        if isinstance(validation, tuple):
+        if validation is None:
+            train, held_out = whole, (whole[0][:0], whole[1][:0])
+        elif isinstance(validation, tuple):
             train, held_out = whole, _arrays("validation", validation)
         else:
             number = isinstance(validation, float) and 0 < validation < 1
@@ -102,6 +108,24 @@ class Training:
         metrics = [name for name in found if name != "loss"]
         self.measure = metrics[0] if metrics else "-loss"
         return float(found[metrics[0]]) if metrics else -float(found["loss"])
+
+
+def compile_settings(model: Any, settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments of `compile`; None if a function that builds is to know them."""
+    if settings is not None:
+        if "loss" not in settings:
+            raise ValueError(
+                f"compile must have a loss; received {dict(settings)!r}. Add 'loss': '...'."
+            )
+        return dict(settings)
+    if not isinstance(model, keras.Model):
+        return None
+    if not model.compiled:
+        raise ValueError(
+            f"model '{model.name}' must be compiled, as it is trained so; it is not. Call "
+            "model.compile(...), or pass compile={'optimizer': ..., 'loss': ...}."
+        )
+    return dict(model._compile_config.config)
 
 
 def _fresh(value: Any) -> Any:
