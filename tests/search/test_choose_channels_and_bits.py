@@ -197,7 +197,7 @@ def test_latency_is_measured_and_the_cut_corrected(trained, monkeypatch):
             assert (threads, accelerator) == (2, None)
 
         def compared(self, base, others):
-            return 1.0, {name: 0.5 for name in others}
+            return 1.0, dict.fromkeys(others, 0.5)
 
         def measured(self, folder, contents, whole):
             assert whole
@@ -222,7 +222,7 @@ def test_latency_is_measured_and_the_cut_corrected(trained, monkeypatch):
     ({"macs": 0.5, "bits": (3, 8)}, r"bits must be a list with 8 and some of 0, 2, 4; received"),
     ({"macs": 0.5, "epochs": 0}, "epochs must be a whole number, 1 or more; received 0"),
     ({"macs": 0.5, "learning_rate": 0}, "learning_rate must be above 0; received 0"),
-    ({"macs": 0.5, "compile": {"los": "mse"}}, r"compile must have a loss; received {'los': 'mse'}\. Add 'loss'"),
+    ({"macs": 0.5, "compile": {"los": "mse"}}, "compile must have a loss; received {'los'"),
     ({"macs": 0.5, "keep": "frist"}, "keep must name layers of the model; received 'frist'"),
     ({"macs": 0.5, "layers": "frist"}, "'frist' must match a layer of model"),
     ({"flash": 1000}, r"cannot meet flash=1,000: .* it takes about [45],\d\d\d\. Raise"),
