@@ -62,10 +62,10 @@ BITS = {"first": 8, "depthwise": 4, "second": 4, "third": 8, "head": 4}
 def test_a_chosen_network_computes_what_the_smaller_one_does_on_its_grids(trained):
     gates = gates_of(trained)
     assert gates.stay.keys() == CHOICE.keys()
-    variables = gates.structure.model.trainable_variables
-    values = gates.weights(gates.chosen(CHOICE, BITS), variables)
-    fixed = gates.structure.model.non_trainable_variables
-    found, _ = gates.structure.model.stateless_call(values, fixed, X[:9])
+    flat, odds = gates.structure.model, gates.chosen(CHOICE, BITS)
+    flat.get_layer("second").trainable = False
+    values = (flat.trainable_variables, flat.non_trainable_variables)
+    found, _ = flat.stateless_call(*(gates.weights(odds, each) for each in values), X[:9])
     for kernel in kernels_of(gates.structure.graph):
         bits = BITS[kernel.name]
         scale = weight_scale(kernel.value, kernel.reduced, bits, "max")
@@ -107,11 +107,11 @@ def test_draws_follow_the_odds(trained):
     keras.utils.set_random_seed(0)
     for logits in gates.variables:
         logits.assign(np.linspace(2, -2, logits.shape[0]))
-    drawn = [gates.drawn(0.01) for _ in range(400)]
+    drawn = [gates.drawn(0.01) for _ in range(120)]
     stay, bits = gates.odds()
     for expected, place, name in ((stay["third"], 0, "third"), (bits["head"], 1, "head")):
         found = np.mean([each[place][name] for each in drawn], axis=0)
-        np.testing.assert_allclose(found, expected, atol=0.08)
+        np.testing.assert_allclose(found, expected, atol=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -197,19 +197,21 @@ def test_latency_is_measured_and_the_cut_corrected(trained, monkeypatch):
             assert (threads, accelerator) == (2, None)
 
         def compared(self, base, others):
-            return 1.0, dict.fromkeys(others, 0.5)
+            compared.append(len(others))
+            return 1.0, dict.fromkeys(others, 0.5 if len(compared) > 1 else np.inf)
 
         def measured(self, folder, contents, whole):
             assert whole
             ratios.append(0.9 if not ratios else 0.58)
             return 1.0, ratios[-1:]
 
-    ratios = []
+    ratios, compared = [], []
     monkeypatch.setattr(module, "Clock", Timed)
     found = choose_channels_and_bits(
         trained, (X, Y), latency=0.6, bits=(0, 4, 8), epochs=1, threads=2
     )
-    assert ratios == [0.9, 0.58]
+    assert (ratios, compared) == ([0.9, 0.58], [1] * 5)
+    assert found.precisions["first"] == "int8"  # It does not run in 4 bits.
     assert found.file["latency"] == 0.58
     assert "0.58 of int8's latency" in str(found)
 

@@ -23,7 +23,7 @@ from tfcompress.search.gates import Gates, Options
 from tfcompress.search.layer_latency import NOISE, Clock, ms_of_layers
 from tfcompress.search.prices import Prices, require_tensorflow
 from tfcompress.surgery.base import opened, with_report
-from tfcompress.surgery.macs import macs_by_node
+from tfcompress.surgery.macs import count, macs_by_node
 from tfcompress.surgery.pruning.groups import Choice, Structure
 from tfcompress.surgery.pruning.limits import Limits
 from tfcompress.surgery.pruning.prune_channels import check_settings, kept_names, report_of
@@ -245,8 +245,10 @@ def _costly(
     for node, each in macs_by_node(structure.graph, structure.specs):
         macs[id(node.operation)] = macs.get(id(node.operation), 0) + (each or 0)
     timed = _timed(structure, files, options, base)
-    for kernel, bits in options:
+    for kernel, every in options:
         ms, ratios = timed.get(kernel.name, (0.0, {}))
+        # Infinite: an accelerator has no such operator.
+        bits = tuple(b for b in every if math.isfinite(ratios.get(_NAMES[b], 1.0)))
         yield Options(kernel, bits, {
             "bytes": np.array(bits, "float32") / 8,
             "macs": np.full(len(bits), macs.get(id(kernel.layer), 0), "float32"),
@@ -289,8 +291,9 @@ def _train(
     @tf.function(reduce_retracing=True)
     def step(x, y, heat):
         with tf.GradientTape() as tape:
-            values = gates.weights(gates.drawn(heat), weights)
-            fixed = [v.value for v in model.non_trainable_variables]
+            odds = gates.drawn(heat)
+            values = gates.weights(odds, weights)
+            fixed = gates.weights(odds, model.non_trainable_variables)
             predicted, _ = model.stateless_call(values, fixed, x, training=True)
             loss = model.compute_loss(x=x, y=y, y_pred=predicted)
             expected = gates.odds()
@@ -338,6 +341,7 @@ class _Cutting:
         self.whole = gates.chosen({}, dict.fromkeys(gates.layers, 8))
         groups = gates.structure.groups
         self._sizes = {n: Limits.of(groups[n], round_to, max_sparsity) for n in gates.stay}
+        self._macs = count(gates.structure.model)[0]
         self.limits = {
             _COSTS[name]: self._predicted(_COSTS[name], self.whole) * share
             for name, share in self.budgets.items()
@@ -379,7 +383,7 @@ class _Cutting:
             choice, bits = self.best()
             model = with_statistics(resized(structure, choice), samples)
             content = self.files.content(model, bits)
-            costs = {"bytes": float(len(content))}
+            costs = {"bytes": float(len(content)), "macs": float(count(model)[0])}
             if "latency" in self.budgets:
                 costs["latency"] = self.files.ratio(self.base, content)
             if self._learn((choice, bits), costs):
@@ -387,13 +391,12 @@ class _Cutting:
         else:
             raise ValueError(self._unmet(name, costs))
         report = report_of("choose_channels_and_bits", structure, choice)
-        whole, left = structure.cost({}), structure.cost(structure.sizes(choice))
         return ChannelsAndBits(
             model=with_report(model, report),
             budgets=dict(self.budgets),
             layers=tuple(self._layer(each, choice, bits) for each in self.gates.layers.values()),
-            file=costs | {"macs": float(left[0])},
-            int8={"bytes": float(len(self.base)), "macs": float(whole[0])},
+            file=costs,
+            int8={"bytes": float(len(self.base)), "macs": float(self._macs)},
         )
 
     def _learn(self, chosen: Chosen, costs: Mapping[str, float]) -> bool:
@@ -403,9 +406,12 @@ class _Cutting:
             fixed = costs["bytes"] - self._predicted("bytes", odds)
             self.limits["bytes"] = self.budgets["flash"] - fixed - _SPARE
             met = False
-        if "latency" in costs and costs["latency"] > self.budgets["latency"] + NOISE:
-            self.limits["ms"] *= self.budgets["latency"] / costs["latency"]
-            met = False
+        # What other operations multiply is not predicted, as products of attention.
+        shares = {"macs": costs["macs"] / self._macs, "latency": costs.get("latency", 0.0) - NOISE}
+        for name in shares.keys() & self.budgets.keys():
+            if shares[name] > self.budgets[name]:
+                self.limits[_COSTS[name]] *= self.budgets[name] / shares[name]
+                met = False
         return met
 
     def _unmet(self, name: str, costs: Mapping[str, float]) -> str:
