@@ -81,7 +81,7 @@ def learn_choices(
             step.train(x[weights], y[weights], heat)
             if len(odds):
                 step.learn(x[odds], y[odds], heat)
-    return as_space(masks, training), step.odds()
+    return as_space(masks), step.odds()
 
 
 @dataclasses.dataclass

@@ -247,8 +247,7 @@ class _Search:
         best = max(trained, key=lambda each: each.score or 0.0)
         if self.held is None or self.held[0] != best.number:
             self.training.begin()
-            model = self.build(of_picks(best.picks))  # of another process
-            self.training.train(model)
+            _, model = self.training.train(self.build(of_picks(best.picks)))  # of another process
         else:
             model = self.held[1]
         return ArchitectureSearch(model, engine, self.limits, self.training.measure, candidates)
@@ -299,7 +298,7 @@ class _Search:
         candidate = dataclasses.replace(candidate, proxy=value, verdict=BELOW_PROXY)
         if not passes:
             return candidate
-        score = self.training.train(model)
+        score, model = self.training.train(model)
         if not math.isfinite(score):
             return dataclasses.replace(candidate, verdict=DIVERGED)
         scores = [each.score for each in self.candidates() if each.score is not None]

@@ -15,12 +15,10 @@ from tfcompress.search.architecture.space import ArchitectureSpace
 from tfcompress.search.architecture.training import Training
 from tfcompress.search.choices import Chooser
 from tfcompress.search.prices import require_tensorflow
-from tfcompress.surgery.pruning.refitting import with_statistics
 
 DIMENSIONS = ("depth", "width", "kernel")
 # As in BigNAS: the largest, the smallest and two of those between.
 _BETWEEN = 2
-_SAMPLES = 512
 
 Picks = Mapping[str, int]
 
@@ -34,7 +32,8 @@ def train_supernet(
     sandwich rule (Yu & Huang 2019, arXiv:1903.05134; BigNAS, arXiv:2003.11142); that parts keep
     the weights that they share follows Guo et al. 2020 (SPOS, arXiv:1904.00420). What a part lacks
     is 0 meanwhile, so that it computes what the smaller network does. Of depth only residual
-    blocks are chosen. BatchNormalization gets its statistics anew in each candidate.
+    blocks are chosen. BatchNormalization gets its statistics anew in each candidate, once
+    `Training.train` judges it.
 
     Args:
         model: any built Keras 3 model that `flatten` takes, trained or not; it is left untouched.
@@ -51,17 +50,13 @@ def train_supernet(
     masks = Masks.to_train(model, epochs)
     training.begin()
     _fit(masks, training, epochs)
-    return as_space(masks, training)
+    return as_space(masks)
 
 
-def as_space(masks: Masks, training: Training) -> Callable[[Chooser], keras.Model]:
-    """The parts of a network that was trained, with statistics of their own."""
-    trained, samples = masks.parts(), training.train_data[0][:_SAMPLES]
-
-    def build(choose: Chooser) -> keras.Model:
-        return with_statistics(trained(masks.without_fixed(choose)), [[samples]])
-
-    return build
+def as_space(masks: Masks) -> Callable[[Chooser], keras.Model]:
+    """The parts of a network that was trained."""
+    trained = masks.parts()
+    return lambda choose: trained(masks.without_fixed(choose))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,11 @@ import keras
 import numpy as np
 
 from tfcompress.errors import check, is_whole
+from tfcompress.surgery.pruning.refitting import with_statistics
 
 Arrays = tuple[np.ndarray, np.ndarray]
-# How many samples a proxy looks at.
-_BATCH = 64
+# How many samples a proxy looks at, and how many statistics are taken of.
+_BATCH, _SAMPLES = 64, 512
 
 
 @dataclasses.dataclass
@@ -73,14 +74,16 @@ class Training:
         """Lets all candidates start alike, so that equal picks give equal weights and scores."""
         keras.utils.set_random_seed(self.seed)
 
-    def train(self, model: keras.Model) -> float:
-        """Trains a candidate and returns its score, higher = better."""
+    def train(self, model: keras.Model) -> tuple[float, keras.Model]:
+        """Trains a candidate; returns its score, higher = better, and the trained model."""
         self.begin()
-        self.compiled(model)
         x, y = self.train_data
+        if not self.epochs:  # What is normalized differs from network to network.
+            model = with_statistics(model, [[x[:_SAMPLES]]])
+        self.compiled(model)
         if self.epochs:
             model.fit(x, y, epochs=self.epochs, batch_size=self.batch_size, verbose=0)
-        return self._score(model)
+        return self._score(model), model
 
     def compiled(self, model: keras.Model) -> None:
         """Compiles a candidate as all are, with an optimizer and metrics of its own."""
