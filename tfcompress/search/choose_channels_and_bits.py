@@ -190,7 +190,6 @@ class _Files:
         x, y = training.train_data
         rows = np.random.default_rng(training.seed).permutation(len(x))[:_SAMPLES]
         self.samples = x[rows], y[rows]
-        self.loss = (training.how or {}).get("loss")
         self.clock, self.tell, self._settings, self._made = clock, tell, settings, 0
 
     def content(self, model: keras.Model, bits: Mapping[str, int]) -> bytes:
@@ -229,7 +228,7 @@ def _scores(structure: Structure, files: _Files) -> dict[str, np.ndarray]:
     """How important channels are before the training, as logarithms."""
     if not structure.prunable():
         return {}
-    found = score_groups(structure, "taylor", files.samples, loss=files.loss)
+    found = score_groups(structure, "reconstruction", files.samples)
     least = np.finfo("float32").tiny
     return {n: np.log(np.maximum(x, least)) for n, x in competing(structure, found).items()}
 
