@@ -18,6 +18,8 @@ SHARES = (0.75, 0.5)
 # Of the steps, those that learn what to choose where that takes a training.
 SEARCH = 0.5
 TARGET = "microcontroller"
+# How often less is asked for, until the trained file is within its bytes, too.
+TRIES = 5
 
 
 def channels_and_bits(arguments: list[str] | None = None) -> int:
@@ -120,9 +122,9 @@ class _Given:
 def _learned(given: _Given, flash: int) -> dict[str, Any]:
     import tfcompress as tfc
 
-    # After training files have longer names of tensors: what is asked for is corrected once.
+    # Trained files have longer names of tensors.
     asked = flash
-    for _ in range(3):
+    for _ in range(TRIES):
         found = tfc.choose_channels_and_bits(
             given.model, given.train, flash=asked, epochs=given.epochs(SEARCH), seed=given.seed,
             batch_size=given.task.tuning.batch, target=TARGET,
@@ -130,9 +132,9 @@ def _learned(given: _Given, flash: int) -> dict[str, Any]:
         bits = {row.layer: row.bits for row in found.layers if row.bits != 8}
         size = given.size(found.model, bits)
         if size <= flash:
-            break
+            return given.trained(found.model, bits, round((1 - SEARCH) * given.steps))
         asked -= size - flash
-    return given.trained(found.model, bits, round((1 - SEARCH) * given.steps))
+    raise ValueError(f"no channels and bits within {flash} bytes")
 
 
 def _channels(given: _Given, flash: int, bits: int) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _precisions(given: _Given, flash: int) -> dict[str, Any]:
     import tfcompress as tfc
 
     asked = flash
-    for _ in range(3):
+    for _ in range(TRIES):
         found = tfc.choose_precision(given.model, given.train[0][:200], flash=asked,
                                      precisions=("int8", "int4"), target=TARGET)  # fmt: skip
         bits = {name: 4 for name, each in found.precisions.items() if each == "int4"}
