@@ -65,7 +65,7 @@ def test_each_is_reached_by_its_name(name, capsys):
     assert told.startswith(f"usage: python -m measurements {name} [-h]")
     # Some leave files, or lines of JSON, and take no such option.
     assert ("--json" in told) == (
-        name not in {"auto_budgets", "architecture_search", "digits_table"}
+        name not in {"auto_budgets", "architecture_search", "digits_table", "engines_live"}
     )
 
 
