@@ -33,7 +33,7 @@ from tfcompress.conversion.calibration import (
     warn_unused,
 )
 from tfcompress.conversion.converters import Lowering
-from tfcompress.conversion.layer_names import fix_ranges, namer, require_none, skipped
+from tfcompress.conversion.layer_names import fix_ranges, namer, require_none, shorten_names, skipped
 from tfcompress.conversion.precisions import FLOATS, bits_of
 from tfcompress.conversion.report import (
     Report,
@@ -379,13 +379,15 @@ class Job:
         return known
 
     def finish(self, file, metadata) -> bytes:
-        """The bytes as they ship: with versions that the target's compiler knows, and metadata.
+        """The bytes as they ship: with versions and names that the target needs, and metadata.
 
         Changes `file`, which then is the `ModelT` of these bytes.
         """
         target = self.settings.target
         if target is not None and target.lower_versions:
             self.timed("lower versions", lower_versions, file)
+        if target is not None and target.short_names:
+            shorten_names(file, self.model)
         return flatbuffer.write(file) if metadata is None else described(file, metadata)
 
     def with_coded_weights(self, file, metadata, report: Report) -> tuple[bytes, Report]:

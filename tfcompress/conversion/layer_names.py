@@ -90,6 +90,23 @@ def namer(model: Any) -> Callable[[str], str]:
     return name
 
 
+def shorten_names(file: Any, model: Any) -> None:
+    """Gives tensors names of their layers that `LayerNames` reads: "conv2d_9_1/3", in place.
+
+    Inputs and outputs keep theirs. The converter joins the names of all that it merged.
+    """
+    if not isinstance(model, keras.Model):
+        return
+    names = LayerNames(model)
+    for graph in file.subgraphs:
+        kept = {*graph.inputs, *graph.outputs}
+        for index, tensor in enumerate(graph.tensors):
+            old = flatbuffer.text(tensor.name)
+            short = f"{names.of(old)}_1/{index}"
+            if index not in kept and len(short) < len(old) and names.of(old) == names.of(short):
+                tensor.name = short.encode()
+
+
 def _maker(graph: Graph, tensor: Any) -> str:
     """The name of the layer whose operator gives an output: the one that those after it go into."""
     node = first = graph.producer(tensor)
