@@ -33,7 +33,13 @@ from tfcompress.conversion.calibration import (
     warn_unused,
 )
 from tfcompress.conversion.converters import Lowering
-from tfcompress.conversion.layer_names import fix_ranges, namer, require_none, shorten_names, skipped
+from tfcompress.conversion.layer_names import (
+    fix_ranges,
+    namer,
+    require_none,
+    shorten_names,
+    skipped,
+)
 from tfcompress.conversion.precisions import FLOATS, bits_of
 from tfcompress.conversion.report import (
     Report,
