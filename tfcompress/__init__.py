@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tfcompress.search.architecture.found import ArchitectureSearch
     from tfcompress.search.architecture.search_architecture import search_architecture
     from tfcompress.search.architecture.space import ArchitectureSpace
-    from tfcompress.search.choice import PrecisionChoice
+    from tfcompress.search.choice import ChannelsAndBits, PrecisionChoice
     from tfcompress.search.choose_channels_and_bits import choose_channels_and_bits
     from tfcompress.search.choose_precision import choose_precision
     from tfcompress.search.sensitivity import sensitivity
@@ -92,7 +92,7 @@ _HOMES = {
     "tfcompress.search.architecture.found": ["ArchitectureSearch"],
     "tfcompress.search.architecture.search_architecture": ["search_architecture"],
     "tfcompress.search.architecture.space": ["ArchitectureSpace"],
-    "tfcompress.search.choice": ["PrecisionChoice"],
+    "tfcompress.search.choice": ["ChannelsAndBits", "PrecisionChoice"],
     "tfcompress.search.choose_channels_and_bits": ["choose_channels_and_bits"],
     "tfcompress.search.choose_precision": ["choose_precision"],
     "tfcompress.search.sensitivity": ["sensitivity"],
@@ -136,6 +136,7 @@ __all__ = [
     "ArchitectureSpace",
     "AutoResult",
     "ChannelPruning",
+    "ChannelsAndBits",
     "Cluster",
     "Codebook",
     "CompressionLogger",

@@ -23,7 +23,7 @@ MEASUREMENTS = {
     "recurrent_quality": "recurrent_quality",
     "digits_table": "digits_table",
     "architecture_search": "architecture_search",
-    "engines_live": "architecture_search",
+    "engines_live": "engines_live",
     "channels_and_bits": "channels_and_bits",
     "zoo": "zoo",
 }

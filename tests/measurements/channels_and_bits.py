@@ -85,17 +85,22 @@ class _Given:
         self.task, self.data, self.model, self.train = task, data, model, train
         self.steps, self.seed, self.path = steps, seed, Path()
 
-    @property
-    def epochs(self) -> Callable[[float], int]:
-        a_while = self.task.tuning.batch / len(self.train[0])
-        return lambda share: max(1, round(share * self.steps * a_while))
+    def epochs(self, steps: float) -> int:
+        """How many epochs of the training data steps are."""
+        return max(1, round(steps * self.task.tuning.batch / len(self.train[0])))
 
     def trained(self, model: Any, bits: dict[str, int], steps: int) -> dict[str, Any]:
         """Figures of the file of a model, trained with bits of layers."""
+        from tfcompress.bench.running import child
+
+        size = self.size(model, bits, steps)
+        return {"bytes": size, "quality": child.file_quality(self.task, self.data, self.path)}
+
+    def size(self, model: Any, bits: dict[str, int], steps: int = 1) -> int:
+        """Bytes of the file of a model, trained with bits of layers."""
         import keras
 
         import tfcompress as tfc
-        from tfcompress.bench.running import child
 
         keras.utils.set_random_seed(self.seed)
         rules = [tfc.Rule("*", [tfc.Quantize()])]
@@ -103,31 +108,22 @@ class _Given:
         small = tfc.compress(model, rules)
         rate = keras.optimizers.schedules.CosineDecay(self.task.tuning.rate, steps)
         small.compile(keras.optimizers.Adam(rate), self.task.loss, jit_compile=False)
-        batch = self.task.tuning.batch
-        x, y = self.train
-        order = np.random.default_rng(self.seed).permutation(len(x))
-        rows = np.resize(order, steps * batch)
-        for part in np.array_split(rows, max(1, steps // 500)):
-            whole = part[: len(part) // batch * batch]
-            small.fit(x[whole], y[whole], batch_size=batch, verbose=0)
+        batch, (x, y) = self.task.tuning.batch, self.train
+        rows = np.resize(np.random.default_rng(self.seed).permutation(len(x)), steps * batch)
+        small.fit(x[rows], y[rows], batch_size=batch, verbose=0)
         tfc.convert(small, self.path, target=TARGET)
-        quality = child.file_quality(self.task, self.data, self.path)
-        return {"bytes": self.path.stat().st_size, "quality": quality}
-
-    def size(self, model: Any, bits: dict[str, int]) -> int:
-        """Bytes of the file of a model, hardly trained."""
-        return self.trained(model, bits, 1)["bytes"]
+        return self.path.stat().st_size
 
 
 def _learned(given: _Given, flash: int) -> dict[str, Any]:
     import tfcompress as tfc
 
-    # Trained files have longer names of tensors.
+    # Trained files are some hundred bytes larger.
     asked = flash
     for _ in range(TRIES):
         found = tfc.choose_channels_and_bits(
-            given.model, given.train, flash=asked, epochs=given.epochs(SEARCH), seed=given.seed,
-            batch_size=given.task.tuning.batch, target=TARGET,
+            given.model, given.train, flash=asked, epochs=given.epochs(SEARCH * given.steps),
+            seed=given.seed, batch_size=given.task.tuning.batch, target=TARGET,
         )  # fmt: skip
         bits = {row.layer: row.bits for row in found.layers if row.bits != 8}
         size = given.size(found.model, bits)
@@ -144,11 +140,11 @@ def _channels(given: _Given, flash: int, bits: int) -> dict[str, Any]:
     from tfcompress.post_training.kernels import kernels_of
 
     sample = tuple(each[:1000] for each in given.train)
+    few = {k.name: bits for k in kernels_of(Graph.of(given.model))} if bits != 8 else {}
     model, low, high = None, 0.02, 1.0
     for _ in range(6):
         share = (low + high) / 2
         small = tfc.prune_channels(given.model, params=share, data=sample, round_to=4)
-        few = {k.name: bits for k in kernels_of(Graph.of(small))} if bits != 8 else {}
         if given.size(small, few) <= flash:
             model, low = small, share
         else:

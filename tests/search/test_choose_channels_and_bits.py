@@ -218,8 +218,8 @@ def test_latency_is_measured_and_the_cut_corrected(trained, monkeypatch):
 
 @pytest.mark.parametrize(("given", "message"), [
     ({}, "needs a budget; received none"),
-    ({"flash": 0}, "flash must be a number of bytes above 0; received 0"),
-    ({"macs": 1.5}, r"macs must be a share in \(0, 1\]; received 1.5"),
+    ({"flash": 0}, r"flash must be a number above 0 \(bytes\); received 0"),
+    ({"macs": 1.5}, r"macs must be a number in \(0, 1\] \(the share .*\); received 1.5"),
     ({"macs": 0.5, "bits": (0, 4)}, r"bits must be a list with 8 and some of 0, 2, 4; received"),
     ({"macs": 0.5, "bits": (3, 8)}, r"bits must be a list with 8 and some of 0, 2, 4; received"),
     ({"macs": 0.5, "epochs": 0}, "epochs must be a whole number, 1 or more; received 0"),

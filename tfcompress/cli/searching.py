@@ -90,10 +90,11 @@ def choose_precision(
     """
     from tfcompress.files.writing import check_writable, is_same
     from tfcompress.search.assignment import check_budgets
+    from tfcompress.search.choose_precision import UNITS
 
     # Before the seconds of the rest.
     most = parsed(flash)
-    check_budgets(most, latency, quality)
+    check_budgets({"flash": most, "latency": latency, "quality": quality}, UNITS)
     if output.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--output must be a .yaml file; received '{output}'. Name one.")
     for path in (output, plot):

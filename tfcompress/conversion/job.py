@@ -392,7 +392,7 @@ class Job:
         target = self.settings.target
         if target is not None and target.lower_versions:
             self.timed("lower versions", lower_versions, file)
-        if target is not None and target.short_names:
+        if target is not None and target.get("short_names"):
             shorten_names(file, self.model)
         return flatbuffer.write(file) if metadata is None else described(file, metadata)
 

@@ -102,8 +102,9 @@ def shorten_names(file: Any, model: Any) -> None:
         kept = {*graph.inputs, *graph.outputs}
         for index, tensor in enumerate(graph.tensors):
             old = flatbuffer.text(tensor.name)
-            short = f"{names.of(old)}_1/{index}"
-            if index not in kept and len(short) < len(old) and names.of(old) == names.of(short):
+            layer = names.of(old)
+            short = f"{layer}_1/{index}" if layer else str(index)
+            if index not in kept and len(short) < len(old) and names.of(short) == layer:
                 tensor.name = short.encode()
 
 

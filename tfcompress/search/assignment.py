@@ -22,20 +22,27 @@ _SLACK = 1e-9
 Costs = Mapping[str, Sequence[Sequence[float]]]
 
 
-def check_budgets(flash: Any, latency: Any, quality: Any) -> dict[str, float]:
-    """The budgets that were given, by name; raises if there is none, or one cannot be."""
-    given = {"flash": flash, "latency": latency, "quality": quality}
+def check_budgets(
+    given: Mapping[str, Any], units: Mapping[str, tuple[str, float]]
+) -> dict[str, float]:
+    """The budgets that were given, by name; raises if there is none, or one cannot be.
+
+    Args:
+        given: {name: amount, or None}.
+        units: {name: (what the amount is of, the most that it may be)}.
+    """
     found = {name: value for name, value in given.items() if value is not None}
     if not found:
+        *first, last = (f"{name} ({unit})" for name, (unit, _) in units.items())
         raise ValueError(
-            "a file needs a budget; received none. Give flash (bytes), latency (1.0 is never "
-            "slower than int8) or quality (the most that the outputs lose)."
+            f"a file needs a budget; received none. Give {', '.join(first)} or {last}."
         )
-    units = {"flash": "bytes", "latency": "parts of int8's", "quality": "loss of the outputs"}
     for name, value in found.items():
+        unit, most = units[name]
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        holds = number and 0 < float(value) < math.inf
-        check(holds, name, f"a number above 0 ({units[name]})", value)
+        holds = number and 0 < float(value) <= most and math.isfinite(value)
+        words = "above 0" if math.isinf(most) else f"in (0, {most:g}]"
+        check(holds, name, f"a number {words} ({unit})", value)
     return {name: float(value) for name, value in found.items()}
 
 

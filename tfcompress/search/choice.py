@@ -171,11 +171,12 @@ class ChannelsAndBits(Result):
     @property
     def recipe(self) -> Recipe:
         """A recipe that trains `model` with these bits, to read, edit and `save`."""
-        rules = [Rule("*", [Quantize()])]
-        for bits in sorted({row.bits for row in self.layers} - {8}):
-            names = [glob.escape(row.layer) for row in self.layers if row.bits == bits]
-            rules += [Rule(name, [Quantize(bits=bits, step="learned")]) for name in names]
-        return Recipe(rules)
+        few = [
+            Rule(glob.escape(row.layer), [Quantize(bits=row.bits, step="learned")])
+            for row in self.layers
+            if row.bits != 8
+        ]
+        return Recipe([Rule("*", [Quantize()]), *few])
 
     def to_dict(self) -> dict[str, Any]:
         """What was found as JSON-ready data, without the weights."""

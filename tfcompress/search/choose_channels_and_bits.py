@@ -18,6 +18,7 @@ from tfcompress.errors import check
 from tfcompress.files import temporary
 from tfcompress.post_training.kernels import Kernel, kernels_of
 from tfcompress.search.architecture.training import Training, compile_settings
+from tfcompress.search.assignment import check_budgets
 from tfcompress.search.choice import ChannelsAndBits, ChosenLayer
 from tfcompress.search.gates import Gates, Options
 from tfcompress.search.layer_latency import NOISE, Clock, ms_of_layers
@@ -42,7 +43,12 @@ _SAMPLES = 512
 # Files that are measured at most, until one is within the budgets, and the bytes that a cut after
 # one that is not leaves for what is rounded up.
 _FILES, _SPARE = 6, 16
-# What budgets are of.
+# What budgets are of, the most that they may be, and what they limit.
+_UNITS = {
+    "flash": ("bytes", math.inf),
+    "macs": ("the share that may remain", 1.0),
+    "latency": ("the share of int8's that may remain", 1.0),
+}
 _COSTS = {"flash": "bytes", "macs": "macs", "latency": "ms"}
 # Beyond all logits, and how often what is between is halved.
 _FAR, _HALVINGS = 50.0, 40
@@ -125,7 +131,7 @@ def choose_channels_and_bits(
         >>> found = choose_channels_and_bits(model, (x, y), flash=20_000)  # doctest: +SKIP
         >>> small = tfcompress.compress(found.model, found.recipe)  # doctest: +SKIP
     """
-    budgets = _budgets(flash, macs, latency)
+    budgets = check_budgets({"flash": flash, "macs": macs, "latency": latency}, _UNITS)
     require_tensorflow("Or take prune_channels, and choose_precision after it.")
     _check_bits(bits)
     check_settings("global", round_to, max_sparsity)
@@ -150,23 +156,6 @@ def choose_channels_and_bits(
     cutting.require_reachable(model.name)
     _train(structure.model, gates, cutting.limits, training, learning_rate, files.tell)
     return cutting.found(model.name)
-
-
-def _budgets(flash: Any, macs: Any, latency: Any) -> dict[str, float]:
-    """The budgets that were given, by name."""
-    given = {"flash": flash, "macs": macs, "latency": latency}
-    found = {name: value for name, value in given.items() if value is not None}
-    if not found:
-        raise ValueError(
-            "choose_channels_and_bits needs a budget; received none. Give flash (bytes), macs or "
-            "latency (the share that may remain, such as 0.5)."
-        )
-    for name, value in found.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        most = math.inf if name == "flash" else 1.0
-        words = "a number of bytes above 0" if name == "flash" else "a share in (0, 1]"
-        check(number and 0 < value <= most, name, words, value)
-    return {name: float(value) for name, value in found.items()}
 
 
 def _check_bits(bits: Any) -> None:

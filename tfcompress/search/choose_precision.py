@@ -35,6 +35,13 @@ from tfcompress.tflite.run import Runner
 _FILES = 8
 _POINTS = 24  # of the curve
 
+# What budgets are of, and the most that they may be.
+UNITS = {
+    "flash": ("bytes", math.inf),
+    "latency": ("parts of int8's; 1.0 is never slower", math.inf),
+    "quality": ("the most that the outputs lose", math.inf),
+}
+
 Progress = Callable[[str, int, int | None], Any]
 
 
@@ -101,7 +108,8 @@ def choose_precision(
         ... )  # doctest: +SKIP
         >>> found.recipe.save("recipe.yaml")  # doctest: +SKIP
     """
-    budgets = check_budgets(flash, latency, quality)
+    given = {"flash": flash, "latency": latency, "quality": quality}
+    budgets = check_budgets(given, UNITS)
     scan.check_scan(precisions, method)
     check(USUAL in precisions, "precisions", f"a list with '{USUAL}'", list(precisions))
     _check_settings(settings)
